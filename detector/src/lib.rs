@@ -1,0 +1,14 @@
+//! Live objects, what refers to them, and reports of those that nothing refers to any more.
+//!
+//! Pure: it knows neither QEMU nor Linux. Addresses are virtual addresses of the guest kernel; memory
+//! arrives as byte slices.
+//!
+//! - [`objects`]: the map of live objects that allocation and free events keep
+//! - [`index`]: from an address, the block it lies in
+//! - [`scan`]: marks blocks that are referenced, from roots on
+//! - [`report`]: kmemleak's text
+
+pub mod index;
+pub mod objects;
+pub mod report;
+pub mod scan;

@@ -1,0 +1,177 @@
+//! Reachability: from roots through live blocks, every aligned word read as a pointer.
+//!
+//! As in kmemleak (mm/kmemleak.c), words are 8-byte aligned, a pointer anywhere into a block counts, one
+//! past its end does not, and each word is also tried as a per-CPU pointer. References from a block that
+//! is itself unreachable do not count, so neither do a block's own.
+
+use crate::index::Index;
+
+/// Gives the bytes of a block that may hold references.
+pub trait Contents {
+    /// Calls `each` with every run of bytes of block `block` that is to be read, 8-byte aligned in the
+    /// guest. Bytes left out hold no references.
+    fn read(&self, block: u32, each: &mut dyn FnMut(&[u8]));
+}
+
+/// What is known of a block besides its contents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Scanned from the start, though that does not mark it, and never a leak.
+    pub weak: bool,
+    /// A block that is marked as soon as this one is: a vm_struct's own area.
+    pub marks: Option<u32>,
+}
+
+/// A scan in progress.
+pub struct Marker<'a> {
+    addresses: &'a Index,
+    percpu: &'a Index,
+    rules: &'a [Rule],
+    marked: Vec<bool>,
+    queue: Vec<u32>,
+    /// Bytes read from roots, and from blocks.
+    bytes: (u64, u64),
+}
+
+/// What a scan found.
+pub struct Marks {
+    /// By block number, whether it is reachable.
+    pub marked: Vec<bool>,
+    /// Bytes of roots read.
+    pub root_bytes: u64,
+    /// Bytes of blocks read.
+    pub heap_bytes: u64,
+}
+
+impl<'a> Marker<'a> {
+    /// A scan of `rules.len()` blocks. `addresses` finds them by virtual address, `percpu` by `__percpu`
+    /// pointer.
+    pub fn new(addresses: &'a Index, percpu: &'a Index, rules: &'a [Rule]) -> Self {
+        let queue = (0..rules.len() as u32).filter(|&b| rules[b as usize].weak).collect();
+        Marker { addresses, percpu, rules, marked: vec![false; rules.len()], queue, bytes: (0, 0) }
+    }
+
+    /// Reads a run of root memory; `bytes` starts 8-byte aligned in the guest. A tail shorter than a word
+    /// is not read.
+    pub fn root(&mut self, bytes: &[u8]) {
+        self.bytes.0 += bytes.len() as u64;
+        self.words(bytes);
+    }
+
+    /// Takes one word as a root: a register.
+    pub fn root_word(&mut self, word: u64) {
+        self.word(word);
+    }
+
+    /// Marks everything that is reachable from the roots given so far.
+    pub fn finish(mut self, contents: &impl Contents) -> Marks {
+        while let Some(block) = self.queue.pop() {
+            contents.read(block, &mut |bytes| {
+                self.bytes.1 += bytes.len() as u64;
+                self.words(bytes);
+            });
+        }
+        Marks { marked: self.marked, root_bytes: self.bytes.0, heap_bytes: self.bytes.1 }
+    }
+
+    fn words(&mut self, bytes: &[u8]) {
+        for word in bytes.as_chunks::<8>().0 {
+            self.word(u64::from_le_bytes(*word));
+        }
+    }
+
+    #[inline]
+    fn word(&mut self, word: u64) {
+        if let Some(block) = self.addresses.find(word) {
+            self.mark(block);
+        }
+        if let Some(block) = self.percpu.find(word) {
+            self.mark(block);
+        }
+    }
+
+    #[inline]
+    fn mark(&mut self, block: u32) {
+        let mut next = Some(block);
+        while let Some(block) = next {
+            if std::mem::replace(&mut self.marked[block as usize], true) {
+                return;
+            }
+            let rule = self.rules[block as usize];
+            if !rule.weak {
+                self.queue.push(block);
+            }
+            next = rule.marks;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Span;
+
+    struct Blocks(Vec<Vec<u64>>);
+
+    impl Contents for Blocks {
+        fn read(&self, block: u32, each: &mut dyn FnMut(&[u8])) {
+            each(&bytes(&self.0[block as usize]));
+        }
+    }
+
+    fn bytes(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|w| w.to_le_bytes()).collect()
+    }
+
+    const BASE: u64 = 0xffff_8880_0010_0000;
+
+    fn at(block: u64) -> u64 {
+        BASE + block * 64
+    }
+
+    /// Marks of blocks of 64 bytes with these contents, from one root word.
+    fn scan(contents: Vec<Vec<u64>>, rules: &[Rule], root: u64) -> Vec<bool> {
+        let spans = (0..contents.len() as u64).map(|b| Span { start: at(b), end: at(b) + 64, block: b as u32 });
+        let index = Index::new(spans.collect());
+        let percpu = Index::new(vec![]);
+        let mut marker = Marker::new(&index, &percpu, rules);
+        marker.root(&bytes(&[0, root]));
+        marker.finish(&Blocks(contents)).marked
+    }
+
+    #[test]
+    fn chains_cycles_interior_pointers_and_one_past_the_end() {
+        let contents = vec![
+            vec![0, at(1) + 63], // 0 -> 1 by an interior pointer
+            vec![at(2)],
+            vec![],
+            vec![at(4)], // 3 and 4 hold each other only
+            vec![at(3)],
+            vec![at(5)],  // itself only
+            vec![at(7) - 1], // unreachable, points to itself's last byte
+        ];
+        let rules = vec![Rule::default(); 7];
+        assert_eq!(scan(contents, &rules, at(0)), [true, true, true, false, false, false, false]);
+        // One past the end of block 0 is block 1.
+        assert_eq!(scan(vec![vec![], vec![]], &[Rule::default(); 2], at(0) + 64), [false, true]);
+    }
+
+    #[test]
+    fn a_weak_block_is_read_but_marks_its_area_only_when_referred_to() {
+        // 0 is a vm_struct: its pages array is 1, its area 2.
+        let rules = [Rule { weak: true, marks: Some(2) }, Rule::default(), Rule::default()];
+        let contents = vec![vec![at(1)], vec![], vec![]];
+        assert_eq!(scan(contents.clone(), &rules, 0), [false, true, false]);
+        assert_eq!(scan(contents, &rules, at(0)), [true, true, true]);
+    }
+
+    #[test]
+    fn per_cpu_pointers_resolve() {
+        let addresses = Index::new(vec![]);
+        let percpu = Index::new(vec![Span { start: 0x2_9000, end: 0x2_9040, block: 0 }]);
+        let rules = [Rule::default()];
+        let mut marker = Marker::new(&addresses, &percpu, &rules);
+        marker.root_word(0x2_9008);
+        assert!(marker.finish(&Blocks(vec![vec![]])).marked[0]);
+    }
+}

@@ -1,0 +1,404 @@
+//! BPF Type Format: the types and function prototypes that the kernel carries in its own image
+//! (Documentation/bpf/btf.rst). Read in one pass into a table of offsets; names are compared in place.
+//!
+//! Written here rather than taken from a crate because the image is untrusted: nothing in it may cost
+//! more than its length, and a kind that is not known yet ends the reading instead of failing it.
+
+use crate::memory::u32_at;
+use hashbrown::HashTable;
+use std::hash::BuildHasher;
+
+const MAGIC: u16 = 0xeb9f;
+/// Modifiers and typedefs followed before a chain counts as a loop.
+const MAX_CHAIN: usize = 32;
+/// Depth of anonymous structs searched for a member.
+const MAX_DEPTH: usize = 8;
+
+mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const FWD: u32 = 7;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const FLOAT: u32 = 16;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// Why a BTF blob was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BtfError {
+    /// It does not start with a BTF header of version 1.
+    #[error("no BTF header")]
+    Header,
+    /// The header's sections lie outside the blob, which has this many bytes.
+    #[error("the BTF header points outside its {0} bytes")]
+    Truncated(usize),
+}
+
+/// A struct member found by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Bits from the start of the struct.
+    pub bit_offset: u64,
+    /// Width in bits, where the member is a bit field.
+    pub bits: Option<u32>,
+    /// Its type's id.
+    pub type_id: u32,
+}
+
+impl Member {
+    /// Bytes from the start of the struct; a bit field's first byte.
+    pub fn offset(&self) -> u64 {
+        self.bit_offset / 8
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Type {
+    /// Offset of the record into `data`.
+    at: u32,
+    name: u32,
+    info: u32,
+    /// Size in bytes, or the id of the type referred to.
+    size_or_type: u32,
+}
+
+impl Type {
+    fn kind(&self) -> u32 {
+        (self.info >> 24) & 0x1f
+    }
+    fn vlen(&self) -> usize {
+        (self.info & 0xffff) as usize
+    }
+    fn kind_flag(&self) -> bool {
+        self.info >> 31 != 0
+    }
+    /// Bytes that follow the common record.
+    fn tail(&self) -> Option<usize> {
+        Some(match self.kind() {
+            kind::INT | kind::VAR | kind::DECL_TAG => 4,
+            kind::ARRAY => 12,
+            kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * self.vlen(),
+            kind::ENUM | kind::FUNC_PROTO => 8 * self.vlen(),
+            kind::PTR | kind::FWD | kind::FLOAT | kind::FUNC | kind::TYPEDEF | kind::VOLATILE
+            | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => 0,
+            _ => return None,
+        })
+    }
+}
+
+/// The kernel's types.
+pub struct Btf {
+    data: Vec<u8>,
+    /// Start of the strings in `data`.
+    strings: usize,
+    types: Vec<Type>,
+    by_name: HashTable<u32>,
+    hasher: hashbrown::DefaultHashBuilder,
+}
+
+impl Btf {
+    /// The length in bytes of the BTF blob that starts `data`, from its header.
+    ///
+    /// # Errors
+    /// [`BtfError::Header`], or [`BtfError::Truncated`] where `data` ends before it does.
+    pub fn blob_len(data: &[u8]) -> Result<usize, BtfError> {
+        Ok(Self::sections(data)?.2)
+    }
+
+    /// Offsets of types, strings, and the end.
+    fn sections(data: &[u8]) -> Result<(usize, usize, usize), BtfError> {
+        if data.get(..2) != Some(&MAGIC.to_le_bytes()) || data.get(2) != Some(&1) {
+            return Err(BtfError::Header);
+        }
+        let field = |at| u32_at(data, at).map(|v| v as usize).ok_or(BtfError::Header);
+        let header = field(4)?;
+        let types = header + field(8)?;
+        let strings = header + field(16)?;
+        let end = strings + field(20)?;
+        if types > strings || types + field(12)? > strings || end > data.len() {
+            return Err(BtfError::Truncated(data.len()));
+        }
+        Ok((types, strings, end))
+    }
+
+    /// Reads a BTF blob; bytes after its end are ignored.
+    ///
+    /// # Errors
+    /// [`BtfError`] where the header does not fit. A record of an unknown kind ends the table there.
+    pub fn parse(data: &[u8]) -> Result<Btf, BtfError> {
+        let (types_at, strings, end) = Self::sections(data)?;
+        let types_end = types_at + u32_at(data, 12).ok_or(BtfError::Header)? as usize;
+        // Id 0 is void.
+        let mut types = vec![Type { at: 0, name: 0, info: 0, size_or_type: 0 }];
+        let mut at = types_at;
+        while at + 12 <= types_end {
+            let word = |i| u32_at(data, at + i).unwrap_or(0);
+            let ty = Type { at: at as u32, name: word(0), info: word(4), size_or_type: word(8) };
+            let Some(tail) = ty.tail().filter(|t| at + 12 + t <= types_end) else {
+                log::warn!("BTF type {} is of unknown kind {}: types after it are not read", types.len(), ty.kind());
+                break;
+            };
+            types.push(ty);
+            at += 12 + tail;
+        }
+        let mut btf = Btf {
+            data: data[..end].to_vec(),
+            strings,
+            by_name: HashTable::with_capacity(types.len() / 2),
+            types,
+            hasher: Default::default(),
+        };
+        btf.index();
+        Ok(btf)
+    }
+
+    fn index(&mut self) {
+        let Btf { data, strings, types, by_name, hasher } = self;
+        let name = |i: u32| string(data, *strings, types[i as usize].name);
+        for (id, ty) in types.iter().enumerate() {
+            let wanted = matches!(ty.kind(), kind::STRUCT | kind::UNION | kind::FUNC | kind::ENUM | kind::ENUM64);
+            let id = id as u32;
+            if wanted && ty.name != 0 {
+                by_name.insert_unique(hasher.hash_one(name(id)), id, |&j| hasher.hash_one(name(j)));
+            }
+        }
+    }
+
+    fn name(&self, offset: u32) -> &[u8] {
+        string(&self.data, self.strings, offset)
+    }
+
+    fn find(&self, wanted: &str, kinds: &[u32]) -> Option<&Type> {
+        let fits = |&i: &u32| {
+            let ty = &self.types[i as usize];
+            kinds.contains(&ty.kind()) && self.name(ty.name) == wanted.as_bytes()
+        };
+        let id = self.by_name.find(self.hasher.hash_one(wanted.as_bytes()), fits)?;
+        Some(&self.types[*id as usize])
+    }
+
+    /// How many types there are.
+    pub fn len(&self) -> usize {
+        self.types.len()
+    }
+
+    /// Whether there are none but void.
+    pub fn is_empty(&self) -> bool {
+        self.types.len() <= 1
+    }
+
+    /// Size in bytes of a struct or union.
+    pub fn size_of(&self, name: &str) -> Option<u64> {
+        Some(self.find(name, &[kind::STRUCT, kind::UNION])?.size_or_type.into())
+    }
+
+    /// A member of a struct or union by a dotted path (`cpu_cache`, `pcp.lists`), looking into anonymous
+    /// members as C does.
+    pub fn member(&self, name: &str, path: &str) -> Option<Member> {
+        let mut ty = self.find(name, &[kind::STRUCT, kind::UNION])?;
+        let mut found = Member { bit_offset: 0, bits: None, type_id: 0 };
+        for (i, part) in path.split('.').enumerate() {
+            if i > 0 {
+                ty = self.strip(found.type_id)?;
+            }
+            let member = self.member_of(ty, part.as_bytes(), 0)?;
+            found = Member { bit_offset: found.bit_offset + member.bit_offset, ..member };
+        }
+        Some(found)
+    }
+
+    /// Byte offset of a member, as [`Btf::member`] finds it.
+    pub fn offset_of(&self, name: &str, path: &str) -> Option<u64> {
+        Some(self.member(name, path)?.offset())
+    }
+
+    /// Size in bytes of a type: integers, pointers, enums, structs, arrays.
+    pub fn type_size(&self, id: u32) -> Option<u64> {
+        let ty = self.strip(id)?;
+        match ty.kind() {
+            kind::PTR => Some(8),
+            kind::ARRAY => {
+                let element = self.type_size(u32_at(&self.data, ty.at as usize + 12)?)?;
+                element.checked_mul(u32_at(&self.data, ty.at as usize + 20)?.into())
+            }
+            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::FLOAT => {
+                Some(ty.size_or_type.into())
+            }
+            _ => None,
+        }
+    }
+
+    /// How many elements the array type `id` has.
+    pub fn array_len(&self, id: u32) -> Option<u64> {
+        let ty = self.strip(id).filter(|t| t.kind() == kind::ARRAY)?;
+        u32_at(&self.data, ty.at as usize + 20).map(u64::from)
+    }
+
+    fn members(&self, ty: &Type) -> impl Iterator<Item = (u32, Member)> + '_ {
+        let (at, flag) = (ty.at as usize + 12, ty.kind_flag());
+        (0..ty.vlen()).filter_map(move |i| {
+            let word = |n: usize| u32_at(&self.data, at + 12 * i + 4 * n);
+            let (name, type_id, offset) = (word(0)?, word(1)?, word(2)?);
+            let (bit_offset, bits) = if flag {
+                (offset & 0xff_ffff, Some(offset >> 24).filter(|&b| b != 0))
+            } else {
+                (offset, None)
+            };
+            Some((name, Member { bit_offset: bit_offset.into(), bits, type_id }))
+        })
+    }
+
+    fn member_of(&self, ty: &Type, wanted: &[u8], depth: usize) -> Option<Member> {
+        if depth > MAX_DEPTH || !matches!(ty.kind(), kind::STRUCT | kind::UNION) {
+            return None;
+        }
+        self.members(ty).find_map(|(name, member)| {
+            if name != 0 {
+                return (self.name(name) == wanted).then_some(member);
+            }
+            let inner = self.member_of(self.strip(member.type_id)?, wanted, depth + 1)?;
+            Some(Member { bit_offset: member.bit_offset + inner.bit_offset, ..inner })
+        })
+    }
+
+    /// Follows typedefs and qualifiers.
+    fn strip(&self, mut id: u32) -> Option<&Type> {
+        for _ in 0..MAX_CHAIN {
+            let ty = self.types.get(id as usize)?;
+            match ty.kind() {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = ty.size_or_type;
+                }
+                _ => return Some(ty),
+            }
+        }
+        None
+    }
+
+    /// The parameter names of a kernel function, in order; unnamed ones are empty.
+    pub fn parameters(&self, function: &str) -> Option<Vec<&str>> {
+        let func = self.find(function, &[kind::FUNC])?;
+        let proto = self.types.get(func.size_or_type as usize)?;
+        if proto.kind() != kind::FUNC_PROTO {
+            return None;
+        }
+        (0..proto.vlen())
+            .map(|i| {
+                let name = u32_at(&self.data, proto.at as usize + 12 + 8 * i)?;
+                std::str::from_utf8(self.name(name)).ok()
+            })
+            .collect()
+    }
+
+    /// Size in bytes of what a function returns; 0 for void.
+    pub fn return_size(&self, function: &str) -> Option<u64> {
+        let func = self.find(function, &[kind::FUNC])?;
+        let proto = self.types.get(func.size_or_type as usize)?;
+        if proto.size_or_type == 0 { Some(0) } else { self.type_size(proto.size_or_type) }
+    }
+
+    /// The value of an enumerator of a named enum.
+    pub fn enumerator(&self, name: &str, wanted: &str) -> Option<u64> {
+        let ty = self.find(name, &[kind::ENUM, kind::ENUM64])?;
+        let (step, wide) = if ty.kind() == kind::ENUM { (8, false) } else { (12, true) };
+        (0..ty.vlen()).find_map(|i| {
+            let at = ty.at as usize + 12 + step * i;
+            if self.name(u32_at(&self.data, at)?) != wanted.as_bytes() {
+                return None;
+            }
+            let high = if wide { u64::from(u32_at(&self.data, at + 8)?) << 32 } else { 0 };
+            Some(high | u64::from(u32_at(&self.data, at + 4)?))
+        })
+    }
+}
+
+fn string(data: &[u8], strings: usize, offset: u32) -> &[u8] {
+    let bytes = data.get(strings + offset as usize..).unwrap_or(&[]);
+    &bytes[..memchr::memchr(0, bytes).unwrap_or(bytes.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct page { u64 flags; union { struct { u32 a:4, b:12; }; u64 *p; }; }` and
+    /// `u64 *f(u64 size, u32 gfp)`.
+    fn blob() -> Vec<u8> {
+        let mut strings = vec![0u8];
+        let mut name = |s: &str| {
+            let at = strings.len() as u32;
+            strings.extend_from_slice(s.as_bytes());
+            strings.push(0);
+            at
+        };
+        let mut t: Vec<u32> = Vec::new();
+        let info = |kind: u32, vlen: u32, flag: bool| kind << 24 | vlen | (flag as u32) << 31;
+        t.extend([name("u64"), info(kind::INT, 0, false), 8, 64]); // 1
+        t.extend([0, info(kind::PTR, 0, false), 1]); // 2
+        t.extend([0, info(kind::STRUCT, 2, true), 4]); // 3
+        t.extend([name("a"), 1, 4 << 24, name("b"), 1, 12 << 24 | 4]);
+        t.extend([0, info(kind::UNION, 2, false), 8]); // 4
+        t.extend([0, 3, 0, name("p"), 2, 0]);
+        t.extend([name("page"), info(kind::STRUCT, 2, false), 16]); // 5
+        t.extend([name("flags"), 1, 0, 0, 4, 64]);
+        t.extend([0, info(kind::FUNC_PROTO, 2, false), 2, name("size"), 1, name("gfp"), 1]); // 6
+        t.extend([name("f"), info(kind::FUNC, 0, false), 6]); // 7
+        t.extend([name("e"), info(kind::ENUM, 2, false), 4, name("X"), 7, name("Y"), 9]); // 8
+        let types: Vec<u8> = t.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let mut out = vec![0x9f, 0xeb, 1, 0];
+        for w in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
+            out.extend(w.to_le_bytes());
+        }
+        out.extend(types);
+        out.extend(strings);
+        out
+    }
+
+    #[test]
+    fn members_through_anonymous_structs() {
+        let btf = Btf::parse(&blob()).unwrap();
+        assert_eq!(btf.size_of("page"), Some(16));
+        assert_eq!(btf.offset_of("page", "p"), Some(8));
+        let b = btf.member("page", "b").unwrap();
+        assert_eq!((b.bit_offset, b.bits), (68, Some(12)));
+        assert_eq!(btf.offset_of("page", "none"), None);
+    }
+
+    #[test]
+    fn prototypes_and_enumerators() {
+        let btf = Btf::parse(&blob()).unwrap();
+        assert_eq!(btf.parameters("f"), Some(vec!["size", "gfp"]));
+        assert_eq!(btf.return_size("f"), Some(8));
+        assert_eq!(btf.enumerator("e", "Y"), Some(9));
+        assert_eq!(btf.enumerator("e", "Z"), None);
+    }
+
+    #[test]
+    fn truncation_never_panics() {
+        let blob = blob();
+        for len in 0..blob.len() {
+            assert!(Btf::parse(&blob[..len]).is_err());
+        }
+        // Nor does any single corrupt byte.
+        for at in 0..blob.len() {
+            let mut bad = blob.clone();
+            bad[at] ^= 0xff;
+            if let Ok(btf) = Btf::parse(&bad) {
+                let _ = (btf.member("page", "b"), btf.parameters("f"), btf.enumerator("e", "Y"));
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The kernel's own compressed symbol table, as scripts/kallsyms.c lays it out, found in a kernel image
+//! by its shape alone.
+//!
+//! Four layouts are in the field; all are runs of the same parts in the read-only data:
+//!
+//! | kernels | order | address of symbol i |
+//! |---|---|---|
+//! | 4.6 to 6.0 | offsets, relative_base, num_syms, names, markers, token_table, token_index | see [`Base`] |
+//! | 6.1 to 6.3 | the same with seqs_of_names after markers | same |
+//! | 6.4 to 7.2 | num_syms, names, markers, token_table, token_index, offsets, relative_base, seqs | same |
+//! | 7.3 on | the same without relative_base; names 4 bytes after num_syms | relative to the offset's own place |
+//!
+//! No version is asked: the token table is found by its digits, the names before it are found by
+//! decoding them all and comparing with the markers, and that reading of the addresses is taken under
+//! which text symbols are in order and inside the image.
+
+use crate::memory::{u32_at, u64_at};
+use crate::symbols::{SymbolTable, SymbolTableBuilder};
+use memchr::memmem;
+
+/// Fewest and most symbols believed. A tinyconfig kernel has some 20,000, allyesconfig below 400,000.
+const SYMBOLS: std::ops::RangeInclusive<u32> = 1_000..=4_000_000;
+/// How far before the token table the names may start, in bytes.
+const MAX_NAMES: usize = 32 << 20;
+/// The longest name the kernel can hold (KSYM_NAME_LEN), with its type letter.
+const MAX_NAME: usize = 513;
+
+/// Why no symbol table came of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KallsymsError {
+    /// No token table: a kernel built without CONFIG_KALLSYMS, or not Linux.
+    #[error("no kallsyms token table")]
+    NoTokens,
+    /// A token table (at this offset into the image), but no names that fit it.
+    #[error("a kallsyms token table at image offset {0:#x}, but no names before it")]
+    NoNames(usize),
+    /// Names, but no reading of the addresses makes sense.
+    #[error("{0} kallsyms names, but no addresses that fit them")]
+    NoAddresses(u32),
+}
+
+/// The 256 strings that names are made of.
+struct Tokens<'a> {
+    strings: Vec<&'a [u8]>,
+    /// Offsets into the image of the table, and of the end of the index after it.
+    start: usize,
+    end: usize,
+}
+
+/// The names' place in the image.
+struct Names {
+    /// Of num_syms.
+    count_at: usize,
+    count: u32,
+    first: usize,
+}
+
+/// How an `i32` becomes an address.
+#[derive(Debug, Clone, Copy)]
+enum Base {
+    /// Negative: `base - 1 - offset`; else the value itself is absolute (CONFIG_KALLSYMS_ABSOLUTE_PERCPU).
+    AbsolutePercpu(u64),
+    /// `base + offset`, unsigned.
+    Relative(u64),
+    /// The virtual address of the offset itself plus its signed value.
+    OwnPlace(u64),
+}
+
+impl Base {
+    fn address(self, i: usize, raw: u32) -> u64 {
+        match self {
+            Base::AbsolutePercpu(base) => match raw as i32 {
+                o if o < 0 => base.wrapping_sub(1).wrapping_sub(o as i64 as u64),
+                o => o as u64,
+            },
+            Base::Relative(base) => base.wrapping_add(raw.into()),
+            Base::OwnPlace(table) => {
+                table.wrapping_add(4 * i as u64).wrapping_add(raw as i32 as i64 as u64)
+            }
+        }
+    }
+}
+
+/// Finds and decodes kallsyms in a kernel image.
+///
+/// `image` is the kernel's memory from virtual address `base` on (slide included); it may start before
+/// the kernel and end after it, and should hold its read-only data.
+///
+/// # Errors
+/// [`KallsymsError`], by how far it came. Bounded in time for any content.
+pub fn decode(image: &[u8], base: u64) -> Result<SymbolTable, KallsymsError> {
+    let mut error = KallsymsError::NoTokens;
+    for digits in memmem::find_iter(image, b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0") {
+        let Some(tokens) = find_tokens(image, digits) else { continue };
+        let Some(names) = find_names(image, &tokens) else {
+            error = KallsymsError::NoNames(tokens.start);
+            continue;
+        };
+        match addresses(image, base, &tokens, &names) {
+            Some((offsets, how)) => return Ok(build(image, &tokens, &names, offsets, how)),
+            None => error = KallsymsError::NoAddresses(names.count),
+        }
+    }
+    Err(error)
+}
+
+/// `digits` is where the token for the digit 0 lies, which is always token 48: digits stand for themselves.
+fn find_tokens(image: &[u8], digits: usize) -> Option<Tokens<'_>> {
+    let mut end = digits;
+    for _ in b'0' as usize..256 {
+        end += memchr::memchr(0, image.get(end..(end + MAX_NAME).min(image.len()))?)? + 1;
+    }
+    // The index follows at the next multiple of 8 (4 in old kernels: the padding is zeroes, and index[0] is 0).
+    [end.next_multiple_of(8), end.next_multiple_of(4)].into_iter().find_map(|index_at| {
+        let index = |i: usize| {
+            let b = image.get(index_at + 2 * i..index_at + 2 * i + 2)?;
+            Some(u16::from_le_bytes([b[0], b[1]]) as usize)
+        };
+        let start = digits.checked_sub(index(b'0' as usize)?)?;
+        let mut strings = Vec::with_capacity(256);
+        for i in 0..256 {
+            let at = index(i)?;
+            // Each token starts where the one before it ended.
+            if i > 0 && (at <= index(i - 1)? || image[start + at - 1] != 0) || i == 0 && at != 0 {
+                return None;
+            }
+            let bytes = image.get(start + at..)?;
+            strings.push(&bytes[..memchr::memchr(0, &bytes[..bytes.len().min(MAX_NAME)])?]);
+        }
+        Some(Tokens { strings, start, end: index_at + 512 })
+    })
+}
+
+/// Length of the compressed name at `at`, and where its bytes start. Two-byte lengths came with 6.1.
+fn name_len(image: &[u8], at: usize) -> Option<(usize, usize)> {
+    let low = *image.get(at)? as usize;
+    if low & 0x80 == 0 { Some((low, at + 1)) } else { Some(((low & 0x7f) | (*image.get(at + 1)? as usize) << 7, at + 2)) }
+}
+
+fn find_names(image: &[u8], tokens: &Tokens) -> Option<Names> {
+    // The nearest candidate wins: what lies between the names and the tokens is small.
+    let lowest = tokens.start.saturating_sub(MAX_NAMES);
+    let mut count_at = tokens.start.checked_sub(8)? & !3;
+    while count_at > lowest {
+        count_at -= 4;
+        let Some(count) = u32_at(image, count_at).filter(|n| SYMBOLS.contains(n)) else { continue };
+        for first in [count_at + 8, count_at + 4] {
+            if first == count_at + 8 && u32_at(image, count_at + 4) != Some(0) {
+                continue;
+            }
+            if names_fit(image, tokens, first, count) {
+                return Some(Names { count_at, count, first });
+            }
+        }
+    }
+    None
+}
+
+/// Whether `count` names from `first` on decode, and the markers after them agree.
+fn names_fit(image: &[u8], tokens: &Tokens, first: usize, count: u32) -> bool {
+    let mut at = first;
+    let mut markers = Vec::new();
+    for i in 0..count {
+        if i % 256 == 0 {
+            markers.push((at - first) as u32);
+        }
+        let Some((len, bytes)) = name_len(image, at) else { return false };
+        let known_letter = image
+            .get(bytes)
+            .and_then(|&t| tokens.strings[t as usize].first())
+            .is_some_and(|c| b"AaBbCcDdGgIiNnRrSsTtUuVvWw?".contains(c));
+        at = bytes + len;
+        if len == 0 || len > MAX_NAME || at > tokens.start || !known_letter {
+            return false;
+        }
+    }
+    [4, 8].into_iter().any(|align| {
+        let table = at.next_multiple_of(align);
+        markers.iter().enumerate().all(|(i, &m)| u32_at(image, table + 4 * i) == Some(m))
+    })
+}
+
+/// Where the offsets lie and how to read them.
+fn addresses(image: &[u8], base: u64, tokens: &Tokens, names: &Names) -> Option<(usize, Base)> {
+    let n = names.count as usize;
+    let mut candidates = Vec::new();
+    let after = tokens.end.next_multiple_of(8);
+    if let Some(b) = u64_at(image, (after + 4 * n).next_multiple_of(8)) {
+        candidates.push((after, Base::AbsolutePercpu(b)));
+        candidates.push((after, Base::Relative(b)));
+    }
+    candidates.push((after, Base::OwnPlace(base.wrapping_add(after as u64))));
+    let before = (names.count_at & !7).wrapping_sub(8);
+    if let (Some(b), Some(at)) = (u64_at(image, before), before.checked_sub((4 * n).next_multiple_of(8))) {
+        candidates.push((at, Base::AbsolutePercpu(b)));
+        candidates.push((at, Base::Relative(b)));
+    }
+    candidates.into_iter().find(|&(at, how)| text_is_in_order(image, base, tokens, names, at, how))
+}
+
+/// Whether nearly all text symbols lie in the image, in ascending order.
+fn text_is_in_order(image: &[u8], base: u64, tokens: &Tokens, names: &Names, offsets: usize, how: Base) -> bool {
+    let (mut text, mut good, mut last, mut at) = (0u32, 0u32, 0u64, names.first);
+    for i in 0..names.count as usize {
+        let Some((len, bytes)) = name_len(image, at) else { return false };
+        at = bytes + len;
+        if !matches!(tokens.strings[image[bytes] as usize][0], b't' | b'T') {
+            continue;
+        }
+        let Some(raw) = u32_at(image, offsets + 4 * i) else { return false };
+        let addr = how.address(i, raw);
+        text += 1;
+        if addr >= last && addr.wrapping_sub(base) < image.len() as u64 {
+            good += 1;
+            last = addr;
+        }
+    }
+    text > 100 && good >= text / 10 * 9
+}
+
+fn build(image: &[u8], tokens: &Tokens, names: &Names, offsets: usize, how: Base) -> SymbolTable {
+    let mut table = SymbolTableBuilder::with_capacity(names.count as usize);
+    let mut name = Vec::with_capacity(MAX_NAME);
+    let mut at = names.first;
+    for i in 0..names.count as usize {
+        let Some((len, bytes)) = name_len(image, at) else { break };
+        at = bytes + len;
+        name.clear();
+        for &token in &image[bytes..at] {
+            name.extend_from_slice(tokens.strings[token as usize]);
+        }
+        if let (Some((&kind, name)), Some(raw)) = (name.split_first(), u32_at(image, offsets + 4 * i))
+            && let Ok(name) = std::str::from_utf8(name)
+        {
+            table.push(how.address(i, raw), kind, name);
+        }
+    }
+    table.build()
+}

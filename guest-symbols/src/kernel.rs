@@ -1,0 +1,251 @@
+//! The running kernel, found in RAM from the first block of it that was executed.
+//!
+//! A kernel image is one run of physical memory, mapped linearly at `__START_KERNEL_map`
+//! (arch/x86/include/asm/page_64_types.h). One instruction whose virtual and physical address are both
+//! known therefore places all of it: the KASLR slide (virtual) and phys_base (physical), which KASLR
+//! chooses independently, need not be guessed.
+
+use crate::btf::Btf;
+use crate::kallsyms::{self, KallsymsError};
+use crate::memory::{GuestMemory, MemoryError, PhysAddr, StoppedMemory, VirtAddr};
+use crate::paging::{PageTables, Translation};
+use crate::symbol_file::{SymbolFile, SymbolFileError};
+use crate::symbols::SymbolTable;
+use memchr::memmem;
+
+/// `__START_KERNEL_map`: where the image mapping starts.
+pub const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+/// KERNEL_IMAGE_SIZE with KASLR: the image lies within this many bytes.
+const KERNEL_IMAGE_SIZE: u64 = 1 << 30;
+/// Windows around the first block that are searched, in bytes before and after it: a small one that
+/// holds every distribution's kernel, then all that it could be.
+const WINDOWS: [(u64, u64); 2] = [(32 << 20, 96 << 20), (KERNEL_IMAGE_SIZE, KERNEL_IMAGE_SIZE)];
+/// Fewer types than this is a module's BTF or an accident.
+const MIN_TYPES: usize = 5_000;
+
+/// Why the running kernel could not be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Nothing like Linux around the block.
+    #[error("no Linux kernel around {0:?}")]
+    NotLinux(VirtAddr),
+    /// Linux, but without its symbols.
+    #[error("Linux {release} has no usable kallsyms ({why}); pass symbols=PATH with its vmlinux or System.map")]
+    NoSymbols {
+        /// What `uname -r` says there.
+        release: String,
+        /// What was found instead.
+        why: KallsymsError,
+    },
+    /// Linux without CONFIG_KALLSYMS_ALL.
+    #[error("Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); pass symbols=PATH with its vmlinux or System.map")]
+    NoDataSymbols {
+        /// What `uname -r` says there.
+        release: String,
+        /// The first one that is missing.
+        symbol: &'static str,
+    },
+    /// The file given does not fit.
+    #[error(transparent)]
+    File(#[from] SymbolFileError),
+}
+
+/// A Linux kernel in guest RAM.
+pub struct Kernel {
+    /// Names and addresses, slide included.
+    pub symbols: SymbolTable,
+    /// Types; absent in kernels without CONFIG_DEBUG_INFO_BTF.
+    pub btf: Option<Btf>,
+    /// What `uname -r` prints.
+    pub release: String,
+    /// Physical minus virtual address of the image.
+    image_offset: u64,
+    /// Physical address of the kernel's own page table root (`init_top_pgt`, swapper).
+    root: PhysAddr,
+    /// Virtual address of the variable that tells the depth of the tables.
+    page_offset_base: Option<u64>,
+}
+
+/// Symbols without which nothing works, and which CONFIG_KALLSYMS_ALL brings.
+const DATA_SYMBOLS: [&str; 1] = ["init_top_pgt"];
+
+impl Kernel {
+    /// Reads the kernel that executes a block at virtual address `at`, physical address `phys`.
+    ///
+    /// # Errors
+    /// [`KernelError`]; `NotLinux` may only mean that it is too early, or that it is another system.
+    pub fn find(
+        memory: &impl StoppedMemory,
+        at: VirtAddr,
+        phys: PhysAddr,
+        file: Option<SymbolFile>,
+    ) -> Result<Kernel, KernelError> {
+        if at.0 < START_KERNEL_MAP {
+            return Err(KernelError::NotLinux(at));
+        }
+        let mut best = KernelError::NotLinux(at);
+        for window in WINDOWS {
+            let (image, base) = image_window(memory, at, phys, window);
+            let Some(release) = find_release(image) else { continue };
+            let release = release.to_owned();
+            let own = kallsyms::decode(image, base);
+            let symbols = match (&file, own) {
+                (Some(file), own) => file.for_kernel(image, base, &release, own.as_ref().ok())?,
+                (None, Ok(own)) => own,
+                (None, Err(why)) => {
+                    best = KernelError::NoSymbols { release, why };
+                    continue;
+                }
+            };
+            if let Some(symbol) = DATA_SYMBOLS.into_iter().find(|s| symbols.lookup(s).is_none()) {
+                return Err(KernelError::NoDataSymbols { release, symbol });
+            }
+            let btf = find_btf(image, base, &symbols)
+                .or_else(|| file.as_ref().and_then(|f| f.btf.as_deref()).and_then(|b| Btf::parse(b).ok()));
+            let image_offset = phys.0.wrapping_sub(at.0);
+            let pgt = symbols.lookup("init_top_pgt").unwrap_or_default();
+            return Ok(Kernel {
+                root: PhysAddr(pgt.wrapping_add(image_offset)),
+                page_offset_base: symbols.lookup("page_offset_base"),
+                symbols,
+                btf,
+                release,
+                image_offset,
+            });
+        }
+        Err(best)
+    }
+
+    /// Address of a symbol.
+    pub fn symbol(&self, name: &str) -> Option<VirtAddr> {
+        self.symbols.lookup(name).map(VirtAddr)
+    }
+
+    /// Physical address of a byte of the kernel image (text, data, bss).
+    pub fn image_phys(&self, at: VirtAddr) -> PhysAddr {
+        PhysAddr(at.0.wrapping_add(self.image_offset))
+    }
+
+    /// The value of a `u64` variable of the image, or `None` where there is no such symbol or RAM.
+    pub fn variable(&self, memory: &impl GuestMemory, name: &str) -> Option<u64> {
+        memory.read_u64(self.image_phys(self.symbol(name)?)).ok()
+    }
+
+    /// The kernel's own page tables. The depth is read anew each time: it is decided during early boot.
+    #[inline]
+    pub fn page_tables(&self, memory: &impl GuestMemory) -> PageTables {
+        let base = self
+            .page_offset_base
+            .and_then(|at| memory.read_u64(self.image_phys(VirtAddr(at))).ok());
+        // With LA57 the direct map lies at 0xff11..., without it at 0xffff88... or above.
+        let levels = if base.is_some_and(|b| b < 0xffff_8000_0000_0000) { 5 } else { 4 };
+        PageTables { root: self.root, levels }
+    }
+
+    /// Walks the kernel's page tables for `at`.
+    ///
+    /// # Errors
+    /// As [`PageTables::translate`].
+    #[inline]
+    pub fn translate(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
+        self.page_tables(memory).translate(memory, at)
+    }
+
+    /// Fills `buf` from kernel virtual memory, which may cross pages.
+    ///
+    /// # Errors
+    /// As [`PageTables::translate`] and [`GuestMemory::read`].
+    pub fn read(&self, memory: &impl GuestMemory, at: VirtAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let tables = self.page_tables(memory);
+        let mut done = 0;
+        while done < buf.len() {
+            let t = tables.translate(memory, at.offset(done as u64))?;
+            let n = t.len.min((buf.len() - done) as u64) as usize;
+            memory.read(t.phys, &mut buf[done..done + n])?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// A `u64` in kernel virtual memory.
+    ///
+    /// # Errors
+    /// As [`Kernel::read`].
+    pub fn read_u64(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<u64, MemoryError> {
+        let mut buf = [0; 8];
+        self.read(memory, at, &mut buf)?;
+        Ok(u64::from_le_bytes(buf))
+    }
+
+    /// A `u32` in kernel virtual memory.
+    ///
+    /// # Errors
+    /// As [`Kernel::read`].
+    pub fn read_u32(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<u32, MemoryError> {
+        let mut buf = [0; 4];
+        self.read(memory, at, &mut buf)?;
+        Ok(u32::from_le_bytes(buf))
+    }
+
+    /// A NUL-terminated string of at most `max` bytes in kernel virtual memory; bytes that are no UTF-8
+    /// are replaced. Empty where it cannot be read.
+    pub fn read_string(&self, memory: &impl GuestMemory, at: VirtAddr, max: usize) -> String {
+        let mut bytes = Vec::new();
+        while bytes.len() < max {
+            let Ok(t) = self.translate(memory, at.offset(bytes.len() as u64)) else { break };
+            let mut chunk = vec![0; t.len.min((max - bytes.len()) as u64) as usize];
+            if memory.read(t.phys, &mut chunk).is_err() {
+                break;
+            }
+            let end = memchr::memchr(0, &chunk);
+            bytes.extend_from_slice(&chunk[..end.unwrap_or(chunk.len())]);
+            if end.is_some() {
+                break;
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Byte offset of a struct member, from BTF.
+    pub fn offset_of(&self, name: &str, path: &str) -> Option<u64> {
+        self.btf.as_ref()?.offset_of(name, path)
+    }
+}
+
+/// The physical memory around the block that is mapped as the image, and the virtual address it starts at.
+fn image_window(
+    memory: &impl StoppedMemory,
+    at: VirtAddr,
+    phys: PhysAddr,
+    (before, after): (u64, u64),
+) -> (&[u8], u64) {
+    let Some(ram) = memory.ranges().iter().find(|r| r.contains(&phys.0)) else { return (&[], at.0) };
+    let before = before.min(phys.0 - ram.start).min(at.0 - START_KERNEL_MAP) & !0xfff;
+    let after = after.min(ram.end - phys.0).min(START_KERNEL_MAP.saturating_add(KERNEL_IMAGE_SIZE).saturating_sub(at.0));
+    let image = memory.slice(PhysAddr(phys.0 - before), (before + after) as usize);
+    (image.unwrap_or(&[]), at.0 - before)
+}
+
+/// `linux_banner` (init/version-timestamp.c): "Linux version RELEASE (...".
+pub(crate) fn find_release(image: &[u8]) -> Option<&str> {
+    const START: &[u8] = b"Linux version ";
+    memmem::find_iter(image, START).find_map(|at| {
+        let rest = &image[at + START.len()..];
+        let end = rest.iter().take(64).position(|&b| b == b' ')?;
+        let release = std::str::from_utf8(&rest[..end]).ok()?;
+        (release.starts_with(|c: char| c.is_ascii_digit()) && rest.get(end + 1) == Some(&b'(')).then_some(release)
+    })
+}
+
+fn find_btf(image: &[u8], base: u64, symbols: &SymbolTable) -> Option<Btf> {
+    let parse = |at: usize| {
+        let blob = image.get(at..)?;
+        let len = Btf::blob_len(blob).ok()?;
+        Btf::parse(&blob[..len]).ok().filter(|b| b.len() >= MIN_TYPES)
+    };
+    if let Some(start) = symbols.lookup("__start_BTF") {
+        return parse(start.wrapping_sub(base) as usize);
+    }
+    // Header of version 1, no flags, 24 bytes long (include/uapi/linux/btf.h).
+    memmem::find_iter(image, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).find_map(parse)
+}

@@ -1,0 +1,29 @@
+//! A Linux guest seen from outside: everything here reads guest physical memory through one trait,
+//! [`GuestMemory`], and needs neither the guest's help nor a file of it.
+//!
+//! - [`memory`]: addresses, the trait, and a memory made of byte slices for tests
+//! - [`paging`]: virtual to physical
+//! - [`kallsyms`], [`symbols`], [`symbol_file`]: names and addresses
+//! - [`btf`]: types and function prototypes
+//! - [`kernel`]: the running kernel found in RAM, with all of the above
+//! - [`pages`], [`slab`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
+//!
+//! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
+//! function here panics on any content.
+
+pub mod btf;
+pub mod kallsyms;
+pub mod kernel;
+pub mod memory;
+pub mod modules;
+pub mod pages;
+pub mod paging;
+pub mod percpu;
+pub mod slab;
+pub mod symbol_file;
+pub mod symbols;
+pub mod tasks;
+pub mod vmap;
+
+pub use kernel::Kernel;
+pub use memory::{GuestMemory, MemoryError, PhysAddr, VirtAddr};

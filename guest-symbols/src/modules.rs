@@ -1,0 +1,113 @@
+//! Loadable modules: where their code lies and what it is called (include/linux/module.h).
+
+use crate::Kernel;
+use crate::memory::{GuestMemory, VirtAddr, u32_at, u64_at};
+use crate::symbols::{Resolved, SymbolTable, SymbolTableBuilder};
+use std::ops::Range;
+
+/// MODULE_NAME_LEN.
+const NAME_LEN: usize = 56;
+/// A module with more symbols or names than this is not believed.
+const MAX_SYMBOLS: u64 = 1 << 20;
+const MAX_STRINGS: usize = 64 << 20;
+/// `sizeof(Elf64_Sym)`.
+const ELF_SYM: usize = 24;
+
+/// One module as it was when read.
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// Virtual ranges of all its parts, the init parts too while they exist.
+    pub ranges: Vec<Range<u64>>,
+    symbols: SymbolTable,
+}
+
+impl Module {
+    /// Reads `struct module` at `at`.
+    pub fn read(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Module> {
+        let name_at = kernel.offset_of("module", "name")?;
+        let ranges = ranges(kernel, memory, at)?;
+        let mut symbols = SymbolTableBuilder::default();
+        for range in &ranges {
+            // So that the last symbol's size ends with its part, as in find_kallsyms_symbol().
+            symbols.push(range.end, b'?', "");
+        }
+        read_symbols(kernel, memory, at, &ranges, &mut symbols);
+        Some(Module { name: kernel.read_string(memory, at.offset(name_at), NAME_LEN), ranges, symbols: symbols.build() })
+    }
+
+    /// The symbol of an address inside the module.
+    pub fn resolve(&self, addr: u64) -> Option<Resolved<'_>> {
+        if !self.ranges.iter().any(|r| r.contains(&addr)) {
+            return None;
+        }
+        self.symbols.resolve(addr).filter(|r| !r.name.is_empty())
+    }
+
+    /// How many symbols it has.
+    pub fn symbol_count(&self) -> usize {
+        self.symbols.len() - self.ranges.len()
+    }
+}
+
+/// Base and size of each part: `mem[]` from 6.4 on, `core_layout` and `init_layout` before.
+fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Vec<Range<u64>>> {
+    let btf = kernel.btf.as_ref()?;
+    let mut places = Vec::new();
+    if let Some(mem) = btf.member("module", "mem") {
+        let size = btf.size_of("module_memory")?;
+        let (base, len) = (btf.offset_of("module_memory", "base")?, btf.offset_of("module_memory", "size")?);
+        places.extend((0..btf.array_len(mem.type_id)?.min(16)).map(|i| mem.offset() + i * size).map(|o| (o + base, o + len)));
+    } else {
+        for part in ["core_layout", "init_layout"] {
+            places.push((btf.offset_of("module", &format!("{part}.base"))?, btf.offset_of("module", &format!("{part}.size"))?));
+        }
+    }
+    let mut ranges = Vec::new();
+    for (base, len) in places {
+        let base = kernel.read_u64(memory, at.offset(base)).ok()?;
+        let len = u64::from(kernel.read_u32(memory, at.offset(len)).ok()?);
+        if base != 0 && len != 0 {
+            ranges.push(base..base.checked_add(len)?);
+        }
+    }
+    Some(ranges)
+}
+
+fn read_symbols(
+    kernel: &Kernel,
+    memory: &impl GuestMemory,
+    at: VirtAddr,
+    ranges: &[Range<u64>],
+    symbols: &mut SymbolTableBuilder,
+) -> Option<()> {
+    let field = |path| kernel.offset_of("mod_kallsyms", path);
+    let kallsyms = VirtAddr(kernel.read_u64(memory, at.offset(kernel.offset_of("module", "kallsyms")?)).ok()?);
+    let symtab = kernel.read_u64(memory, kallsyms.offset(field("symtab")?)).ok()?;
+    let count = u64::from(kernel.read_u32(memory, kallsyms.offset(field("num_symtab")?)).ok()?).min(MAX_SYMBOLS);
+    let strtab = VirtAddr(kernel.read_u64(memory, kallsyms.offset(field("strtab")?)).ok()?);
+    let mut table = vec![0; count as usize * ELF_SYM];
+    kernel.read(memory, VirtAddr(symtab), &mut table).ok()?;
+    // The string table's length is kept nowhere: read as far as the names used reach.
+    let last_name = table.chunks_exact(ELF_SYM).filter_map(|s| u32_at(s, 0)).max()? as usize;
+    if last_name > MAX_STRINGS {
+        return None;
+    }
+    let mut strings = vec![0; last_name];
+    kernel.read(memory, strtab, &mut strings).ok()?;
+    strings.extend(kernel.read_string(memory, strtab.offset(last_name as u64), 512).bytes());
+    for sym in table.chunks_exact(ELF_SYM) {
+        let (name, value) = (u32_at(sym, 0)? as usize, u64_at(sym, 8)?);
+        let defined = sym[6] != 0 || sym[7] != 0;
+        let bytes = strings.get(name..).unwrap_or(&[]);
+        let bytes = &bytes[..memchr::memchr(0, bytes).unwrap_or(bytes.len())];
+        // As is_mapping_symbol() and find_kallsyms_symbol() leave out: unnamed ones and .L labels.
+        if !defined || bytes.is_empty() || bytes.starts_with(b".L") || !ranges.iter().any(|r| r.contains(&value)) {
+            continue;
+        }
+        if let Ok(name) = std::str::from_utf8(bytes) {
+            symbols.push(value, b't', name);
+        }
+    }
+    Some(())
+}

@@ -1,0 +1,299 @@
+//! What each page frame is used for, from its `struct page` (include/linux/mm_types.h, page-flags.h).
+
+use crate::Kernel;
+use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u32_at, u64_at};
+
+/// `vmemmap_base` and `page_offset_base` of kernels without CONFIG_RANDOMIZE_MEMORY
+/// (arch/x86/include/asm/pgtable_64_types.h, page_64_types.h).
+const VMEMMAP_BASE: u64 = 0xffff_ea00_0000_0000;
+const PAGE_OFFSET_BASE: u64 = 0xffff_8880_0000_0000;
+
+/// PAGE_MAPPING_ANON, and both flag bits of `page->mapping`.
+const MAPPING_ANON: u64 = 1;
+const MAPPING_FLAGS: u64 = 3;
+
+/// What a page frame is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Use {
+    /// No RAM, or no `struct page`.
+    #[default]
+    Absent,
+    /// Nobody's: in the buddy allocator, on a per-CPU list, or offline.
+    Free,
+    /// A slab.
+    Slab,
+    /// In the page cache, or another address space.
+    Cache,
+    /// Anonymous user memory.
+    Anonymous,
+    /// A page table.
+    Table,
+    /// PG_reserved: the kernel image and memblock allocations.
+    Reserved,
+    /// Allocated from the page allocator for the kernel's own use.
+    Kernel,
+}
+
+/// How this kernel's `struct page` tells its use.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    size: u64,
+    flags: usize,
+    compound: usize,
+    mapping: usize,
+    page_type: usize,
+    refcount: usize,
+    reserved: u64,
+    slab: SlabTest,
+    types: Types,
+    slab_cache: u64,
+}
+
+/// A slab is told by a page flag (to 6.10) or by the page type.
+#[derive(Debug, Clone, Copy)]
+enum SlabTest {
+    Flag(u64),
+    Type(u8),
+}
+
+/// How `page_type` is read: bits cleared in an inverted word (to 6.10), or a number in the top byte.
+#[derive(Debug, Clone, Copy)]
+enum Types {
+    ClearedBits { buddy: u32, offline: u32, table: u32 },
+    TopByte { buddy: u8, offline: u8, table: u8, large: Option<u8> },
+}
+
+impl Layout {
+    fn of(kernel: &Kernel) -> Option<Layout> {
+        let btf = kernel.btf.as_ref()?;
+        let page = |path| btf.offset_of("page", path).map(|o| o as usize);
+        let flag = |name| btf.enumerator("pageflags", name).map(|bit| 1 << bit);
+        let kind = |name| btf.enumerator("pagetype", name);
+        let types = match kind("PGTY_buddy") {
+            Some(buddy) => Types::TopByte {
+                buddy: buddy as u8,
+                offline: kind("PGTY_offline")? as u8,
+                table: kind("PGTY_table")? as u8,
+                large: kind("PGTY_large_kmalloc").map(|t| t as u8),
+            },
+            None => Types::ClearedBits {
+                // Macros before 6.10, so not in BTF: include/linux/page-flags.h of 5.0 to 6.9.
+                buddy: kind("PG_buddy").unwrap_or(0x80) as u32,
+                offline: kind("PG_offline").unwrap_or(0x100) as u32,
+                table: kind("PG_table").unwrap_or(0x200) as u32,
+            },
+        };
+        let slab = match (kind("PGTY_slab"), flag("PG_slab")) {
+            (Some(t), _) => SlabTest::Type(t as u8),
+            (None, Some(f)) => SlabTest::Flag(f),
+            (None, None) => return None,
+        };
+        Some(Layout {
+            size: btf.size_of("page")?,
+            flags: page("flags")?,
+            compound: page("compound_head").or_else(|| page("compound_info"))?,
+            mapping: page("mapping")?,
+            page_type: page("page_type")?,
+            refcount: page("_refcount")?,
+            reserved: flag("PG_reserved")?,
+            slab,
+            types,
+            slab_cache: btf.offset_of("slab", "slab_cache").or_else(|| btf.offset_of("page", "slab_cache"))?,
+        })
+    }
+
+    /// The use of the page with descriptor `page`; `None` for a compound page's tail, which is used as its head.
+    fn classify(&self, page: &[u8]) -> Option<Use> {
+        let word = |at| u64_at(page, at).unwrap_or(0);
+        let flags = word(self.flags);
+        let page_type = u32_at(page, self.page_type).unwrap_or(0);
+        let refcount = u32_at(page, self.refcount).unwrap_or(0);
+        let mapping = word(self.mapping);
+        if word(self.compound) & 1 != 0 {
+            return None;
+        }
+        let (buddy, offline, table, large) = match self.types {
+            Types::ClearedBits { buddy, offline, table } => {
+                let is = |bit| page_type >= 0xf000_0000 && page_type & bit == 0;
+                (is(buddy), is(offline), is(table), false)
+            }
+            Types::TopByte { buddy, offline, table, large } => {
+                let top = (page_type >> 24) as u8;
+                (top == buddy, top == offline, top == table, large == Some(top))
+            }
+        };
+        let slab = match self.slab {
+            SlabTest::Flag(f) => flags & f != 0 && !buddy,
+            SlabTest::Type(t) => (page_type >> 24) as u8 == t,
+        };
+        Some(match () {
+            () if slab => Use::Slab,
+            () if buddy || offline => Use::Free,
+            () if table => Use::Table,
+            () if large => Use::Kernel,
+            () if flags & self.reserved != 0 => Use::Reserved,
+            () if refcount == 0 => Use::Free,
+            () if mapping & MAPPING_ANON != 0 => Use::Anonymous,
+            () if mapping != 0 && mapping & MAPPING_FLAGS == 0 => Use::Cache,
+            () => Use::Kernel,
+        })
+    }
+}
+
+/// Why page frames could not be told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PagesError {
+    /// No BTF, or not the members needed.
+    #[error("the kernel's BTF does not describe struct page (CONFIG_DEBUG_INFO_BTF is off); pass symbols=PATH with its vmlinux")]
+    Layout,
+    /// The array of page descriptors is not mapped yet.
+    #[error("the kernel has no page descriptors at {0:?} yet: it is too early in its boot")]
+    NoDescriptors(VirtAddr),
+}
+
+/// The use of every page frame, at one moment.
+pub struct Pages {
+    uses: Vec<Use>,
+    /// Frames back to the compound page's head.
+    tails: Vec<u16>,
+    layout: Layout,
+    vmemmap: VirtAddr,
+    direct_map: u64,
+}
+
+impl Pages {
+    /// Reads every page descriptor.
+    ///
+    /// # Errors
+    /// [`PagesError`].
+    pub fn read(kernel: &Kernel, memory: &impl StoppedMemory) -> Result<Pages, PagesError> {
+        let layout = Layout::of(kernel).ok_or(PagesError::Layout)?;
+        let vmemmap = VirtAddr(kernel.variable(memory, "vmemmap_base").unwrap_or(VMEMMAP_BASE));
+        let direct_map = kernel.variable(memory, "page_offset_base").unwrap_or(PAGE_OFFSET_BASE);
+        let frames = memory.ranges().last().map_or(0, |r| r.end / PAGE_SIZE) as usize;
+        let mut pages =
+            Pages { uses: vec![Use::Absent; frames], tails: vec![0; frames], layout, vmemmap, direct_map };
+        let mut seen = false;
+        for range in memory.ranges() {
+            pages.read_range(kernel, memory, range.start / PAGE_SIZE, range.end / PAGE_SIZE, &mut seen);
+        }
+        if !seen {
+            return Err(PagesError::NoDescriptors(vmemmap));
+        }
+        pages.mark_descriptors(kernel, memory);
+        Ok(pages)
+    }
+
+    fn read_range(&mut self, kernel: &Kernel, memory: &impl StoppedMemory, first: u64, end: u64, seen: &mut bool) {
+        let size = self.layout.size;
+        let tables = kernel.page_tables(memory);
+        let mut last = (Use::Absent, 0u16);
+        let mut pfn = first;
+        while pfn < end {
+            let at = self.descriptor(pfn);
+            let Ok(t) = tables.translate(memory, at) else {
+                // A hole in vmemmap is a section (128 MiB) or at least a page of descriptors.
+                pfn += ((PAGE_SIZE - at.0 % PAGE_SIZE) / size).max(1);
+                continue;
+            };
+            *seen = true;
+            let count = (t.len / size).max(1).min(end - pfn);
+            let run = memory.run(t.phys, (count * size) as usize);
+            for page in run.chunks_exact(size as usize) {
+                last = match self.layout.classify(page) {
+                    Some(kind) => (kind, 0),
+                    None => (last.0, last.1.saturating_add(1)),
+                };
+                self.uses[pfn as usize] = last.0;
+                self.tails[pfn as usize] = last.1;
+                pfn += 1;
+            }
+            if run.len() < size as usize {
+                pfn += count;
+            }
+        }
+    }
+
+    /// The memory of the descriptors themselves is not to be read as kernel memory: those of free pages hold
+    /// stale pointers. [`Pages::descriptors`] gives the others.
+    fn mark_descriptors(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
+        let tables = kernel.page_tables(memory);
+        for range in memory.ranges() {
+            let mut at = VirtAddr(self.descriptor(range.start / PAGE_SIZE).0 & !(PAGE_SIZE - 1));
+            let end = self.descriptor(range.end / PAGE_SIZE);
+            while at < end {
+                let Ok(t) = tables.translate(memory, at) else {
+                    at = at.offset(PAGE_SIZE);
+                    continue;
+                };
+                let len = t.len.min((end.0 - at.0).next_multiple_of(PAGE_SIZE));
+                for pfn in t.phys.pfn()..t.phys.pfn() + len / PAGE_SIZE {
+                    if let Some(u) = self.uses.get_mut(pfn as usize) {
+                        *u = Use::Table;
+                    }
+                }
+                at = at.offset(len);
+            }
+        }
+    }
+
+    /// Virtual address of the `struct page` of a frame.
+    fn descriptor(&self, pfn: u64) -> VirtAddr {
+        self.vmemmap.offset(pfn * self.layout.size)
+    }
+
+    /// Calls `each` with the descriptor of every page that is in use and not a tail.
+    pub fn descriptors(&self, kernel: &Kernel, memory: &impl StoppedMemory, mut each: impl FnMut(&[u8])) {
+        let size = self.layout.size;
+        let tables = kernel.page_tables(memory);
+        let mut pfn = 0;
+        while pfn < self.uses.len() as u64 {
+            let Ok(t) = tables.translate(memory, self.descriptor(pfn)) else {
+                pfn += 1;
+                continue;
+            };
+            let count = (t.len / size).max(1);
+            for page in memory.run(t.phys, (count * size) as usize).chunks_exact(size as usize) {
+                match self.uses.get(pfn as usize) {
+                    Some(Use::Free | Use::Absent) | None => {}
+                    Some(_) => each(page),
+                }
+                pfn += 1;
+            }
+        }
+    }
+
+    /// The use of a frame.
+    pub fn usage(&self, pfn: u64) -> Use {
+        self.uses.get(pfn as usize).copied().unwrap_or_default()
+    }
+
+    /// One past the highest frame.
+    pub fn end(&self) -> u64 {
+        self.uses.len() as u64
+    }
+
+    /// Physical address of a direct-map address, or `None` where it is not one of RAM.
+    pub fn direct(&self, at: VirtAddr) -> Option<PhysAddr> {
+        let phys = at.0.wrapping_sub(self.direct_map);
+        (phys / PAGE_SIZE < self.end()).then_some(PhysAddr(phys))
+    }
+
+    /// The `kmem_cache` (its virtual address) of the slab that a direct-map address lies in.
+    pub fn slab_cache(&self, kernel: &Kernel, memory: &impl StoppedMemory, at: VirtAddr) -> Option<VirtAddr> {
+        let pfn = self.direct(at)?.pfn();
+        if self.usage(pfn) != Use::Slab {
+            return None;
+        }
+        let head = pfn - u64::from(self.tails[pfn as usize]);
+        kernel.read_u64(memory, self.descriptor(head).offset(self.layout.slab_cache)).ok().map(VirtAddr)
+    }
+
+    /// First byte of the compound page that a direct-map address lies in.
+    pub fn compound_start(&self, at: VirtAddr) -> Option<VirtAddr> {
+        let pfn = self.direct(at)?.pfn();
+        let head = pfn - u64::from(self.tails[pfn as usize]);
+        Some(VirtAddr(self.direct_map.wrapping_add(head * PAGE_SIZE)))
+    }
+}

@@ -1,0 +1,106 @@
+//! Virtual to physical: x86-64 page tables with four or five levels (Intel SDM vol. 3A, 5.5).
+
+use crate::memory::{GuestMemory, MemoryError, PhysAddr, VirtAddr};
+
+const PRESENT: u64 = 1;
+const HUGE: u64 = 1 << 7;
+/// Bits 51 to 12 of an entry.
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+/// A kernel page table root.
+#[derive(Debug, Clone, Copy)]
+pub struct PageTables {
+    /// Physical address of the top-level table.
+    pub root: PhysAddr,
+    /// 4, or 5 with CR4.LA57.
+    pub levels: u32,
+}
+
+/// Where a virtual address leads, and how far the same page goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translation {
+    /// Physical address of the byte asked for.
+    pub phys: PhysAddr,
+    /// Bytes from there to the end of the page, which may be of 4 KiB, 2 MiB or 1 GiB.
+    pub len: u64,
+}
+
+impl PageTables {
+    /// Walks the tables for `at`.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotMapped`] where an entry is not present, [`MemoryError::NoRam`] where a table
+    /// does not lie in RAM. Terminates on any content: one read a level.
+    #[inline]
+    pub fn translate(
+        &self,
+        memory: &impl GuestMemory,
+        at: VirtAddr,
+    ) -> Result<Translation, MemoryError> {
+        let mut table = self.root.0 & FRAME;
+        for level in (0..self.levels).rev() {
+            let shift = 12 + 9 * level;
+            let index = (at.0 >> shift) & 0x1ff;
+            let entry = memory.read_u64(PhysAddr(table + 8 * index))?;
+            if entry & PRESENT == 0 {
+                return Err(MemoryError::NotMapped(at));
+            }
+            // Only the three lowest levels map pages; bit 7 of a PGD or P4D entry is reserved.
+            if level == 0 || (level <= 2 && entry & HUGE != 0) {
+                let size = 1u64 << shift;
+                let within = at.0 & (size - 1);
+                let frame = entry & FRAME & !(size - 1);
+                return Ok(Translation { phys: PhysAddr(frame + within), len: size - within });
+            }
+            table = entry & FRAME;
+        }
+        Err(MemoryError::NotMapped(at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::OwnedMemory;
+
+    /// Tables at 0x1000, 0x2000, ... that map one 4 KiB page, one 2 MiB page and one 1 GiB page.
+    fn tables(levels: u32) -> (OwnedMemory, PageTables) {
+        let mut m = OwnedMemory::zeroed(0, 0x10000);
+        let mut put = |at: u64, v: u64| m.write(at, &v.to_le_bytes());
+        let mut root = 0x1000;
+        if levels == 5 {
+            root = 0x6000;
+            put(0x6000 + 8 * 0x1ff, 0x1000 | PRESENT);
+        }
+        put(0x1000 + 8 * 0x1ff, 0x2000 | PRESENT);
+        put(0x2000 + 8 * 0x1fe, 0x3000 | PRESENT);
+        put(0x2000 + 8 * 0x1fd, 0x4000_0000 | PRESENT | HUGE);
+        put(0x3000, 0x4000 | PRESENT);
+        put(0x3000 + 8, 0x20_0000 | PRESENT | HUGE | 1 << 63);
+        put(0x4000 + 8 * 3, 0x7000 | PRESENT | 1 << 63);
+        (m, PageTables { root: PhysAddr(root), levels })
+    }
+
+    #[test]
+    fn every_page_size_and_both_depths() {
+        for levels in [4, 5] {
+            let (m, t) = tables(levels);
+            let base = 0xffff_ffff_8000_0000u64;
+            let small = t.translate(&m, VirtAddr(base + 0x3123)).unwrap();
+            assert_eq!(small, Translation { phys: PhysAddr(0x7123), len: 0xedd });
+            let large = t.translate(&m, VirtAddr(base + 0x20_1000)).unwrap();
+            assert_eq!(large, Translation { phys: PhysAddr(0x20_1000), len: 0x1f_f000 });
+            let huge = t.translate(&m, VirtAddr(base - 0x4000_0000 + 5)).unwrap();
+            assert_eq!(huge.phys, PhysAddr(0x4000_0005));
+        }
+    }
+
+    #[test]
+    fn holes_are_errors_with_the_address() {
+        let (m, t) = tables(4);
+        let at = VirtAddr(0xffff_ffff_8000_0000);
+        assert_eq!(t.translate(&m, at), Err(MemoryError::NotMapped(at)));
+        let outside = PageTables { root: PhysAddr(0x100_0000), levels: 4 };
+        assert!(matches!(outside.translate(&m, at), Err(MemoryError::NoRam(_))));
+    }
+}

@@ -1,0 +1,35 @@
+//! Slab caches: `struct kmem_cache` (mm/slab.h).
+
+use crate::Kernel;
+use crate::memory::{GuestMemory, VirtAddr};
+
+/// What is needed of a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// `name`; merged caches share that of the first.
+    pub name: String,
+    /// `object_size` in bytes: what kmemleak gives as the size.
+    pub object_size: u64,
+    /// `size` in bytes: from one object to the next.
+    pub stride: u64,
+    /// Bytes from the start of a slot to the object: SLAB_RED_ZONE's left zone (`red_left_pad`).
+    pub left_pad: u64,
+}
+
+impl Cache {
+    /// Reads the cache at `at`, or `None` where that is not readable or not plausible.
+    pub fn read(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Cache> {
+        let field = |name| kernel.offset_of("kmem_cache", name).map(|o| at.offset(o));
+        let size = |name| kernel.read_u32(memory, field(name)?).ok().map(u64::from);
+        let name = VirtAddr(kernel.read_u64(memory, field("name")?).ok()?);
+        let cache = Cache {
+            name: kernel.read_string(memory, name, 64),
+            object_size: size("object_size")?,
+            stride: size("size")?,
+            left_pad: size("red_left_pad").unwrap_or(0),
+        };
+        // The largest slab caches hold objects of 8 KiB (KMALLOC_MAX_CACHE_SIZE); callers may create larger ones.
+        let plausible = cache.object_size > 0 && cache.object_size <= cache.stride && cache.stride <= 4 << 20;
+        plausible.then_some(cache)
+    }
+}

@@ -1,0 +1,247 @@
+//! Symbols from a file the user gives: a vmlinux ELF, a System.map, or a saved /proc/kallsyms. For kernels
+//! whose own table is missing or lacks data symbols. A file of another kernel is refused: wrong symbols
+//! are worse than none.
+
+use crate::kernel::find_release;
+use crate::symbols::{SymbolTable, SymbolTableBuilder};
+use memchr::memmem;
+use object::{Object, ObjectSection, ObjectSymbol};
+use std::path::{Path, PathBuf};
+
+/// Text slides by multiples of CONFIG_PHYSICAL_ALIGN, at least 2 MiB on x86-64.
+const SLIDE_ALIGN: u64 = 2 << 20;
+
+/// Why a symbol file was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolFileError {
+    /// The file cannot be read.
+    #[error("cannot read symbols={path}: {why}; give the vmlinux, System.map or saved /proc/kallsyms of the guest's kernel")]
+    Unreadable {
+        /// The path given.
+        path: PathBuf,
+        /// The system's word.
+        why: std::io::Error,
+    },
+    /// It is none of the three kinds.
+    #[error("symbols={path} is neither an x86-64 vmlinux with a symbol table, nor a System.map, nor a saved /proc/kallsyms: {why}")]
+    Format {
+        /// The path given.
+        path: PathBuf,
+        /// What was wrong with it.
+        why: String,
+    },
+    /// Symbols of another kernel.
+    #[error("symbols={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel")]
+    OtherKernel {
+        /// The path given.
+        path: PathBuf,
+        /// Version, and build id where known, of the file.
+        theirs: String,
+        /// The same of the guest.
+        ours: String,
+    },
+}
+
+/// Symbols read from a file, at the addresses the file gives.
+pub struct SymbolFile {
+    path: PathBuf,
+    symbols: Vec<(u64, u8, String)>,
+    /// The whole `linux_banner`, in a vmlinux.
+    banner: Option<String>,
+    build_id: Option<Vec<u8>>,
+    /// The `.BTF` section of a vmlinux.
+    pub btf: Option<Vec<u8>>,
+}
+
+impl SymbolFile {
+    /// Reads and parses a file.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::Unreadable`] or [`SymbolFileError::Format`].
+    pub fn open(path: &Path) -> Result<SymbolFile, SymbolFileError> {
+        let data = std::fs::read(path)
+            .map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
+        let parsed = if data.starts_with(b"\x7fELF") { parse_elf(&data) } else { parse_text(&data) };
+        parsed
+            .map(|file| SymbolFile { path: path.into(), ..file })
+            .map_err(|why| SymbolFileError::Format { path: path.into(), why })
+    }
+
+    /// The file's symbols at the addresses of the running kernel, whose memory from `base` on is `image`.
+    /// `own` is what the kernel's own table has, to compare with.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::OtherKernel`] unless the banner, the build id where both have one, and every
+    /// function that both name agree.
+    pub fn for_kernel(
+        &self,
+        image: &[u8],
+        base: u64,
+        release: &str,
+        own: Option<&SymbolTable>,
+    ) -> Result<SymbolTable, SymbolFileError> {
+        let other = |theirs: String, ours: String| SymbolFileError::OtherKernel { path: self.path.clone(), theirs, ours };
+        let mut table = SymbolTableBuilder::with_capacity(self.symbols.len());
+        for (addr, kind, name) in &self.symbols {
+            table.push(*addr, *kind, name);
+        }
+        let mut table = table.build();
+        if let Some(theirs) = &self.banner
+            && memmem::find(image, theirs.as_bytes()).is_none()
+        {
+            return Err(other(self.name_of(theirs), format!("Linux {release}")));
+        }
+        // Where the banner lies tells the slide; that something of this shape lies there is the check.
+        let unknown = || other("another kernel".to_owned() + &self.hint(), format!("Linux {release}"));
+        let banner = memmem::find_iter(image, b"Linux version ")
+            .find(|&at| find_release(&image[at..]) == Some(release))
+            .ok_or_else(unknown)?;
+        let theirs = table.lookup("linux_banner").ok_or_else(unknown)?;
+        let slide = base.wrapping_add(banner as u64).wrapping_sub(theirs);
+        if !slide.is_multiple_of(SLIDE_ALIGN) {
+            return Err(unknown());
+        }
+        table.slide(slide);
+        if let Some(id) = &self.build_id
+            && let Some(at) = table.lookup("__start_notes")
+            && let Some(ours) = image.get(at.wrapping_sub(base) as usize..).and_then(find_build_id)
+            && ours != id.as_slice()
+        {
+            return Err(other(format!("build id {}", hex(id)), format!("Linux {release}, build id {}", hex(ours))));
+        }
+        if let Some(own) = own {
+            let functions = own.iter().filter(|s| matches!(s.kind, b'T'));
+            let wrong = functions.filter(|s| table.lookup(s.name).is_some_and(|at| at != s.addr)).count();
+            // Names that several functions share may differ in which comes first; 'T' names are unique but for a few weak ones.
+            if wrong > own.len() / 1000 {
+                return Err(unknown());
+            }
+        }
+        Ok(table)
+    }
+
+    fn name_of(&self, banner: &str) -> String {
+        let release = find_release(banner.as_bytes()).map_or("another kernel".to_owned(), |r| format!("Linux {r}"));
+        match &self.build_id {
+            Some(id) => format!("{release}, build id {}", hex(id)),
+            None => release,
+        }
+    }
+
+    /// A System.map does not say what it is of, but its name usually does.
+    fn hint(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        match name.split_once("System.map-") {
+            Some((_, release)) => format!(" (by its name Linux {release})"),
+            None => String::new(),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The description of the first NT_GNU_BUILD_ID note in `notes`.
+fn find_build_id(notes: &[u8]) -> Option<&[u8]> {
+    // namesz 4, descsz 20, type 3, "GNU\0".
+    let head = [4, 0, 0, 0, 20, 0, 0, 0, 3, 0, 0, 0, b'G', b'N', b'U', 0];
+    let at = memmem::find(&notes[..notes.len().min(4096)], &head)? + head.len();
+    notes.get(at..at + 20)
+}
+
+fn parse_elf(data: &[u8]) -> Result<SymbolFile, String> {
+    let elf = object::File::parse(data).map_err(|e| e.to_string())?;
+    if elf.architecture() != object::Architecture::X86_64 {
+        return Err(format!("an ELF file for {:?}", elf.architecture()));
+    }
+    let mut symbols = Vec::new();
+    for s in elf.symbols() {
+        let Ok(name) = s.name() else { continue };
+        if name.is_empty() || s.is_undefined() || matches!(s.kind(), object::SymbolKind::File | object::SymbolKind::Section) {
+            continue;
+        }
+        let kind = if s.kind() == object::SymbolKind::Text { b't' } else { b'd' };
+        let kind = if s.is_global() { kind.to_ascii_uppercase() } else { kind };
+        symbols.push((s.address(), kind, name.to_owned()));
+    }
+    if symbols.is_empty() {
+        return Err("it has no symbol table (stripped)".to_owned());
+    }
+    let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(addr, ..)| {
+        let section = elf.sections().find(|s| (s.address()..s.address() + s.size()).contains(addr))?;
+        let bytes = &section.data().ok()?[(addr - section.address()) as usize..];
+        let end = memchr::memchr2(b'\n', 0, bytes)?;
+        Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
+    });
+    Ok(SymbolFile {
+        path: PathBuf::new(),
+        symbols,
+        banner,
+        build_id: elf.build_id().ok().flatten().map(<[u8]>::to_vec),
+        btf: elf.section_by_name(".BTF").and_then(|s| s.data().ok()).map(<[u8]>::to_vec),
+    })
+}
+
+/// System.map and /proc/kallsyms: `ADDRESS LETTER NAME`, the latter with `[module]` after module symbols.
+fn parse_text(data: &[u8]) -> Result<SymbolFile, String> {
+    let text = std::str::from_utf8(data).map_err(|_| "it is not text".to_owned())?;
+    let mut symbols = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let mut words = line.split_ascii_whitespace();
+        let parsed = (|| {
+            let addr = u64::from_str_radix(words.next()?, 16).ok()?;
+            let [kind] = words.next()?.as_bytes() else { return None };
+            Some((addr, *kind, words.next()?))
+        })();
+        let Some((addr, kind, name)) = parsed else {
+            return Err(format!("line {} is not ADDRESS LETTER NAME: {:?}", i + 1, line.chars().take(60).collect::<String>()));
+        };
+        if words.next().is_none() {
+            symbols.push((addr, kind, name.to_owned()));
+        }
+    }
+    if symbols.iter().all(|(addr, ..)| *addr == 0) {
+        return Err("all addresses are 0: read /proc/kallsyms as root, with kernel.kptr_restrict=0".to_owned());
+    }
+    Ok(SymbolFile { path: PathBuf::new(), symbols, banner: None, build_id: None, btf: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BANNER: &[u8] = b"Linux version 6.1.0-test (gcc) #1";
+    const BASE: u64 = 0xffff_ffff_8120_0000;
+
+    fn file(text: &str) -> SymbolFile {
+        parse_text(text.as_bytes()).unwrap()
+    }
+
+    fn image() -> Vec<u8> {
+        let mut image = vec![0; 8192];
+        image[4096..4096 + BANNER.len()].copy_from_slice(BANNER);
+        image
+    }
+
+    #[test]
+    fn a_map_of_this_kernel_is_slid() {
+        let map = file("ffffffff81000000 T _text\nffffffff81001000 R linux_banner\n0000000000001000 A percpu\n");
+        let table = map.for_kernel(&image(), BASE, "6.1.0-test", None).unwrap();
+        assert_eq!(table.lookup("_text"), Some(BASE));
+        assert_eq!(table.lookup("percpu"), Some(0x1000));
+    }
+
+    #[test]
+    fn a_map_of_another_kernel_is_refused() {
+        let map = file("ffffffff81000000 T _text\nffffffff81001040 R linux_banner\n");
+        let error = map.for_kernel(&image(), BASE, "6.1.0-test", None).err().unwrap();
+        assert!(error.to_string().contains("6.1.0-test"), "{error}");
+    }
+
+    #[test]
+    fn bad_lines_are_named() {
+        assert!(parse_text(b"ffffffff81000000 T a\nnonsense\n").err().unwrap().contains("line 2"));
+        assert!(parse_text(b"0000000000000000 T a\n").err().unwrap().contains("kptr_restrict"));
+    }
+}

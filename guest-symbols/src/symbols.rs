@@ -1,0 +1,177 @@
+//! The kernel's symbols: by name, and the one an address belongs to.
+
+use hashbrown::HashTable;
+use std::hash::BuildHasher;
+
+/// One symbol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Symbol<'a> {
+    /// Virtual address in the running kernel (slide included). Per-CPU symbols of kernels before 6.15
+    /// are offsets into the per-CPU area instead.
+    pub addr: u64,
+    /// nm's letter: `T`, `t`, `D`, ...
+    pub kind: u8,
+    /// Its name.
+    pub name: &'a str,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    addr: u64,
+    name: u32,
+    len: u16,
+    kind: u8,
+}
+
+/// An address as the kernel's `%pS` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolved<'a> {
+    /// The symbol.
+    pub name: &'a str,
+    /// Bytes from the symbol to the address.
+    pub offset: u64,
+    /// Bytes from the symbol to the next one at another address.
+    pub size: u64,
+}
+
+/// A symbol table, immutable once built.
+#[derive(Default)]
+pub struct SymbolTable {
+    /// Ascending by address; aliases keep the order they were added in, as kallsyms does.
+    entries: Vec<Entry>,
+    names: String,
+    by_name: HashTable<u32>,
+    hasher: hashbrown::DefaultHashBuilder,
+}
+
+/// Collects symbols for a [`SymbolTable`].
+#[derive(Default)]
+pub struct SymbolTableBuilder {
+    entries: Vec<Entry>,
+    names: String,
+}
+
+impl SymbolTableBuilder {
+    /// Room for `n` symbols.
+    pub fn with_capacity(n: usize) -> Self {
+        SymbolTableBuilder { entries: Vec::with_capacity(n), names: String::with_capacity(n * 24) }
+    }
+
+    /// Adds a symbol. Names over 64 KiB, and names past 4 GiB in all, are left out.
+    pub fn push(&mut self, addr: u64, kind: u8, name: &str) {
+        let (Ok(at), Ok(len)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {
+            return;
+        };
+        self.names.push_str(name);
+        self.entries.push(Entry { addr, name: at, len, kind });
+    }
+
+    /// Sorts and indexes.
+    pub fn build(mut self) -> SymbolTable {
+        // Stable: the first of several names at one address is the one kallsyms prints.
+        self.entries.sort_by_key(|e| e.addr);
+        let mut table = SymbolTable {
+            by_name: HashTable::with_capacity(self.entries.len()),
+            entries: self.entries,
+            names: self.names,
+            hasher: Default::default(),
+        };
+        for i in 0..table.entries.len() {
+            let name = table.name(&table.entries[i]);
+            let hash = table.hasher.hash_one(name);
+            // The first wins; `all` finds the others.
+            let SymbolTable { by_name, entries, names, hasher } = &mut table;
+            let of = |i: u32| {
+                let e = &entries[i as usize];
+                &names[e.name as usize..][..e.len as usize]
+            };
+            let name = of(i as u32);
+            by_name
+                .entry(hash, |&j| of(j) == name, |&j| hasher.hash_one(of(j)))
+                .or_insert(i as u32);
+        }
+        table
+    }
+}
+
+impl SymbolTable {
+    fn name(&self, e: &Entry) -> &str {
+        &self.names[e.name as usize..][..e.len as usize]
+    }
+
+    fn symbol(&self, e: &Entry) -> Symbol<'_> {
+        Symbol { addr: e.addr, kind: e.kind, name: self.name(e) }
+    }
+
+    /// How many symbols there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All symbols, ascending by address.
+    pub fn iter(&self) -> impl Iterator<Item = Symbol<'_>> {
+        self.entries.iter().map(|e| self.symbol(e))
+    }
+
+    /// The address of the first symbol of that name.
+    pub fn lookup(&self, name: &str) -> Option<u64> {
+        self.by_name
+            .find(self.hasher.hash_one(name), |&i| self.name(&self.entries[i as usize]) == name)
+            .map(|&i| self.entries[i as usize].addr)
+    }
+
+    /// The symbol that `addr` lies in, as the kernel's own `kallsyms_lookup` chooses it
+    /// (kernel/kallsyms.c): the last symbol at or below, the first of its aliases.
+    pub fn resolve(&self, addr: u64) -> Option<Resolved<'_>> {
+        let after = self.entries.partition_point(|e| e.addr <= addr);
+        let found = self.entries[..after].last()?.addr;
+        let first = self.entries[..after].partition_point(|e| e.addr < found);
+        let size = self.entries.get(after).map_or(0, |e| e.addr - found);
+        Some(Resolved { name: self.name(&self.entries[first]), offset: addr - found, size })
+    }
+
+    /// Moves every symbol by `by` bytes, wrapping: for tables whose addresses are not those of the
+    /// running kernel.
+    pub fn slide(&mut self, by: u64) {
+        // Low addresses are per-CPU offsets, which do not move.
+        for e in self.entries.iter_mut().filter(|e| (e.addr as i64) < 0) {
+            e.addr = e.addr.wrapping_add(by);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> SymbolTable {
+        let mut b = SymbolTableBuilder::default();
+        b.push(0xffff_0030, b't', "third");
+        b.push(0xffff_0010, b'T', "first");
+        b.push(0xffff_0010, b'T', "alias");
+        b.push(0xffff_0030, b't', "first");
+        b.build()
+    }
+
+    #[test]
+    fn resolves_to_the_first_alias_with_size() {
+        let t = table();
+        assert_eq!(t.resolve(0xffff_0018), Some(Resolved { name: "first", offset: 8, size: 0x20 }));
+        assert_eq!(t.resolve(0xffff_0030).unwrap().name, "third");
+        assert_eq!(t.resolve(0xffff_000f), None);
+    }
+
+    #[test]
+    fn looks_up_the_lowest_of_equal_names() {
+        let t = table();
+        assert_eq!(t.lookup("first"), Some(0xffff_0010));
+        assert_eq!(t.lookup("alias"), Some(0xffff_0010));
+        assert_eq!(t.lookup("none"), None);
+        assert_eq!(t.len(), 4);
+    }
+}

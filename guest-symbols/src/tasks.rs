@@ -1,0 +1,72 @@
+//! Tasks and their stacks (include/linux/sched.h).
+
+use crate::Kernel;
+use crate::memory::{GuestMemory, VirtAddr};
+use crate::percpu::PerCpu;
+use std::collections::HashMap;
+
+/// More tasks than this are not believed (PID_MAX_LIMIT is 4 Mi).
+const MAX_TASKS: usize = 4 << 20;
+/// NR_CACHED_STACKS (kernel/fork.c).
+const CACHED_STACKS: u64 = 2;
+
+/// What part of a task's stack is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stack {
+    /// The task is not on a CPU; its stack is in use from here up.
+    From(u64),
+    /// It is on a CPU, which may be anywhere in it.
+    Running,
+    /// Kept for the next fork: nobody's.
+    Cached,
+}
+
+/// Stacks by their lowest virtual address. `None` where a structure cannot be read.
+pub fn stacks(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Option<HashMap<u64, Stack>> {
+    let task = |path| kernel.offset_of("task_struct", path);
+    let (tasks, stack, sp) = (task("tasks")?, task("stack")?, task("thread.sp")?);
+    let (signal, thread_node, on_cpu) = (task("signal")?, task("thread_node")?, task("on_cpu"));
+    let thread_head = kernel.offset_of("signal_struct", "thread_head")?;
+    let read = |at: VirtAddr| kernel.read_u64(memory, at).ok();
+    let mut found = HashMap::new();
+    let add = |found: &mut HashMap<u64, Stack>, task: VirtAddr| {
+        let base = read(task.offset(stack))?;
+        let running = on_cpu.is_none_or(|o| kernel.read_u32(memory, task.offset(o)).unwrap_or(1) != 0);
+        let state = if running { Stack::Running } else { Stack::From(read(task.offset(sp))?) };
+        found.insert(base, state);
+        Some(())
+    };
+    let init = kernel.symbol("init_task")?;
+    let mut process = init;
+    loop {
+        // Every thread of the process; the group leader is one of them, but init_task is in no list.
+        add(&mut found, process)?;
+        let head = VirtAddr(read(process.offset(signal))?).offset(thread_head);
+        let mut node = VirtAddr(read(head)?);
+        while node != head {
+            add(&mut found, VirtAddr(node.0.wrapping_sub(thread_node)))?;
+            if found.len() > MAX_TASKS {
+                return None;
+            }
+            node = VirtAddr(read(node)?);
+        }
+        process = VirtAddr(read(process.offset(tasks))?.wrapping_sub(tasks));
+        if process == init {
+            break;
+        }
+    }
+    for cpu in 0..percpu.offsets.len() {
+        let at = |name, i| Some(percpu.address(cpu, kernel.symbol(name)?.0)?.offset(8 * i));
+        if let Some(idle) = at("idle_threads", 0).and_then(read).filter(|&t| t != 0) {
+            add(&mut found, VirtAddr(idle))?;
+        }
+        for i in 0..CACHED_STACKS {
+            let vm = at("cached_stacks", i).and_then(read).filter(|&v| v != 0);
+            let addr = vm.and_then(|vm| read(VirtAddr(vm).offset(kernel.offset_of("vm_struct", "addr")?)));
+            if let Some(base) = addr {
+                found.insert(base, Stack::Cached);
+            }
+        }
+    }
+    Some(found)
+}

@@ -1,0 +1,75 @@
+//! The kernel's own record of vmalloc space (mm/vmalloc.c): busy `vmap_area`s and their `vm_struct`s.
+
+use crate::Kernel;
+use crate::memory::{GuestMemory, VirtAddr};
+
+/// More areas or nodes than this are not believed.
+const MAX_AREAS: usize = 4_000_000;
+const MAX_NODES: u64 = 4096;
+
+/// A busy area.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Area {
+    /// Address of the `vmap_area` itself.
+    pub area: VirtAddr,
+    /// First address of the space it describes, and one past the last, with its guard page.
+    pub start: u64,
+    /// See `start`.
+    pub end: u64,
+    /// Address of its `vm_struct`; 0 for vm_map_ram() blocks.
+    pub vm: VirtAddr,
+}
+
+/// Offsets in bytes of the members that are no references to the area's own block.
+#[derive(Debug, Clone, Copy)]
+pub struct Offsets {
+    /// `vmap_area.vm`.
+    pub vm: u64,
+    /// `vm_struct.addr`.
+    pub addr: u64,
+}
+
+impl Offsets {
+    /// From BTF.
+    pub fn read(kernel: &Kernel) -> Option<Offsets> {
+        Some(Offsets { vm: kernel.offset_of("vmap_area", "vm")?, addr: kernel.offset_of("vm_struct", "addr")? })
+    }
+}
+
+/// All busy areas; from the trees of every node (6.9 on) or the one tree before.
+pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<Area>> {
+    let mut areas = Vec::new();
+    if let Some(nodes) = kernel.variable(memory, "vmap_nodes") {
+        let count = kernel.variable(memory, "nr_vmap_nodes")? & 0xffff_ffff;
+        let size = kernel.btf.as_ref()?.size_of("vmap_node")?;
+        let root = kernel.offset_of("vmap_node", "busy.root")?;
+        for node in 0..count.min(MAX_NODES) {
+            walk(kernel, memory, VirtAddr(nodes).offset(node * size + root), &mut areas)?;
+        }
+    } else {
+        walk(kernel, memory, kernel.symbol("vmap_area_root")?, &mut areas)?;
+    }
+    Some(areas)
+}
+
+/// Every area of the tree whose `rb_root` is at `root`.
+fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Option<()> {
+    let field = |name| kernel.offset_of("vmap_area", name);
+    let (node_at, start, end, vm) = (field("rb_node")?, field("va_start")?, field("va_end")?, field("vm")?);
+    let (left, right) = (kernel.offset_of("rb_node", "rb_left")?, kernel.offset_of("rb_node", "rb_right")?);
+    let mut todo = vec![kernel.read_u64(memory, root).ok()?];
+    while let Some(node) = todo.pop() {
+        if node == 0 {
+            continue;
+        }
+        if areas.len() >= MAX_AREAS {
+            return None;
+        }
+        let area = VirtAddr(node.wrapping_sub(node_at));
+        let read = |o| kernel.read_u64(memory, area.offset(o)).ok();
+        areas.push(Area { area, start: read(start)?, end: read(end)?, vm: VirtAddr(read(vm)?) });
+        todo.push(read(node_at + left)?);
+        todo.push(read(node_at + right)?);
+    }
+    Some(())
+}
