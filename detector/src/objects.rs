@@ -203,8 +203,7 @@ impl LiveMap {
 
     /// All live objects, without those given to kfree_rcu(), ascending by address.
     pub fn snapshot(&self) -> Vec<(u64, Object)> {
-        let mut all: Vec<_> =
-            self.map.iter().filter(|e| !e.dying).map(|e| (*e.key(), *e.value())).collect();
+        let mut all: Vec<_> = self.map.iter().filter(|e| !e.dying).map(|e| (*e.key(), *e.value())).collect();
         all.sort_unstable_by_key(|(addr, _)| *addr);
         all
     }

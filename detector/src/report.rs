@@ -39,8 +39,7 @@ impl fmt::Display for Leak {
         }
         for row in self.head[..len].chunks(16) {
             let hex: String = row.iter().map(|b| format!("{b:02x} ")).collect();
-            let ascii: String =
-                row.iter().map(|&b| if (0x20..0x7f).contains(&b) { b as char } else { '.' }).collect();
+            let ascii: String = row.iter().map(|&b| if (0x20..0x7f).contains(&b) { b as char } else { '.' }).collect();
             writeln!(f, "    {hex:<48} {ascii}")?;
         }
         writeln!(f, "  backtrace (crc {:x}):", self.crc)?;

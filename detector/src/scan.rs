@@ -22,12 +22,27 @@ pub struct Rule {
     pub marks: Option<u32>,
 }
 
+/// Where the reference was found that marked a block first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// In root memory: guest physical address of the word.
+    Root(u64),
+    /// In a register.
+    Register,
+    /// Nowhere: the block was given as reachable.
+    Given,
+    /// In another block, by number.
+    Block(u32),
+    /// By the rule of another block.
+    Rule(u32),
+}
+
 /// A scan in progress.
 pub struct Marker<'a> {
     addresses: &'a Index,
     percpu: &'a Index,
     rules: &'a [Rule],
-    marked: Vec<bool>,
+    marked: Vec<Option<Origin>>,
     queue: Vec<u32>,
     /// Bytes read from roots, and from blocks.
     bytes: (u64, u64),
@@ -35,8 +50,8 @@ pub struct Marker<'a> {
 
 /// What a scan found.
 pub struct Marks {
-    /// By block number, whether it is reachable.
-    pub marked: Vec<bool>,
+    /// By block number, why it is reachable, if it is.
+    pub marked: Vec<Option<Origin>>,
     /// Bytes of roots read.
     pub root_bytes: u64,
     /// Bytes of blocks read.
@@ -48,60 +63,81 @@ impl<'a> Marker<'a> {
     /// pointer.
     pub fn new(addresses: &'a Index, percpu: &'a Index, rules: &'a [Rule]) -> Self {
         let queue = (0..rules.len() as u32).filter(|&b| rules[b as usize].weak).collect();
-        Marker { addresses, percpu, rules, marked: vec![false; rules.len()], queue, bytes: (0, 0) }
+        Marker { addresses, percpu, rules, marked: vec![None; rules.len()], queue, bytes: (0, 0) }
     }
 
-    /// Reads a run of root memory; `bytes` starts 8-byte aligned in the guest. A tail shorter than a word
-    /// is not read.
-    pub fn root(&mut self, bytes: &[u8]) {
+    /// Reads a run of root memory at guest physical address `at`, which is 8-byte aligned. A tail shorter
+    /// than a word is not read.
+    pub fn root(&mut self, at: u64, bytes: &[u8]) {
         self.bytes.0 += bytes.len() as u64;
-        self.words(bytes);
+        for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            self.word(u64::from_le_bytes(*word), || Origin::Root(at + 8 * i as u64));
+        }
     }
 
     /// Takes one word as a root: a register.
     pub fn root_word(&mut self, word: u64) {
-        self.word(word);
+        self.word(word, || Origin::Register);
+    }
+
+    /// Takes a block as reachable, though no reference to it is known.
+    pub fn root_block(&mut self, block: u32) {
+        self.mark(block, &|| Origin::Given);
+    }
+
+    /// Whether a block is reachable from the roots given before the last [`Marker::run`].
+    pub fn is_marked(&self, block: u32) -> bool {
+        self.marked[block as usize].is_some()
     }
 
     /// Marks everything that is reachable from the roots given so far.
-    pub fn finish(mut self, contents: &impl Contents) -> Marks {
+    pub fn run(&mut self, contents: &impl Contents) {
         while let Some(block) = self.queue.pop() {
             contents.read(block, &mut |bytes| {
                 self.bytes.1 += bytes.len() as u64;
-                self.words(bytes);
+                for word in bytes.as_chunks::<8>().0 {
+                    self.word(u64::from_le_bytes(*word), || Origin::Block(block));
+                }
             });
         }
+    }
+
+    /// As [`Marker::run`], and ends the scan.
+    pub fn finish(mut self, contents: &impl Contents) -> Marks {
+        self.run(contents);
         Marks { marked: self.marked, root_bytes: self.bytes.0, heap_bytes: self.bytes.1 }
     }
 
-    fn words(&mut self, bytes: &[u8]) {
-        for word in bytes.as_chunks::<8>().0 {
-            self.word(u64::from_le_bytes(*word));
-        }
-    }
-
     #[inline]
-    fn word(&mut self, word: u64) {
+    fn word(&mut self, word: u64, origin: impl Fn() -> Origin) {
         if let Some(block) = self.addresses.find(word) {
-            self.mark(block);
+            self.mark(block, &origin);
         }
         if let Some(block) = self.percpu.find(word) {
-            self.mark(block);
+            self.mark(block, &origin);
         }
     }
 
     #[inline]
-    fn mark(&mut self, block: u32) {
-        let mut next = Some(block);
-        while let Some(block) = next {
-            if std::mem::replace(&mut self.marked[block as usize], true) {
-                return;
-            }
+    fn mark(&mut self, block: u32, origin: &impl Fn() -> Origin) {
+        if self.marked[block as usize].is_some() {
+            return;
+        }
+        self.marked[block as usize] = Some(origin());
+        let mut block = block;
+        // Rules lead from one block to the next, each marked once.
+        loop {
             let rule = self.rules[block as usize];
             if !rule.weak {
                 self.queue.push(block);
             }
-            next = rule.marks;
+            match rule.marks {
+                Some(next) if self.marked[next as usize].is_none() => {
+                    self.marked[next as usize] = Some(Origin::Rule(block));
+                    block = next;
+                }
+                _ => return,
+            }
         }
     }
 }
@@ -135,8 +171,8 @@ mod tests {
         let index = Index::new(spans.collect());
         let percpu = Index::new(vec![]);
         let mut marker = Marker::new(&index, &percpu, rules);
-        marker.root(&bytes(&[0, root]));
-        marker.finish(&Blocks(contents)).marked
+        marker.root(0x1000, &bytes(&[0, root]));
+        marker.finish(&Blocks(contents)).marked.iter().map(Option::is_some).collect()
     }
 
     #[test]
@@ -147,7 +183,7 @@ mod tests {
             vec![],
             vec![at(4)], // 3 and 4 hold each other only
             vec![at(3)],
-            vec![at(5)],  // itself only
+            vec![at(5)],     // itself only
             vec![at(7) - 1], // unreachable, points to itself's last byte
         ];
         let rules = vec![Rule::default(); 7];
@@ -172,6 +208,6 @@ mod tests {
         let rules = [Rule::default()];
         let mut marker = Marker::new(&addresses, &percpu, &rules);
         marker.root_word(0x2_9008);
-        assert!(marker.finish(&Blocks(vec![vec![]])).marked[0]);
+        assert_eq!(marker.finish(&Blocks(vec![vec![]])).marked[0], Some(Origin::Register));
     }
 }

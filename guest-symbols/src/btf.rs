@@ -92,8 +92,15 @@ impl Type {
             kind::ARRAY => 12,
             kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * self.vlen(),
             kind::ENUM | kind::FUNC_PROTO => 8 * self.vlen(),
-            kind::PTR | kind::FWD | kind::FLOAT | kind::FUNC | kind::TYPEDEF | kind::VOLATILE
-            | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => 0,
+            kind::PTR
+            | kind::FWD
+            | kind::FLOAT
+            | kind::FUNC
+            | kind::TYPEDEF
+            | kind::VOLATILE
+            | kind::CONST
+            | kind::RESTRICT
+            | kind::TYPE_TAG => 0,
             _ => return None,
         })
     }
@@ -252,11 +259,8 @@ impl Btf {
         (0..ty.vlen()).filter_map(move |i| {
             let word = |n: usize| u32_at(&self.data, at + 12 * i + 4 * n);
             let (name, type_id, offset) = (word(0)?, word(1)?, word(2)?);
-            let (bit_offset, bits) = if flag {
-                (offset & 0xff_ffff, Some(offset >> 24).filter(|&b| b != 0))
-            } else {
-                (offset, None)
-            };
+            let (bit_offset, bits) =
+                if flag { (offset & 0xff_ffff, Some(offset >> 24).filter(|&b| b != 0)) } else { (offset, None) };
             Some((name, Member { bit_offset: bit_offset.into(), bits, type_id }))
         })
     }

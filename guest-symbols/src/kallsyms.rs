@@ -74,9 +74,7 @@ impl Base {
                 o => o as u64,
             },
             Base::Relative(base) => base.wrapping_add(raw.into()),
-            Base::OwnPlace(table) => {
-                table.wrapping_add(4 * i as u64).wrapping_add(raw as i32 as i64 as u64)
-            }
+            Base::OwnPlace(table) => table.wrapping_add(4 * i as u64).wrapping_add(raw as i32 as i64 as u64),
         }
     }
 }
@@ -134,7 +132,11 @@ fn find_tokens(image: &[u8], digits: usize) -> Option<Tokens<'_>> {
 /// Length of the compressed name at `at`, and where its bytes start. Two-byte lengths came with 6.1.
 fn name_len(image: &[u8], at: usize) -> Option<(usize, usize)> {
     let low = *image.get(at)? as usize;
-    if low & 0x80 == 0 { Some((low, at + 1)) } else { Some(((low & 0x7f) | (*image.get(at + 1)? as usize) << 7, at + 2)) }
+    if low & 0x80 == 0 {
+        Some((low, at + 1))
+    } else {
+        Some(((low & 0x7f) | (*image.get(at + 1)? as usize) << 7, at + 2))
+    }
 }
 
 fn find_names(image: &[u8], tokens: &Tokens) -> Option<Names> {

@@ -7,7 +7,7 @@
 
 use crate::btf::Btf;
 use crate::kallsyms::{self, KallsymsError};
-use crate::memory::{GuestMemory, MemoryError, PhysAddr, StoppedMemory, VirtAddr};
+use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::paging::{PageTables, Translation};
 use crate::symbol_file::{SymbolFile, SymbolFileError};
 use crate::symbols::SymbolTable;
@@ -38,7 +38,9 @@ pub enum KernelError {
         why: KallsymsError,
     },
     /// Linux without CONFIG_KALLSYMS_ALL.
-    #[error("Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); pass symbols=PATH with its vmlinux or System.map")]
+    #[error(
+        "Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); pass symbols=PATH with its vmlinux or System.map"
+    )]
     NoDataSymbols {
         /// What `uname -r` says there.
         release: String,
@@ -134,9 +136,7 @@ impl Kernel {
     /// The kernel's own page tables. The depth is read anew each time: it is decided during early boot.
     #[inline]
     pub fn page_tables(&self, memory: &impl GuestMemory) -> PageTables {
-        let base = self
-            .page_offset_base
-            .and_then(|at| memory.read_u64(self.image_phys(VirtAddr(at))).ok());
+        let base = self.page_offset_base.and_then(|at| memory.read_u64(self.image_phys(VirtAddr(at))).ok());
         // With LA57 the direct map lies at 0xff11..., without it at 0xffff88... or above.
         let levels = if base.is_some_and(|b| b < 0xffff_8000_0000_0000) { 5 } else { 4 };
         PageTables { root: self.root, levels }
@@ -220,8 +220,11 @@ fn image_window(
     (before, after): (u64, u64),
 ) -> (&[u8], u64) {
     let Some(ram) = memory.ranges().iter().find(|r| r.contains(&phys.0)) else { return (&[], at.0) };
-    let before = before.min(phys.0 - ram.start).min(at.0 - START_KERNEL_MAP) & !0xfff;
-    let after = after.min(ram.end - phys.0).min(START_KERNEL_MAP.saturating_add(KERNEL_IMAGE_SIZE).saturating_sub(at.0));
+    let before = before.min(phys.0 - ram.start).min(at.0 - START_KERNEL_MAP);
+    // What is searched for is aligned, so the window starts with a page.
+    let before = before - (phys.0 - before).wrapping_neg() % PAGE_SIZE;
+    let end = START_KERNEL_MAP.saturating_add(KERNEL_IMAGE_SIZE);
+    let after = after.min(ram.end - phys.0).min(end.saturating_sub(at.0));
     let image = memory.slice(PhysAddr(phys.0 - before), (before + after) as usize);
     (image.unwrap_or(&[]), at.0 - before)
 }

@@ -108,7 +108,8 @@ pub struct OwnedMemory {
 impl OwnedMemory {
     /// A memory with one range of zeroes, `[base, base + len)`.
     pub fn zeroed(base: u64, len: usize) -> Self {
-        OwnedMemory { ranges: vec![base..base + len as u64], bytes: vec![vec![0; len]] }
+        let range = base..base + len as u64;
+        OwnedMemory { ranges: vec![range], bytes: vec![vec![0; len]] }
     }
 
     /// Overwrites bytes at a physical address.

@@ -33,7 +33,11 @@ impl Module {
             symbols.push(range.end, b'?', "");
         }
         read_symbols(kernel, memory, at, &ranges, &mut symbols);
-        Some(Module { name: kernel.read_string(memory, at.offset(name_at), NAME_LEN), ranges, symbols: symbols.build() })
+        Some(Module {
+            name: kernel.read_string(memory, at.offset(name_at), NAME_LEN),
+            ranges,
+            symbols: symbols.build(),
+        })
     }
 
     /// The symbol of an address inside the module.
@@ -57,10 +61,15 @@ fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Ve
     if let Some(mem) = btf.member("module", "mem") {
         let size = btf.size_of("module_memory")?;
         let (base, len) = (btf.offset_of("module_memory", "base")?, btf.offset_of("module_memory", "size")?);
-        places.extend((0..btf.array_len(mem.type_id)?.min(16)).map(|i| mem.offset() + i * size).map(|o| (o + base, o + len)));
+        places.extend(
+            (0..btf.array_len(mem.type_id)?.min(16)).map(|i| mem.offset() + i * size).map(|o| (o + base, o + len)),
+        );
     } else {
         for part in ["core_layout", "init_layout"] {
-            places.push((btf.offset_of("module", &format!("{part}.base"))?, btf.offset_of("module", &format!("{part}.size"))?));
+            places.push((
+                btf.offset_of("module", &format!("{part}.base"))?,
+                btf.offset_of("module", &format!("{part}.size"))?,
+            ));
         }
     }
     let mut ranges = Vec::new();

@@ -145,7 +145,9 @@ impl Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PagesError {
     /// No BTF, or not the members needed.
-    #[error("the kernel's BTF does not describe struct page (CONFIG_DEBUG_INFO_BTF is off); pass symbols=PATH with its vmlinux")]
+    #[error(
+        "the kernel's BTF does not describe struct page (CONFIG_DEBUG_INFO_BTF is off); pass symbols=PATH with its vmlinux"
+    )]
     Layout,
     /// The array of page descriptors is not mapped yet.
     #[error("the kernel has no page descriptors at {0:?} yet: it is too early in its boot")]
@@ -172,8 +174,7 @@ impl Pages {
         let vmemmap = VirtAddr(kernel.variable(memory, "vmemmap_base").unwrap_or(VMEMMAP_BASE));
         let direct_map = kernel.variable(memory, "page_offset_base").unwrap_or(PAGE_OFFSET_BASE);
         let frames = memory.ranges().last().map_or(0, |r| r.end / PAGE_SIZE) as usize;
-        let mut pages =
-            Pages { uses: vec![Use::Absent; frames], tails: vec![0; frames], layout, vmemmap, direct_map };
+        let mut pages = Pages { uses: vec![Use::Absent; frames], tails: vec![0; frames], layout, vmemmap, direct_map };
         let mut seen = false;
         for range in memory.ranges() {
             pages.read_range(kernel, memory, range.start / PAGE_SIZE, range.end / PAGE_SIZE, &mut seen);
@@ -243,8 +244,8 @@ impl Pages {
         self.vmemmap.offset(pfn * self.layout.size)
     }
 
-    /// Calls `each` with the descriptor of every page that is in use and not a tail.
-    pub fn descriptors(&self, kernel: &Kernel, memory: &impl StoppedMemory, mut each: impl FnMut(&[u8])) {
+    /// Calls `each` with the descriptor, and its address, of every page that is in use.
+    pub fn descriptors(&self, kernel: &Kernel, memory: &impl StoppedMemory, mut each: impl FnMut(PhysAddr, &[u8])) {
         let size = self.layout.size;
         let tables = kernel.page_tables(memory);
         let mut pfn = 0;
@@ -254,10 +255,11 @@ impl Pages {
                 continue;
             };
             let count = (t.len / size).max(1);
-            for page in memory.run(t.phys, (count * size) as usize).chunks_exact(size as usize) {
+            let run = memory.run(t.phys, (count * size) as usize);
+            for (i, page) in run.chunks_exact(size as usize).enumerate() {
                 match self.uses.get(pfn as usize) {
                     Some(Use::Free | Use::Absent) | None => {}
-                    Some(_) => each(page),
+                    Some(_) => each(PhysAddr(t.phys.0 + i as u64 * size), page),
                 }
                 pfn += 1;
             }

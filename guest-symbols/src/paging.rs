@@ -32,11 +32,7 @@ impl PageTables {
     /// [`MemoryError::NotMapped`] where an entry is not present, [`MemoryError::NoRam`] where a table
     /// does not lie in RAM. Terminates on any content: one read a level.
     #[inline]
-    pub fn translate(
-        &self,
-        memory: &impl GuestMemory,
-        at: VirtAddr,
-    ) -> Result<Translation, MemoryError> {
+    pub fn translate(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
         let mut table = self.root.0 & FRAME;
         for level in (0..self.levels).rev() {
             let shift = 12 + 9 * level;

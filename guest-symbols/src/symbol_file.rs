@@ -15,7 +15,9 @@ const SLIDE_ALIGN: u64 = 2 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum SymbolFileError {
     /// The file cannot be read.
-    #[error("cannot read symbols={path}: {why}; give the vmlinux, System.map or saved /proc/kallsyms of the guest's kernel")]
+    #[error(
+        "cannot read symbols={path}: {why}; give the vmlinux, System.map or saved /proc/kallsyms of the guest's kernel"
+    )]
     Unreadable {
         /// The path given.
         path: PathBuf,
@@ -23,7 +25,9 @@ pub enum SymbolFileError {
         why: std::io::Error,
     },
     /// It is none of the three kinds.
-    #[error("symbols={path} is neither an x86-64 vmlinux with a symbol table, nor a System.map, nor a saved /proc/kallsyms: {why}")]
+    #[error(
+        "symbols={path} is neither an x86-64 vmlinux with a symbol table, nor a System.map, nor a saved /proc/kallsyms: {why}"
+    )]
     Format {
         /// The path given.
         path: PathBuf,
@@ -31,7 +35,9 @@ pub enum SymbolFileError {
         why: String,
     },
     /// Symbols of another kernel.
-    #[error("symbols={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel")]
+    #[error(
+        "symbols={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
+    )]
     OtherKernel {
         /// The path given.
         path: PathBuf,
@@ -59,8 +65,7 @@ impl SymbolFile {
     /// # Errors
     /// [`SymbolFileError::Unreadable`] or [`SymbolFileError::Format`].
     pub fn open(path: &Path) -> Result<SymbolFile, SymbolFileError> {
-        let data = std::fs::read(path)
-            .map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
+        let data = std::fs::read(path).map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
         let parsed = if data.starts_with(b"\x7fELF") { parse_elf(&data) } else { parse_text(&data) };
         parsed
             .map(|file| SymbolFile { path: path.into(), ..file })
@@ -80,7 +85,8 @@ impl SymbolFile {
         release: &str,
         own: Option<&SymbolTable>,
     ) -> Result<SymbolTable, SymbolFileError> {
-        let other = |theirs: String, ours: String| SymbolFileError::OtherKernel { path: self.path.clone(), theirs, ours };
+        let other =
+            |theirs: String, ours: String| SymbolFileError::OtherKernel { path: self.path.clone(), theirs, ours };
         let mut table = SymbolTableBuilder::with_capacity(self.symbols.len());
         for (addr, kind, name) in &self.symbols {
             table.push(*addr, *kind, name);
@@ -158,7 +164,10 @@ fn parse_elf(data: &[u8]) -> Result<SymbolFile, String> {
     let mut symbols = Vec::new();
     for s in elf.symbols() {
         let Ok(name) = s.name() else { continue };
-        if name.is_empty() || s.is_undefined() || matches!(s.kind(), object::SymbolKind::File | object::SymbolKind::Section) {
+        if name.is_empty()
+            || s.is_undefined()
+            || matches!(s.kind(), object::SymbolKind::File | object::SymbolKind::Section)
+        {
             continue;
         }
         let kind = if s.kind() == object::SymbolKind::Text { b't' } else { b'd' };
@@ -195,7 +204,11 @@ fn parse_text(data: &[u8]) -> Result<SymbolFile, String> {
             Some((addr, *kind, words.next()?))
         })();
         let Some((addr, kind, name)) = parsed else {
-            return Err(format!("line {} is not ADDRESS LETTER NAME: {:?}", i + 1, line.chars().take(60).collect::<String>()));
+            return Err(format!(
+                "line {} is not ADDRESS LETTER NAME: {:?}",
+                i + 1,
+                line.chars().take(60).collect::<String>()
+            ));
         };
         if words.next().is_none() {
             symbols.push((addr, kind, name.to_owned()));

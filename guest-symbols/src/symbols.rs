@@ -86,9 +86,7 @@ impl SymbolTableBuilder {
                 &names[e.name as usize..][..e.len as usize]
             };
             let name = of(i as u32);
-            by_name
-                .entry(hash, |&j| of(j) == name, |&j| hasher.hash_one(of(j)))
-                .or_insert(i as u32);
+            by_name.entry(hash, |&j| of(j) == name, |&j| hasher.hash_one(of(j))).or_insert(i as u32);
         }
         table
     }

@@ -1,1 +1,157 @@
-//! stub
+//! libleak.so: a QEMU TCG plugin that finds memory leaks in a Linux guest's kernel from outside.
+//!
+//! This file is the way in: what QEMU looks for when it loads a plugin, for every plugin API version from 4
+//! (QEMU 9.2) to 7 (QEMU 11.1).
+
+pub mod ffi;
+pub mod hooks;
+pub mod interval;
+pub mod options;
+pub mod output;
+pub mod pause;
+pub mod session;
+
+use ffi::{api, guard, host, regs};
+use libc::{c_char, c_int, c_uint, c_void};
+use options::{OptionError, Options};
+use qemu_plugin_sys::{qemu_info_t, qemu_plugin_tb};
+use session::{Session, session};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by then.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static qemu_plugin_version: AtomicI32 = AtomicI32::new(4);
+
+/// Runs when QEMU loads the library, before it looks at anything in it.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = constructor;
+
+extern "C" fn constructor() {
+    guard(|| qemu_plugin_version.store(choose_version(), Ordering::Relaxed));
+}
+
+/// Asks for the version that the QEMU which loads us wants.
+fn choose_version() -> c_int {
+    let has = |name| api::lookup(name).is_some();
+    if !has("qemu_plugin_read_register") || !has("qemu_plugin_scoreboard_new") {
+        // Before 9.0. It would refuse version 4 in words that do not say what is needed.
+        return 1;
+    }
+    match host::qemu_version() {
+        Some(version) if version >= (11, 1) => 7,
+        // The program's file does not say: 11.0 accepts 4, and this came with 11.1.
+        None if has("qemu_plugin_register_vcpu_syscall_filter_cb") => 7,
+        _ => 4,
+    }
+}
+
+/// QEMU's way in.
+///
+/// # Safety
+/// Called by QEMU, with a valid `info`, and `argc` C strings at `argv`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qemu_plugin_install(
+    id: u64,
+    info: *const qemu_info_t,
+    argc: c_int,
+    argv: *const *const c_char,
+) -> c_int {
+    let mut status = -1;
+    guard(|| {
+        // SAFETY: by this function's own contract.
+        let (target, system, version, words) = unsafe {
+            let words: Vec<String> = (0..argc.max(0) as usize).map(|i| api::string(*argv.add(i))).collect();
+            (api::string((*info).target_name), (*info).system_emulation, (*info).version.cur, words)
+        };
+        match install(id, &target, system, version, &words) {
+            Ok(()) => status = 0,
+            Err(message) => {
+                message.lines().for_each(output::line);
+            }
+        }
+    });
+    status
+}
+
+fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), String> {
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn"))
+        .try_init()
+        .map_err(|e| format!("error: {e}"))?;
+    let refuse = |what: &str| {
+        format!("error: {what}; libleak needs qemu-system-x86_64, version 9.2 to 11.1, with the TCG accelerator")
+    };
+    if !system {
+        return Err(refuse("this is linux-user QEMU, which runs no kernel"));
+    }
+    if target != "x86_64" {
+        return Err(refuse(&format!("this QEMU emulates {target}")));
+    }
+    if version < 4 {
+        return Err(refuse(&format!("this QEMU is too old (its plugin API is version {version}, 4 is needed)")));
+    }
+    if let Err(missing) = api::load() {
+        return Err(refuse(&format!("this QEMU lacks {missing}")));
+    }
+    let options = Options::parse(words.iter().map(String::as_str)).map_err(|e| match e {
+        OptionError::Help(text) => text,
+        e => format!("error: {e}"),
+    })?;
+    let session = Session::start(options).map_err(|e| format!("error: {e}"))?;
+    let with_id = version < api::VERSION_WITHOUT_ID;
+    let null = std::ptr::null_mut();
+    let (init, trans, exit) = if with_id {
+        (vcpu_init_with_id as *const c_void, tb_trans_with_id as *const c_void, at_exit_with_id as *const c_void)
+    } else {
+        (vcpu_init as *const c_void, tb_trans as *const c_void, at_exit as *const c_void)
+    };
+    // SAFETY: QEMU calls each with the arguments of the version it announced, which chose the functions; they
+    // outlive the process, since plugins are not unloaded.
+    unsafe {
+        (api::api().register_vcpu_init)(id, init, null);
+        (api::api().register_tb_trans)(id, trans, null);
+        (api::api().register_atexit)(id, exit, null);
+    }
+    if let Some(every) = session.options.scan {
+        interval::start(session, every);
+    }
+    Ok(())
+}
+
+extern "C" fn vcpu_init_with_id(_id: u64, vcpu: c_uint) {
+    vcpu_init(vcpu, std::ptr::null_mut());
+}
+
+extern "C" fn vcpu_init(_vcpu: c_uint, _userdata: *mut c_void) {
+    guard(|| {
+        if let Err(missing) = regs::init_vcpu() {
+            output::error(&format!("this vCPU has no register {missing}: nothing can be tracked"));
+        }
+    });
+}
+
+extern "C" fn tb_trans_with_id(_id: u64, tb: *mut qemu_plugin_tb) {
+    tb_trans(tb, std::ptr::null_mut());
+}
+
+extern "C" fn tb_trans(tb: *mut qemu_plugin_tb, _userdata: *mut c_void) {
+    guard(|| {
+        if let Some(session) = session() {
+            // SAFETY: QEMU's own argument, used within its callback.
+            session.translate(unsafe { api::Block::new(tb) });
+        }
+    });
+}
+
+extern "C" fn at_exit_with_id(_id: u64, userdata: *mut c_void) {
+    at_exit(userdata);
+}
+
+extern "C" fn at_exit(_userdata: *mut c_void) {
+    guard(|| {
+        if let Some(session) = session() {
+            session.exit();
+        }
+    });
+}

@@ -44,7 +44,8 @@ build_module() {
     fi
     # shellcheck disable=SC2012
     key=$(cd "$stage" && { sha256sum -- *; cat "$kernel/packages"; } | sha256sum | cut -c 1-20)
-    local cached=$CACHE/modules/$(basename "$kernel")-$key
+    local cached
+    cached=$CACHE/modules/$(basename "$kernel")-$key
     if [ ! -d "$cached" ]; then
         compile_module "$kernel" "$stage" || { rm -rf "$stage"; die "could not build ${sources[*]} for $(basename "$kernel")"; }
         mkdir -p "$cached.$$"

@@ -1,0 +1,239 @@
+//! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
+
+use crate::known;
+use detector::index::{Index, Span};
+use detector::objects::{Kind, Object};
+use detector::scan::Rule;
+use guest_symbols::Kernel;
+use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
+use guest_symbols::pages::Pages;
+use guest_symbols::paging::PageTables;
+use guest_symbols::percpu::PerCpu;
+use guest_symbols::slab::Cache;
+use guest_symbols::tasks::{self, Stack};
+use guest_symbols::vmap;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// A live object whose place and size are known.
+pub struct Block {
+    /// Virtual address, or `__percpu` pointer.
+    pub addr: u64,
+    /// Bytes, as kmemleak counts them.
+    pub size: u64,
+    /// What the live map knows.
+    pub object: Object,
+}
+
+/// All blocks, with what the scan needs to know of them.
+pub struct Blocks<'a, M> {
+    memory: &'a M,
+    pages: &'a Pages,
+    tables: PageTables,
+    /// Per-CPU memory.
+    pub percpu: PerCpu,
+    /// By number.
+    pub blocks: Vec<Block>,
+    /// By number.
+    pub rules: Vec<Rule>,
+    /// Finds blocks by virtual address, per-CPU ones by that of each CPU's copy.
+    pub addresses: Index,
+    /// Finds per-CPU blocks by `__percpu` pointer.
+    pub percpu_pointers: Index,
+    /// Byte ranges within a block that are not references.
+    skip: HashMap<u32, Vec<Range<u64>>>,
+    /// Objects left out because their memory is no longer what it was.
+    pub stale: u64,
+}
+
+impl<'a, M: StoppedMemory> Blocks<'a, M> {
+    /// Lays out `objects`, which ascend by address.
+    pub fn new(kernel: &Kernel, memory: &'a M, pages: &'a Pages, objects: &[(u64, Object)]) -> Self {
+        let mut this = Blocks {
+            memory,
+            pages,
+            tables: kernel.page_tables(memory),
+            percpu: PerCpu::read(kernel, memory),
+            blocks: Vec::with_capacity(objects.len()),
+            rules: Vec::new(),
+            addresses: Index::new(Vec::new()),
+            percpu_pointers: Index::new(Vec::new()),
+            skip: HashMap::new(),
+            stale: 0,
+        };
+        let mut caches = HashMap::new();
+        for &(addr, object) in objects {
+            let size = match object.kind {
+                Kind::Slab => {
+                    let cache = pages.slab_cache(kernel, memory, VirtAddr(addr));
+                    let known = |at| {
+                        caches
+                            .entry(at)
+                            .or_insert_with(|| Cache::read(kernel, memory, at))
+                            .as_ref()
+                            .map(|c| c.object_size)
+                    };
+                    cache.and_then(known)
+                }
+                _ => Some(object.size),
+            };
+            match size {
+                Some(size) => this.blocks.push(Block { addr, size, object }),
+                None => {
+                    log::debug!("stale: {addr:#x} from {:#x}", object.site.caller);
+                    this.stale += 1;
+                }
+            }
+        }
+        this.rules = vec![Rule::default(); this.blocks.len()];
+        this.index();
+        this.apply_sheaf_rules(kernel, |at| caches.get(&at).is_some_and(Option::is_some));
+        this.apply_vmap_rules(kernel);
+        this.apply_stack_rules(kernel);
+        this
+    }
+
+    fn index(&mut self) {
+        let (mut addresses, mut pointers) = (Vec::new(), Vec::new());
+        for (i, b) in self.blocks.iter().enumerate() {
+            let span = |start: u64| Span { start, end: start.saturating_add(b.size), block: i as u32 };
+            if b.object.kind == Kind::Percpu {
+                pointers.push(span(b.addr));
+                addresses.extend(self.percpu.offsets.iter().map(|o| span(b.addr.wrapping_add(*o))));
+            } else {
+                addresses.push(span(b.addr));
+            }
+        }
+        self.addresses = Index::new(addresses);
+        self.percpu_pointers = Index::new(pointers);
+    }
+
+    /// A vm_struct and a vmap_area describe their area, which does not make it referenced. But who holds
+    /// the vm_struct holds the area (kmemleak's excess_ref).
+    fn apply_vmap_rules(&mut self, kernel: &Kernel) {
+        let (Some(areas), Some(offsets)) = (vmap::areas(kernel, self.memory), vmap::Offsets::read(kernel)) else {
+            log::warn!("the kernel's vmap areas cannot be read: leaked vmalloc blocks may be missed");
+            return;
+        };
+        // Areas that are free or about to be have bounds too, and those touch other areas' blocks.
+        let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
+        for (i, b) in self.blocks.iter().enumerate() {
+            if b.object.kind == Kind::Slab
+                && known::is_vmap_area_site(kernel, &b.object)
+                && self.pages.slab_cache(kernel, self.memory, VirtAddr(b.addr)) == vmap_area_cache
+            {
+                self.skip.entry(i as u32).or_default().push(0..16);
+            }
+        }
+        for area in areas {
+            if let Some(block) = self.addresses.find(area.area.0) {
+                let at = area.area.0 - self.blocks[block as usize].addr;
+                self.skip.entry(block).or_default().extend([at..at + 16, at + offsets.vm..at + offsets.vm + 8]);
+            }
+            if let Some(block) = self.addresses.find(area.vm.0) {
+                let at = area.vm.0 - self.blocks[block as usize].addr;
+                self.skip.entry(block).or_default().push(at + offsets.addr..at + offsets.addr + 8);
+                self.rules[block as usize] = Rule { weak: true, marks: self.addresses.find(area.start) };
+            }
+        }
+    }
+
+    /// A sheaf (6.18 on) is an array of free objects, and what it has given out still stands in it.
+    fn apply_sheaf_rules(&mut self, kernel: &Kernel, is_cache: impl Fn(VirtAddr) -> bool) {
+        let field = |name| kernel.offset_of("slab_sheaf", name);
+        let (Some(cache), Some(objects)) = (field("cache"), field("objects")) else { return };
+        for (i, b) in self.blocks.iter().enumerate() {
+            if matches!(b.object.kind, Kind::Slab | Kind::Large) && known::is_sheaf_site(kernel, &b.object) {
+                let at = VirtAddr(b.addr).offset(cache);
+                if kernel.read_u64(self.memory, at).is_ok_and(|c| is_cache(VirtAddr(c))) {
+                    self.skip.entry(i as u32).or_default().push(objects..b.size);
+                }
+            }
+        }
+    }
+
+    /// Only the part of a stack that is in use holds references: below, there is what returned functions
+    /// left, which would hide leaks.
+    fn apply_stack_rules(&mut self, kernel: &Kernel) {
+        let Some(stacks) = tasks::stacks(kernel, self.memory, &self.percpu) else {
+            log::warn!("the kernel's tasks cannot be read: whole stacks are scanned, which may hide leaks");
+            return;
+        };
+        for (base, state) in stacks {
+            let Some(block) = self.addresses.find(base) else { continue };
+            let b = &self.blocks[block as usize];
+            if b.addr != base || b.object.kind != Kind::Vmalloc {
+                continue;
+            }
+            let dead = match state {
+                Stack::Running => continue,
+                Stack::From(sp) if sp.wrapping_sub(base) < b.size => 0..(sp - base) & !7,
+                // A task that has not run yet, or nonsense: all of it.
+                Stack::From(_) => continue,
+                Stack::Cached => 0..b.size,
+            };
+            self.skip.entry(block).or_default().push(dead);
+        }
+    }
+
+    /// Calls `each` with the physical runs of virtual range `[start, start + len)`; what is not mapped is
+    /// left out.
+    pub fn runs(&self, start: VirtAddr, len: u64, each: &mut dyn FnMut(PhysAddr, u64)) {
+        let mut done = 0;
+        while done < len {
+            let at = start.offset(done);
+            match self.tables.translate(self.memory, at) {
+                Ok(t) => {
+                    let n = t.len.min(len - done);
+                    each(t.phys, n);
+                    done += n;
+                }
+                Err(_) => done += PAGE_SIZE - at.0 % PAGE_SIZE,
+            }
+        }
+    }
+
+    /// Calls `each` with the virtual ranges of a block: one, or one for each CPU.
+    pub fn places(&self, block: &Block, each: &mut dyn FnMut(VirtAddr)) {
+        if block.object.kind == Kind::Percpu {
+            self.percpu.offsets.iter().for_each(|o| each(VirtAddr(block.addr.wrapping_add(*o))));
+        } else {
+            each(VirtAddr(block.addr));
+        }
+    }
+
+    fn virtual_bytes(&self, kind: Kind, start: VirtAddr, len: u64, each: &mut dyn FnMut(&[u8])) {
+        if matches!(kind, Kind::Slab | Kind::Large) {
+            if let Some(bytes) = self.pages.direct(start).and_then(|p| self.memory.slice(p, len as usize)) {
+                each(bytes);
+            }
+            return;
+        }
+        self.runs(start, len, &mut |phys, n| {
+            if let Some(bytes) = self.memory.slice(phys, n as usize) {
+                each(bytes);
+            }
+        });
+    }
+
+    /// Every byte of a block, CPU after CPU.
+    pub fn bytes(&self, number: u32, each: &mut dyn FnMut(&[u8])) {
+        let b = &self.blocks[number as usize];
+        self.places(b, &mut |at| self.virtual_bytes(b.object.kind, at, b.size, each));
+    }
+
+    /// The bytes of a block that may hold references.
+    pub fn references(&self, number: u32, each: &mut dyn FnMut(&[u8])) {
+        let Some(skip) = self.skip.get(&number) else { return self.bytes(number, each) };
+        let b = &self.blocks[number as usize];
+        let mut skip = skip.clone();
+        skip.sort_by_key(|r| r.start);
+        let mut at = 0;
+        for hole in skip.iter().chain([&(b.size..b.size)]) {
+            if hole.start > at {
+                self.virtual_bytes(b.object.kind, VirtAddr(b.addr + at), hole.start - at, each);
+            }
+            at = at.max(hole.end);
+        }
+    }
+}

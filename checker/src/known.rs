@@ -1,0 +1,95 @@
+//! Objects that are unreferenced and no leak: where the kernel itself tells kmemleak so (kmemleak_not_leak,
+//! kmemleak_ignore), which from outside only the allocation site shows. What can be understood from the
+//! kernel's structures is no entry here.
+
+use crate::blocks::Blocks;
+use detector::objects::Object;
+use detector::scan::Marker;
+use guest_symbols::Kernel;
+use guest_symbols::memory::StoppedMemory;
+
+/// When an entry applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// Only to what the kernel allocates before it starts init: idle task, or pid 1 while it is still called
+    /// swapper.
+    Boot,
+}
+
+/// One site.
+pub struct Known {
+    /// Function that called the allocator.
+    caller: &'static str,
+    when: When,
+    /// Why it is no leak, and in which source.
+    pub reason: &'static str,
+}
+
+/// The table.
+const TABLE: &[Known] = &[
+    Known {
+        caller: "__register_sysctl_table",
+        when: When::Boot,
+        reason: "sysctl headers registered at boot live for ever (register_sysctl_init, fs/proc/proc_sysctl.c, 5.18 on)",
+    },
+    Known {
+        caller: "__register_sysctl_paths",
+        when: When::Boot,
+        reason: "sysctl headers registered at boot live for ever (register_sysctl_paths, fs/proc/proc_sysctl.c, to 6.4)",
+    },
+    Known {
+        caller: "futex_init",
+        when: When::Boot,
+        reason: "the futex hash is referred to by patched instructions only (runtime_const_init, kernel/futex/core.c, 6.17 on)",
+    },
+];
+
+/// Marks the objects that the table explains as reachable, so that what they refer to is no leak either, and
+/// returns the reason of each that nothing else referred to. Call it when everything else is marked.
+pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &mut Marker) -> Vec<&'static str> {
+    let mut hits = Vec::new();
+    for (i, block) in blocks.blocks.iter().enumerate() {
+        if marker.is_marked(i as u32) || blocks.rules[i].weak {
+            continue;
+        }
+        if let Some(entry) = explain(kernel, &block.object) {
+            marker.root_block(i as u32);
+            hits.push(entry.reason);
+        }
+    }
+    hits
+}
+
+/// The entry that explains an unreferenced object, if there is one.
+fn explain(kernel: &Kernel, object: &Object) -> Option<&'static Known> {
+    let caller = caller(kernel, object)?;
+    let at_boot = object.comm.starts_with(b"swapper") && object.pid <= 1;
+    TABLE.iter().find(|k| {
+        k.caller == caller
+            && match k.when {
+                When::Boot => at_boot,
+            }
+    })
+}
+
+/// The function that called the allocator, without the suffixes that compilers add.
+fn caller<'a>(kernel: &'a Kernel, object: &Object) -> Option<&'a str> {
+    kernel.symbols.resolve(object.site.caller).map(|r| r.name.split('.').next().unwrap_or(r.name))
+}
+
+/// Functions that allocate `struct vmap_area` (mm/vmalloc.c, 5.10 to 7.3), whose first two words are the
+/// bounds of an area and no pointers: kmemleak_scan_area() says so there.
+const VMAP_AREA_SITES: [&str; 6] =
+    ["alloc_vmap_area", "adjust_va_to_fit_type", "va_clip", "va_alloc", "preload_this_cpu_lock", "pcpu_get_vm_areas"];
+
+/// Whether an object of the cache that vmap areas come from is a vmap area.
+pub fn is_vmap_area_site(kernel: &Kernel, object: &Object) -> bool {
+    caller(kernel, object).is_some_and(|name| VMAP_AREA_SITES.contains(&name))
+}
+
+/// Whether an object that refers to a slab cache where a sheaf does is a sheaf (mm/slub.c, 6.18 on).
+pub fn is_sheaf_site(kernel: &Kernel, object: &Object) -> bool {
+    caller(kernel, object).is_some_and(|name| {
+        name.contains("sheaf") || name.contains("sheaves") || name.starts_with("__pcs_") || name == "kmem_cache_init"
+    })
+}

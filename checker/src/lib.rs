@@ -1,0 +1,175 @@
+//! One leak check: lays a stopped Linux guest out as blocks, roots and rules, lets the detector mark what is
+//! referenced, and collects the rest.
+//!
+//! It needs no QEMU: a snapshot of memory and the live objects are enough.
+//!
+//! - [`known`]: what the kernel declares no leak
+//! - [`blocks`]: live objects as blocks of guest memory
+//! - [`roots`]: what the kernel owns besides them
+
+pub mod blocks;
+pub mod known;
+pub mod roots;
+
+use blocks::{Block, Blocks};
+use detector::objects::Object;
+use detector::report::{Checksum, Leak};
+use detector::scan::{Contents, Marker};
+use guest_symbols::Kernel;
+use guest_symbols::memory::StoppedMemory;
+use guest_symbols::pages::{Pages, PagesError};
+use std::time::{Duration, Instant};
+
+/// Why a check could not be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CheckError {
+    /// Page frames cannot be told apart.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
+    /// Nothing to start from: the result would be that everything leaks.
+    #[error("no memory of the kernel's own was found to scan from; the page descriptors at this moment make no sense")]
+    NoRoots,
+}
+
+/// An unreferenced object.
+pub struct Unreferenced {
+    /// What the live map knows of it.
+    pub object: Object,
+    /// The report, whose frames are still to be filled in.
+    pub leak: Leak,
+}
+
+/// The result of a check.
+#[derive(Default)]
+pub struct Outcome {
+    /// Every unreferenced object, in the order of allocation.
+    pub unreferenced: Vec<Unreferenced>,
+    /// Live objects, and their bytes.
+    pub live: (u64, u64),
+    /// Objects in the live map that lie in no slab any more: their free was missed.
+    pub stale: u64,
+    /// Unreferenced objects left out because the kernel declares them no leak, each with the reason.
+    pub known: Vec<&'static str>,
+    /// Bytes of roots read.
+    pub root_bytes: u64,
+    /// Bytes of live objects read.
+    pub heap_bytes: u64,
+    /// Time of the whole check.
+    pub time: Duration,
+}
+
+/// Makes one check of a stopped guest.
+///
+/// `objects` is the live map's snapshot, ascending by address; `registers` are words held in the CPUs'
+/// registers.
+///
+/// # Errors
+/// [`CheckError`].
+pub fn check(
+    kernel: &Kernel,
+    memory: &impl StoppedMemory,
+    objects: &[(u64, Object)],
+    registers: &[u64],
+) -> Result<Outcome, CheckError> {
+    let start = Instant::now();
+    let pages = Pages::read(kernel, memory)?;
+    let blocks = Blocks::new(kernel, memory, &pages, objects);
+    let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules);
+    roots::scan(kernel, memory, &pages, &blocks, &mut marker);
+    registers.iter().for_each(|&word| marker.root_word(word));
+    marker.run(&blocks);
+    let known = known::mark(kernel, &blocks, &mut marker);
+    let marks = marker.finish(&blocks);
+    if marks.root_bytes == 0 {
+        return Err(CheckError::NoRoots);
+    }
+    if std::env::var("LIBLEAK_WHY").is_ok() {
+        let end = kernel.symbols.lookup("_end").unwrap_or(0);
+        for (i, x) in blocks.blocks.iter().enumerate() {
+            if !(x.object.comm.starts_with(b"insmod") && x.object.site.caller >= end && marks.marked[i].is_some()) {
+                continue;
+            }
+            let mut b = Some(i as u32);
+            let mut n0 = 0;
+            while let Some(n) = b.filter(|_| n0 < 4) {
+                let bl = &blocks.blocks[n as usize];
+                eprintln!(
+                    "{n0} why {:#x} size {} {} caller {:?} {:?} weak {}",
+                    bl.addr,
+                    bl.size,
+                    String::from_utf8_lossy(&bl.object.comm),
+                    kernel.symbols.resolve(bl.object.site.caller),
+                    marks.marked[n as usize],
+                    blocks.rules[n as usize].weak
+                );
+                let mut w = Vec::new();
+                blocks.references(n, &mut |x| w.extend_from_slice(x));
+                let w: Vec<u64> = w.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
+                eprintln!("   {w:x?}");
+                n0 += 1;
+                if let Some(detector::scan::Origin::Root(p)) = marks.marked[n as usize] {
+                    let mut near = [0u8; 64];
+                    let _ = memory.read(guest_symbols::PhysAddr(p & !63), &mut near);
+                    eprintln!(
+                        "   root page use {:?} {:x?}",
+                        pages.usage(p / 4096),
+                        near.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect::<Vec<_>>()
+                    );
+                }
+                b = match marks.marked[n as usize] {
+                    Some(detector::scan::Origin::Block(m) | detector::scan::Origin::Rule(m)) => Some(m),
+                    _ => None,
+                };
+            }
+        }
+    }
+    let mut unreferenced = Vec::new();
+    for (i, block) in blocks.blocks.iter().enumerate() {
+        if marks.marked[i].is_some() || blocks.rules[i].weak {
+            continue;
+        }
+        unreferenced.push(describe(&blocks, i as u32, block));
+    }
+    unreferenced.sort_by_key(|u| u.object.sequence);
+    Ok(Outcome {
+        unreferenced,
+        live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
+        stale: blocks.stale,
+        known,
+        root_bytes: marks.root_bytes,
+        heap_bytes: marks.heap_bytes,
+        time: start.elapsed(),
+    })
+}
+
+fn describe<M: StoppedMemory>(blocks: &Blocks<'_, M>, number: u32, block: &Block) -> Unreferenced {
+    let mut crc = Checksum::default();
+    let mut head = Vec::new();
+    blocks.bytes(number, &mut |bytes| {
+        crc.add(bytes);
+        if head.len() < 32 {
+            head.extend_from_slice(&bytes[..bytes.len().min(32 - head.len())]);
+        }
+    });
+    let object = block.object;
+    let comm = object.comm.split(|&b| b == 0).next().unwrap_or_default();
+    let leak = Leak {
+        addr: block.addr,
+        size: block.size,
+        comm: String::from_utf8_lossy(comm).into_owned(),
+        pid: object.pid,
+        jiffies: object.jiffies,
+        head,
+        cpu: (object.kind == detector::objects::Kind::Percpu).then_some(0),
+        crc: crc.value(),
+        frames: Vec::new(),
+    };
+    Unreferenced { object, leak }
+}
+
+// The detector reads blocks through the rules; reports read them whole.
+impl<M: StoppedMemory> Contents for Blocks<'_, M> {
+    fn read(&self, block: u32, each: &mut dyn FnMut(&[u8])) {
+        self.references(block, each);
+    }
+}

@@ -1,0 +1,100 @@
+//! Roots: memory that the kernel owns and that is no tracked object. Page-allocator pages, the image's data,
+//! memblock allocations, static per-CPU variables, and the page descriptors in use.
+
+use crate::blocks::Blocks;
+use detector::objects::Kind;
+use detector::scan::Marker;
+use guest_symbols::Kernel;
+use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
+use guest_symbols::pages::{Pages, Use};
+
+/// Pages of roots handed to the scan at a time.
+const RUN: u64 = 512;
+
+/// Scans every root.
+pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks: &Blocks<'_, M>, marker: &mut Marker) {
+    let mut part = Part::all(pages);
+    part.leave_out_read_only(kernel);
+    part.leave_out_blocks(blocks);
+    for range in &blocks.percpu.dynamic {
+        part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
+    }
+    part.scan(memory, marker);
+    pages.descriptors(kernel, memory, |at, page| marker.root(at.0, page));
+}
+
+/// For each page frame, how much of it is root memory: a page may start as static per-CPU variables and end
+/// as dynamic ones.
+struct Part {
+    /// Bytes from the page's start that are root memory.
+    keep: Vec<u16>,
+}
+
+impl Part {
+    fn all(pages: &Pages) -> Part {
+        let whole = |pfn| if matches!(pages.usage(pfn), Use::Kernel | Use::Reserved) { PAGE_SIZE as u16 } else { 0 };
+        Part { keep: (0..pages.end()).map(whole).collect() }
+    }
+
+    fn cut(&mut self, phys: PhysAddr, len: u64) {
+        let mut at = phys.0;
+        while at < phys.0 + len {
+            let within = at % PAGE_SIZE;
+            if let Some(keep) = self.keep.get_mut((at / PAGE_SIZE) as usize) {
+                *keep = (*keep).min(within as u16);
+            }
+            at += PAGE_SIZE - within;
+        }
+    }
+
+    fn leave_out<M: StoppedMemory>(&mut self, blocks: &Blocks<'_, M>, start: VirtAddr, len: u64) {
+        blocks.runs(start, len, &mut |phys, n| self.cut(phys, n));
+    }
+
+    /// Text and read-only data hold no pointers to what is allocated, but for what is only written during
+    /// boot. They do hold much that looks like per-CPU pointers: offsets, sizes, BTF.
+    fn leave_out_read_only(&mut self, kernel: &Kernel) {
+        let mut leave_out = |from: &str, to: &str| {
+            if let (Some(start), Some(end)) = (kernel.symbol(from), kernel.symbol(to)) {
+                let start = VirtAddr(start.0.next_multiple_of(PAGE_SIZE));
+                self.cut(kernel.image_phys(start), (end.0 & !(PAGE_SIZE - 1)).saturating_sub(start.0));
+            }
+        };
+        leave_out("_stext", "_etext");
+        leave_out("__start_rodata", "__start_ro_after_init");
+        leave_out("__end_ro_after_init", "__end_rodata");
+    }
+
+    /// Pages of tracked objects are read only where the object is reachable.
+    fn leave_out_blocks<M: StoppedMemory>(&mut self, blocks: &Blocks<'_, M>) {
+        for b in &blocks.blocks {
+            match b.object.kind {
+                Kind::Slab | Kind::Percpu => {}
+                Kind::Large | Kind::Vmalloc => {
+                    self.leave_out(blocks, VirtAddr(b.addr), b.size.next_multiple_of(PAGE_SIZE));
+                }
+            }
+        }
+    }
+
+    fn scan(&self, memory: &impl StoppedMemory, marker: &mut Marker) {
+        let end = self.keep.len() as u64;
+        let mut pfn = 0;
+        while pfn < end {
+            let keep = u64::from(self.keep[pfn as usize]);
+            let mut len = keep;
+            let first = pfn;
+            pfn += 1;
+            while keep == PAGE_SIZE && pfn < end && pfn - first < RUN && u64::from(self.keep[pfn as usize]) == PAGE_SIZE
+            {
+                len += PAGE_SIZE;
+                pfn += 1;
+            }
+            if len > 0 {
+                // RAM may end within a run only where the machine's does.
+                let at = PhysAddr(first * PAGE_SIZE);
+                marker.root(at.0, memory.run(at, len as usize));
+            }
+        }
+    }
+}

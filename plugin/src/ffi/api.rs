@@ -1,0 +1,229 @@
+//! The plugin API, looked up by name at load.
+//!
+//! QEMU loads plugins with RTLD_NOW, so one strong reference to a function that this QEMU lacks would make
+//! the load fail with a linker's message. Everything is therefore fetched with dlsym(); what is missing
+//! can then be said in words. Types are those of the `qemu-plugin-sys` bindings.
+//!
+//! API 7 (QEMU 11.1) dropped the plugin id from the callbacks that had one and gave them user data;
+//! registrations take the user data as a further argument, which older versions do not look at.
+
+use libc::{c_char, c_int, c_uint, c_void};
+use qemu_plugin_sys::{
+    GArray, GByteArray, qemu_plugin_insn, qemu_plugin_register, qemu_plugin_scoreboard, qemu_plugin_tb, qemu_plugin_u64,
+};
+use std::ffi::{CStr, CString};
+use std::sync::OnceLock;
+
+/// API version from which callbacks carry user data in place of the plugin id.
+pub const VERSION_WITHOUT_ID: c_int = 7;
+
+/// QEMU_PLUGIN_CB_R_REGS (qemu-plugin.h).
+pub const READ_REGS: c_int = 1;
+/// QEMU_PLUGIN_COND_NE.
+pub const COND_NE: c_int = 3;
+
+/// A callback whose arguments depend on the API version: registered as a bare pointer.
+pub type AnyCallback = *const c_void;
+/// `qemu_plugin_vcpu_udata_cb_t`.
+pub type ExecCallback = extern "C" fn(vcpu: c_uint, userdata: *mut c_void);
+
+macro_rules! api {
+    ($($(#[$doc:meta])* $name:ident = $symbol:literal: fn($($arg:ty),*) $(-> $ret:ty)?;)*) => {
+        /// The functions used, resolved.
+        pub struct Api { $($(#[$doc])* pub $name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)* }
+
+        impl Api {
+            fn resolve() -> Result<Api, &'static str> {
+                Ok(Api { $($name: {
+                    let found = lookup($symbol).ok_or($symbol)?;
+                    // SAFETY: the symbol is QEMU's or GLib's function of that name, whose C signature, from
+                    // QEMU 9.2 to 11.1, is the one given here (int results that became bool are not read
+                    // beyond zero or not; additional trailing arguments are ignored by older versions).
+                    unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $ret)?>(found) }
+                },)* })
+            }
+        }
+    };
+}
+
+api! {
+    /// (id, callback, userdata)
+    register_vcpu_init = "qemu_plugin_register_vcpu_init_cb": fn(u64, AnyCallback, *mut c_void);
+    /// (id, callback, userdata)
+    register_tb_trans = "qemu_plugin_register_vcpu_tb_trans_cb": fn(u64, AnyCallback, *mut c_void);
+    /// (id, callback, userdata)
+    register_atexit = "qemu_plugin_register_atexit_cb": fn(u64, AnyCallback, *mut c_void);
+    /// (insn, callback, flags, userdata)
+    register_insn_exec = "qemu_plugin_register_vcpu_insn_exec_cb": fn(*mut qemu_plugin_insn, ExecCallback, c_int, *mut c_void);
+    /// (insn, callback, flags, condition, entry, immediate, userdata)
+    register_insn_exec_cond = "qemu_plugin_register_vcpu_insn_exec_cond_cb": fn(*mut qemu_plugin_insn, ExecCallback, c_int, c_int, qemu_plugin_u64, u64, *mut c_void);
+    /// (tb)
+    tb_n_insns = "qemu_plugin_tb_n_insns": fn(*const qemu_plugin_tb) -> usize;
+    /// (tb)
+    tb_vaddr = "qemu_plugin_tb_vaddr": fn(*const qemu_plugin_tb) -> u64;
+    /// (tb, index)
+    tb_get_insn = "qemu_plugin_tb_get_insn": fn(*const qemu_plugin_tb, usize) -> *mut qemu_plugin_insn;
+    /// (insn)
+    insn_vaddr = "qemu_plugin_insn_vaddr": fn(*const qemu_plugin_insn) -> u64;
+    /// (insn): despite its name a pointer into this process, null for MMIO.
+    insn_haddr = "qemu_plugin_insn_haddr": fn(*const qemu_plugin_insn) -> *mut c_void;
+    /// ()
+    num_vcpus = "qemu_plugin_num_vcpus": fn() -> c_int;
+    /// (): only in a vCPU's own callback; the caller frees it.
+    get_registers = "qemu_plugin_get_registers": fn() -> *mut GArray;
+    /// (handle, buffer)
+    read_register = "qemu_plugin_read_register": fn(*mut qemu_plugin_register, *mut GByteArray) -> c_int;
+    /// (element size in bytes)
+    scoreboard_new = "qemu_plugin_scoreboard_new": fn(usize) -> *mut qemu_plugin_scoreboard;
+    /// (entry, vcpu, value)
+    u64_set = "qemu_plugin_u64_set": fn(qemu_plugin_u64, c_uint, u64);
+    /// GLib, which is in every QEMU process.
+    byte_array_new = "g_byte_array_new": fn() -> *mut GByteArray;
+    /// (array, length)
+    byte_array_set_size = "g_byte_array_set_size": fn(*mut GByteArray, c_uint) -> *mut GByteArray;
+    /// (array)
+    array_element_size = "g_array_get_element_size": fn(*mut GArray) -> c_uint;
+    /// (array, free the elements too)
+    array_free = "g_array_free": fn(*mut GArray, c_int) -> *mut c_char;
+}
+
+static API: OnceLock<Api> = OnceLock::new();
+
+/// The API of the QEMU that loaded this library.
+///
+/// # Panics
+/// Before [`load`] has succeeded, which nothing but QEMU's own callbacks could do.
+#[inline]
+pub fn api() -> &'static Api {
+    API.get().expect("the plugin API is resolved at install")
+}
+
+/// Resolves the API.
+///
+/// # Errors
+/// The name of the first function that this QEMU does not have.
+pub fn load() -> Result<(), &'static str> {
+    let api = Api::resolve()?;
+    let _ = API.set(api);
+    Ok(())
+}
+
+/// The address of a symbol that the process exports, or `None`.
+pub fn lookup(name: &str) -> Option<*mut c_void> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: `name` is a C string; RTLD_DEFAULT searches the program and the libraries it was linked with.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!found.is_null()).then_some(found)
+}
+
+/// A block that QEMU is translating, for the length of the translation callback.
+#[derive(Clone, Copy)]
+pub struct Block(*mut qemu_plugin_tb);
+
+/// An instruction of a [`Block`].
+#[derive(Clone, Copy)]
+pub struct Insn(*mut qemu_plugin_insn);
+
+impl Block {
+    /// # Safety
+    /// `tb` is what QEMU passed to the translation callback, and the result is not used after it.
+    pub unsafe fn new(tb: *mut qemu_plugin_tb) -> Block {
+        Block(tb)
+    }
+
+    /// How many instructions it has.
+    pub fn len(self) -> usize {
+        // SAFETY: the block is live, by the contract of `new`.
+        unsafe { (api().tb_n_insns)(self.0) }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its virtual address.
+    pub fn vaddr(self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (api().tb_vaddr)(self.0) }
+    }
+
+    /// Instruction `index`, or `None` past the last.
+    pub fn insn(self, index: usize) -> Option<Insn> {
+        // SAFETY: as above; QEMU checks nothing, so the index is checked here.
+        (index < self.len()).then(|| Insn(unsafe { (api().tb_get_insn)(self.0, index) }))
+    }
+}
+
+impl Insn {
+    /// Its virtual address.
+    pub fn vaddr(self) -> u64 {
+        // SAFETY: instructions live as long as their block.
+        unsafe { (api().insn_vaddr)(self.0) }
+    }
+
+    /// The host address of its bytes; null where they are not RAM.
+    pub fn host_address(self) -> *const u8 {
+        // SAFETY: as above.
+        unsafe { (api().insn_haddr)(self.0) }.cast_const().cast()
+    }
+
+    /// Calls `callback` with `userdata`, which is never dereferenced, each time the instruction is about to
+    /// execute; registers are readable.
+    pub fn on_exec(self, callback: ExecCallback, userdata: usize) {
+        // SAFETY: as above; the callback is a plain function and outlives the process.
+        unsafe { (api().register_insn_exec)(self.0, callback, READ_REGS, userdata as *mut c_void) }
+    }
+
+    /// As [`Insn::on_exec`], only while this vCPU's value of `flag` is not 0.
+    pub fn on_exec_if(self, flag: Flag, callback: ExecCallback, userdata: usize) {
+        // SAFETY: as for `on_exec`; the scoreboard behind `flag` is never freed.
+        unsafe {
+            (api().register_insn_exec_cond)(self.0, callback, READ_REGS, COND_NE, flag.0, 0, userdata as *mut c_void)
+        }
+    }
+}
+
+/// One `u64` for each vCPU that translated code can test by itself.
+#[derive(Clone, Copy)]
+pub struct Flag(qemu_plugin_u64);
+
+// SAFETY: the scoreboard pointer is only passed back to QEMU, whose scoreboard functions may be called from
+// any thread.
+unsafe impl Send for Flag {}
+// SAFETY: as above.
+unsafe impl Sync for Flag {}
+
+impl Default for Flag {
+    /// A new flag, 0 for every vCPU.
+    fn default() -> Flag {
+        // SAFETY: plain allocation by QEMU; never freed, since translated code may hold it.
+        let score = unsafe { (api().scoreboard_new)(8) };
+        Flag(qemu_plugin_u64 { score, offset: 0 })
+    }
+}
+
+impl Flag {
+    /// Sets it for every vCPU: with thread=single, translated code tests the slot of the vCPU that translated
+    /// it, not of the one that runs it, so all slots must always agree.
+    pub fn set(self, value: u64) {
+        // SAFETY: slots exist for every vCPU index below num_vcpus; each is a naturally aligned u64.
+        unsafe {
+            for vcpu in 0..(api().num_vcpus)().max(0) as c_uint {
+                (api().u64_set)(self.0, vcpu, value);
+            }
+        }
+    }
+}
+
+/// The C string at `s`, or empty for null.
+///
+/// # Safety
+/// `s` is null or a C string that lives for the call.
+pub unsafe fn string(s: *const c_char) -> String {
+    if s.is_null() {
+        return String::new();
+    }
+    // SAFETY: by this function's own contract.
+    unsafe { CStr::from_ptr(s) }.to_string_lossy().into_owned()
+}

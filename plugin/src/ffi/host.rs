@@ -1,0 +1,164 @@
+//! Functions of QEMU beyond the plugin API. Builds with loadable modules, as distributions make them, export
+//! every function; others export the plugin API alone. Each use therefore has a way without.
+
+use super::api;
+use libc::{c_char, c_int, c_void};
+use std::path::Path;
+
+/// A function of QEMU, where this build exports it.
+pub fn function(name: &str) -> Option<*mut c_void> {
+    api::lookup(name)
+}
+
+/// A block of guest RAM as QEMU keeps it.
+#[derive(Debug, Clone)]
+pub struct RamBlock {
+    /// QEMU's name: `pc.ram`, `mem0`.
+    pub name: String,
+    /// Host address.
+    pub host: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// Every RAM block, video and option ROMs included; empty where QEMU does not export the functions.
+pub fn ram_blocks() -> Vec<RamBlock> {
+    type Each = extern "C" fn(*mut c_void, *mut c_void) -> c_int;
+    type Foreach = unsafe extern "C" fn(Each, *mut c_void) -> c_int;
+    struct Out {
+        blocks: Vec<RamBlock>,
+        idstr: unsafe extern "C" fn(*mut c_void) -> *const c_char,
+        host: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+        len: unsafe extern "C" fn(*mut c_void) -> u64,
+    }
+    extern "C" fn each(block: *mut c_void, opaque: *mut c_void) -> c_int {
+        // SAFETY: `opaque` is the `Out` below, alive and not otherwise used during the walk; `block` is a
+        // RAMBlock that QEMU keeps alive for the call.
+        unsafe {
+            let out = &mut *opaque.cast::<Out>();
+            out.blocks.push(RamBlock {
+                name: api::string((out.idstr)(block)),
+                host: (out.host)(block) as usize,
+                len: (out.len)(block) as usize,
+            });
+        }
+        0
+    }
+    let names = ["qemu_ram_foreach_block", "qemu_ram_get_idstr", "qemu_ram_get_host_addr", "qemu_ram_get_used_length"];
+    let [Some(foreach), Some(idstr), Some(host), Some(len)] = names.map(function) else { return Vec::new() };
+    // SAFETY: the signatures are those of include/exec/cpu-common.h, QEMU 9.2 to 11.1.
+    unsafe {
+        let mut out = Out {
+            blocks: Vec::new(),
+            idstr: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> *const c_char>(idstr),
+            host: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> *mut c_void>(host),
+            len: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> u64>(len),
+        };
+        let foreach: Foreach = std::mem::transmute(foreach);
+        foreach(each, (&raw mut out).cast());
+        out.blocks
+    }
+}
+
+/// Where guest physical memory from `at` on is mapped, and how far in one run; `None` for anything but RAM,
+/// and where QEMU does not export the functions. Only on a vCPU's thread, which QEMU's RCU knows.
+pub fn map_physical(at: u64) -> Option<(usize, u64)> {
+    type Map = unsafe extern "C" fn(*mut c_void, u64, *mut u64, bool, u64) -> *mut c_void;
+    type Unmap = unsafe extern "C" fn(*mut c_void, *mut c_void, u64, bool, u64);
+    let [Some(map), Some(unmap), Some(space)] =
+        ["address_space_map", "address_space_unmap", "address_space_memory"].map(function)
+    else {
+        return None;
+    };
+    let mut len = 1 << 40;
+    // SAFETY: signatures of include/exec/memory.h, QEMU 9.2 to 11.1; MemTxAttrs is a struct of at most
+    // 8 bytes, passed in one register, and all zeroes is a plain access. `address_space_memory` is the system
+    // address space itself. What is mapped is unmapped at once: RAM stays where it is.
+    let host = unsafe {
+        let map: Map = std::mem::transmute(map);
+        let unmap: Unmap = std::mem::transmute(unmap);
+        let host = map(space, at, &mut len, false, 0);
+        if !host.is_null() {
+            unmap(space, host, len, false, 0);
+        }
+        host
+    };
+    (!host.is_null() && len > 0).then_some((host as usize, len))
+}
+
+/// A vCPU's CPUState; QEMU frees none before the process ends, but for hot unplug.
+#[derive(Clone, Copy)]
+pub struct Cpu(*mut c_void);
+
+impl Cpu {
+    pub(super) fn pointer(self) -> *mut c_void {
+        self.0
+    }
+}
+
+/// vCPU `index`.
+pub fn cpu(index: usize) -> Option<Cpu> {
+    let get = function("qemu_get_cpu")?;
+    // SAFETY: `CPUState *qemu_get_cpu(int index)` (include/hw/core/cpu.h); it searches a list.
+    let cpu =
+        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int) -> *mut c_void>(get)(index as c_int) };
+    (!cpu.is_null()).then_some(Cpu(cpu))
+}
+
+/// The mapping of this process that contains `host`: its start and end.
+pub fn mapping_of(host: usize) -> Option<(usize, usize)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
+        let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
+        range.contains(&host).then_some((range.start, range.end))
+    })
+}
+
+/// The version of the QEMU that runs, from the text in its own program file: (11, 1).
+pub fn qemu_version() -> Option<(u32, u32)> {
+    const TEXT: &[u8] = b"QEMU emulator version ";
+    let program = std::fs::read(Path::new("/proc/self/exe")).ok()?;
+    let at = memchr::memmem::find(&program, TEXT)? + TEXT.len();
+    let text = std::str::from_utf8(program.get(at..at + 8)?).ok()?;
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+/// Runs `f` while no vCPU executes anything, on a vCPU's thread, and waits for it at most `timeout`.
+///
+/// # Errors
+/// Why not, in words.
+pub fn exclusive(f: Box<dyn FnOnce() + Send>, timeout: std::time::Duration) -> Result<(), &'static str> {
+    type Work = extern "C" fn(*mut c_void, u64);
+    type AsyncSafeRun = unsafe extern "C" fn(*mut c_void, Work, u64);
+    struct Job {
+        f: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+        done: crossbeam_channel::Sender<()>,
+    }
+    extern "C" fn work(_cpu: *mut c_void, data: u64) {
+        // SAFETY: `data` is the Arc that was given away below, taken back exactly once.
+        let job = unsafe { std::sync::Arc::from_raw(data as *const Job) };
+        super::guard(|| {
+            // Held until it is done, so that a caller that gives up cannot return in the middle.
+            if let Some(f) = job.f.lock().take() {
+                f();
+            }
+        });
+        let _ = job.done.send(());
+    }
+    let run = function("async_safe_run_on_cpu").ok_or("this QEMU does not export async_safe_run_on_cpu")?;
+    let cpu = cpu(0).ok_or("QEMU has no vCPU 0")?;
+    let (done, wait) = crossbeam_channel::bounded(1);
+    let job = std::sync::Arc::new(Job { f: parking_lot::Mutex::new(Some(f)), done });
+    // SAFETY: `void async_safe_run_on_cpu(CPUState *, run_on_cpu_func, run_on_cpu_data)`, where
+    // run_on_cpu_data is a union of 8 bytes (include/hw/core/cpu.h); callable from any thread.
+    unsafe {
+        let run: AsyncSafeRun = std::mem::transmute(run);
+        run(cpu.pointer(), work, std::sync::Arc::into_raw(job.clone()) as u64);
+    }
+    if wait.recv_timeout(timeout).is_err() && job.f.lock().take().is_some() {
+        return Err("the vCPUs did not stop in time");
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Who is running: the task, or the kind of interrupt, on the current CPU.
+
+use guest_symbols::memory::{GuestMemory, VirtAddr};
+use guest_symbols::{Kernel, PhysAddr};
+
+/// include/linux/preempt.h: hardirq nesting, and a softirq being served.
+const HARDIRQ_MASK: u32 = 0x000f_0000;
+const SOFTIRQ_OFFSET: u32 = 0x0000_0100;
+
+/// Where the running kernel keeps what is needed, all offsets resolved once.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Per-CPU address of the current task's pointer, and of the preemption count.
+    current: Option<u64>,
+    preempt_count: Option<u64>,
+    comm: u64,
+    pid: u64,
+    jiffies: Option<PhysAddr>,
+}
+
+/// As kmemleak records it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    /// NUL-padded; `hardirq` or `softirq` in interrupts.
+    pub comm: [u8; 16],
+    /// 0 in interrupts.
+    pub pid: u32,
+}
+
+impl Context {
+    /// Finds the places.
+    pub fn new(kernel: &Kernel) -> Context {
+        // 6.2 to 6.14 keep the hot per-CPU variables in one struct (arch/x86/include/asm/current.h).
+        let hot = |member| Some(kernel.symbols.lookup("pcpu_hot")?.wrapping_add(kernel.offset_of("pcpu_hot", member)?));
+        let task = |member| kernel.offset_of("task_struct", member);
+        Context {
+            current: kernel
+                .symbols
+                .lookup("current_task")
+                .or_else(|| hot("current_task"))
+                .filter(|_| task("comm").is_some()),
+            preempt_count: kernel.symbols.lookup("__preempt_count").or_else(|| hot("preempt_count")),
+            comm: task("comm").unwrap_or(0),
+            pid: task("pid").unwrap_or(0),
+            jiffies: kernel.symbol("jiffies_64").or_else(|| kernel.symbol("jiffies")).map(|at| kernel.image_phys(at)),
+        }
+    }
+
+    /// The guest's jiffies; 0 where they cannot be read.
+    pub fn jiffies(&self, memory: &impl GuestMemory) -> u64 {
+        self.jiffies.and_then(|at| memory.read_u64(at).ok()).unwrap_or(0)
+    }
+
+    /// Who runs on the CPU whose per-CPU base is `gs_base`.
+    pub fn who(&self, kernel: &Kernel, memory: &impl GuestMemory, gs_base: u64) -> Who {
+        let percpu = |at: Option<u64>| at.map(|a| VirtAddr(a.wrapping_add(gs_base)));
+        let named = |name: &[u8]| {
+            let mut comm = [0; 16];
+            comm[..name.len()].copy_from_slice(name);
+            Who { comm, pid: 0 }
+        };
+        let count = percpu(self.preempt_count).and_then(|at| kernel.read_u32(memory, at).ok()).unwrap_or(0);
+        if count & HARDIRQ_MASK != 0 {
+            return named(b"hardirq");
+        }
+        if count & SOFTIRQ_OFFSET != 0 {
+            return named(b"softirq");
+        }
+        let read = || {
+            let task = VirtAddr(kernel.read_u64(memory, percpu(self.current)?).ok()?);
+            let mut comm = [0; 16];
+            kernel.read(memory, task.offset(self.comm), &mut comm).ok()?;
+            Some(Who { comm, pid: kernel.read_u32(memory, task.offset(self.pid)).ok()? })
+        };
+        // Before there are tasks, the kernel runs as what becomes the idle task.
+        read().unwrap_or_else(|| named(b"swapper"))
+    }
+}

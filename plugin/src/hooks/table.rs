@@ -1,0 +1,236 @@
+//! Which kernel functions allocate and free, as data.
+//!
+//! Every allocation crosses one of the leaf functions here (mm/slub.c, mm/slab_common.c, mm/vmalloc.c,
+//! mm/percpu.c; 5.10 to 7.3). Functions around a leaf are hooked too, where their caller is the one that
+//! asked: an outer function that returns what an inner one has just returned only replaces the call site.
+//! krealloc, kvmalloc, kmemdup, mempools and the like are made of these. Which exist is asked of the running
+//! kernel's symbols; argument positions come from its BTF prototypes, where a name is given, else from
+//! the position that all known versions share.
+
+use crate::ffi::regs::Reg;
+use detector::objects::Kind;
+use guest_symbols::Kernel;
+
+/// Where an argument is found.
+#[derive(Debug, Clone, Copy)]
+pub struct Arg {
+    /// Names it has had in the prototypes.
+    names: &'static [&'static str],
+    /// Its position where there is no prototype, from 0.
+    position: usize,
+}
+
+const fn arg(names: &'static [&'static str], position: usize) -> Arg {
+    Arg { names, position }
+}
+
+/// What a function does.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)] // The fields are the arguments their names say.
+pub enum Does {
+    /// Returns one object of this kind. Slab objects' sizes are known to the slab.
+    Alloc(Kind, Option<Arg>),
+    /// Fills an array with as many slab objects as asked for, or returns 0.
+    AllocBulk { count: Arg, array: Arg },
+    /// Frees one object.
+    Free(Arg),
+    /// Frees one vmalloc block, perhaps by way of another such function.
+    FreeVmalloc(Arg),
+    /// Frees an array of slab objects.
+    FreeBulk { count: Arg, array: Arg },
+    /// Frees after a grace period: the second argument is the object, or the rcu_head's offset in it.
+    FreeRcu { head: Arg, object: Arg },
+    /// A module's code is about to run: its symbols are complete now, and never again.
+    ModuleLoad(Arg),
+}
+
+/// A row: functions of one family that do the same.
+pub struct Row {
+    /// What a user would miss if none of them existed.
+    pub family: &'static str,
+    /// Names in all kernel versions.
+    pub names: &'static [&'static str],
+    /// What they do.
+    pub does: Does,
+}
+
+const SIZE: Arg = arg(&["size"], 0);
+const COUNT: Arg = arg(&["size", "nr"], 2);
+const ARRAY: Arg = arg(&["p"], 3);
+
+/// The table.
+pub const TABLE: &[Row] = &[
+    Row {
+        family: "kmalloc",
+        names: &[
+            "__kmalloc",
+            "__kmalloc_node",
+            "__kmalloc_track_caller",
+            "__kmalloc_node_track_caller",
+            "kmem_cache_alloc_trace",
+            "kmem_cache_alloc_node_trace",
+            "__kmem_cache_alloc_node",
+            "kmalloc_trace",
+            "kmalloc_node_trace",
+            "__kmalloc_noprof",
+            "__kmalloc_node_noprof",
+            "__kmalloc_node_track_caller_noprof",
+            "__kmalloc_cache_noprof",
+            "__kmalloc_cache_node_noprof",
+            "__kmalloc_flags_noprof",
+            "__kmalloc_nolock_noprof",
+            "kmalloc_nolock_noprof",
+            "__kvmalloc_node_noprof",
+        ],
+        does: Does::Alloc(Kind::Slab, None),
+    },
+    Row {
+        family: "kmem_cache",
+        names: &[
+            "kmem_cache_alloc",
+            "kmem_cache_alloc_node",
+            "kmem_cache_alloc_lru",
+            "kmem_cache_alloc_noprof",
+            "kmem_cache_alloc_node_noprof",
+            "kmem_cache_alloc_lru_noprof",
+            "kmem_cache_alloc_from_sheaf_noprof",
+        ],
+        does: Does::Alloc(Kind::Slab, None),
+    },
+    Row {
+        family: "bulk allocation",
+        names: &["kmem_cache_alloc_bulk", "kmem_cache_alloc_bulk_noprof"],
+        does: Does::AllocBulk { count: COUNT, array: ARRAY },
+    },
+    Row {
+        family: "large kmalloc",
+        names: &[
+            "kmalloc_order",
+            "kmalloc_large_node",
+            "__kmalloc_large_node",
+            "___kmalloc_large_node",
+            "kmalloc_large",
+            "__kmalloc_large_noprof",
+            "__kmalloc_large_node_noprof",
+        ],
+        does: Does::Alloc(Kind::Large, Some(SIZE)),
+    },
+    Row {
+        family: "vmalloc",
+        names: &[
+            "__vmalloc_node_range",
+            "__vmalloc_node",
+            "__vmalloc",
+            "vmalloc",
+            "vzalloc",
+            "vmalloc_node",
+            "vzalloc_node",
+            "vmalloc_user",
+            "vmalloc_32",
+            "vmalloc_32_user",
+            "vmalloc_huge",
+            "__vmalloc_node_range_noprof",
+            "__vmalloc_node_noprof",
+            "__vmalloc_noprof",
+            "vmalloc_noprof",
+            "vzalloc_noprof",
+            "vmalloc_node_noprof",
+            "vzalloc_node_noprof",
+            "vmalloc_user_noprof",
+            "vmalloc_32_noprof",
+            "vmalloc_32_user_noprof",
+            "vmalloc_huge_noprof",
+            "vmalloc_huge_node_noprof",
+        ],
+        does: Does::Alloc(Kind::Vmalloc, Some(SIZE)),
+    },
+    Row { family: "percpu", names: &["pcpu_alloc", "pcpu_alloc_noprof"], does: Does::Alloc(Kind::Percpu, Some(SIZE)) },
+    Row { family: "kfree", names: &["kfree", "kfree_nolock"], does: Does::Free(arg(&["object", "objp", "x"], 0)) },
+    Row { family: "kmem_cache_free", names: &["kmem_cache_free"], does: Does::Free(arg(&["x", "objp"], 1)) },
+    Row {
+        family: "bulk free",
+        names: &["kmem_cache_free_bulk"],
+        does: Does::FreeBulk { count: arg(&["size", "nr"], 1), array: arg(&["p"], 2) },
+    },
+    Row {
+        family: "vfree",
+        names: &["vfree", "vfree_atomic", "vfree.part.0"],
+        does: Does::FreeVmalloc(arg(&["addr"], 0)),
+    },
+    Row { family: "free_percpu", names: &["free_percpu"], does: Does::Free(arg(&["ptr", "__pdata"], 0)) },
+    Row {
+        family: "kfree_rcu",
+        names: &["kvfree_call_rcu", "kfree_call_rcu_nolock"],
+        does: Does::FreeRcu { head: arg(&["head"], 0), object: arg(&["ptr", "func"], 1) },
+    },
+    Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
+];
+
+/// A hook of the running kernel.
+#[derive(Debug)]
+pub struct Hook {
+    /// The function's name.
+    pub name: &'static str,
+    /// Its virtual address.
+    pub addr: u64,
+    /// What it does, with registers in place of arguments.
+    pub action: Action,
+}
+
+/// [`Does`] with registers.
+#[derive(Debug, Clone, Copy)]
+pub enum Action {
+    /// See [`Does::Alloc`].
+    Alloc(Kind, Option<Reg>),
+    /// See [`Does::AllocBulk`]; the last is whether the function returns a bool.
+    AllocBulk(Reg, Reg, bool),
+    /// See [`Does::Free`].
+    Free(Reg),
+    /// See [`Does::FreeVmalloc`].
+    FreeVmalloc(Reg),
+    /// See [`Does::FreeBulk`].
+    FreeBulk(Reg, Reg),
+    /// See [`Does::FreeRcu`].
+    FreeRcu(Reg, Reg),
+    /// See [`Does::ModuleLoad`].
+    ModuleLoad(Reg),
+}
+
+/// The hooks that the running kernel has, and the families it has none of.
+pub fn choose(kernel: &Kernel) -> (Vec<Hook>, Vec<&'static str>) {
+    let (mut hooks, mut missing) = (Vec::new(), Vec::new());
+    for row in TABLE {
+        let before = hooks.len();
+        for &name in row.names {
+            let Some(addr) = kernel.symbols.lookup(name) else { continue };
+            match action(kernel, name, row.does) {
+                Some(action) => hooks.push(Hook { name, addr, action }),
+                None => log::warn!("{name} is not hooked: an argument is not in a register"),
+            }
+        }
+        if hooks.len() == before {
+            missing.push(row.family);
+        }
+    }
+    (hooks, missing)
+}
+
+fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
+    let prototype = kernel.btf.as_ref().and_then(|b| b.parameters(function));
+    let reg = |arg: Arg| {
+        let named = prototype.as_ref().and_then(|p| p.iter().position(|name| arg.names.contains(name)));
+        Reg::argument(named.unwrap_or(arg.position))
+    };
+    Some(match does {
+        Does::Alloc(kind, size) => Action::Alloc(kind, size.map(reg).map_or(Some(None), |r| r.map(Some))?),
+        Does::AllocBulk { count, array } => {
+            let boolean = kernel.btf.as_ref().and_then(|b| b.return_size(function)) == Some(1);
+            Action::AllocBulk(reg(count)?, reg(array)?, boolean)
+        }
+        Does::Free(object) => Action::Free(reg(object)?),
+        Does::FreeVmalloc(addr) => Action::FreeVmalloc(reg(addr)?),
+        Does::FreeBulk { count, array } => Action::FreeBulk(reg(count)?, reg(array)?),
+        Does::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
+        Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
+    })
+}

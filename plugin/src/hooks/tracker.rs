@@ -1,0 +1,406 @@
+//! The hot path: what happens when a hooked function is entered, and when it returns.
+//!
+//! A call in progress is known by the stack slot of its return address, which no other call can use until
+//! it has returned, on whatever CPU that happens. A return is recognised when the instruction at the return
+//! address is about to execute with the stack pointer just above that slot: this holds across tail calls,
+//! return thunks, interrupts that allocate, sleeping and migration.
+//!
+//! Which return addresses need watching is mostly known when they are translated ([`super::callsite`]). The
+//! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
+//! translated yet, it will be watched when it is.
+
+use super::callsite::{CallSites, LONGEST_CALL, Returns};
+use super::context::{Context, Who};
+use super::table::{self, Action, Hook};
+use crate::ffi::api::{Block, Flag, Insn};
+use crate::ffi::guard;
+use crate::ffi::ram::Ram;
+use crate::ffi::regs::{self, Reg};
+use dashmap::DashMap;
+use detector::objects::{AddressHasher, Inserted, Kind, LiveMap, Object, Removed, Site};
+use guest_symbols::Kernel;
+use guest_symbols::memory::{GuestMemory, PAGE_SIZE, StoppedMemory, VirtAddr};
+use guest_symbols::modules::Module;
+use libc::{c_uint, c_void};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
+
+/// Room for live objects from the start: a booted guest has some 100,000.
+const LIVE_CAPACITY: usize = 1 << 18;
+/// ZERO_SIZE_PTR and NULL are freed and returned, and are no objects (include/linux/slab.h).
+const ZERO_SIZE_PTR: u64 = 16;
+/// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h).
+const PERCPU_ALIGN: u64 = 4;
+/// Largest bulk operation believed.
+const MAX_BULK: u64 = 1 << 16;
+/// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
+const RECENT_VFREES: usize = 256;
+
+/// A call in progress.
+#[derive(Clone, Copy)]
+struct Pending {
+    hook: u32,
+    /// Its return address is watched only while the flag is up.
+    armed: bool,
+    ret: u64,
+    sequence: u64,
+    /// Size, or count.
+    size: u64,
+    array: u64,
+}
+
+/// How the first instruction after a call is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// An allocator was seen to return here, before it was translated.
+    Wanted,
+    Always,
+    /// Only while the flag is up.
+    WhileArmed,
+    /// Translated without: what returns here was thought to be no allocator.
+    Never,
+}
+
+/// Events that should not happen, counted.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    /// Calls whose return was not seen, because another call came to use the same stack slot.
+    pub unmatched_returns: AtomicU64,
+    /// Calls that will return where nothing watches.
+    pub unwatched_sites: AtomicU64,
+    /// Stacks or arrays that could not be read.
+    pub unreadable: AtomicU64,
+}
+
+/// Everything that is known of a guest whose kernel has been found.
+pub struct Tracker {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Its RAM.
+    pub ram: Ram,
+    /// Live objects.
+    pub live: LiveMap,
+    /// What went wrong.
+    pub doubts: Doubts,
+    /// Modules as they were loaded, each with the sequence number of that moment.
+    pub modules: Mutex<Vec<(u64, Module)>>,
+    /// Functions watched, and how often each was entered.
+    pub hooks: Vec<(Hook, AtomicU64)>,
+    entries: HashMap<u64, u32>,
+    entry_range: std::ops::RangeInclusive<u64>,
+    sites: CallSites,
+    context: Context,
+    pending: AddressMap<Pending>,
+    watched: AddressMap<Watch>,
+    armed: Mutex<u64>,
+    flag: Flag,
+    sequence: AtomicU64,
+    vfreed: Mutex<VecDeque<u64>>,
+    start: Instant,
+}
+
+static TRACKER: OnceLock<Tracker> = OnceLock::new();
+
+/// The tracker, once there is one.
+#[inline]
+pub fn tracker() -> Option<&'static Tracker> {
+    TRACKER.get()
+}
+
+impl Tracker {
+    /// Chooses hooks for the kernel and makes this the process's tracker. `memory` is `ram`, stopped.
+    ///
+    /// Returns the families of functions that the kernel has none of.
+    pub fn install(kernel: Kernel, ram: Ram) -> Vec<&'static str> {
+        let (hooks, missing) = table::choose(&kernel);
+        let sites = {
+            // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
+            // translation callback now.
+            let memory = unsafe { ram.stopped() };
+            analyse_calls(&kernel, &memory, &hooks)
+        };
+        let addresses = hooks.iter().map(|h| h.addr);
+        let low = addresses.clone().min().unwrap_or(u64::MAX);
+        let high = addresses.max().unwrap_or(0);
+        let tracker = Tracker {
+            entries: hooks.iter().enumerate().map(|(i, h)| (h.addr, i as u32)).collect(),
+            entry_range: low..=high,
+            context: Context::new(&kernel),
+            kernel,
+            ram,
+            live: LiveMap::with_capacity(LIVE_CAPACITY),
+            doubts: Doubts::default(),
+            modules: Mutex::default(),
+            hooks: hooks.into_iter().map(|h| (h, AtomicU64::new(0))).collect(),
+            sites,
+            pending: DashMap::with_capacity_and_hasher(4096, Default::default()),
+            watched: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
+            armed: Mutex::new(0),
+            flag: Flag::default(),
+            sequence: AtomicU64::new(1),
+            vfreed: Mutex::new(VecDeque::with_capacity(RECENT_VFREES)),
+            start: Instant::now(),
+        };
+        let _ = TRACKER.set(tracker);
+        missing
+    }
+
+    /// Milliseconds of host time since tracking began.
+    pub fn millis(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    /// Calls that have not returned.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Watches what is to be watched in a block of the kernel that is being translated.
+    pub fn translate(&self, block: Block) {
+        let (count, start) = (block.len(), block.vaddr());
+        let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return };
+        let last = last.vaddr();
+        if start <= *self.entry_range.end() && last >= *self.entry_range.start() {
+            for insn in (0..count).filter_map(|i| block.insn(i)) {
+                if let Some(&hook) = self.entries.get(&insn.vaddr()) {
+                    insn.on_exec(on_entry, hook as usize);
+                }
+            }
+        }
+        let returns = self.before(first, start).map_or(Returns::Anything, |b| self.sites.classify(start, &b));
+        let mut watch = match returns {
+            Returns::Allocator => Watch::Always,
+            Returns::Anything => Watch::WhileArmed,
+            Returns::Other => Watch::Never,
+            Returns::NoCall => return,
+        };
+        // Translated again, it may have been learnt meanwhile.
+        if self.watched.get(&start).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always)) {
+            watch = Watch::Always;
+        }
+        self.watched.insert(start, watch);
+        match watch {
+            Watch::Always => first.on_exec(on_return, start as usize),
+            Watch::WhileArmed => first.on_exec_if(self.flag, on_return, start as usize),
+            Watch::Never | Watch::Wanted => {}
+        }
+    }
+
+    /// The bytes before the block.
+    fn before(&self, first: Insn, start: u64) -> Option<[u8; LONGEST_CALL]> {
+        let mut bytes = [0; LONGEST_CALL];
+        let phys = self.ram.phys_of(first.host_address())?;
+        if start % PAGE_SIZE >= LONGEST_CALL as u64 {
+            let at = guest_symbols::PhysAddr(phys.0 - LONGEST_CALL as u64);
+            self.ram.read(at, &mut bytes).ok()?;
+        } else {
+            let at = VirtAddr(start - LONGEST_CALL as u64);
+            self.kernel.read(&self.ram, at, &mut bytes).ok()?;
+        }
+        Some(bytes)
+    }
+
+    fn enter(&self, number: u32) {
+        let (hook, hits) = &self.hooks[number as usize];
+        hits.fetch_add(1, Ordering::Relaxed);
+        match hook.action {
+            Action::Alloc(_, size) => self.begin(number, size.map_or(0, regs::read), 0),
+            Action::AllocBulk(count, array, _) => self.begin(number, regs::read(count), regs::read(array)),
+            Action::Free(object) => self.free(regs::read(object)),
+            Action::FreeVmalloc(addr) => self.free_vmalloc(regs::read(addr)),
+            Action::FreeBulk(count, array) => {
+                let (count, array) = (regs::read(count), regs::read(array));
+                self.array(array, count, |object| self.free(object));
+            }
+            Action::FreeRcu(head, object) => {
+                let (head, object) = (regs::read(head), regs::read(object));
+                // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the object.
+                let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
+                if object > ZERO_SIZE_PTR {
+                    self.live.retire(object);
+                }
+            }
+            Action::ModuleLoad(module) => {
+                if let Some(module) = Module::read(&self.kernel, &self.ram, VirtAddr(regs::read(module))) {
+                    log::debug!("module {} with {} symbols", module.name, module.symbol_count());
+                    self.modules.lock().push((self.sequence.load(Ordering::Relaxed), module));
+                }
+            }
+        }
+    }
+
+    /// An allocator was entered.
+    fn begin(&self, hook: u32, size: u64, array: u64) {
+        let rsp = regs::read(Reg::Rsp);
+        let Ok(ret) = self.kernel.read_u64(&self.ram, VirtAddr(rsp)) else {
+            self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let armed = match self.watched.get(&ret).map(|w| *w) {
+            Some(Watch::Always | Watch::Wanted) => false,
+            Some(Watch::WhileArmed) => true,
+            Some(Watch::Never) => {
+                log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
+                self.doubts.unwatched_sites.fetch_add(1, Ordering::Relaxed);
+                self.watched.insert(ret, Watch::Wanted);
+                false
+            }
+            None => {
+                self.watched.insert(ret, Watch::Wanted);
+                false
+            }
+        };
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let old = self.pending.insert(rsp, Pending { hook, armed, ret, sequence, size, array });
+        if armed {
+            self.arm(1);
+        }
+        if let Some(old) = old {
+            if old.armed {
+                self.arm(-1);
+            }
+            // The same slot and return address: the instruction was restarted, or the allocator
+            // tail-called another, which returns in its place.
+            if old.ret != ret {
+                log::debug!("unmatched return of {} to {:#x}", self.hooks[old.hook as usize].0.name, old.ret);
+                self.doubts.unmatched_returns.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Raises or lowers the flag that conditional watches look at.
+    fn arm(&self, by: i64) {
+        let mut armed = self.armed.lock();
+        let before = *armed;
+        *armed = before.saturating_add_signed(by);
+        if (before == 0) != (*armed == 0) {
+            self.flag.set((*armed != 0).into());
+        }
+    }
+
+    /// The instruction at `ret` is about to execute.
+    fn finish(&self, ret: u64) {
+        let slot = regs::read(Reg::Rsp).wrapping_sub(8);
+        let Some((_, pending)) = self.pending.remove_if(&slot, |_, p| p.ret == ret) else { return };
+        if pending.armed {
+            self.arm(-1);
+        }
+        let hook = &self.hooks[pending.hook as usize].0;
+        let rax = regs::read(Reg::Rax);
+        match hook.action {
+            Action::Alloc(kind, _) => self.allocated(rax, kind, pending),
+            Action::AllocBulk(_, _, boolean) => {
+                let result = if boolean { rax & 0xff } else { rax & 0xffff_ffff };
+                if result != 0 {
+                    self.array(pending.array, pending.size, |object| self.allocated(object, Kind::Slab, pending));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn allocated(&self, addr: u64, kind: Kind, pending: Pending) {
+        let is_error = addr.wrapping_neg() < PAGE_SIZE;
+        if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
+            return;
+        }
+        let Who { comm, pid } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
+        let object = Object {
+            kind,
+            dying: false,
+            reported: false,
+            size: match kind {
+                Kind::Slab => 0,
+                Kind::Large => pending.size,
+                Kind::Vmalloc => pending.size.next_multiple_of(PAGE_SIZE),
+                Kind::Percpu => pending.size.next_multiple_of(PERCPU_ALIGN),
+            },
+            site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+            jiffies: self.context.jiffies(&self.ram),
+            millis: self.millis(),
+            pid,
+            comm,
+        };
+        if self.live.insert(addr, object, pending.sequence) == Inserted::Replaced {
+            log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret);
+        }
+    }
+
+    fn free(&self, addr: u64) {
+        if addr > ZERO_SIZE_PTR && self.live.remove(addr) == Removed::Unknown {
+            log::debug!("unknown free of {addr:#x}");
+        }
+    }
+
+    fn free_vmalloc(&self, addr: u64) {
+        if addr == 0 {
+            return;
+        }
+        let mut recent = self.vfreed.lock();
+        match self.live.remove(addr) {
+            Removed::Unknown if recent.contains(&addr) => self.live.forgive_unknown_free(),
+            Removed::Unknown => log::debug!("unknown vfree of {addr:#x}"),
+            Removed::Object | Removed::Dying => {
+                if recent.len() == RECENT_VFREES {
+                    recent.pop_front();
+                }
+                recent.push_back(addr);
+            }
+        }
+    }
+
+    fn array(&self, at: u64, count: u64, mut each: impl FnMut(u64)) {
+        for i in 0..count.min(MAX_BULK) {
+            match self.kernel.read_u64(&self.ram, VirtAddr(at).offset(8 * i)) {
+                Ok(object) => each(object),
+                Err(_) => {
+                    self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Reads the kernel's text once for functions that end in a jump to an allocator.
+fn analyse_calls(kernel: &Kernel, memory: &impl StoppedMemory, hooks: &[Hook]) -> CallSites {
+    let text = kernel.symbols.lookup("_stext").unwrap_or(0)..kernel.symbols.lookup("_etext").unwrap_or(0);
+    let functions: Vec<u64> = kernel
+        .symbols
+        .iter()
+        .filter(|s| matches!(s.kind, b't' | b'T' | b'W' | b'w') && text.contains(&s.addr))
+        .map(|s| s.addr)
+        .collect();
+    let is_trampoline = |name: &str| name.starts_with("__x86_indirect_") || name.starts_with("__SCT__");
+    let trampolines: Vec<u64> = kernel.symbols.iter().filter(|s| is_trampoline(s.name)).map(|s| s.addr).collect();
+    let allocators: Vec<u64> = hooks
+        .iter()
+        .filter(|h| matches!(h.action, Action::Alloc(..) | Action::AllocBulk(..)))
+        .map(|h| h.addr)
+        .collect();
+    let bytes = memory.run(kernel.image_phys(VirtAddr(text.start)), text.end.saturating_sub(text.start) as usize);
+    CallSites::new(bytes, text, &functions, &allocators, &trampolines)
+}
+
+extern "C" fn on_entry(_vcpu: c_uint, hook: *mut c_void) {
+    guard(|| {
+        if let Some(tracker) = tracker() {
+            tracker.enter(hook as usize as u32);
+        }
+    });
+}
+
+extern "C" fn on_return(_vcpu: c_uint, ret: *mut c_void) {
+    guard(|| {
+        if let Some(tracker) = tracker() {
+            tracker.finish(ret as u64);
+        }
+    });
+}

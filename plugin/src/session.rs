@@ -1,0 +1,284 @@
+//! One guest under observation: waiting for its kernel, tracking, checking, and the last word.
+
+use crate::ffi::api::Block;
+use crate::ffi::ram::Ram;
+use crate::ffi::{host, regs};
+use crate::hooks::tracker::{self, Tracker};
+use crate::options::Options;
+use crate::output::{self, Output};
+use checker::{CheckError, Outcome, Unreferenced};
+use detector::objects::Site;
+use guest_symbols::kernel::KernelError;
+use guest_symbols::symbol_file::SymbolFile;
+use guest_symbols::symbols::Resolved;
+use guest_symbols::{Kernel, VirtAddr};
+use parking_lot::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Age below which interval scans report nothing: what kmemleak waits (MSECS_MIN_AGE).
+const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
+/// Kernel blocks after which the search is tried again, when nothing like Linux was around the first.
+const RETRY_BLOCKS: u32 = 20_000;
+/// Searches before it is given up.
+const MAX_SEARCHES: u32 = 20;
+
+/// State of the process: QEMU loads a plugin once.
+pub struct Session {
+    /// What the user asked for.
+    pub options: Options,
+    output: Output,
+    symbols: Mutex<Option<SymbolFile>>,
+    blocks: AtomicU64,
+    kernel_blocks: AtomicU32,
+    searches: AtomicU32,
+    /// No further search: it succeeded, or failed for good.
+    settled: AtomicBool,
+    /// Why there is no kernel, once that is certain.
+    failure: Mutex<Option<String>>,
+    /// Held during a check.
+    checking: Mutex<()>,
+}
+
+static SESSION: OnceLock<Session> = OnceLock::new();
+
+/// The session; `None` before install.
+pub fn session() -> Option<&'static Session> {
+    SESSION.get()
+}
+
+impl Session {
+    /// Starts the session.
+    ///
+    /// # Errors
+    /// The line to print, if an option's file cannot be used.
+    pub fn start(options: Options) -> Result<&'static Session, String> {
+        let output = Output::open(options.report.as_deref())?;
+        let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose().map_err(|e| e.to_string())?;
+        Ok(SESSION.get_or_init(|| Session {
+            options,
+            output,
+            symbols: Mutex::new(symbols),
+            blocks: AtomicU64::new(0),
+            kernel_blocks: AtomicU32::new(0),
+            searches: AtomicU32::new(0),
+            settled: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            checking: Mutex::new(()),
+        }))
+    }
+
+    /// QEMU translates a block.
+    pub fn translate(&self, block: Block) {
+        let start = block.vaddr();
+        if !VirtAddr(start).is_kernel() {
+            if self.blocks.load(Ordering::Relaxed) == 0 {
+                self.blocks.store(1, Ordering::Relaxed);
+            }
+            return;
+        }
+        if tracker::tracker().is_none() {
+            self.search(block, start);
+        }
+        if let Some(tracker) = tracker::tracker() {
+            tracker.translate(block);
+        }
+    }
+
+    /// Looks for the kernel that this block belongs to.
+    fn search(&self, block: Block, start: u64) {
+        self.blocks.store(1, Ordering::Relaxed);
+        if self.settled.load(Ordering::Relaxed) {
+            return;
+        }
+        let n = self.kernel_blocks.fetch_add(1, Ordering::Relaxed);
+        if !n.is_multiple_of(RETRY_BLOCKS) {
+            return;
+        }
+        // One vCPU searches; another that translates meanwhile goes on untracked, which early boot has not.
+        let Some(mut symbols) = self.symbols.try_lock() else { return };
+        match self.find(block, start, symbols.take()) {
+            Ok(()) => self.settled.store(true, Ordering::Relaxed),
+            Err(Search::NotYet(why)) => {
+                log::info!("{why}");
+                if self.searches.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SEARCHES {
+                    self.settled.store(true, Ordering::Relaxed);
+                }
+                *self.failure.lock() = Some(why);
+            }
+            Err(Search::Never(why)) => {
+                output::error(&why);
+                self.settled.store(true, Ordering::Relaxed);
+                *self.failure.lock() = Some(why);
+            }
+        }
+    }
+
+    fn find(&self, block: Block, start: u64, symbols: Option<SymbolFile>) -> Result<(), Search> {
+        let began = Instant::now();
+        let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
+        let ram = Ram::find(code).map_err(|e| Search::Never(e.to_string()))?;
+        let phys =
+            ram.phys_of(code).ok_or_else(|| Search::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
+        let kernel = {
+            // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only
+            // one that runs, and it is here. Should another run after all, it would be writing kernel data, not the
+            // read-only data that is searched.
+            let memory = unsafe { ram.stopped() };
+            Kernel::find(&memory, VirtAddr(start), phys, symbols).map_err(|e| match e {
+                KernelError::NotLinux(_) => Search::NotYet(e.to_string()),
+                e => Search::Never(e.to_string()),
+            })?
+        };
+        log::info!(
+            "Linux {}: {} symbols, {} BTF types, found in {:?}",
+            kernel.release,
+            kernel.symbols.len(),
+            kernel.btf.as_ref().map_or(0, |b| b.len()),
+            began.elapsed()
+        );
+        for family in Tracker::install(kernel, ram) {
+            output::warning(&format!(
+                "this kernel has no known function of the family \"{family}\": such allocations or frees are not seen, and the report is not to be trusted"
+            ));
+        }
+        log::info!("ready {:?} after the first kernel block", began.elapsed());
+        Ok(())
+    }
+
+    /// A check while the guest is stopped: the caller has seen to that.
+    pub fn check(&self, tracker: &Tracker, min_age: Duration) -> Result<Outcome, CheckError> {
+        let _one = self.checking.lock();
+        let objects = tracker.live.snapshot();
+        let mut registers = Vec::new();
+        let mut cpu = 0;
+        while let Some(state) = host::cpu(cpu).and_then(regs::stopped) {
+            registers.extend(state);
+            cpu += 1;
+        }
+        // SAFETY: the vCPUs are stopped, by this function's contract with its callers below.
+        let memory = unsafe { tracker.ram.stopped() };
+        let mut outcome = checker::check(&tracker.kernel, &memory, &objects, &registers)?;
+        let now = tracker.millis();
+        outcome.unreferenced.retain(|u| {
+            let age = Duration::from_millis(now.saturating_sub(u.object.millis));
+            !u.object.reported && age >= min_age
+        });
+        for u in &mut outcome.unreferenced {
+            tracker.live.set_reported(u.leak.addr);
+            u.leak.frames = frames(tracker, u.object.site, u.object.sequence);
+        }
+        Ok(outcome)
+    }
+
+    /// Prints a check's result; `pause` is how long the guest stood still for it.
+    pub fn report(&self, tracker: &Tracker, outcome: &Outcome, pause: Duration) {
+        let mut text: String = outcome.unreferenced.iter().map(|u| u.leak.to_string()).collect();
+        text += &summary(tracker, outcome, pause);
+        self.output.write(&text);
+    }
+
+    /// QEMU exits: the vCPUs have stopped.
+    pub fn exit(&self) {
+        if crate::ffi::is_disabled() {
+            return output::error("leak detection was off after an internal error: there is no result");
+        }
+        let Some(tracker) = tracker::tracker() else {
+            let why = self.failure.lock().clone();
+            return output::error(&match why {
+                _ if self.blocks.load(Ordering::Relaxed) == 0 => "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg".to_owned(),
+                Some(why) => format!("nothing was tracked: {why}"),
+                None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
+            });
+        };
+        if tracker.live.counters().allocations == 0 {
+            return output::error(&format!(
+                "nothing was tracked: Linux {} was found, but it ended before its first allocation, or none of its allocators is known",
+                tracker.kernel.release
+            ));
+        }
+        let began = Instant::now();
+        match self.check(tracker, self.options.min_age.unwrap_or_default()) {
+            Ok(outcome) => self.report(tracker, &outcome, began.elapsed()),
+            Err(e) => output::error(&format!("no result: {e}")),
+        }
+    }
+
+    /// The age below which interval scans report nothing.
+    pub fn interval_min_age(&self) -> Duration {
+        self.options.min_age.unwrap_or(INTERVAL_MIN_AGE)
+    }
+}
+
+/// Why there is no kernel.
+enum Search {
+    /// Another block may do.
+    NotYet(String),
+    /// No block will.
+    Never(String),
+}
+
+/// The frames of a site, as `%pS` prints them: the allocator, whose own place of call is not known from
+/// outside, and its caller.
+fn frames(tracker: &Tracker, site: Site, sequence: u64) -> Vec<String> {
+    [site.allocator, site.caller].into_iter().map(|at| frame(tracker, at, sequence)).collect()
+}
+
+/// An address as it was called at the time of allocation `sequence`.
+fn frame(tracker: &Tracker, at: u64, sequence: u64) -> String {
+    let show = |r: Resolved, module: &str| format!("{}+{:#x}/{:#x}{module}", r.name, r.offset, r.size);
+    let modules = tracker.modules.lock();
+    // The last module that was loaded there before: space is used again after rmmod.
+    let module = modules.iter().rev().filter(|(loaded, _)| *loaded <= sequence);
+    for (_, module) in module {
+        if module.ranges.iter().any(|r| r.contains(&at)) {
+            return match module.resolve(at) {
+                Some(r) => show(r, &format!(" [{}]", module.name)),
+                None => format!("{at:#x} [{}]", module.name),
+            };
+        }
+    }
+    let end = tracker.kernel.symbols.lookup("_end").unwrap_or(u64::MAX);
+    match tracker.kernel.symbols.resolve(at).filter(|_| at < end) {
+        Some(r) => show(r, ""),
+        None => format!("{at:#x}"),
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+fn summary(tracker: &Tracker, outcome: &Outcome, pause: Duration) -> String {
+    let c = tracker.live.counters();
+    let d = &tracker.doubts;
+    let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    let hit = tracker.hooks.iter().filter(|(_, hits)| get(hits) > 0).count();
+    let leaked: u64 = outcome.unreferenced.iter().map(|u: &Unreferenced| u.leak.size).sum();
+    format!(
+        "libleak: {} unreferenced objects ({} bytes); {} allocations, {} frees, {} live objects ({:.1} MiB); \
+         scanned {:.1} MiB of roots and {:.1} MiB of heap in {:.1} ms, pause {:.1} ms; \
+         {} unmatched returns, {} unwatched sites, {} unknown frees, {} missed frees, {} stale, {} known; \
+         {} of {} hooks hit; Linux {}\n",
+        outcome.unreferenced.len(),
+        leaked,
+        c.allocations,
+        c.frees,
+        outcome.live.0,
+        mib(outcome.live.1),
+        mib(outcome.root_bytes),
+        mib(outcome.heap_bytes),
+        outcome.time.as_secs_f64() * 1e3,
+        pause.as_secs_f64() * 1e3,
+        get(&d.unmatched_returns),
+        get(&d.unwatched_sites) + get(&d.unreadable),
+        c.unknown_frees,
+        c.missed_frees,
+        outcome.stale,
+        outcome.known.len(),
+        hit,
+        tracker.hooks.len(),
+        tracker.kernel.release,
+    )
+}
