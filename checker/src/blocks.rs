@@ -89,7 +89,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         this.index();
         this.apply_sheaf_rules(kernel, |at| caches.get(&at).is_some_and(Option::is_some));
         this.apply_vmap_rules(kernel);
-        this.apply_stack_rules(kernel);
+        this.apply_task_rules(kernel);
         this
     }
 
@@ -115,14 +115,15 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             log::warn!("the kernel's vmap areas cannot be read: leaked vmalloc blocks may be missed");
             return;
         };
-        // Areas that are free or about to be have bounds too, and those touch other areas' blocks.
+        // Areas that are free, pooled or about to be have bounds too, which touch other areas' blocks, and
+        // what was once their vm_struct.
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
         for (i, b) in self.blocks.iter().enumerate() {
             if b.object.kind == Kind::Slab
                 && known::is_vmap_area_site(kernel, &b.object)
                 && self.pages.slab_cache(kernel, self.memory, VirtAddr(b.addr)) == vmap_area_cache
             {
-                self.skip.entry(i as u32).or_default().push(0..16);
+                self.skip.entry(i as u32).or_default().extend([0..16, offsets.vm..offsets.vm + 8]);
             }
         }
         for area in areas {
@@ -153,13 +154,22 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     }
 
     /// Only the part of a stack that is in use holds references: below, there is what returned functions
-    /// left, which would hide leaks.
-    fn apply_stack_rules(&mut self, kernel: &Kernel) {
-        let Some(stacks) = tasks::stacks(kernel, self.memory, &self.percpu) else {
+    /// left, which would hide leaks. And a task remembers whom it woke last, without a reference to it:
+    /// that task may be long gone, and its memory another object's (record_wakee, kernel/sched/fair.c).
+    fn apply_task_rules(&mut self, kernel: &Kernel) {
+        let Some(tasks) = tasks::read(kernel, self.memory, &self.percpu) else {
             log::warn!("the kernel's tasks cannot be read: whole stacks are scanned, which may hide leaks");
             return;
         };
-        for (base, state) in stacks {
+        if let Some(member) = kernel.offset_of("task_struct", "last_wakee") {
+            for task in tasks.tasks {
+                if let Some(block) = self.addresses.find(task.0) {
+                    let at = task.0 - self.blocks[block as usize].addr + member;
+                    self.skip.entry(block).or_default().push(at..at + 8);
+                }
+            }
+        }
+        for (base, state) in tasks.stacks {
             let Some(block) = self.addresses.find(base) else { continue };
             let b = &self.blocks[block as usize];
             if b.addr != base || b.object.kind != Kind::Vmalloc {

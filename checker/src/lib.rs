@@ -86,7 +86,12 @@ pub fn check(
     if std::env::var("LIBLEAK_WHY").is_ok() {
         let end = kernel.symbols.lookup("_end").unwrap_or(0);
         for (i, x) in blocks.blocks.iter().enumerate() {
-            if !(x.object.comm.starts_with(b"insmod") && x.object.site.caller >= end && marks.marked[i].is_some()) {
+            if !(x.size != 512
+                && x.size != 192
+                && x.object.comm.starts_with(b"insmod")
+                && x.object.site.caller >= end
+                && marks.marked[i].is_some())
+            {
                 continue;
             }
             let mut b = Some(i as u32);

@@ -21,19 +21,29 @@ pub enum Stack {
     Cached,
 }
 
-/// Stacks by their lowest virtual address. `None` where a structure cannot be read.
-pub fn stacks(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Option<HashMap<u64, Stack>> {
+/// All tasks.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    /// Addresses of every `task_struct`: all threads, and the idle tasks.
+    pub tasks: Vec<VirtAddr>,
+    /// Stacks by their lowest virtual address.
+    pub stacks: HashMap<u64, Stack>,
+}
+
+/// Walks the task lists. `None` where a structure cannot be read.
+pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Option<Tasks> {
     let task = |path| kernel.offset_of("task_struct", path);
     let (tasks, stack, sp) = (task("tasks")?, task("stack")?, task("thread.sp")?);
     let (signal, thread_node, on_cpu) = (task("signal")?, task("thread_node")?, task("on_cpu"));
     let thread_head = kernel.offset_of("signal_struct", "thread_head")?;
     let read = |at: VirtAddr| kernel.read_u64(memory, at).ok();
-    let mut found = HashMap::new();
-    let add = |found: &mut HashMap<u64, Stack>, task: VirtAddr| {
+    let mut found = Tasks::default();
+    let add = |found: &mut Tasks, task: VirtAddr| {
         let base = read(task.offset(stack))?;
         let running = on_cpu.is_none_or(|o| kernel.read_u32(memory, task.offset(o)).unwrap_or(1) != 0);
         let state = if running { Stack::Running } else { Stack::From(read(task.offset(sp))?) };
-        found.insert(base, state);
+        found.tasks.push(task);
+        found.stacks.insert(base, state);
         Some(())
     };
     let init = kernel.symbol("init_task")?;
@@ -45,7 +55,7 @@ pub fn stacks(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Op
         let mut node = VirtAddr(read(head)?);
         while node != head {
             add(&mut found, VirtAddr(node.0.wrapping_sub(thread_node)))?;
-            if found.len() > MAX_TASKS {
+            if found.tasks.len() > MAX_TASKS {
                 return None;
             }
             node = VirtAddr(read(node)?);
@@ -64,7 +74,7 @@ pub fn stacks(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Op
             let vm = at("cached_stacks", i).and_then(read).filter(|&v| v != 0);
             let addr = vm.and_then(|vm| read(VirtAddr(vm).offset(kernel.offset_of("vm_struct", "addr")?)));
             if let Some(base) = addr {
-                found.insert(base, Stack::Cached);
+                found.stacks.insert(base, Stack::Cached);
             }
         }
     }
