@@ -15,6 +15,12 @@ use guest_symbols::vmap;
 use std::collections::HashMap;
 use std::ops::Range;
 
+/// To 6.14 a `__percpu` pointer is a small number, as are sizes and flags, and interior ones would match many
+/// words that are none. In the field every block whose parts are referred to one by one (arrays of
+/// percpu_counter, xt counters) is referred to by its start as well, so the start is asked for, give or
+/// take the flags in low bits that percpu_ref keeps (include/linux/percpu-refcount.h).
+const POINTER_FLAGS: u64 = 4;
+
 /// A live object whose place and size are known.
 pub struct Block {
     /// Virtual address, or `__percpu` pointer.
@@ -98,7 +104,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         for (i, b) in self.blocks.iter().enumerate() {
             let span = |start: u64| Span { start, end: start.saturating_add(b.size), block: i as u32 };
             if b.object.kind == Kind::Percpu {
-                pointers.push(span(b.addr));
+                let whole = span(b.addr);
+                let end = if VirtAddr(b.addr).is_kernel() { whole.end } else { whole.end.min(b.addr + POINTER_FLAGS) };
+                pointers.push(Span { end, ..whole });
                 addresses.extend(self.percpu.offsets.iter().map(|o| span(b.addr.wrapping_add(*o))));
             } else {
                 addresses.push(span(b.addr));

@@ -272,7 +272,7 @@ fn summary(tracker: &Tracker, outcome: &Outcome, pause: Duration) -> String {
         outcome.time.as_secs_f64() * 1e3,
         pause.as_secs_f64() * 1e3,
         get(&d.unmatched_returns),
-        get(&d.unwatched_sites) + get(&d.unreadable),
+        get(&d.unwatched_returns) + get(&d.unreadable),
         c.unknown_frees,
         c.missed_frees,
         outcome.stale,

@@ -48,6 +48,9 @@ struct Pending {
     hook: u32,
     /// Its return address is watched only while the flag is up.
     armed: bool,
+    /// Its return address was not watched when it was last translated. It is still seen if it is translated
+    /// again first, as it is where another module's code was before.
+    doubtful: bool,
     ret: u64,
     sequence: u64,
     /// Size, or count.
@@ -72,8 +75,8 @@ enum Watch {
 pub struct Doubts {
     /// Calls whose return was not seen, because another call came to use the same stack slot.
     pub unmatched_returns: AtomicU64,
-    /// Calls that will return where nothing watches.
-    pub unwatched_sites: AtomicU64,
+    /// Calls that return, or have returned, where nothing watches.
+    pub unwatched_returns: AtomicU64,
     /// Stacks or arrays that could not be read.
     pub unreadable: AtomicU64,
 }
@@ -242,22 +245,17 @@ impl Tracker {
             self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let armed = match self.watched.get(&ret).map(|w| *w) {
-            Some(Watch::Always | Watch::Wanted) => false,
-            Some(Watch::WhileArmed) => true,
-            Some(Watch::Never) => {
-                log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
-                self.doubts.unwatched_sites.fetch_add(1, Ordering::Relaxed);
-                self.watched.insert(ret, Watch::Wanted);
-                false
-            }
-            None => {
-                self.watched.insert(ret, Watch::Wanted);
-                false
-            }
-        };
+        let watch = self.watched.get(&ret).map(|w| *w);
+        let (armed, doubtful) = (watch == Some(Watch::WhileArmed), watch == Some(Watch::Never));
+        if doubtful {
+            log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
+            self.doubts.unwatched_returns.fetch_add(1, Ordering::Relaxed);
+        }
+        if doubtful || watch.is_none() {
+            self.watched.insert(ret, Watch::Wanted);
+        }
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let old = self.pending.insert(rsp, Pending { hook, armed, ret, sequence, size, array });
+        let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });
         if armed {
             self.arm(1);
         }
@@ -290,6 +288,9 @@ impl Tracker {
         let Some((_, pending)) = self.pending.remove_if(&slot, |_, p| p.ret == ret) else { return };
         if pending.armed {
             self.arm(-1);
+        }
+        if pending.doubtful {
+            self.doubts.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
         }
         let hook = &self.hooks[pending.hook as usize].0;
         let rax = regs::read(Reg::Rax);
