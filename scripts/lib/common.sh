@@ -7,8 +7,10 @@ set -euo pipefail
 
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/libleak
-# A cargo target folder inside the checkout, so that a clean clone is a clean build.
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$TOP/target}
+# A cargo target folder inside the checkout, so that a clean clone is a clean build. Absolute, since
+# scripts change folders.
+CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$TOP/target}")
+export CARGO_TARGET_DIR
 mkdir -p "$CACHE"
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }

@@ -37,6 +37,11 @@ guest_kernel() {
     suite=${pocket%-backports}
     apt_tree "$suite"
     dir=$CACHE/kernels/${name/:/-}
+    # Asking apt takes seconds, and the answer only changes with its lists.
+    if [ "$dir/checked" -nt "$CACHE/apt/$suite/fresh" ]; then
+        echo "$dir"
+        return
+    fi
     # A plain suite means its newest, which the security pocket may hold: no -t then.
     [ "$pocket" = "$suite" ] && pocket=now
     local image headers
@@ -71,5 +76,6 @@ guest_kernel() {
         rm -rf "$dir"
         mv "$dir.new" "$dir"
     fi
+    touch "$dir/checked"
     echo "$dir"
 }

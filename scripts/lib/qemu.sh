@@ -70,6 +70,13 @@ WRAPPER
     echo "$wrapper"
 }
 
+# qemu_new: that one as a command. Unlike a folder to chroot into, it needs no rights.
+qemu_new() {
+    local folder
+    folder=$(qemu_root_new)
+    qemu_wrapper "$folder" qemu-system-x86_64
+}
+
 # The plugin must say no in these, and say why. Each prints a command that takes QEMU's arguments.
 
 # qemu_old: too old a QEMU.

@@ -1,1 +1,13 @@
-//! stub
+//! What the tests in `tests/tests` share: booting a guest under the plugin, and reading what came of it.
+//!
+//! The plugin is the one that `cargo build --release` made; `scripts/test` does that first.
+
+pub mod guest;
+pub mod planted;
+pub mod program;
+pub mod report;
+pub mod sample;
+
+pub use guest::{Boot, Guest};
+pub use program::{Finished, Program};
+pub use report::{Report, Summary, Unreferenced};

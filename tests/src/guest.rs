@@ -1,0 +1,228 @@
+//! Booting a guest under the plugin, through `scripts/boot`.
+
+use crate::planted;
+use crate::program::{Program, messages, plugin_argument, scratch, workspace};
+use crate::report::{self, Report, Unreferenced};
+use std::path::PathBuf;
+
+/// A guest to boot.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    test: String,
+    kernel: String,
+    boot: Vec<String>,
+    steps: Vec<String>,
+    options: Option<Vec<String>>,
+    qemu: Vec<String>,
+    seconds: u32,
+}
+
+/// A guest that ended.
+#[derive(Debug)]
+pub struct Boot {
+    /// QEMU's status; 124 if the guest took too long.
+    pub status: Option<i32>,
+    /// The guest's console.
+    pub console: String,
+    /// What QEMU and the plugin said.
+    pub stderr: String,
+    steps: Vec<String>,
+    folder: PathBuf,
+}
+
+impl Guest {
+    /// A guest with that kernel (a name as in `scripts/lib/kernels.sh`), 2 vCPUs and 512 MiB, under the plugin
+    /// without options. `test` names the folder below `target/guests` that the output is left in.
+    pub fn new(test: &str, kernel: &str) -> Guest {
+        let no = Vec::new;
+        Guest {
+            test: test.to_owned(),
+            kernel: kernel.to_owned(),
+            boot: no(),
+            steps: no(),
+            options: Some(no()),
+            qemu: no(),
+            seconds: 240,
+        }
+        .smp(2)
+    }
+
+    fn boot_option(mut self, name: &str, value: &str) -> Guest {
+        self.boot.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn smp(self, vcpus: u32) -> Guest {
+        // The last one counts.
+        self.boot_option("--smp", &vcpus.to_string())
+    }
+
+    /// Memory.
+    #[must_use]
+    pub fn memory(self, mib: u32) -> Guest {
+        self.boot_option("--memory", &mib.to_string())
+    }
+
+    /// Puts a test module into the guest, without loading it.
+    #[must_use]
+    pub fn module(self, name: &str) -> Guest {
+        self.boot_option("--module", name)
+    }
+
+    /// Puts a script into the guest, as a step of that name.
+    #[must_use]
+    pub fn script(self, name: &str, text: &str) -> Guest {
+        // Not in the scratch folder of the test, which booting empties.
+        let folder = scratch(&format!("{}-files", self.test));
+        let file = folder.join(name);
+        std::fs::write(&file, text).expect("the script is written");
+        self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
+    }
+
+    /// Adds to the kernel command line.
+    #[must_use]
+    pub fn append(self, words: &str) -> Guest {
+        self.boot_option("--append", words)
+    }
+
+    /// Another QEMU than the installed one: see `scripts/boot --qemu`.
+    #[must_use]
+    pub fn qemu(self, which: &str) -> Guest {
+        self.boot_option("--qemu", which)
+    }
+
+    /// Adds steps for the guest, such as `insmod:leaky`: see `scripts/guest/init`.
+    #[must_use]
+    pub fn run(mut self, steps: &[&str]) -> Guest {
+        self.steps.extend(steps.iter().map(|&s| s.to_owned()));
+        self
+    }
+
+    /// Adds an option for the plugin.
+    #[must_use]
+    pub fn option(mut self, word: &str) -> Guest {
+        self.options.get_or_insert_default().push(word.to_owned());
+        self
+    }
+
+    /// Boots without the plugin.
+    #[must_use]
+    pub fn without_plugin(mut self) -> Guest {
+        self.options = None;
+        self
+    }
+
+    /// Adds an argument for QEMU.
+    #[must_use]
+    pub fn qemu_arg(mut self, word: &str) -> Guest {
+        self.qemu.push(word.to_owned());
+        self
+    }
+
+    /// Boots the guest and waits for its end.
+    pub fn boot(&self) -> Boot {
+        let mut program = Program::new(workspace().join("scripts/boot")).arg(&self.kernel);
+        for word in &self.boot {
+            program = program.arg(word);
+        }
+        if !self.steps.is_empty() {
+            program = program.arg("--run").arg(self.steps.join(","));
+        }
+        program = program.arg("--timeout").arg(self.seconds.to_string()).arg("--");
+        if let Some(options) = &self.options {
+            program = program.arg("-plugin").arg(plugin_argument(options));
+        }
+        for word in &self.qemu {
+            program = program.arg(word);
+        }
+        // Beyond the guest's own limit there is only the time to fetch and build its parts.
+        let done = program.limit(self.seconds + 900).run();
+        let folder = scratch(&self.test);
+        std::fs::write(folder.join("console"), &done.stdout).expect("the console is saved");
+        std::fs::write(folder.join("stderr"), &done.stderr).expect("the report is saved");
+        Boot { status: done.status, console: done.stdout, stderr: done.stderr, steps: self.steps.clone(), folder }
+    }
+}
+
+impl Boot {
+    /// Where to look, for the message of a test that fails.
+    pub fn hint(&self) -> String {
+        format!("see {}/console and stderr there", self.folder.display())
+    }
+
+    /// Every report on stderr, in their order.
+    pub fn reports(&self) -> Vec<Report> {
+        report::parse(&self.stderr)
+    }
+
+    /// The only report.
+    ///
+    /// # Panics
+    /// If there is not exactly one.
+    pub fn report(&self) -> Report {
+        let mut reports = self.reports();
+        let n = reports.len();
+        reports.pop().filter(|_| n == 1).unwrap_or_else(|| panic!("{n} reports; {}\n{}", self.hint(), self.stderr))
+    }
+
+    /// The plugin's lines that are no report.
+    pub fn messages(&self) -> Vec<&str> {
+        messages(&self.stderr)
+    }
+
+    /// The guest did all its steps and turned itself off, and QEMU and the plugin had no complaint.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_ended_well(&self) {
+        assert_eq!(self.status, Some(0), "{}\n{}", self.hint(), self.stderr);
+        for step in &self.steps {
+            let done = format!("libleak-guest: end {step} 0");
+            assert!(self.console.contains(&done), "no \"{done}\"; {}", self.hint());
+        }
+        assert!(self.console.contains("libleak-guest: off"), "{}", self.hint());
+        assert_eq!(self.messages(), [""; 0], "{}", self.hint());
+        // Whatever was reported, the guest itself must have been well.
+        for trouble in ["Oops", "BUG:", "Kernel panic", "WARNING: CPU", "soft lockup", "rcu_sched self-detected"] {
+            assert!(!self.console.contains(trouble), "\"{trouble}\" on the console; {}", self.hint());
+        }
+    }
+
+    /// The counters that speak against the last report are all 0.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_trustworthy(&self) {
+        let reports = self.reports();
+        let summary = &reports.last().unwrap_or_else(|| panic!("no report; {}\n{}", self.hint(), self.stderr)).summary;
+        assert!(summary.is_trustworthy(), "{}; {}", summary.line, self.hint());
+        // A plugin that saw nothing would have no doubts either.
+        assert!(summary.allocations > 10_000 && summary.live > 1_000, "{}; {}", summary.line, self.hint());
+    }
+
+    /// The objects are exactly what the module `leaky` planted.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_planted(&self, objects: &[Unreferenced]) {
+        let planted = planted::planted(&self.console);
+        assert_eq!(planted.len(), 8, "leaky.c plants 8; {}", self.hint());
+        let differences = planted::differences(&planted, objects);
+        assert!(differences.is_empty(), "{}\n{}", self.hint(), differences.join("\n"));
+    }
+
+    /// All reports together have exactly what `leaky` planted, each object once, and the last one, which is
+    /// made when the guest has ended, has none of it.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_planted_while_running(&self) {
+        let reports = self.reports();
+        assert!(reports.len() > 2, "{} reports; {}", reports.len(), self.hint());
+        let objects: Vec<Unreferenced> = reports.iter().flat_map(|r| r.objects.clone()).collect();
+        self.assert_planted(&objects);
+        assert_eq!(reports[reports.len() - 1].objects, [], "{}", self.hint());
+    }
+}

@@ -1,0 +1,118 @@
+//! What the module `tests/modules/leaky.c` leaks, as it says itself on the console, against a report.
+
+use crate::report::Unreferenced;
+use std::collections::BTreeMap;
+
+/// One leak that was planted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planted {
+    /// What was allocated how.
+    pub kind: String,
+    /// Where.
+    pub address: u64,
+    /// Bytes that were asked for.
+    pub requested: u64,
+    /// Bytes that the allocator keeps for it.
+    pub size: u64,
+}
+
+/// Every `leaky: leak KIND 0xADDRESS REQUESTED SIZE` of a console.
+pub fn planted(console: &str) -> Vec<Planted> {
+    let lines = console.lines().filter_map(|line| line.split_once("leaky: leak ").map(|(_, rest)| rest));
+    lines
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some(Planted {
+                kind: words.next()?.to_owned(),
+                address: u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?,
+                requested: words.next()?.parse().ok()?,
+                size: words.next()?.parse().ok()?,
+            })
+        })
+        .collect()
+}
+
+impl Planted {
+    /// The size that kmemleak would report: what is kept for a slab object or a vmalloc area, and what
+    /// was asked for where there is neither.
+    fn reported_size(&self) -> u64 {
+        match self.kind.as_str() {
+            "kmalloc-large" | "percpu" => self.requested,
+            _ => self.size,
+        }
+    }
+
+    /// The function that leaked it.
+    fn function(&self) -> &'static str {
+        match self.kind.as_str() {
+            "kmalloc" | "kmalloc-large" => "leak_kmalloc",
+            "kmem-cache" => "leak_cache_object",
+            "vmalloc" => "leak_vmalloc",
+            "percpu" => "leak_percpu",
+            "list-head" | "list-member" => "leak_list",
+            kind => panic!("leaky.c has a new kind of leak, {kind}: say here what leaks it"),
+        }
+    }
+}
+
+/// Every way in which the objects differ from what was planted; nothing if they agree.
+pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut expected: BTreeMap<u64, &Planted> = planted.iter().map(|p| (p.address, p)).collect();
+    for object in objects {
+        // Taken out, so that a second report of the same object is one of something else.
+        let Some(planted) = expected.remove(&object.address) else {
+            out.push(format!("not planted: {object:x?}"));
+            continue;
+        };
+        if object.size != planted.reported_size() {
+            out.push(format!("{} bytes reported of {planted:x?}", object.size));
+        }
+        if object.comm != "insmod" {
+            out.push(format!("by \"{}\" and not insmod: {planted:x?}", object.comm));
+        }
+        if !object.frames.get(1).is_some_and(|frame| is_frame_of(frame, planted.function(), "leaky")) {
+            out.push(format!("not by {} as its second frame says: {object:x?}", planted.function()));
+        }
+    }
+    out.extend(expected.values().map(|p| format!("not reported: {p:x?}")));
+    out
+}
+
+/// Whether `frame` lies in that function of that module: `leak_list+0x42/0xe5e [leaky]`. A compiler may
+/// have made a variant of the function, such as `leak_list.constprop.0`.
+pub fn is_frame_of(frame: &str, function: &str, module: &str) -> bool {
+    let Some(place) = frame.strip_suffix(&format!(" [{module}]")) else { return false };
+    let Some((name, _)) = place.split_once('+') else { return false };
+    name.split('.').next() == Some(function)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONSOLE: &str = "[    1.9] leaky: leak kmalloc 0xffff8d7d82662e80 100 128
+[    1.9] leaky: leak percpu 0x000000000003ca00 64 64
+[    1.9] leaky: done
+";
+
+    fn object(address: u64, size: u64, frame: &str) -> Unreferenced {
+        let frames = vec!["an_allocator+0x0/0x10".to_owned(), frame.to_owned()];
+        Unreferenced { address, size, comm: "insmod".to_owned(), frames }
+    }
+
+    #[test]
+    fn what_was_planted_is_compared() {
+        let planted = planted(CONSOLE);
+        let good = [
+            object(0x3ca00, 64, "leak_percpu.constprop.0+0x14/0x37 [leaky]"),
+            object(0xffff_8d7d_8266_2e80, 128, "leak_kmalloc+0x1/0x2 [leaky]"),
+        ];
+        assert_eq!(differences(&planted, &good), [""; 0]);
+        assert_eq!(differences(&planted, &good[..1]).len(), 1);
+        let twice = [good[0].clone(), good[0].clone(), good[1].clone()];
+        assert!(differences(&planted, &twice)[0].starts_with("not planted"));
+        let wrong = [object(0x3ca00, 63, "leak_percpu+0x14/0x37"), good[1].clone()];
+        assert_eq!(differences(&planted, &wrong).len(), 2);
+    }
+}

@@ -1,0 +1,168 @@
+//! The plugin's reports, read back.
+
+/// One object of a report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreferenced {
+    /// Address, or the per-CPU cookie.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The task that allocated it.
+    pub comm: String,
+    /// Its frames, innermost first.
+    pub frames: Vec<String>,
+}
+
+/// The line at the end of a report.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The line itself.
+    pub line: String,
+    /// Objects that the report lists.
+    pub unreferenced: u64,
+    /// Allocations seen so far.
+    pub allocations: u64,
+    /// Frees seen so far.
+    pub frees: u64,
+    /// Objects that are allocated now.
+    pub live: u64,
+    /// Allocations whose end was not seen.
+    pub unmatched_returns: u64,
+    /// Places of call that could not be watched.
+    pub unwatched_sites: u64,
+    /// Frees of what was not known to be allocated.
+    pub unknown_frees: u64,
+    /// Addresses that were handed out twice with no free between.
+    pub missed_frees: u64,
+    /// Objects that the allocator itself holds to be free.
+    pub stale: u64,
+}
+
+/// A report: the objects and the line after them.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// In the order of the report.
+    pub objects: Vec<Unreferenced>,
+    /// Its last line.
+    pub summary: Summary,
+}
+
+impl Summary {
+    /// Reads `libleak: N unreferenced objects (...); N allocations, ...`; `None` for another line.
+    ///
+    /// # Panics
+    /// If the line lacks one of the counters: renaming one must not make the tests blind.
+    pub fn parse(line: &str) -> Option<Summary> {
+        let text = line.strip_prefix("libleak: ").filter(|t| t.starts_with(|c: char| c.is_ascii_digit()))?;
+        let counters: Vec<(&str, &str)> =
+            text.split([';', ',']).filter_map(|part| part.trim().split_once(' ')).collect();
+        let counter = |name: &str| {
+            let found = counters.iter().find(|(_, what)| *what == name || what.starts_with(&format!("{name} (")));
+            let number = found.and_then(|(number, _)| number.parse().ok());
+            number.unwrap_or_else(|| panic!("no counter \"{name}\" in: {line}"))
+        };
+        Some(Summary {
+            line: line.to_owned(),
+            unreferenced: counter("unreferenced objects"),
+            allocations: counter("allocations"),
+            frees: counter("frees"),
+            live: counter("live objects"),
+            unmatched_returns: counter("unmatched returns"),
+            unwatched_sites: counter("unwatched sites"),
+            unknown_frees: counter("unknown frees"),
+            missed_frees: counter("missed frees"),
+            stale: counter("stale"),
+        })
+    }
+
+    /// Whether every counter that speaks against the result is 0.
+    pub fn is_trustworthy(&self) -> bool {
+        self.unmatched_returns + self.unwatched_sites + self.unknown_frees + self.missed_frees + self.stale == 0
+    }
+}
+
+/// Every report in `text`, which may have other lines between them.
+///
+/// # Panics
+/// If a summary's number is not that of the objects before it, or there are objects after the last one.
+pub fn parse(text: &str) -> Vec<Report> {
+    let mut reports = Vec::new();
+    let mut objects: Vec<Unreferenced> = Vec::new();
+    let mut in_backtrace = false;
+    for line in text.lines() {
+        if let Some(object) = headline(line) {
+            objects.push(object);
+            in_backtrace = false;
+        } else if let Some(summary) = Summary::parse(line) {
+            assert_eq!(summary.unreferenced, objects.len() as u64, "objects before: {line}");
+            reports.push(Report { objects: std::mem::take(&mut objects), summary });
+            in_backtrace = false;
+        } else if let Some(object) = objects.last_mut() {
+            if let Some(rest) = line.strip_prefix("  comm \"") {
+                object.comm = rest.rsplit_once("\", pid ").map_or(rest, |(comm, _)| comm).to_owned();
+            } else if line.starts_with("  backtrace") {
+                in_backtrace = true;
+            } else if let Some(frame) = line.strip_prefix("    ").filter(|_| in_backtrace) {
+                object.frames.push(frame.to_owned());
+            } else {
+                in_backtrace = false;
+            }
+        }
+    }
+    assert!(objects.is_empty(), "objects without a summary: {objects:?}");
+    reports
+}
+
+/// `unreferenced object 0xffff888103a4c1e0 (size 20):`
+fn headline(line: &str) -> Option<Unreferenced> {
+    let (address, size) = line.strip_prefix("unreferenced object 0x")?.split_once(" (size ")?;
+    Some(Unreferenced {
+        address: u64::from_str_radix(address, 16).ok()?,
+        size: size.strip_suffix("):")?.parse().ok()?,
+        comm: String::new(),
+        frames: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "something else
+unreferenced object 0xffff8d7d826cca80 (size 96):
+  comm \"insmod\", pid 96, jiffies 4294892718
+  hex dump (first 32 bytes):
+    00 cc 6c 82 7d 8d ff ff 00 00 00 00 00 00 00 00  ..l.}...........
+    00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00  ................
+  backtrace (crc 420b7cd5):
+    kmalloc_trace+0x0/0x90
+    leak_list+0x42/0xe5e [leaky]
+libleak: 1 unreferenced objects (96 bytes); 359171 allocations, 248497 frees, 110674 live objects (33.9 MiB); \
+scanned 14.7 MiB of roots and 33.0 MiB of heap in 83.8 ms, pause 99.9 ms; 1 unmatched returns, 2 unwatched sites, \
+3 unknown frees, 4 missed frees, 5 stale, 4 known; 27 of 33 hooks hit; Linux 6.1.0-56-cloud-amd64
+";
+
+    #[test]
+    fn a_report_is_read() {
+        let reports = parse(TEXT);
+        let [report] = &reports[..] else { panic!("{reports:?}") };
+        let [object] = &report.objects[..] else { panic!("{reports:?}") };
+        assert_eq!((object.address, object.size, object.comm.as_str()), (0xffff_8d7d_826c_ca80, 96, "insmod"));
+        assert_eq!(object.frames, ["kmalloc_trace+0x0/0x90", "leak_list+0x42/0xe5e [leaky]"]);
+        let s = &report.summary;
+        assert_eq!((s.unreferenced, s.allocations, s.frees, s.live), (1, 359_171, 248_497, 110_674));
+        assert_eq!((s.unmatched_returns, s.unwatched_sites, s.unknown_frees), (1, 2, 3));
+        assert_eq!((s.missed_frees, s.stale, s.is_trustworthy()), (4, 5, false));
+    }
+
+    #[test]
+    #[should_panic = "no counter \"stale\""]
+    fn a_missing_counter_is_noticed() {
+        Summary::parse(&TEXT.lines().last().unwrap().replace("stale", "fresh"));
+    }
+
+    #[test]
+    fn messages_are_no_summaries() {
+        assert_eq!(Summary::parse("libleak: error: nothing was tracked"), None);
+    }
+}

@@ -1,0 +1,173 @@
+//! Where the plugin cannot do its work it says so, in one line that says what it needs; and where it can
+//! tell when it is loaded, QEMU does not start.
+
+use tests::program::{plugin_argument, qemu, scratch};
+use tests::{Boot, Finished, Guest, Program};
+
+/// A machine without anything, or a program for linux-user QEMU: `words` are the other arguments.
+fn run(which: &str, option: Option<&str>, words: &str, seconds: u32) -> Finished {
+    let options: Vec<String> = option.iter().map(ToString::to_string).collect();
+    Program::new(qemu(which)).arg("-plugin").arg(plugin_argument(&options)).args(words).limit(seconds).run()
+}
+
+const BARE: &str = "-nodefaults -no-user-config -display none";
+
+/// The plugin says exactly one thing, an error with all of these words in it.
+fn assert_error(messages: &[&str], words: &[&str]) {
+    let [message] = messages else { panic!("not one line: {messages:#?}") };
+    assert!(message.starts_with("error: "), "{message}");
+    for word in words {
+        assert!(message.contains(word), "no \"{word}\" in: {message}");
+    }
+}
+
+/// QEMU did not start, and the plugin said why.
+fn assert_refused(done: &Finished, words: &[&str]) {
+    assert_eq!(done.status, Some(1), "{}", done.stderr);
+    assert_error(&done.messages(), words);
+}
+
+fn assert_option_refused(option: &str, words: &[&str]) {
+    assert_refused(&run("installed", Some(option), BARE, 60), words);
+}
+
+#[test]
+fn a_qemu_that_is_too_old() {
+    assert_refused(&run("old", None, BARE, 60), &["too old", "version 9.2 to"]);
+}
+
+#[test]
+fn linux_user_qemu() {
+    assert_refused(&run("user", None, "/bin/true", 60), &["linux-user", "qemu-system-x86_64"]);
+}
+
+#[test]
+fn another_architecture() {
+    let done = run("aarch64", None, &format!("{BARE} -machine virt"), 60);
+    assert_refused(&done, &["aarch64", "qemu-system-x86_64"]);
+}
+
+#[test]
+fn an_unknown_option_names_the_known_ones() {
+    assert_option_refused("scans=1", &["\"scans\"", "report", "scan", "min-age", "qmp", "symbols", "help"]);
+}
+
+#[test]
+fn a_value_that_makes_no_sense() {
+    assert_option_refused("scan=0", &["scan=0", "seconds", "scan=SECONDS"]);
+    assert_option_refused("scan=soon", &["scan=soon", "scan=SECONDS"]);
+    assert_option_refused("min-age=-1", &["min-age=-1", "min-age=SECONDS"]);
+    // What QEMU makes of a word without a value.
+    assert_option_refused("report", &["report=PATH"]);
+    assert_option_refused("symbols=", &["symbols=PATH"]);
+}
+
+#[test]
+fn help_lists_every_option() {
+    let done = run("installed", Some("help"), BARE, 60);
+    assert_eq!(done.status, Some(1), "{}", done.stderr);
+    for word in ["usage: -plugin", "report=PATH", "scan=SECONDS", "min-age=SECONDS", "qmp=PATH", "symbols=PATH"] {
+        assert!(done.messages().iter().any(|line| line.contains(word)), "no {word} in: {}", done.stderr);
+    }
+    assert!(!done.messages().iter().any(|line| line.contains("error")), "{}", done.stderr);
+}
+
+#[test]
+fn a_report_in_a_folder_that_does_not_exist() {
+    let path = scratch("refusals-report").join("nowhere/report");
+    assert_option_refused(&format!("report={}", path.display()), &["nowhere/report", "folder"]);
+}
+
+#[test]
+fn a_symbol_file_that_does_not_exist() {
+    let path = scratch("refusals-missing").join("vmlinux");
+    assert_option_refused(&format!("symbols={}", path.display()), &["cannot read", "vmlinux", "System.map"]);
+}
+
+#[test]
+fn a_symbol_file_that_is_none() {
+    let path = scratch("refusals-none").join("map");
+    let refused = |text: &str, words: &[&str]| {
+        std::fs::write(&path, text).unwrap();
+        assert_option_refused(&format!("symbols={}", path.display()), words);
+    };
+    refused("ffffffff81000000 T _text\nnonsense\n", &["System.map", "line 2"]);
+    // What an ordinary user reads.
+    refused("0000000000000000 T _text\n0000000000000000 R linux_banner\n", &["as root"]);
+}
+
+/// An ELF file with these lines of C in it, which is not for running.
+fn elf(test: &str, source: &str) -> std::path::PathBuf {
+    let folder = scratch(test);
+    let (c, vmlinux) = (folder.join("vmlinux.c"), folder.join("vmlinux"));
+    std::fs::write(&c, source).unwrap();
+    let done = Program::new("cc").args("-nostdlib -static -no-pie -Wl,--build-id,-e0 -o").arg(&vmlinux).arg(&c).run();
+    assert_eq!(done.status, Some(0), "{}", done.stderr);
+    vmlinux
+}
+
+#[test]
+fn a_vmlinux_without_symbols() {
+    let vmlinux = elf("refusals-stripped", "int init_top_pgt = 1;");
+    assert_eq!(Program::new("strip").arg(&vmlinux).run().status, Some(0));
+    assert_option_refused(&format!("symbols={}", vmlinux.display()), &["symbol table", "stripped"]);
+}
+
+/// A guest with symbols of another kernel: that is known when its own was found, and the guest runs on.
+fn boot_with_symbols(test: &str, symbols: &std::path::Path) -> Boot {
+    let boot = Guest::new(test, "bookworm-backports").option(&format!("symbols={}", symbols.display())).boot();
+    assert_eq!(boot.status, Some(0), "{}", boot.stderr);
+    assert!(boot.console.contains("libleak-guest: off"), "{}", boot.hint());
+    assert!(!boot.stderr.contains("unreferenced"), "{}", boot.stderr);
+    boot
+}
+
+/// The first line says it at once, and the last instead of a report.
+fn assert_other_kernel(boot: &Boot, words: &[&str]) {
+    let messages = boot.messages();
+    let [first, last] = messages[..] else { panic!("{messages:#?}") };
+    assert_error(&[first], &["does not belong to the running kernel", "the guest runs Linux 6.12"]);
+    assert_error(&[first], words);
+    assert_error(&[last], &["nothing was tracked", "does not belong to the running kernel"]);
+}
+
+#[test]
+fn a_system_map_of_another_kernel() {
+    let map = scratch("refusals-map-file").join("System.map-5.4.0-other");
+    let text = "ffffffff81000000 T _text\nffffffff81c00120 R linux_banner\nffffffff82000000 D init_top_pgt\n";
+    std::fs::write(&map, text).unwrap();
+    assert_other_kernel(&boot_with_symbols("refusals-map", &map), &["5.4.0-other"]);
+}
+
+#[test]
+fn a_vmlinux_of_another_kernel() {
+    let vmlinux = elf(
+        "refusals-vmlinux-file",
+        r#"const char linux_banner[] = "Linux version 5.4.0-other (builder@host) (gcc) #1 SMP\n"; int init_top_pgt = 1;"#,
+    );
+    assert_other_kernel(&boot_with_symbols("refusals-vmlinux", &vmlinux), &["Linux 5.4.0-other"]);
+}
+
+#[test]
+fn a_guest_that_is_no_linux() {
+    // The firmware alone, until it is told to quit.
+    let done = run("installed", None, BARE, 5);
+    assert_error(&done.messages(), &["nothing was tracked", "no Linux kernel"]);
+}
+
+#[test]
+fn a_guest_that_never_runs() {
+    let done = run("installed", None, &format!("{BARE} -S"), 3);
+    assert_error(&done.messages(), &["translated no guest code", "-accel tcg"]);
+}
+
+#[test]
+fn a_guest_under_kvm() {
+    let done = run("installed", None, &format!("{BARE} -accel kvm"), 3);
+    // Status 124: it ran until it was told to quit. Without KVM here it does not start.
+    if done.status == Some(124) {
+        assert_error(&done.messages(), &["KVM", "-accel tcg"]);
+    } else {
+        println!("no KVM on this machine: {}", done.stderr);
+    }
+}
