@@ -1,5 +1,6 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
+use crate::audit::Audit;
 use crate::known;
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
@@ -9,7 +10,8 @@ use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::Pages;
 use guest_symbols::paging::PageTables;
 use guest_symbols::percpu::PerCpu;
-use guest_symbols::slab::Cache;
+use guest_symbols::slab::{self, Cache};
+use guest_symbols::slab_walk;
 use guest_symbols::tasks::{self, Stack};
 use guest_symbols::vmap;
 use std::collections::HashMap;
@@ -29,6 +31,8 @@ pub struct Block {
     pub size: u64,
     /// What the live map knows.
     pub object: Object,
+    /// Whether its allocation was seen: what only the kernel's books know is never a leak.
+    pub seen: bool,
 }
 
 /// All blocks, with what the scan needs to know of them.
@@ -50,6 +54,8 @@ pub struct Blocks<'a, M> {
     skip: HashMap<u32, Vec<Range<u64>>>,
     /// Objects left out because their memory is no longer what it was.
     pub stale: u64,
+    /// The live map against the slabs, where those can be walked.
+    pub audit: Option<Audit>,
 }
 
 impl<'a, M: StoppedMemory> Blocks<'a, M> {
@@ -66,37 +72,47 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             percpu_pointers: Index::new(Vec::new()),
             skip: HashMap::new(),
             stale: 0,
+            audit: None,
         };
-        let mut caches = HashMap::new();
-        for &(addr, object) in objects {
-            let size = match object.kind {
-                Kind::Slab => {
-                    let cache = pages.slab_cache(kernel, memory, VirtAddr(addr));
-                    let known = |at| {
-                        caches
-                            .entry(at)
-                            .or_insert_with(|| Cache::read(kernel, memory, at))
-                            .as_ref()
-                            .map(|c| c.object_size)
-                    };
-                    cache.and_then(known)
-                }
-                _ => Some(object.size),
-            };
-            match size {
-                Some(size) => this.blocks.push(Block { addr, size, object }),
-                None => {
-                    log::debug!("stale: {addr:#x} from {:#x}", object.site.caller);
-                    this.stale += 1;
-                }
-            }
-        }
+        let sheaves = this.sheaves(kernel, objects);
+        this.take_slab_objects(kernel, objects, &sheaves);
+        let others = objects.iter().filter(|(_, o)| o.kind != Kind::Slab && !o.dying);
+        this.blocks.extend(others.map(|&(addr, object)| Block { addr, size: object.size, object, seen: true }));
         this.rules = vec![Rule::default(); this.blocks.len()];
         this.index();
-        this.apply_sheaf_rules(kernel, |at| caches.get(&at).is_some_and(Option::is_some));
+        this.apply_sheaf_rules(kernel, &sheaves);
         this.apply_vmap_rules(kernel);
         this.apply_task_rules(kernel);
         this
+    }
+
+    /// Slab objects, held against the slabs: what the kernel has freed is left out, and what it holds and we have
+    /// not seen comes in.
+    fn take_slab_objects(&mut self, kernel: &Kernel, objects: &[(u64, Object)], sheaves: &[VirtAddr]) {
+        let allocated = slab_walk::allocated(kernel, self.memory, self.pages, &self.percpu, sheaves);
+        let Some(allocated) = allocated else {
+            log::warn!("the kernel's slabs cannot be walked: the live map is not held against them");
+            return self.trust_live_map(kernel, objects);
+        };
+        let blocks = &mut self.blocks;
+        self.audit = Some(Audit::compare(kernel, objects, &allocated, &mut |addr, size, object| {
+            let seen = object.is_some();
+            blocks.push(Block { addr, size, object: object.unwrap_or(Object::unseen(Kind::Slab)), seen });
+        }));
+    }
+
+    /// Slab objects as the live map has them; the slabs only say their sizes.
+    fn trust_live_map(&mut self, kernel: &Kernel, objects: &[(u64, Object)]) {
+        let mut sizes = HashMap::new();
+        for &(addr, object) in objects.iter().filter(|(_, o)| o.kind == Kind::Slab && !o.dying) {
+            let cache = self.pages.slab_cache(self.memory, VirtAddr(addr));
+            let mut size_of =
+                |at| *sizes.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.object_size));
+            match cache.and_then(&mut size_of) {
+                Some(size) => self.blocks.push(Block { addr, size, object, seen: true }),
+                None => self.stale += 1,
+            }
+        }
     }
 
     fn index(&mut self) {
@@ -129,7 +145,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         for (i, b) in self.blocks.iter().enumerate() {
             if b.object.kind == Kind::Slab
                 && known::is_vmap_area_site(kernel, &b.object)
-                && self.pages.slab_cache(kernel, self.memory, VirtAddr(b.addr)) == vmap_area_cache
+                && self.pages.slab_cache(self.memory, VirtAddr(b.addr)) == vmap_area_cache
             {
                 self.skip.entry(i as u32).or_default().extend([0..16, offsets.vm..offsets.vm + 8]);
             }
@@ -147,17 +163,25 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
     }
 
-    /// A sheaf (6.18 on) is an array of free objects, and what it has given out still stands in it.
-    fn apply_sheaf_rules(&mut self, kernel: &Kernel, is_cache: impl Fn(VirtAddr) -> bool) {
-        let field = |name| kernel.offset_of("slab_sheaf", name);
-        let (Some(cache), Some(objects)) = (field("cache"), field("objects")) else { return };
-        for (i, b) in self.blocks.iter().enumerate() {
-            if matches!(b.object.kind, Kind::Slab | Kind::Large) && known::is_sheaf_site(kernel, &b.object) {
-                let at = VirtAddr(b.addr).offset(cache);
-                if kernel.read_u64(self.memory, at).is_ok_and(|c| is_cache(VirtAddr(c))) {
-                    self.skip.entry(i as u32).or_default().push(objects..b.size);
-                }
+    /// The sheaves (6.18 on) among the objects.
+    fn sheaves(&self, kernel: &Kernel, objects: &[(u64, Object)]) -> Vec<VirtAddr> {
+        let Some(cache) = kernel.offset_of("slab_sheaf", "cache") else { return Vec::new() };
+        let caches = slab::caches(kernel, self.memory).unwrap_or_default();
+        let is_sheaf = |&&(addr, object): &&(u64, Object)| {
+            matches!(object.kind, Kind::Slab | Kind::Large) && known::is_sheaf_site(kernel, &object) && {
+                let cache = kernel.read_u64(self.memory, VirtAddr(addr).offset(cache));
+                cache.is_ok_and(|c| caches.contains(&VirtAddr(c)))
             }
+        };
+        objects.iter().filter(is_sheaf).map(|(addr, _)| VirtAddr(*addr)).collect()
+    }
+
+    /// A sheaf is an array of free objects, and what it has given out still stands in it.
+    fn apply_sheaf_rules(&mut self, kernel: &Kernel, sheaves: &[VirtAddr]) {
+        let Some(objects) = kernel.offset_of("slab_sheaf", "objects") else { return };
+        for block in sheaves.iter().filter_map(|s| self.addresses.find(s.0)) {
+            let size = self.blocks[block as usize].size;
+            self.skip.entry(block).or_default().push(objects..size);
         }
     }
 

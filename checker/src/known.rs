@@ -49,7 +49,7 @@ const TABLE: &[Known] = &[
 pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &mut Marker) -> Vec<&'static str> {
     let mut hits = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
-        if marker.is_marked(i as u32) || blocks.rules[i].weak {
+        if marker.is_marked(i as u32) || blocks.rules[i].weak || !block.seen {
             continue;
         }
         if let Some(entry) = explain(kernel, &block.object) {
@@ -90,6 +90,9 @@ pub fn is_vmap_area_site(kernel: &Kernel, object: &Object) -> bool {
 /// Whether an object that refers to a slab cache where a sheaf does is a sheaf (mm/slub.c, 6.18 on).
 pub fn is_sheaf_site(kernel: &Kernel, object: &Object) -> bool {
     caller(kernel, object).is_some_and(|name| {
-        name.contains("sheaf") || name.contains("sheaves") || name.starts_with("__pcs_") || name == "kmem_cache_init"
+        name.contains("sheaf")
+            || name.contains("sheaves")
+            || name.starts_with("__pcs_")
+            || ["kmem_cache_init", "do_kmem_cache_create", "__kmem_cache_create"].contains(&name)
     })
 }

@@ -3,14 +3,17 @@
 //!
 //! It needs no QEMU: a snapshot of memory and the live objects are enough.
 //!
+//! - [`audit`]: the live map against the slabs
 //! - [`known`]: what the kernel declares no leak
 //! - [`blocks`]: live objects as blocks of guest memory
 //! - [`roots`]: what the kernel owns besides them
 
+pub mod audit;
 pub mod blocks;
 pub mod known;
 pub mod roots;
 
+use audit::Audit;
 use blocks::{Block, Blocks};
 use detector::objects::Object;
 use detector::report::{Checksum, Leak};
@@ -50,6 +53,8 @@ pub struct Outcome {
     pub stale: u64,
     /// Unreferenced objects left out because the kernel declares them no leak, each with the reason.
     pub known: Vec<&'static str>,
+    /// The live map held against the slabs, where those can be walked.
+    pub audit: Option<Audit>,
     /// Bytes of roots read.
     pub root_bytes: u64,
     /// Bytes of live objects read.
@@ -83,54 +88,9 @@ pub fn check(
     if marks.root_bytes == 0 {
         return Err(CheckError::NoRoots);
     }
-    if std::env::var("LIBLEAK_WHY").is_ok() {
-        let end = kernel.symbols.lookup("_end").unwrap_or(0);
-        for (i, x) in blocks.blocks.iter().enumerate() {
-            if !(x.size != 512
-                && x.size != 192
-                && x.object.comm.starts_with(b"insmod")
-                && x.object.site.caller >= end
-                && marks.marked[i].is_some())
-            {
-                continue;
-            }
-            let mut b = Some(i as u32);
-            let mut n0 = 0;
-            while let Some(n) = b.filter(|_| n0 < 4) {
-                let bl = &blocks.blocks[n as usize];
-                eprintln!(
-                    "{n0} why {:#x} size {} {} caller {:?} {:?} weak {}",
-                    bl.addr,
-                    bl.size,
-                    String::from_utf8_lossy(&bl.object.comm),
-                    kernel.symbols.resolve(bl.object.site.caller),
-                    marks.marked[n as usize],
-                    blocks.rules[n as usize].weak
-                );
-                let mut w = Vec::new();
-                blocks.references(n, &mut |x| w.extend_from_slice(x));
-                let w: Vec<u64> = w.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
-                eprintln!("   {w:x?}");
-                n0 += 1;
-                if let Some(detector::scan::Origin::Root(p)) = marks.marked[n as usize] {
-                    let mut near = [0u8; 64];
-                    let _ = memory.read(guest_symbols::PhysAddr(p & !63), &mut near);
-                    eprintln!(
-                        "   root page use {:?} {:x?}",
-                        pages.usage(p / 4096),
-                        near.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect::<Vec<_>>()
-                    );
-                }
-                b = match marks.marked[n as usize] {
-                    Some(detector::scan::Origin::Block(m) | detector::scan::Origin::Rule(m)) => Some(m),
-                    _ => None,
-                };
-            }
-        }
-    }
     let mut unreferenced = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
-        if marks.marked[i].is_some() || blocks.rules[i].weak {
+        if marks.marked[i].is_some() || blocks.rules[i].weak || !block.seen {
             continue;
         }
         unreferenced.push(describe(&blocks, i as u32, block));
@@ -140,6 +100,7 @@ pub fn check(
         unreferenced,
         live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
         stale: blocks.stale,
+        audit: blocks.audit,
         known,
         root_bytes: marks.root_bytes,
         heap_bytes: marks.heap_bytes,

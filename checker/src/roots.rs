@@ -20,7 +20,7 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
     part.scan(memory, marker);
-    pages.descriptors(kernel, memory, |at, page| marker.root(at.0, page));
+    pages.descriptors(memory, |at, page| marker.root(at.0, page));
 }
 
 /// For each page frame, how much of it is root memory: a page may start as static per-CPU variables and end

@@ -55,6 +55,24 @@ pub struct Object {
     pub comm: [u8; 16],
 }
 
+impl Object {
+    /// An object whose allocation was not seen.
+    pub fn unseen(kind: Kind) -> Object {
+        Object {
+            kind,
+            dying: false,
+            reported: false,
+            size: 0,
+            site: Site::default(),
+            sequence: 0,
+            jiffies: 0,
+            millis: 0,
+            pid: 0,
+            comm: [0; 16],
+        }
+    }
+}
+
 /// What an insertion met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
@@ -201,9 +219,9 @@ impl LiveMap {
         }
     }
 
-    /// All live objects, without those given to kfree_rcu(), ascending by address.
+    /// All objects, those given to kfree_rcu() too, ascending by address.
     pub fn snapshot(&self) -> Vec<(u64, Object)> {
-        let mut all: Vec<_> = self.map.iter().filter(|e| !e.dying).map(|e| (*e.key(), *e.value())).collect();
+        let mut all: Vec<_> = self.map.iter().map(|e| (*e.key(), *e.value())).collect();
         all.sort_unstable_by_key(|(addr, _)| *addr);
         all
     }
@@ -229,18 +247,7 @@ mod tests {
     use super::*;
 
     fn object(sequence: u64, caller: u64) -> Object {
-        Object {
-            kind: Kind::Slab,
-            dying: false,
-            reported: false,
-            size: 0,
-            site: Site { allocator: 1, caller },
-            sequence,
-            jiffies: 0,
-            millis: 0,
-            pid: 0,
-            comm: [0; 16],
-        }
+        Object { site: Site { allocator: 1, caller }, sequence, ..Object::unseen(Kind::Slab) }
     }
 
     #[test]
@@ -260,7 +267,7 @@ mod tests {
         let map = LiveMap::with_capacity(4);
         map.insert(0x1000, object(1, 0), 0);
         assert_eq!(map.retire(0x1000), Removed::Object);
-        assert!(map.snapshot().is_empty());
+        assert!(map.snapshot().iter().all(|(_, o)| o.dying));
         assert_eq!(map.remove(0x1000), Removed::Dying);
         assert_eq!(map.remove(0x1000), Removed::Unknown);
         // Where the later free is not seen, the address is simply used again.

@@ -6,7 +6,7 @@
 //! - [`kallsyms`], [`symbols`], [`symbol_file`]: names and addresses
 //! - [`btf`]: types and function prototypes
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
-//! - [`pages`], [`slab`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
+//! - [`pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
 //! function here panics on any content.
@@ -20,6 +20,7 @@ pub mod pages;
 pub mod paging;
 pub mod percpu;
 pub mod slab;
+pub mod slab_walk;
 pub mod symbol_file;
 pub mod symbols;
 pub mod tasks;

@@ -154,6 +154,15 @@ pub enum PagesError {
     NoDescriptors(VirtAddr),
 }
 
+/// One slab: a page, or a compound page.
+#[derive(Debug, Clone, Copy)]
+pub struct Slab {
+    /// Physical address of its `struct slab`.
+    pub descriptor: PhysAddr,
+    /// Address of its first byte in the direct map.
+    pub start: VirtAddr,
+}
+
 /// The use of every page frame, at one moment.
 pub struct Pages {
     uses: Vec<Use>,
@@ -162,6 +171,8 @@ pub struct Pages {
     layout: Layout,
     vmemmap: VirtAddr,
     direct_map: u64,
+    /// Where descriptors lie: first frame, how many, and the physical address of the first's. Ascending.
+    runs: Vec<(u64, u64, PhysAddr)>,
 }
 
 impl Pages {
@@ -174,7 +185,14 @@ impl Pages {
         let vmemmap = VirtAddr(kernel.variable(memory, "vmemmap_base").unwrap_or(VMEMMAP_BASE));
         let direct_map = kernel.variable(memory, "page_offset_base").unwrap_or(PAGE_OFFSET_BASE);
         let frames = memory.ranges().last().map_or(0, |r| r.end / PAGE_SIZE) as usize;
-        let mut pages = Pages { uses: vec![Use::Absent; frames], tails: vec![0; frames], layout, vmemmap, direct_map };
+        let mut pages = Pages {
+            uses: vec![Use::Absent; frames],
+            tails: vec![0; frames],
+            layout,
+            vmemmap,
+            direct_map,
+            runs: Vec::new(),
+        };
         let mut seen = false;
         for range in memory.ranges() {
             pages.read_range(kernel, memory, range.start / PAGE_SIZE, range.end / PAGE_SIZE, &mut seen);
@@ -199,6 +217,7 @@ impl Pages {
                 continue;
             };
             *seen = true;
+            let first = pfn;
             let count = (t.len / size).max(1).min(end - pfn);
             let run = memory.run(t.phys, (count * size) as usize);
             for page in run.chunks_exact(size as usize) {
@@ -210,6 +229,7 @@ impl Pages {
                 self.tails[pfn as usize] = last.1;
                 pfn += 1;
             }
+            self.runs.push((first, pfn - first, t.phys));
             if run.len() < size as usize {
                 pfn += count;
             }
@@ -244,24 +264,25 @@ impl Pages {
         self.vmemmap.offset(pfn * self.layout.size)
     }
 
+    fn descriptor_phys(&self, pfn: u64) -> Option<PhysAddr> {
+        let (first, count, phys) = self.runs[..self.runs.partition_point(|r| r.0 <= pfn)].last()?;
+        (pfn - first < *count).then(|| PhysAddr(phys.0 + (pfn - first) * self.layout.size))
+    }
+
+    /// Byte offset of `slab_cache` in a slab's descriptor.
+    pub fn slab_cache_offset(&self) -> u64 {
+        self.layout.slab_cache
+    }
+
     /// Calls `each` with the descriptor, and its address, of every page that is in use.
-    pub fn descriptors(&self, kernel: &Kernel, memory: &impl StoppedMemory, mut each: impl FnMut(PhysAddr, &[u8])) {
+    pub fn descriptors(&self, memory: &impl StoppedMemory, mut each: impl FnMut(PhysAddr, &[u8])) {
         let size = self.layout.size;
-        let tables = kernel.page_tables(memory);
-        let mut pfn = 0;
-        while pfn < self.uses.len() as u64 {
-            let Ok(t) = tables.translate(memory, self.descriptor(pfn)) else {
-                pfn += 1;
-                continue;
-            };
-            let count = (t.len / size).max(1);
-            let run = memory.run(t.phys, (count * size) as usize);
+        for &(first, count, phys) in &self.runs {
+            let run = memory.run(phys, (count * size) as usize);
             for (i, page) in run.chunks_exact(size as usize).enumerate() {
-                match self.uses.get(pfn as usize) {
-                    Some(Use::Free | Use::Absent) | None => {}
-                    Some(_) => each(PhysAddr(t.phys.0 + i as u64 * size), page),
+                if !matches!(self.usage(first + i as u64), Use::Free | Use::Absent) {
+                    each(PhysAddr(phys.0 + i as u64 * size), page);
                 }
-                pfn += 1;
             }
         }
     }
@@ -283,19 +304,22 @@ impl Pages {
     }
 
     /// The `kmem_cache` (its virtual address) of the slab that a direct-map address lies in.
-    pub fn slab_cache(&self, kernel: &Kernel, memory: &impl StoppedMemory, at: VirtAddr) -> Option<VirtAddr> {
+    pub fn slab_cache(&self, memory: &impl StoppedMemory, at: VirtAddr) -> Option<VirtAddr> {
         let pfn = self.direct(at)?.pfn();
         if self.usage(pfn) != Use::Slab {
             return None;
         }
         let head = pfn - u64::from(self.tails[pfn as usize]);
-        kernel.read_u64(memory, self.descriptor(head).offset(self.layout.slab_cache)).ok().map(VirtAddr)
+        let descriptor = self.descriptor_phys(head)?;
+        memory.read_u64(PhysAddr(descriptor.0 + self.layout.slab_cache)).ok().map(VirtAddr)
     }
 
-    /// First byte of the compound page that a direct-map address lies in.
-    pub fn compound_start(&self, at: VirtAddr) -> Option<VirtAddr> {
-        let pfn = self.direct(at)?.pfn();
-        let head = pfn - u64::from(self.tails[pfn as usize]);
-        Some(VirtAddr(self.direct_map.wrapping_add(head * PAGE_SIZE)))
+    /// Every slab.
+    pub fn slabs(&self) -> impl Iterator<Item = Slab> + '_ {
+        let heads = self.uses.iter().zip(&self.tails).enumerate();
+        heads.filter(|(_, (u, tail))| **u == Use::Slab && **tail == 0).map(|(pfn, _)| Slab {
+            descriptor: self.descriptor_phys(pfn as u64).unwrap_or(PhysAddr(u64::MAX)),
+            start: VirtAddr(self.direct_map.wrapping_add(pfn as u64 * PAGE_SIZE)),
+        })
     }
 }

@@ -3,6 +3,22 @@
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
 
+/// More caches than this are not believed.
+const MAX_CACHES: usize = 65_536;
+
+/// Addresses of all caches: the list `slab_caches`. `None` where it cannot be read.
+pub fn caches(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<VirtAddr>> {
+    let list = kernel.offset_of("kmem_cache", "list")?;
+    let head = kernel.symbol("slab_caches")?;
+    let mut found = Vec::new();
+    let mut node = VirtAddr(kernel.read_u64(memory, head).ok()?);
+    while node != head && found.len() < MAX_CACHES {
+        found.push(VirtAddr(node.0.wrapping_sub(list)));
+        node = VirtAddr(kernel.read_u64(memory, node).ok()?);
+    }
+    Some(found)
+}
+
 /// What is needed of a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {

@@ -255,10 +255,15 @@ fn summary(tracker: &Tracker, outcome: &Outcome, pause: Duration) -> String {
     let d = &tracker.doubts;
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let hit = tracker.hooks.iter().filter(|(_, hits)| get(hits) > 0).count();
+    let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
+    if let Some(audit) = &outcome.audit {
+        log::info!("audit: {audit:?}");
+    }
     let leaked: u64 = outcome.unreferenced.iter().map(|u: &Unreferenced| u.leak.size).sum();
     format!(
         "libleak: {} unreferenced objects ({} bytes); {} allocations, {} frees, {} live objects ({:.1} MiB); \
          scanned {:.1} MiB of roots and {:.1} MiB of heap in {:.1} ms, pause {:.1} ms; \
+         slabs hold {} objects, of which {} unknown and {} freed; \
          {} unmatched returns, {} unwatched sites, {} unknown frees, {} missed frees, {} stale, {} known; \
          {} of {} hooks hit; Linux {}\n",
         outcome.unreferenced.len(),
@@ -271,6 +276,9 @@ fn summary(tracker: &Tracker, outcome: &Outcome, pause: Duration) -> String {
         mib(outcome.heap_bytes),
         outcome.time.as_secs_f64() * 1e3,
         pause.as_secs_f64() * 1e3,
+        outcome.audit.as_ref().map_or(0, |a| a.allocated),
+        unknown,
+        freed,
         get(&d.unmatched_returns),
         get(&d.unwatched_returns) + get(&d.unreadable),
         c.unknown_frees,

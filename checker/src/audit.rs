@@ -1,0 +1,66 @@
+//! The live map held against the kernel's own books: which slab objects the slabs count as allocated.
+//!
+//! An object the kernel holds and we do not know was allocated before the first hook or through a function
+//! that is not hooked; it may hold references, and is never a leak. One that we hold and the kernel has freed is a free that was
+//! missed; it is no object any more.
+
+use detector::objects::{Kind, Object};
+use guest_symbols::Kernel;
+use guest_symbols::slab_walk::Allocated;
+use std::collections::BTreeMap;
+
+/// The result of an audit. Empty maps are what it should find.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// Objects that the slabs count as allocated.
+    pub allocated: u64,
+    /// Allocated, but not in the live map: how many, by cache.
+    pub unknown: BTreeMap<String, u64>,
+    /// In the live map, but free: how many, by the function that allocated them.
+    pub freed: BTreeMap<String, u64>,
+    /// Freelists that make no sense.
+    pub broken: u64,
+}
+
+impl Audit {
+    /// Compares the slab objects of `objects`, which ascend, with what the slabs count. Calls `each` with every
+    /// object that is one: address, size in bytes, and what the live map knows of it, if anything.
+    pub(crate) fn compare(
+        kernel: &Kernel,
+        objects: &[(u64, Object)],
+        allocated: &Allocated,
+        each: &mut dyn FnMut(u64, u64, Option<Object>),
+    ) -> Audit {
+        let mut audit =
+            Audit { allocated: allocated.objects.len() as u64, broken: allocated.broken, ..Audit::default() };
+        let mut ours = objects.iter().filter(|(_, o)| o.kind == Kind::Slab).peekable();
+        let mut freed = |object: &Object| {
+            // What kfree_rcu() was given may be freed where we do not look.
+            if !object.dying {
+                let caller = kernel.symbols.resolve(object.site.caller).map_or("?", |r| r.name);
+                *audit.freed.entry(caller.to_owned()).or_default() += 1;
+            }
+        };
+        for &(addr, cache) in &allocated.objects {
+            while let Some((_, object)) = ours.next_if(|(a, _)| *a < addr) {
+                freed(object);
+            }
+            let cache = &allocated.caches[cache as usize];
+            match ours.next_if(|(a, _)| *a == addr) {
+                Some((_, object)) if object.dying => {}
+                Some((_, object)) => each(addr, cache.object_size, Some(*object)),
+                None => {
+                    *audit.unknown.entry(cache.name.clone()).or_default() += 1;
+                    each(addr, cache.object_size, None);
+                }
+            }
+        }
+        ours.for_each(|(_, object)| freed(object));
+        audit
+    }
+
+    /// How many are unknown, and how many free.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.unknown.values().sum(), self.freed.values().sum())
+    }
+}
