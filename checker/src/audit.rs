@@ -34,29 +34,36 @@ impl Audit {
         let mut audit =
             Audit { allocated: allocated.objects.len() as u64, broken: allocated.broken, ..Audit::default() };
         let mut ours = objects.iter().filter(|(_, o)| o.kind == Kind::Slab).peekable();
-        let mut freed = |object: &Object| {
-            // What kfree_rcu() was given may be freed where we do not look.
-            if !object.dying {
-                let caller = kernel.symbols.resolve(object.site.caller).map_or("?", |r| r.name);
-                *audit.freed.entry(caller.to_owned()).or_default() += 1;
-            }
-        };
         for &(addr, cache) in &allocated.objects {
             while let Some((_, object)) = ours.next_if(|(a, _)| *a < addr) {
-                freed(object);
+                audit.freed(kernel, object);
             }
             let cache = &allocated.caches[cache as usize];
             match ours.next_if(|(a, _)| *a == addr) {
                 Some((_, object)) if object.dying => {}
                 Some((_, object)) => each(addr, cache.object_size, Some(*object)),
                 None => {
-                    *audit.unknown.entry(cache.name.clone()).or_default() += 1;
+                    audit.unknown(&cache.name);
                     each(addr, cache.object_size, None);
                 }
             }
         }
-        ours.for_each(|(_, object)| freed(object));
+        ours.for_each(|(_, object)| audit.freed(kernel, object));
         audit
+    }
+
+    /// Counts an object that the kernel holds and we do not know.
+    pub(crate) fn unknown(&mut self, cache: &str) {
+        *self.unknown.entry(cache.to_owned()).or_default() += 1;
+    }
+
+    /// Counts an object that we hold and the kernel does not; what kfree_rcu() was given may be freed where we
+    /// do not look.
+    pub(crate) fn freed(&mut self, kernel: &Kernel, object: &Object) {
+        if !object.dying {
+            let caller = kernel.symbols.resolve(object.site.caller).map_or("?", |r| r.name);
+            *self.freed.entry(caller.to_owned()).or_default() += 1;
+        }
     }
 
     /// How many are unknown, and how many free.

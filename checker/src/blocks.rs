@@ -14,7 +14,7 @@ use guest_symbols::slab::{self, Cache};
 use guest_symbols::slab_walk;
 use guest_symbols::tasks::{self, Stack};
 use guest_symbols::vmap;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// To 6.14 a `__percpu` pointer is a small number, as are sizes and flags, and interior ones would match many
@@ -76,12 +76,14 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         };
         let sheaves = this.sheaves(kernel, objects);
         this.take_slab_objects(kernel, objects, &sheaves);
+        let areas = vmap::areas(kernel, memory);
         let others = objects.iter().filter(|(_, o)| o.kind != Kind::Slab && !o.dying);
         this.blocks.extend(others.map(|&(addr, object)| Block { addr, size: object.size, object, seen: true }));
+        this.take_vmalloc_blocks(kernel, areas.as_deref().unwrap_or_default());
         this.rules = vec![Rule::default(); this.blocks.len()];
         this.index();
         this.apply_sheaf_rules(kernel, &sheaves);
-        this.apply_vmap_rules(kernel);
+        this.apply_vmap_rules(kernel, areas.as_deref());
         this.apply_task_rules(kernel);
         this
     }
@@ -99,6 +101,28 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             let seen = object.is_some();
             blocks.push(Block { addr, size, object: object.unwrap_or(Object::unseen(Kind::Slab)), seen });
         }));
+    }
+
+    /// Vmalloc blocks, held against the kernel's areas in the same way.
+    fn take_vmalloc_blocks(&mut self, kernel: &Kernel, areas: &[vmap::Area]) {
+        let Some(audit) = self.audit.as_mut().filter(|_| !areas.is_empty()) else { return };
+        let theirs: HashMap<u64, u64> = areas.iter().filter_map(|a| a.block).collect();
+        let mut ours = HashSet::new();
+        self.blocks.retain(|b| {
+            if b.object.kind != Kind::Vmalloc {
+                return true;
+            }
+            ours.insert(b.addr);
+            let busy = theirs.contains_key(&b.addr);
+            if !busy {
+                audit.freed(kernel, &b.object);
+            }
+            busy
+        });
+        for (&addr, &size) in theirs.iter().filter(|(addr, _)| !ours.contains(addr)) {
+            audit.unknown("vmalloc");
+            self.blocks.push(Block { addr, size, object: Object::unseen(Kind::Vmalloc), seen: false });
+        }
     }
 
     /// Slab objects as the live map has them; the slabs only say their sizes.
@@ -134,8 +158,8 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// A vm_struct and a vmap_area describe their area, which does not make it referenced. But who holds
     /// the vm_struct holds the area (kmemleak's excess_ref).
-    fn apply_vmap_rules(&mut self, kernel: &Kernel) {
-        let (Some(areas), Some(offsets)) = (vmap::areas(kernel, self.memory), vmap::Offsets::read(kernel)) else {
+    fn apply_vmap_rules(&mut self, kernel: &Kernel, areas: Option<&[vmap::Area]>) {
+        let (Some(areas), Some(offsets)) = (areas, vmap::Offsets::read(kernel)) else {
             log::warn!("the kernel's vmap areas cannot be read: leaked vmalloc blocks may be missed");
             return;
         };

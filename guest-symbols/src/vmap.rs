@@ -1,11 +1,14 @@
 //! The kernel's own record of vmalloc space (mm/vmalloc.c): busy `vmap_area`s and their `vm_struct`s.
 
 use crate::Kernel;
-use crate::memory::{GuestMemory, VirtAddr};
+use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 
 /// More areas or nodes than this are not believed.
 const MAX_AREAS: usize = 4_000_000;
 const MAX_NODES: u64 = 4096;
+
+/// VM_ALLOC of `vm_struct.flags`: vmalloc's own, not vmap's or ioremap's (include/linux/vmalloc.h).
+const VM_ALLOC: u64 = 2;
 
 /// A busy area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub struct Area {
     pub end: u64,
     /// Address of its `vm_struct`; 0 for vm_map_ram() blocks.
     pub vm: VirtAddr,
+    /// The block that vmalloc() gave out here, and its bytes; `None` for other kinds of areas.
+    pub block: Option<(u64, u64)>,
 }
 
 /// Offsets in bytes of the members that are no references to the area's own block.
@@ -52,6 +57,15 @@ pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<Area>> {
     Some(areas)
 }
 
+fn block(kernel: &Kernel, memory: &impl GuestMemory, area: &Area) -> Option<(u64, u64)> {
+    let read = |name| kernel.read_u64(memory, area.vm.offset(kernel.offset_of("vm_struct", name)?)).ok();
+    let (flags, addr) = (read("flags")?, read("addr")?);
+    let whole = flags & VM_ALLOC != 0 && (area.start..area.end).contains(&addr);
+    // `nr_pages` is set last, by which time the block is whole.
+    let pages = kernel.read_u32(memory, area.vm.offset(kernel.offset_of("vm_struct", "nr_pages")?)).ok()?;
+    (whole && pages != 0).then(|| (addr, u64::from(pages) * PAGE_SIZE))
+}
+
 /// Every area of the tree whose `rb_root` is at `root`.
 fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Option<()> {
     let field = |name| kernel.offset_of("vmap_area", name);
@@ -67,7 +81,9 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut 
         }
         let area = VirtAddr(node.wrapping_sub(node_at));
         let read = |o| kernel.read_u64(memory, area.offset(o)).ok();
-        areas.push(Area { area, start: read(start)?, end: read(end)?, vm: VirtAddr(read(vm)?) });
+        let mut found = Area { area, start: read(start)?, end: read(end)?, vm: VirtAddr(read(vm)?), block: None };
+        found.block = block(kernel, memory, &found);
+        areas.push(found);
         todo.push(read(node_at + left)?);
         todo.push(read(node_at + right)?);
     }

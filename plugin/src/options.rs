@@ -32,6 +32,11 @@ const KEYS: &[Key] = &[
         value: "PATH",
         what: "vmlinux, System.map or saved /proc/kallsyms of the guest's kernel, if it lacks CONFIG_KALLSYMS_ALL",
     },
+    Key {
+        name: "audit",
+        value: "on|off",
+        what: "after each report, say which objects only the kernel or only libleak knows (default: off)",
+    },
     Key { name: "help", value: "", what: "print this" },
 ];
 
@@ -48,6 +53,8 @@ pub struct Options {
     pub qmp: Option<PathBuf>,
     /// Symbol file.
     pub symbols: Option<PathBuf>,
+    /// Whether the audit is printed in full.
+    pub audit: bool,
 }
 
 /// Why QEMU is to stop at start.
@@ -83,7 +90,7 @@ fn help() -> String {
         format!("  {left:<16} {}\n", k.what)
     });
     format!(
-        "libleak {}: kernel memory leaks of a Linux guest\nusage: -plugin libleak.so[,OPTION]...\n{}",
+        "{}: kernel memory leaks of a Linux guest\nusage: -plugin libleak.so[,OPTION]...\n{}",
         env!("CARGO_PKG_VERSION"),
         rows.collect::<String>()
     )
@@ -120,6 +127,13 @@ impl Options {
                 "min-age" => options.min_age = seconds(0)?,
                 "qmp" => options.qmp = path()?,
                 "symbols" => options.symbols = path()?,
+                "audit" => {
+                    options.audit = match value {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err(bad("neither on nor off")),
+                    }
+                }
                 _ => return Err(OptionError::Help(help())),
             }
         }
@@ -133,10 +147,11 @@ mod tests {
 
     #[test]
     fn good_words() {
-        let o = Options::parse(["report=/tmp/r", "scan=10", "min-age=0"]).unwrap();
+        let o = Options::parse(["report=/tmp/r", "scan=10", "min-age=0", "audit=on"]).unwrap();
         assert_eq!(o.report, Some("/tmp/r".into()));
         assert_eq!(o.scan, Some(Duration::from_secs(10)));
         assert_eq!(o.min_age, Some(Duration::ZERO));
+        assert!(o.audit);
         assert_eq!(Options::parse([]).unwrap(), Options::default());
     }
 
@@ -146,6 +161,7 @@ mod tests {
         assert!(error("scans=1").contains("scan, min-age"), "{}", error("scans=1"));
         assert!(error("scan=0").contains("scan=SECONDS"));
         assert!(error("scan=x").contains("whole number"));
+        assert!(error("audit=1").contains("audit=on|off"));
         assert!(error("report=on").contains("report=PATH"));
         assert!(error("help=on").contains("usage:"));
     }

@@ -13,6 +13,7 @@ use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::symbols::Resolved;
 use guest_symbols::{Kernel, VirtAddr};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -176,6 +177,14 @@ impl Session {
     pub fn report(&self, tracker: &Tracker, outcome: &Outcome, pause: Duration) {
         let mut text: String = outcome.unreferenced.iter().map(|u| u.leak.to_string()).collect();
         text += &summary(tracker, outcome, pause);
+        if let Some(audit) = outcome.audit.as_ref().filter(|_| self.options.audit) {
+            let lines = |what: &str, counts: &BTreeMap<String, u64>| -> String {
+                counts.iter().map(|(name, n)| format!("libleak: audit: {what} {name}: {n}\n")).collect()
+            };
+            text += &lines("only the kernel holds, by cache,", &audit.unknown);
+            text += &lines("only libleak holds, by allocating function,", &audit.freed);
+            text += &format!("libleak: audit: {} freelists make no sense\n", audit.broken);
+        }
         self.output.write(&text);
     }
 
@@ -256,14 +265,11 @@ fn summary(tracker: &Tracker, outcome: &Outcome, pause: Duration) -> String {
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let hit = tracker.hooks.iter().filter(|(_, hits)| get(hits) > 0).count();
     let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
-    if let Some(audit) = &outcome.audit {
-        log::info!("audit: {audit:?}");
-    }
     let leaked: u64 = outcome.unreferenced.iter().map(|u: &Unreferenced| u.leak.size).sum();
     format!(
         "libleak: {} unreferenced objects ({} bytes); {} allocations, {} frees, {} live objects ({:.1} MiB); \
          scanned {:.1} MiB of roots and {:.1} MiB of heap in {:.1} ms, pause {:.1} ms; \
-         slabs hold {} objects, of which {} unknown and {} freed; \
+         {} in slabs, {} unknown, {} freed; \
          {} unmatched returns, {} unwatched sites, {} unknown frees, {} missed frees, {} stale, {} known; \
          {} of {} hooks hit; Linux {}\n",
         outcome.unreferenced.len(),

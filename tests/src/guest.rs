@@ -65,6 +65,25 @@ impl Guest {
         self.boot_option("--memory", &mib.to_string())
     }
 
+    /// Machine type: `pc` unless said.
+    #[must_use]
+    pub fn machine(self, name: &str) -> Guest {
+        self.boot_option("--machine", name)
+    }
+
+    /// CPU model: QEMU's own choice unless said.
+    #[must_use]
+    pub fn cpu(self, name: &str) -> Guest {
+        self.boot_option("--cpu", name)
+    }
+
+    /// Seconds until QEMU is told to quit.
+    #[must_use]
+    pub fn limit(mut self, seconds: u32) -> Guest {
+        self.seconds = seconds;
+        self
+    }
+
     /// Puts a test module into the guest, without loading it.
     #[must_use]
     pub fn module(self, name: &str) -> Guest {

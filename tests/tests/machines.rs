@@ -1,0 +1,55 @@
+//! Other machines than the plain one, and other ends than the guest's own turning off.
+
+use tests::{Boot, Guest};
+
+fn guest(test: &str) -> Guest {
+    Guest::new(test, "bookworm-backports").module("leaky").run(&["insmod:leaky"])
+}
+
+fn assert_planted(boot: &Boot) {
+    boot.assert_planted(&boot.report().objects);
+    boot.assert_trustworthy();
+}
+
+#[test]
+fn memory_on_both_sides_of_the_hole_below_4_gib() {
+    // QEMU keeps one block of memory, whose upper part the guest has at other addresses; where it is split
+    // depends on the machine.
+    let boot = guest("machines-memory").machine("q35").memory(6144).run(&["workload"]).boot();
+    boot.assert_ended_well();
+    assert_planted(&boot);
+}
+
+#[test]
+fn page_tables_of_five_levels() {
+    let boot = guest("machines-la57").cpu("max").run(&["workload"]).boot();
+    boot.assert_ended_well();
+    assert_planted(&boot);
+    // With four levels no kernel address is as low, which shows that there were five.
+    let lowest = 0xffff_8000_0000_0000;
+    let objects = boot.report().objects;
+    assert!(objects.iter().any(|o| o.address >> 56 == 0xff && o.address < lowest), "{objects:x?}");
+}
+
+#[test]
+fn no_kaslr() {
+    let boot = guest("machines-nokaslr").append("nokaslr").run(&["workload"]).boot();
+    boot.assert_ended_well();
+    assert_planted(&boot);
+}
+
+#[test]
+fn a_guest_that_reboots() {
+    // QEMU ends then, since the tests tell it not to go on.
+    let boot = guest("machines-reboot").append("libleak.off=reboot").boot();
+    boot.assert_ended_well();
+    assert_planted(&boot);
+}
+
+#[test]
+fn a_guest_that_is_killed() {
+    let boot = guest("machines-killed").run(&["sleep:1000"]).limit(20).boot();
+    assert_eq!(boot.status, Some(124), "{}", boot.hint());
+    assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
+    assert_planted(&boot);
+}
