@@ -23,6 +23,11 @@ use std::ops::Range;
 /// take the flags in low bits that percpu_ref keeps (include/linux/percpu-refcount.h).
 const POINTER_FLAGS: u64 = 4;
 
+/// Members of `task_struct`, with their bytes, that refer to tasks which may be long gone, and whose memory may be
+/// another object's: whom it woke last, which is compared and never followed (record_wakee, kernel/sched/fair.c),
+/// and its place in the tree of runnable tasks, which stays as it was when it is taken out (rb_erase, lib/rbtree.c).
+const DEAD_IN_TASKS: [(&str, u64); 2] = [("last_wakee", 8), ("se.run_node", 24)];
+
 /// A live object whose place and size are known.
 pub struct Block {
     /// Virtual address, or `__percpu` pointer.
@@ -79,7 +84,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let areas = vmap::areas(kernel, memory);
         let others = objects.iter().filter(|(_, o)| o.kind != Kind::Slab && !o.dying);
         this.blocks.extend(others.map(|&(addr, object)| Block { addr, size: object.size, object, seen: true }));
-        this.take_vmalloc_blocks(kernel, areas.as_deref().unwrap_or_default());
+        this.take_vmalloc_blocks(kernel, objects, areas.as_deref().unwrap_or_default());
         this.rules = vec![Rule::default(); this.blocks.len()];
         this.index();
         this.apply_sheaf_rules(kernel, &sheaves);
@@ -104,23 +109,22 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     }
 
     /// Vmalloc blocks, held against the kernel's areas in the same way.
-    fn take_vmalloc_blocks(&mut self, kernel: &Kernel, areas: &[vmap::Area]) {
+    fn take_vmalloc_blocks(&mut self, kernel: &Kernel, objects: &[(u64, Object)], areas: &[vmap::Area]) {
         let Some(audit) = self.audit.as_mut().filter(|_| !areas.is_empty()) else { return };
-        let theirs: HashMap<u64, u64> = areas.iter().filter_map(|a| a.block).collect();
-        let mut ours = HashSet::new();
+        let theirs: HashMap<u64, &vmap::Area> = areas.iter().filter_map(|a| Some((a.block?.0, a))).collect();
+        // With those that kfree_rcu() was given: their areas are busy until they are freed.
+        let ours: HashSet<u64> =
+            objects.iter().filter(|(_, o)| o.kind == Kind::Vmalloc).map(|(addr, _)| *addr).collect();
         self.blocks.retain(|b| {
-            if b.object.kind != Kind::Vmalloc {
-                return true;
-            }
-            ours.insert(b.addr);
-            let busy = theirs.contains_key(&b.addr);
+            let busy = b.object.kind != Kind::Vmalloc || theirs.contains_key(&b.addr);
             if !busy {
                 audit.freed(kernel, &b.object);
             }
             busy
         });
-        for (&addr, &size) in theirs.iter().filter(|(addr, _)| !ours.contains(addr)) {
-            audit.unknown("vmalloc");
+        for area in theirs.values() {
+            let Some((addr, size)) = area.block.filter(|(addr, _)| !ours.contains(addr)) else { continue };
+            audit.unknown(&format!("vmalloc by {}", area.caller(kernel, self.memory).unwrap_or("?")));
             self.blocks.push(Block { addr, size, object: Object::unseen(Kind::Vmalloc), seen: false });
         }
     }
@@ -210,18 +214,18 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     }
 
     /// Only the part of a stack that is in use holds references: below, there is what returned functions
-    /// left, which would hide leaks. And a task remembers whom it woke last, without a reference to it:
-    /// that task may be long gone, and its memory another object's (record_wakee, kernel/sched/fair.c).
+    /// left, which would hide leaks.
     fn apply_task_rules(&mut self, kernel: &Kernel) {
         let Some(tasks) = tasks::read(kernel, self.memory, &self.percpu) else {
             log::warn!("the kernel's tasks cannot be read: whole stacks are scanned, which may hide leaks");
             return;
         };
-        if let Some(member) = kernel.offset_of("task_struct", "last_wakee") {
-            for task in tasks.tasks {
+        for (member, len) in DEAD_IN_TASKS {
+            let Some(offset) = kernel.offset_of("task_struct", member) else { continue };
+            for task in &tasks.tasks {
                 if let Some(block) = self.addresses.find(task.0) {
-                    let at = task.0 - self.blocks[block as usize].addr + member;
-                    self.skip.entry(block).or_default().push(at..at + 8);
+                    let at = task.0 - self.blocks[block as usize].addr + offset;
+                    self.skip.entry(block).or_default().push(at..at + len);
                 }
             }
         }

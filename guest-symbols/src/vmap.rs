@@ -41,6 +41,14 @@ impl Offsets {
     }
 }
 
+impl Area {
+    /// The function that asked for the area (`vm_struct.caller`).
+    pub fn caller<'a>(&self, kernel: &'a Kernel, memory: &impl GuestMemory) -> Option<&'a str> {
+        let at = self.vm.offset(kernel.offset_of("vm_struct", "caller")?);
+        Some(kernel.symbols.resolve(kernel.read_u64(memory, at).ok()?)?.name)
+    }
+}
+
 /// All busy areas; from the trees of every node (6.9 on) or the one tree before.
 pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<Area>> {
     let mut areas = Vec::new();

@@ -32,6 +32,11 @@ pub fn planted(console: &str) -> Vec<Planted> {
         .collect()
 }
 
+/// Their addresses.
+pub fn addresses(console: &str) -> Vec<u64> {
+    planted(console).into_iter().map(|p| p.address).collect()
+}
+
 impl Planted {
     /// The size that kmemleak would report: what is kept for a slab object or a vmalloc area, and what
     /// was asked for where there is neither.

@@ -1,11 +1,11 @@
 //! Scans while the guest runs: what is lost by then is reported then, once, and the guest does not mind.
 
-use tests::Guest;
 use tests::program::scratch;
+use tests::{Guest, planted};
 
 /// A guest that leaks and then waits long enough for two scans.
 fn guest(test: &str) -> Guest {
-    Guest::new(test, "bookworm-backports").module("leaky").option("scan=3").run(&[
+    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses).option("scan=3").run(&[
         "insmod:leaky",
         "sleep:8",
         "workload",

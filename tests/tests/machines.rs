@@ -1,9 +1,9 @@
 //! Other machines than the plain one, and other ends than the guest's own turning off.
 
-use tests::{Boot, Guest};
+use tests::{Boot, Guest, planted};
 
 fn guest(test: &str) -> Guest {
-    Guest::new(test, "bookworm-backports").module("leaky").run(&["insmod:leaky"])
+    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses).run(&["insmod:leaky"])
 }
 
 fn assert_planted(boot: &Boot) {

@@ -1,11 +1,14 @@
 //! What a module leaks on purpose is reported, all of it, with its sizes and where it came from, and
 //! nothing else is.
 
-use tests::Guest;
+use tests::{Guest, planted};
 
 fn planted_leaks_are_reported(kernel: &str) {
-    let boot =
-        Guest::new(&format!("planted-{kernel}"), kernel).module("leaky").run(&["insmod:leaky", "workload"]).boot();
+    let boot = Guest::new(&format!("planted-{kernel}"), kernel)
+        .module("leaky")
+        .losing(planted::addresses)
+        .run(&["insmod:leaky", "workload"])
+        .boot();
     boot.assert_ended_well();
     boot.assert_planted(&boot.report().objects);
     boot.assert_trustworthy();

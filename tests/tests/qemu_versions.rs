@@ -1,12 +1,13 @@
 //! The same libleak.so in another QEMU: the newest one, whose plugin API is not the installed one's.
 
-use tests::Guest;
+use tests::{Guest, planted};
 
 #[test]
 fn planted_leaks_are_reported_in_the_newest_qemu() {
     let boot = Guest::new("qemu-new", "bookworm-backports")
         .qemu("new")
         .module("leaky")
+        .losing(planted::addresses)
         .run(&["insmod:leaky", "workload"])
         .boot();
     boot.assert_ended_well();
@@ -19,6 +20,7 @@ fn a_guest_in_the_newest_qemu_is_paused_for_scans() {
     let boot = Guest::new("qemu-new-scan", "bookworm-backports")
         .qemu("new")
         .module("leaky")
+        .losing(planted::addresses)
         .option("scan=3")
         .option("min-age=0")
         .run(&["insmod:leaky", "sleep:8"])

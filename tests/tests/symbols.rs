@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tests::program::{Program, scratch};
-use tests::{Boot, Guest};
+use tests::{Boot, Guest, planted};
 
 const KERNEL: &str = "bookworm-backports";
 
@@ -44,6 +44,7 @@ fn kallsyms() -> &'static Path {
 fn boot(test: &str, symbols: &Path) -> Boot {
     Guest::new(test, KERNEL)
         .module("leaky")
+        .losing(planted::addresses)
         .option(&format!("symbols={}", symbols.display()))
         .run(&["insmod:leaky", "workload"])
         .boot()

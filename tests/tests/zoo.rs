@@ -1,0 +1,128 @@
+//! Of a zoo of allocations (`tests/modules/zoo`) the lost ones are reported, with their sizes, those that are
+//! held in some hidden way are not, and nothing else is.
+
+use std::collections::BTreeMap;
+use tests::{Boot, Guest, Unreferenced};
+
+/// An allocation, as the module says itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Specimen {
+    is_leak: bool,
+    kind: String,
+    address: u64,
+    size: u64,
+}
+
+/// Every `zoo: leak KIND 0xADDRESS SIZE` and `zoo: held ...` of a console.
+fn specimens(console: &str) -> Vec<Specimen> {
+    let lines = console.lines().filter_map(|line| line.split_once("zoo: ").map(|(_, rest)| rest));
+    lines
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let is_leak = match words.next()? {
+                "leak" => true,
+                "held" => false,
+                _ => return None,
+            };
+            Some(Specimen {
+                is_leak,
+                kind: words.next()?.to_owned(),
+                address: u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?,
+                size: words.next()?.parse().ok()?,
+            })
+        })
+        .collect()
+}
+
+/// Every way in which the objects differ from what the module says; nothing if they agree.
+fn differences(zoo: &[Specimen], objects: &[Unreferenced]) -> Vec<String> {
+    let mut out = Vec::new();
+    let by_address: BTreeMap<u64, &Specimen> = zoo.iter().map(|s| (s.address, s)).collect();
+    let mut missing: BTreeMap<u64, &Specimen> =
+        by_address.iter().filter(|(_, s)| s.is_leak).map(|(a, s)| (*a, *s)).collect();
+    for object in objects {
+        let seen = missing.remove(&object.address).is_some();
+        match by_address.get(&object.address) {
+            None => out.push(format!("not of the zoo: {object:x?}")),
+            Some(s) if !s.is_leak => out.push(format!("held by {} and reported: {object:x?}", s.kind)),
+            Some(s) if !seen => out.push(format!("{} reported twice: {object:x?}", s.kind)),
+            Some(s) if s.size != object.size => {
+                out.push(format!("{}: {} bytes, reported as {}: {object:x?}", s.kind, s.size, object.size));
+            }
+            Some(_) => {}
+        }
+    }
+    out.extend(missing.values().map(|s| format!("lost by {} and not reported: {s:x?}", s.kind)));
+    out
+}
+
+/// Boots, and returns what the module says when it said all of it.
+fn visit(guest: Guest) -> (Boot, Vec<Specimen>) {
+    let lost = |c: &str| specimens(c).into_iter().filter(|s| s.is_leak).map(|s| s.address).collect();
+    let boot = guest.module("zoo").losing(lost).boot();
+    boot.assert_ended_well();
+    let zoo = specimens(&boot.console);
+    let leaks = zoo.iter().filter(|s| s.is_leak).count();
+    let done = format!("zoo: done {leaks} {}", zoo.len() - leaks);
+    assert!(boot.console.lines().any(|line| line.ends_with(&done)), "no \"{done}\"; {}", boot.hint());
+    assert!(!boot.console.contains("zoo: failed"), "the guest could not make all of it; {}", boot.hint());
+    (boot, zoo)
+}
+
+fn the_zoo_is_told_apart(kernel: &str) {
+    let (boot, zoo) = visit(Guest::new(&format!("zoo-{kernel}"), kernel).run(&["insmod:zoo", "sleep:2"]));
+    let differences = differences(&zoo, &boot.report().objects);
+    assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
+    boot.assert_trustworthy();
+}
+
+#[test]
+fn lost_and_held_objects_are_told_apart_on_linux_6_1() {
+    the_zoo_is_told_apart("bookworm");
+}
+
+#[test]
+fn lost_and_held_objects_are_told_apart_on_linux_6_12() {
+    the_zoo_is_told_apart("bookworm-backports");
+}
+
+#[test]
+fn lost_and_held_objects_are_told_apart_on_linux_7_3() {
+    the_zoo_is_told_apart("trixie-backports");
+}
+
+/// Proves that each was held by what the module says, and by nothing else.
+#[test]
+fn what_is_held_is_reported_when_its_holder_lets_go() {
+    let guest = Guest::new("zoo-forgets", "bookworm-backports")
+        .script("forget", "#!/bin/sh\ninsmod /modules/zoo.ko forget=1\n")
+        .run(&["forget", "sleep:2"]);
+    let (boot, zoo) = visit(guest);
+    let reported: BTreeMap<u64, u64> = boot.report().objects.iter().map(|o| (o.address, o.size)).collect();
+    // This one's holder cannot be written to again.
+    let missing: Vec<String> = zoo
+        .iter()
+        .filter(|s| s.kind != "ro-after-init" && !reported.contains_key(&s.address))
+        .map(|s| format!("{}: {s:x?}", s.kind))
+        .collect();
+    assert!(missing.is_empty(), "{}\n{}", boot.hint(), missing.join("\n"));
+}
+
+#[test]
+fn differences_are_found() {
+    let zoo = specimens(
+        "[    1.9] zoo: leak kzalloc 0xffff8d7d82662e80 512
+[    1.9] zoo: held list 0xffff8d7d82662e00 96
+[    1.9] zoo: done 1 1
+",
+    );
+    let object = |address, size| Unreferenced { address, size, comm: "insmod".to_owned(), frames: Vec::new() };
+    let good = object(0xffff_8d7d_8266_2e80, 512);
+    assert_eq!(zoo.len(), 2);
+    assert_eq!(differences(&zoo, std::slice::from_ref(&good)), [""; 0]);
+    assert!(differences(&zoo, &[])[0].starts_with("lost by kzalloc"));
+    assert!(differences(&zoo, &[good.clone(), good.clone()])[0].starts_with("kzalloc reported twice"));
+    assert!(differences(&zoo, &[object(good.address, 500)])[0].starts_with("kzalloc: 512 bytes"));
+    assert!(differences(&zoo, &[good.clone(), object(zoo[1].address, 96)])[0].starts_with("held by list"));
+    assert!(differences(&zoo, &[good, object(0x1000, 96)])[0].starts_with("not of the zoo"));
+}
