@@ -86,6 +86,12 @@ impl Guest {
         self.boot_option("--cpu", name)
     }
 
+    /// From a disk image, through firmware and GRUB, and not with QEMU's -kernel.
+    #[must_use]
+    pub fn from_disk(self) -> Guest {
+        self.boot_option("--loader", "grub")
+    }
+
     /// Seconds until QEMU is told to quit.
     #[must_use]
     pub fn limit(mut self, seconds: u32) -> Guest {

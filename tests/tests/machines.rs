@@ -32,6 +32,13 @@ fn page_tables_of_five_levels() {
 }
 
 #[test]
+fn booted_from_a_disk_through_a_boot_loader() {
+    let boot = guest("machines-disk").from_disk().run(&["workload"]).boot();
+    boot.assert_ended_well();
+    assert_planted(&boot);
+}
+
+#[test]
 fn no_kaslr() {
     let boot = guest("machines-nokaslr").append("nokaslr").run(&["workload"]).boot();
     boot.assert_ended_well();
