@@ -229,6 +229,15 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
                 }
             }
         }
+        // A stack of no task waits for a grace period: at its start lies the rcu_head, through which everything
+        // that waits behind it is found (struct vm_stack, kernel/fork.c, 5.18 on).
+        let head = kernel.btf.as_ref().and_then(|b| b.size_of("vm_stack")).unwrap_or(0);
+        for (i, b) in self.blocks.iter().enumerate() {
+            let is_stack = b.object.kind == Kind::Vmalloc && known::is_stack_site(kernel, &b.object);
+            if is_stack && !tasks.stacks.contains_key(&b.addr) {
+                self.skip.entry(i as u32).or_default().push(head.min(b.size)..b.size);
+            }
+        }
         for (base, state) in tasks.stacks {
             let Some(block) = self.addresses.find(base) else { continue };
             let b = &self.blocks[block as usize];

@@ -96,3 +96,12 @@ pub fn is_sheaf_site(kernel: &Kernel, object: &Object) -> bool {
             || ["kmem_cache_init", "do_kmem_cache_create", "__kmem_cache_create"].contains(&name)
     })
 }
+
+/// Functions that allocate the stack of a new task (kernel/fork.c, 5.10 to 7.3), as they are inlined into each other.
+const STACK_SITES: [&str; 4] =
+    ["alloc_thread_stack_node", "alloc_thread_stack_node_from_cache", "dup_task_struct", "copy_process"];
+
+/// Whether a vmalloc block is the stack of a task.
+pub fn is_stack_site(kernel: &Kernel, object: &Object) -> bool {
+    caller(kernel, object).is_some_and(|name| STACK_SITES.contains(&name))
+}

@@ -48,6 +48,8 @@ struct Layout {
     slab: SlabTest,
     types: Types,
     slab_cache: u64,
+    /// Of `index`, which is a number and is left as it was when a page is given out again.
+    index: Option<usize>,
 }
 
 /// A slab is told by a page flag (to 6.10) or by the page type.
@@ -99,6 +101,7 @@ impl Layout {
             reserved: flag("PG_reserved")?,
             slab,
             types,
+            index: page("index").or_else(|| page("__folio_index")),
             slab_cache: btf.offset_of("slab", "slab_cache").or_else(|| btf.offset_of("page", "slab_cache"))?,
         })
     }
@@ -274,15 +277,24 @@ impl Pages {
         self.layout.slab_cache
     }
 
-    /// Calls `each` with the descriptor, and its address, of every page that is in use.
+    /// Calls `each` with what may be references, and its address, in the descriptor of every page that is in use.
     pub fn descriptors(&self, memory: &impl StoppedMemory, mut each: impl FnMut(PhysAddr, &[u8])) {
         let size = self.layout.size;
         for &(first, count, phys) in &self.runs {
             let run = memory.run(phys, (count * size) as usize);
             for (i, page) in run.chunks_exact(size as usize).enumerate() {
-                if !matches!(self.usage(first + i as u64), Use::Free | Use::Absent) {
-                    each(PhysAddr(phys.0 + i as u64 * size), page);
-                }
+                let at = phys.0 + i as u64 * size;
+                let (before, after) = match self.usage(first + i as u64) {
+                    Use::Free | Use::Absent => continue,
+                    // What was a slab's freelist may still stand in `index`.
+                    Use::Kernel => match self.layout.index.filter(|index| index + 8 <= page.len()) {
+                        Some(index) => (&page[..index], &page[index + 8..]),
+                        None => (page, &page[..0]),
+                    },
+                    _ => (page, &page[..0]),
+                };
+                each(PhysAddr(at), before);
+                each(PhysAddr(at + (page.len() - after.len()) as u64), after);
             }
         }
     }
