@@ -34,13 +34,19 @@ pub struct Tasks {
 pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Option<Tasks> {
     let task = |path| kernel.offset_of("task_struct", path);
     let (tasks, stack, sp) = (task("tasks")?, task("stack")?, task("thread.sp")?);
-    let (signal, thread_node, on_cpu) = (task("signal")?, task("thread_node")?, task("on_cpu"));
+    let (signal, thread_node) = (task("signal")?, task("thread_node")?);
+    // An int, and a byte from 7.x on.
+    let btf = kernel.btf.as_ref()?;
+    let on_cpu = btf.member("task_struct", "on_cpu").map(|m| (m.offset(), btf.type_size(m.type_id) == Some(1)));
     let thread_head = kernel.offset_of("signal_struct", "thread_head")?;
     let read = |at: VirtAddr| kernel.read_u64(memory, at).ok();
     let mut found = Tasks::default();
     let add = |found: &mut Tasks, task: VirtAddr| {
         let base = read(task.offset(stack))?;
-        let running = on_cpu.is_none_or(|o| kernel.read_u32(memory, task.offset(o)).unwrap_or(1) != 0);
+        let running = on_cpu.is_none_or(|(at, byte)| {
+            let value = kernel.read_u32(memory, task.offset(at)).unwrap_or(1);
+            (if byte { value & 0xff } else { value }) != 0
+        });
         let state = if running { Stack::Running } else { Stack::From(read(task.offset(sp))?) };
         found.tasks.push(task);
         found.stacks.insert(base, state);
