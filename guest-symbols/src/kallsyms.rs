@@ -239,3 +239,124 @@ fn build(image: &[u8], tokens: &Tokens, names: &Names, offsets: usize, how: Base
     }
     table.build()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: u64 = 0xffff_ffff_8100_0000;
+    /// More than 256, so that there are several markers, and more than are needed to be believed.
+    const COUNT: usize = 1_500;
+
+    /// The layouts of the table in the module's documentation.
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Layout {
+        OffsetsFirst,
+        OffsetsFirstWithSequences,
+        OffsetsLast,
+        RelativeToOwnPlace,
+    }
+
+    fn name(i: usize) -> String {
+        // One name longer than 127 tokens, for a length of two bytes.
+        if i == 700 { format!("t{}", "x".repeat(200)) } else { format!("tfunction_{i}") }
+    }
+
+    fn align(image: &mut Vec<u8>, to: usize) {
+        image.resize(image.len().next_multiple_of(to), 0);
+    }
+
+    /// A kernel image of that layout: a per-CPU symbol at 0x1000, then functions, 16 bytes apart, from `BASE`.
+    fn image(layout: Layout) -> Vec<u8> {
+        let mut image = vec![0xcc; 16 * COUNT + 64];
+        align(&mut image, 8);
+        let addr = |i: usize| BASE + 16 * i as u64;
+        let absolute = |image: &mut Vec<u8>| {
+            image.extend(0x1000u32.to_le_bytes());
+            (0..COUNT).for_each(|i| image.extend(((BASE as i64 - 1 - addr(i) as i64) as i32).to_le_bytes()));
+            align(image, 8);
+            image.extend(BASE.to_le_bytes());
+        };
+        if matches!(layout, Layout::OffsetsFirst | Layout::OffsetsFirstWithSequences) {
+            absolute(&mut image);
+        }
+        image.extend((COUNT as u32 + 1).to_le_bytes());
+        if layout != Layout::RelativeToOwnPlace {
+            align(&mut image, 8);
+        }
+        let (first, mut markers) = (image.len(), Vec::new());
+        for (i, name) in std::iter::once("Apercpu".to_owned()).chain((0..COUNT).map(name)).enumerate() {
+            if i % 256 == 0 {
+                markers.push((image.len() - first) as u32);
+            }
+            match name.len() {
+                n @ ..0x80 => image.push(n as u8),
+                n => image.extend([(n & 0x7f | 0x80) as u8, (n >> 7) as u8]),
+            }
+            // Every token is one byte that stands for itself.
+            image.extend(name.bytes());
+        }
+        align(&mut image, 8);
+        markers.iter().for_each(|m| image.extend(m.to_le_bytes()));
+        align(&mut image, 8);
+        if layout == Layout::OffsetsFirstWithSequences {
+            image.extend(std::iter::repeat_n(0x55, 3 * (COUNT + 1)));
+            align(&mut image, 8);
+        }
+        let tokens = image.len();
+        let mut index = Vec::new();
+        for c in 0..=255u8 {
+            index.push((image.len() - tokens) as u16);
+            // Bytes that no name has are tokens of more than one letter, as after compression.
+            if c.is_ascii_graphic() && c != b':' {
+                image.push(c)
+            } else {
+                image.extend(*b"ab")
+            }
+            image.push(0);
+        }
+        align(&mut image, 8);
+        index.iter().for_each(|i| image.extend(i.to_le_bytes()));
+        match layout {
+            Layout::OffsetsFirst | Layout::OffsetsFirstWithSequences => {}
+            Layout::OffsetsLast => absolute(&mut image),
+            Layout::RelativeToOwnPlace => {
+                for i in 0..=COUNT {
+                    let target = if i == 0 { BASE } else { addr(i - 1) };
+                    let place = BASE + image.len() as u64;
+                    image.extend((target.wrapping_sub(place) as u32).to_le_bytes());
+                }
+            }
+        }
+        image.extend([0; 64]);
+        image
+    }
+
+    #[test]
+    fn every_layout() {
+        use Layout::*;
+        for layout in [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace] {
+            let table = decode(&image(layout), BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
+            assert_eq!(table.len(), COUNT + 1, "{layout:?}");
+            assert_eq!(table.lookup("function_0"), Some(BASE), "{layout:?}");
+            assert_eq!(table.lookup("function_1499"), Some(BASE + 16 * 1499), "{layout:?}");
+            assert_eq!(table.lookup(&"x".repeat(200)), Some(BASE + 16 * 700), "{layout:?}");
+            let percpu = if layout == RelativeToOwnPlace { BASE } else { 0x1000 };
+            assert_eq!(table.lookup("percpu"), Some(percpu), "{layout:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused() {
+        assert_eq!(decode(&[0; 4096], BASE).err(), Some(KallsymsError::NoTokens));
+        let whole = image(Layout::OffsetsLast);
+        // Cut anywhere, it is an error and no panic.
+        for len in (0..whole.len()).step_by(97) {
+            let _ = decode(&whole[..len], BASE);
+        }
+        // Without its names.
+        let mut bad = whole.clone();
+        bad[16 * COUNT..16 * COUNT + 20_000].fill(0);
+        assert!(matches!(decode(&bad, BASE).err(), Some(KallsymsError::NoNames(_))));
+    }
+}
