@@ -284,8 +284,11 @@ impl Pages {
             let run = memory.run(phys, (count * size) as usize);
             for (i, page) in run.chunks_exact(size as usize).enumerate() {
                 let at = phys.0 + i as u64 * size;
-                let (before, after) = match self.usage(first + i as u64) {
+                let pfn = first + i as u64;
+                let (before, after) = match self.usage(pfn) {
                     Use::Free | Use::Absent => continue,
+                    // A slab's is the head's alone; in the others an older slab's freelist may still stand.
+                    Use::Slab if self.tails[pfn as usize] != 0 => continue,
                     // What was a slab's freelist may still stand in `index`.
                     Use::Kernel => match self.layout.index.filter(|index| index + 8 <= page.len()) {
                         Some(index) => (&page[..index], &page[index + 8..]),

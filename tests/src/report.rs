@@ -82,10 +82,11 @@ impl Summary {
     }
 
     /// Whether every counter that speaks against the result is 0, and the live map is the kernel's own but for
-    /// the one object that the slab allocator makes before it works.
+    /// the one object that the slab allocator makes before it works, and those that the CPUs were about to
+    /// allocate or free when they were stopped. A function that is not hooked would show in hundreds.
     pub fn is_trustworthy(&self) -> bool {
         let doubts = [self.unmatched_returns, self.unwatched_sites, self.unknown_frees, self.missed_frees, self.stale];
-        doubts.iter().sum::<u64>() + self.freed == 0 && self.unknown <= 1
+        doubts.iter().sum::<u64>() + self.freed == 0 && self.unknown <= 8
     }
 }
 
