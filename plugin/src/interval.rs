@@ -24,7 +24,7 @@ fn run(session: &'static Session, every: Duration) {
     loop {
         std::thread::sleep(every);
         let Some(tracker) = tracker() else { continue };
-        if tracker.live.counters().allocations == 0 || ffi::is_disabled() {
+        if tracker.live.counters().allocations == 0 || ffi::is_disabled() || tracker.is_replaced() {
             continue;
         }
         while let Some(way) = ways.first_mut() {

@@ -42,6 +42,9 @@ pub struct Session {
     checking: Mutex<()>,
 }
 
+const RESET: &str = "the guest started another kernel, and only its first kernel was tracked; \
+                     use -no-reboot, and start QEMU again for each boot";
+
 static SESSION: OnceLock<Session> = OnceLock::new();
 
 /// The session; `None` before install.
@@ -201,6 +204,9 @@ impl Session {
                 None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
             });
         };
+        if tracker.is_replaced() {
+            return output::error(&format!("no result: {RESET}"));
+        }
         if tracker.live.counters().allocations == 0 {
             return output::error(&format!(
                 "nothing was tracked: Linux {} was found, but it ended before its first allocation, or none of its allocators is known",

@@ -19,6 +19,7 @@ use crate::ffi::regs::{self, Reg};
 use dashmap::DashMap;
 use detector::objects::{AddressHasher, Inserted, Kind, LiveMap, Object, Removed, Site};
 use guest_symbols::Kernel;
+use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, StoppedMemory, VirtAddr};
 use guest_symbols::modules::Module;
 use libc::{c_uint, c_void};
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
@@ -106,7 +107,16 @@ pub struct Tracker {
     sequence: AtomicU64,
     vfreed: Mutex<VecDeque<u64>>,
     start: Instant,
+    /// Virtual range of the kernel's image.
+    image: std::ops::Range<u64>,
+    /// Another kernel runs: after a reset, or by kexec.
+    replaced: AtomicBool,
+    /// The latest jiffies seen: they go back only when a kernel starts again.
+    jiffies: AtomicU64,
 }
+
+/// Kernel images lie below the modules: MODULES_VADDR with KASLR (arch/x86/include/asm/pgtable_64_types.h).
+const MODULES: u64 = 0xffff_ffff_c000_0000;
 
 static TRACKER: OnceLock<Tracker> = OnceLock::new();
 
@@ -135,6 +145,9 @@ impl Tracker {
             entries: hooks.iter().enumerate().map(|(i, h)| (h.addr, i as u32)).collect(),
             entry_range: low..=high,
             context: Context::new(&kernel),
+            image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
+            replaced: AtomicBool::new(false),
+            jiffies: AtomicU64::new(0),
             kernel,
             ram,
             live: LiveMap::with_capacity(LIVE_CAPACITY),
@@ -159,6 +172,11 @@ impl Tracker {
         self.start.elapsed().as_millis() as u64
     }
 
+    /// Whether the kernel that is tracked is gone: nothing that is known holds any more.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
     /// Calls that have not returned.
     pub fn pending(&self) -> usize {
         self.pending.len()
@@ -169,6 +187,9 @@ impl Tracker {
         let (count, start) = (block.len(), block.vaddr());
         let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return };
         let last = last.vaddr();
+        if (START_KERNEL_MAP..MODULES).contains(&start) && !self.image.contains(&start) {
+            self.replaced.store(true, Ordering::Relaxed);
+        }
         if start <= *self.entry_range.end() && last >= *self.entry_range.start() {
             for insn in (0..count).filter_map(|i| block.insn(i)) {
                 if let Some(&hook) = self.entries.get(&insn.vaddr()) {
@@ -311,6 +332,14 @@ impl Tracker {
         if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
             return;
         }
+        let jiffies = self.context.jiffies(&self.ram);
+        // Another CPU may have seen the next tick already.
+        let latest = self.jiffies.load(Ordering::Relaxed);
+        if jiffies > latest {
+            self.jiffies.store(jiffies, Ordering::Relaxed);
+        } else if jiffies + 2 < latest {
+            self.replaced.store(true, Ordering::Relaxed);
+        }
         let Who { comm, pid } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
         let object = Object {
             kind,
@@ -324,7 +353,7 @@ impl Tracker {
             },
             site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
-            jiffies: self.context.jiffies(&self.ram),
+            jiffies,
             millis: self.millis(),
             pid,
             comm,
