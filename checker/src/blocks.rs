@@ -1,7 +1,7 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
 use crate::audit::Audit;
-use crate::known;
+use crate::{known, stacks};
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
 use detector::scan::Rule;
@@ -12,7 +12,6 @@ use guest_symbols::paging::PageTables;
 use guest_symbols::percpu::PerCpu;
 use guest_symbols::slab::{self, Cache};
 use guest_symbols::slab_walk;
-use guest_symbols::tasks::{self, Stack};
 use guest_symbols::vmap;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -22,11 +21,6 @@ use std::ops::Range;
 /// percpu_counter, xt counters) is referred to by its start as well, so the start is asked for, give or
 /// take the flags in low bits that percpu_ref keeps (include/linux/percpu-refcount.h).
 const POINTER_FLAGS: u64 = 4;
-
-/// Members of `task_struct`, with their bytes, that refer to tasks which may be long gone, and whose memory may be
-/// another object's: whom it woke last, which is compared and never followed (record_wakee, kernel/sched/fair.c),
-/// and its place in the tree of runnable tasks, which stays as it was when it is taken out (rb_erase, lib/rbtree.c).
-const DEAD_IN_TASKS: [(&str, u64); 2] = [("last_wakee", 8), ("se.run_node", 24)];
 
 /// A live object whose place and size are known.
 pub struct Block {
@@ -42,7 +36,7 @@ pub struct Block {
 
 /// All blocks, with what the scan needs to know of them.
 pub struct Blocks<'a, M> {
-    memory: &'a M,
+    pub(crate) memory: &'a M,
     pages: &'a Pages,
     tables: PageTables,
     /// Per-CPU memory.
@@ -56,7 +50,7 @@ pub struct Blocks<'a, M> {
     /// Finds per-CPU blocks by `__percpu` pointer.
     pub percpu_pointers: Index,
     /// Byte ranges within a block that are not references.
-    skip: HashMap<u32, Vec<Range<u64>>>,
+    pub(crate) skip: HashMap<u32, Vec<Range<u64>>>,
     /// Objects left out because their memory is no longer what it was.
     pub stale: u64,
     /// The live map against the slabs, where those can be walked.
@@ -89,7 +83,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         this.index();
         this.apply_sheaf_rules(kernel, &sheaves);
         this.apply_vmap_rules(kernel, areas.as_deref());
-        this.apply_task_rules(kernel);
+        stacks::apply_rules(&mut this, kernel);
         this
     }
 
@@ -169,13 +163,15 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         };
         // Areas that are free, pooled or about to be have bounds too, which touch other areas' blocks, and
         // what was once their vm_struct.
+        let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
         for (i, b) in self.blocks.iter().enumerate() {
             if b.object.kind == Kind::Slab
                 && known::is_vmap_area_site(kernel, &b.object)
                 && self.pages.slab_cache(self.memory, VirtAddr(b.addr)) == vmap_area_cache
             {
-                self.skip.entry(i as u32).or_default().extend([0..16, offsets.vm..offsets.vm + 8]);
+                let vm = if purged.contains(&b.addr) { 0 } else { 8 };
+                self.skip.entry(i as u32).or_default().extend([0..16, offsets.vm..offsets.vm + vm]);
             }
         }
         for area in areas {
@@ -210,48 +206,6 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         for block in sheaves.iter().filter_map(|s| self.addresses.find(s.0)) {
             let size = self.blocks[block as usize].size;
             self.skip.entry(block).or_default().push(objects..size);
-        }
-    }
-
-    /// Only the part of a stack that is in use holds references: below, there is what returned functions
-    /// left, which would hide leaks.
-    fn apply_task_rules(&mut self, kernel: &Kernel) {
-        let Some(tasks) = tasks::read(kernel, self.memory, &self.percpu) else {
-            log::warn!("the kernel's tasks cannot be read: whole stacks are scanned, which may hide leaks");
-            return;
-        };
-        for (member, len) in DEAD_IN_TASKS {
-            let Some(offset) = kernel.offset_of("task_struct", member) else { continue };
-            for task in &tasks.tasks {
-                if let Some(block) = self.addresses.find(task.0) {
-                    let at = task.0 - self.blocks[block as usize].addr + offset;
-                    self.skip.entry(block).or_default().push(at..at + len);
-                }
-            }
-        }
-        // A stack of no task waits for a grace period: at its start lies the rcu_head, through which everything
-        // that waits behind it is found (struct vm_stack, kernel/fork.c, 5.18 on).
-        let head = kernel.btf.as_ref().and_then(|b| b.size_of("vm_stack")).unwrap_or(0);
-        for (i, b) in self.blocks.iter().enumerate() {
-            let is_stack = b.object.kind == Kind::Vmalloc && known::is_stack_site(kernel, &b.object);
-            if is_stack && !tasks.stacks.contains_key(&b.addr) {
-                self.skip.entry(i as u32).or_default().push(head.min(b.size)..b.size);
-            }
-        }
-        for (base, state) in tasks.stacks {
-            let Some(block) = self.addresses.find(base) else { continue };
-            let b = &self.blocks[block as usize];
-            if b.addr != base || b.object.kind != Kind::Vmalloc {
-                continue;
-            }
-            let dead = match state {
-                Stack::Running => continue,
-                Stack::From(sp) if sp.wrapping_sub(base) < b.size => 0..(sp - base) & !7,
-                // A task that has not run yet, or nonsense: all of it.
-                Stack::From(_) => continue,
-                Stack::Cached => 0..b.size,
-            };
-            self.skip.entry(block).or_default().push(dead);
         }
     }
 

@@ -7,11 +7,14 @@
 //! - [`known`]: what the kernel declares no leak
 //! - [`blocks`]: live objects as blocks of guest memory
 //! - [`roots`]: what the kernel owns besides them
+//! - [`why`]: who keeps an object alive
 
 pub mod audit;
 pub mod blocks;
 pub mod known;
 pub mod roots;
+mod stacks;
+pub mod why;
 
 use audit::Audit;
 use blocks::{Block, Blocks};
@@ -55,6 +58,8 @@ pub struct Outcome {
     pub known: Vec<&'static str>,
     /// The live map held against the slabs, where those can be walked.
     pub audit: Option<Audit>,
+    /// Of every object that was asked for, who refers to it.
+    pub paths: Vec<why::Path>,
     /// Bytes of roots read.
     pub root_bytes: u64,
     /// Bytes of live objects read.
@@ -66,7 +71,7 @@ pub struct Outcome {
 /// Makes one check of a stopped guest.
 ///
 /// `objects` is the live map's snapshot, ascending by address; `registers` are words held in the CPUs'
-/// registers.
+/// registers; `wanted` picks the objects whose [`why::Path`] is to be told.
 ///
 /// # Errors
 /// [`CheckError`].
@@ -75,6 +80,7 @@ pub fn check(
     memory: &impl StoppedMemory,
     objects: &[(u64, Object)],
     registers: &[u64],
+    wanted: Option<&dyn Fn(&Object) -> bool>,
 ) -> Result<Outcome, CheckError> {
     let start = Instant::now();
     let pages = Pages::read(kernel, memory)?;
@@ -88,6 +94,7 @@ pub fn check(
     if marks.root_bytes == 0 {
         return Err(CheckError::NoRoots);
     }
+    let paths = wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.marked, wanted));
     let mut unreferenced = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
         if marks.marked[i].is_some() || blocks.rules[i].weak || !block.seen {
@@ -102,6 +109,7 @@ pub fn check(
         stale: blocks.stale,
         audit: blocks.audit,
         known,
+        paths: paths.unwrap_or_default(),
         root_bytes: marks.root_bytes,
         heap_bytes: marks.heap_bytes,
         time: start.elapsed(),

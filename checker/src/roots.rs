@@ -7,6 +7,14 @@ use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
+use std::ops::Range;
+
+/// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
+/// stands there: name, struct, and in it the count and the array.
+const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 1] = [
+    // napi_skb_cache_get(), net/core/skbuff.c, 5.13 on.
+    ("napi_alloc_cache", "napi_alloc_cache", "skb_count", "skb_cache"),
+];
 
 /// Pages of roots handed to the scan at a time.
 const RUN: u64 = 512;
@@ -19,6 +27,7 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
     for range in &blocks.percpu.dynamic {
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
+    part.leave_out_given_objects(kernel, memory, blocks);
     part.scan(memory, marker);
     pages.descriptors(memory, |at, page| marker.root(at.0, page));
 }
@@ -28,12 +37,14 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
 struct Part {
     /// Bytes from the page's start that are root memory.
     keep: Vec<u16>,
+    /// Physical ranges that are none, within pages that are.
+    holes: Vec<Range<u64>>,
 }
 
 impl Part {
     fn all(pages: &Pages) -> Part {
         let whole = |pfn| if matches!(pages.usage(pfn), Use::Kernel | Use::Reserved) { PAGE_SIZE as u16 } else { 0 };
-        Part { keep: (0..pages.end()).map(whole).collect() }
+        Part { keep: (0..pages.end()).map(whole).collect(), holes: Vec::new() }
     }
 
     fn cut(&mut self, phys: PhysAddr, len: u64) {
@@ -65,6 +76,29 @@ impl Part {
         leave_out("__end_ro_after_init", "__end_rodata");
     }
 
+    /// See [`STACKS_OF_OBJECTS`].
+    fn leave_out_given_objects<M: StoppedMemory>(&mut self, kernel: &Kernel, memory: &M, blocks: &Blocks<'_, M>) {
+        for (name, of, count, array) in STACKS_OF_OBJECTS {
+            let member = |path| kernel.btf.as_ref().and_then(|b| Some((b.member(of, path)?, b)));
+            let (Some(variable), Some((count, _)), Some((array, btf))) =
+                (kernel.symbol(name), member(count), member(array))
+            else {
+                continue;
+            };
+            let Some(size) = btf.type_size(array.type_id) else { continue };
+            for cpu in 0..blocks.percpu.offsets.len() {
+                let Some(at) = blocks.percpu.address(cpu, variable.0) else { continue };
+                let Ok(count) = kernel.read_u32(memory, at.offset(count.offset())) else { continue };
+                let used = 8 * u64::from(count);
+                if used < size {
+                    blocks.runs(at.offset(array.offset() + used), size - used, &mut |phys, n| {
+                        self.holes.push(phys.0..phys.0 + n);
+                    });
+                }
+            }
+        }
+    }
+
     /// Pages of tracked objects are read only where the object is reachable.
     fn leave_out_blocks<M: StoppedMemory>(&mut self, blocks: &Blocks<'_, M>) {
         for b in &blocks.blocks {
@@ -77,7 +111,8 @@ impl Part {
         }
     }
 
-    fn scan(&self, memory: &impl StoppedMemory, marker: &mut Marker) {
+    fn scan(&mut self, memory: &impl StoppedMemory, marker: &mut Marker) {
+        self.holes.sort_unstable_by_key(|h| h.start);
         let end = self.keep.len() as u64;
         let mut pfn = 0;
         while pfn < end {
@@ -91,10 +126,25 @@ impl Part {
                 pfn += 1;
             }
             if len > 0 {
-                // RAM may end within a run only where the machine's does.
-                let at = PhysAddr(first * PAGE_SIZE);
-                marker.root(at.0, memory.run(at, len as usize));
+                self.scan_run(memory, marker, first * PAGE_SIZE..first * PAGE_SIZE + len);
             }
         }
+    }
+
+    /// Scans a physical range but for the holes in it.
+    fn scan_run(&self, memory: &impl StoppedMemory, marker: &mut Marker, run: Range<u64>) {
+        let mut at = run.start;
+        let first = self.holes.partition_point(|h| h.end <= at);
+        // RAM may end within a run only where the machine's does.
+        let mut read = |from: u64, to: u64| {
+            if from < to {
+                marker.root(from, memory.run(PhysAddr(from), (to - from) as usize));
+            }
+        };
+        for hole in self.holes[first..].iter().take_while(|h| h.start < run.end) {
+            read(at, hole.start);
+            at = at.max(hole.end);
+        }
+        read(at, run.end);
     }
 }

@@ -94,8 +94,10 @@ pub fn decode(image: &[u8], base: u64) -> Result<SymbolTable, KallsymsError> {
             error = KallsymsError::NoNames(tokens.start);
             continue;
         };
-        match addresses(image, base, &tokens, &names) {
-            Some((offsets, how)) => return Ok(build(image, &tokens, &names, offsets, how)),
+        let tables = addresses(image, base, &tokens, &names);
+        match tables.map(|(offsets, how)| build(image, &tokens, &names, offsets, how)).find(|t| is_true(t, image, base))
+        {
+            Some(table) => return Ok(table),
             None => error = KallsymsError::NoAddresses(names.count),
         }
     }
@@ -182,22 +184,39 @@ fn names_fit(image: &[u8], tokens: &Tokens, first: usize, count: u32) -> bool {
     })
 }
 
-/// Where the offsets lie and how to read them.
-fn addresses(image: &[u8], base: u64, tokens: &Tokens, names: &Names) -> Option<(usize, Base)> {
+/// Where the offsets may lie and how to read them: every way in which the text is in order.
+fn addresses<'a>(
+    image: &'a [u8],
+    base: u64,
+    tokens: &'a Tokens,
+    names: &'a Names,
+) -> impl Iterator<Item = (usize, Base)> + 'a {
     let n = names.count as usize;
     let mut candidates = Vec::new();
-    let after = tokens.end.next_multiple_of(8);
-    if let Some(b) = u64_at(image, (after + 4 * n).next_multiple_of(8)) {
-        candidates.push((after, Base::AbsolutePercpu(b)));
-        candidates.push((after, Base::Relative(b)));
+    // Tables are aligned to 8, and to 4 from 7.x on (output_label, scripts/kallsyms.c).
+    for after in [tokens.end.next_multiple_of(8), tokens.end.next_multiple_of(4)] {
+        if let Some(b) = u64_at(image, (after + 4 * n).next_multiple_of(8)) {
+            candidates.push((after, Base::AbsolutePercpu(b)));
+            candidates.push((after, Base::Relative(b)));
+        }
     }
-    candidates.push((after, Base::OwnPlace(base.wrapping_add(after as u64))));
+    for after in [tokens.end.next_multiple_of(4), tokens.end.next_multiple_of(8)] {
+        candidates.push((after, Base::OwnPlace(base.wrapping_add(after as u64))));
+    }
     let before = (names.count_at & !7).wrapping_sub(8);
     if let (Some(b), Some(at)) = (u64_at(image, before), before.checked_sub((4 * n).next_multiple_of(8))) {
         candidates.push((at, Base::AbsolutePercpu(b)));
         candidates.push((at, Base::Relative(b)));
     }
-    candidates.into_iter().find(|&(at, how)| text_is_in_order(image, base, tokens, names, at, how))
+    candidates.into_iter().filter(move |&(at, how)| text_is_in_order(image, base, tokens, names, at, how))
+}
+
+/// Whether the table is not one symbol off, which leaves the text in order: there is a banner where it says so.
+fn is_true(table: &SymbolTable, image: &[u8], base: u64) -> bool {
+    table.lookup("linux_banner").is_none_or(|at| {
+        let at = at.wrapping_sub(base) as usize;
+        image.get(at..).is_some_and(|b| b.starts_with(b"Linux version "))
+    })
 }
 
 /// Whether nearly all text symbols lie in the image, in ascending order.
@@ -255,11 +274,29 @@ mod tests {
         OffsetsFirstWithSequences,
         OffsetsLast,
         RelativeToOwnPlace,
+        /// The same, with tables that end in the middle of an aligned word.
+        RelativeToOwnPlaceOdd,
     }
 
+    impl Layout {
+        fn is_own_place(self) -> bool {
+            matches!(self, Layout::RelativeToOwnPlace | Layout::RelativeToOwnPlaceOdd)
+        }
+    }
+
+    const BANNER: usize = 900;
+
     fn name(i: usize) -> String {
+        if i == BANNER {
+            return "Dlinux_banner".to_owned();
+        }
         // One name longer than 127 tokens, for a length of two bytes.
         if i == 700 { format!("t{}", "x".repeat(200)) } else { format!("tfunction_{i}") }
+    }
+
+    /// Bytes that no name has are tokens of more than one letter, as after compression.
+    fn token(c: u8) -> Vec<u8> {
+        if c.is_ascii_graphic() && c != b':' { vec![c] } else { b"ab".to_vec() }
     }
 
     fn align(image: &mut Vec<u8>, to: usize) {
@@ -269,6 +306,7 @@ mod tests {
     /// A kernel image of that layout: a per-CPU symbol at 0x1000, then functions, 16 bytes apart, from `BASE`.
     fn image(layout: Layout) -> Vec<u8> {
         let mut image = vec![0xcc; 16 * COUNT + 64];
+        image[16 * BANNER..16 * BANNER + 14].copy_from_slice(b"Linux version ");
         align(&mut image, 8);
         let addr = |i: usize| BASE + 16 * i as u64;
         let absolute = |image: &mut Vec<u8>| {
@@ -281,7 +319,7 @@ mod tests {
             absolute(&mut image);
         }
         image.extend((COUNT as u32 + 1).to_le_bytes());
-        if layout != Layout::RelativeToOwnPlace {
+        if !layout.is_own_place() {
             align(&mut image, 8);
         }
         let (first, mut markers) = (image.len(), Vec::new());
@@ -303,24 +341,24 @@ mod tests {
             image.extend(std::iter::repeat_n(0x55, 3 * (COUNT + 1)));
             align(&mut image, 8);
         }
+        if layout == Layout::RelativeToOwnPlaceOdd {
+            // So that they end in the first half of a word of 8 bytes.
+            let end = image.len() + (0..=255u8).map(|c| token(c).len() + 1).sum::<usize>();
+            image.extend(std::iter::repeat_n(0, (4 + 8 - end.next_multiple_of(4) % 8) % 8));
+        }
         let tokens = image.len();
         let mut index = Vec::new();
         for c in 0..=255u8 {
             index.push((image.len() - tokens) as u16);
-            // Bytes that no name has are tokens of more than one letter, as after compression.
-            if c.is_ascii_graphic() && c != b':' {
-                image.push(c)
-            } else {
-                image.extend(*b"ab")
-            }
+            image.extend(token(c));
             image.push(0);
         }
-        align(&mut image, 8);
+        align(&mut image, if layout == Layout::RelativeToOwnPlaceOdd { 4 } else { 8 });
         index.iter().for_each(|i| image.extend(i.to_le_bytes()));
         match layout {
             Layout::OffsetsFirst | Layout::OffsetsFirstWithSequences => {}
             Layout::OffsetsLast => absolute(&mut image),
-            Layout::RelativeToOwnPlace => {
+            Layout::RelativeToOwnPlace | Layout::RelativeToOwnPlaceOdd => {
                 for i in 0..=COUNT {
                     let target = if i == 0 { BASE } else { addr(i - 1) };
                     let place = BASE + image.len() as u64;
@@ -335,13 +373,14 @@ mod tests {
     #[test]
     fn every_layout() {
         use Layout::*;
-        for layout in [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace] {
+        let layouts = [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd];
+        for layout in layouts {
             let table = decode(&image(layout), BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
             assert_eq!(table.len(), COUNT + 1, "{layout:?}");
             assert_eq!(table.lookup("function_0"), Some(BASE), "{layout:?}");
             assert_eq!(table.lookup("function_1499"), Some(BASE + 16 * 1499), "{layout:?}");
             assert_eq!(table.lookup(&"x".repeat(200)), Some(BASE + 16 * 700), "{layout:?}");
-            let percpu = if layout == RelativeToOwnPlace { BASE } else { 0x1000 };
+            let percpu = if layout.is_own_place() { BASE } else { 0x1000 };
             assert_eq!(table.lookup("percpu"), Some(percpu), "{layout:?}");
         }
     }

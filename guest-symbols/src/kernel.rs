@@ -11,6 +11,7 @@ use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE, PhysAddr, StoppedMemory
 use crate::paging::{PageTables, Translation};
 use crate::symbol_file::{SymbolFile, SymbolFileError};
 use crate::symbols::SymbolTable;
+use crate::unwind::orc::Orc;
 use memchr::memmem;
 
 /// `__START_KERNEL_map`: where the image mapping starts.
@@ -58,6 +59,8 @@ pub struct Kernel {
     pub symbols: SymbolTable,
     /// Types; absent in kernels without CONFIG_DEBUG_INFO_BTF.
     pub btf: Option<Btf>,
+    /// Its unwind table.
+    pub orc: Option<Orc>,
     /// What `uname -r` prints.
     pub release: String,
     /// Physical minus virtual address of the image.
@@ -106,7 +109,9 @@ impl Kernel {
                 .or_else(|| file.as_ref().and_then(|f| f.btf.as_deref()).and_then(|b| Btf::parse(b).ok()));
             let image_offset = phys.0.wrapping_sub(at.0);
             let pgt = symbols.lookup("init_top_pgt").unwrap_or_default();
+            let image_phys = |at: VirtAddr| PhysAddr(at.0.wrapping_add(image_offset));
             return Ok(Kernel {
+                orc: btf.as_ref().and_then(|btf| Orc::read(memory, &symbols, btf, image_phys)),
                 root: PhysAddr(pgt.wrapping_add(image_offset)),
                 page_offset_base: symbols.lookup("page_offset_base"),
                 symbols,

@@ -6,6 +6,7 @@
 //! - [`kallsyms`], [`symbols`], [`symbol_file`]: names and addresses
 //! - [`btf`]: types and function prototypes
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
+//! - [`unwind`]: frames of stacks
 //! - [`pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
@@ -24,6 +25,7 @@ pub mod slab_walk;
 pub mod symbol_file;
 pub mod symbols;
 pub mod tasks;
+pub mod unwind;
 pub mod vmap;
 
 pub use kernel::Kernel;

@@ -3,7 +3,6 @@
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
 use crate::percpu::PerCpu;
-use std::collections::HashMap;
 
 /// More tasks than this are not believed (PID_MAX_LIMIT is 4 Mi).
 const MAX_TASKS: usize = 4 << 20;
@@ -26,8 +25,19 @@ pub enum Stack {
 pub struct Tasks {
     /// Addresses of every `task_struct`: all threads, and the idle tasks.
     pub tasks: Vec<VirtAddr>,
-    /// Stacks by their lowest virtual address.
-    pub stacks: HashMap<u64, Stack>,
+    /// Their stacks.
+    pub stacks: Vec<TaskStack>,
+}
+
+/// A stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskStack {
+    /// Its lowest virtual address.
+    pub base: u64,
+    /// The task; null if it is nobody's.
+    pub task: VirtAddr,
+    /// What of it is in use.
+    pub state: Stack,
 }
 
 /// Walks the task lists. `None` where a structure cannot be read.
@@ -49,7 +59,7 @@ pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Opti
         });
         let state = if running { Stack::Running } else { Stack::From(read(task.offset(sp))?) };
         found.tasks.push(task);
-        found.stacks.insert(base, state);
+        found.stacks.push(TaskStack { base, task, state });
         Some(())
     };
     let init = kernel.symbol("init_task")?;
@@ -80,7 +90,7 @@ pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Opti
             let vm = at("cached_stacks", i).and_then(read).filter(|&v| v != 0);
             let addr = vm.and_then(|vm| read(VirtAddr(vm).offset(kernel.offset_of("vm_struct", "addr")?)));
             if let Some(base) = addr {
-                found.stacks.insert(base, Stack::Cached);
+                found.stacks.push(TaskStack { base, task: VirtAddr(0), state: Stack::Cached });
             }
         }
     }

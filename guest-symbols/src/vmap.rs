@@ -65,6 +65,24 @@ pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<Area>> {
     Some(areas)
 }
 
+/// The areas that wait to be purged and are chained through the member that is their `vm` otherwise (5.10). Empty where
+/// the chain has a member of its own.
+pub fn purged(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<VirtAddr> {
+    let offset = |name| kernel.offset_of("vmap_area", name);
+    let (Some(link), Some(list)) = (offset("purge_list"), kernel.symbol("vmap_purge_list")) else { return Vec::new() };
+    let mut areas = Vec::new();
+    let mut at = list;
+    // A chain of llist_nodes; an old list_head in its place leads back to the start.
+    while let Ok(next) = kernel.read_u64(memory, at) {
+        if next == 0 || next == list.0 || areas.len() >= MAX_AREAS || Some(link) != offset("vm") {
+            break;
+        }
+        at = VirtAddr(next);
+        areas.push(VirtAddr(next.wrapping_sub(link)));
+    }
+    areas
+}
+
 fn block(kernel: &Kernel, memory: &impl GuestMemory, area: &Area) -> Option<(u64, u64)> {
     let read = |name| kernel.read_u64(memory, area.vm.offset(kernel.offset_of("vm_struct", name)?)).ok();
     let (flags, addr) = (read("flags")?, read("addr")?);

@@ -10,6 +10,7 @@ pub mod options;
 pub mod output;
 pub mod pause;
 pub mod session;
+mod text;
 
 use ffi::{api, guard, host, regs};
 use libc::{c_char, c_int, c_uint, c_void};

@@ -37,6 +37,11 @@ const KEYS: &[Key] = &[
         value: "on|off",
         what: "after each report, say which objects only the kernel or only libleak knows (default: off)",
     },
+    Key {
+        name: "why",
+        value: "PATTERN",
+        what: "after each report, say who refers to the live objects of functions, modules or tasks so called",
+    },
     Key { name: "help", value: "", what: "print this" },
 ];
 
@@ -55,6 +60,8 @@ pub struct Options {
     pub symbols: Option<PathBuf>,
     /// Whether the audit is printed in full.
     pub audit: bool,
+    /// Part of the name of functions or modules whose live objects are explained.
+    pub why: Option<String>,
 }
 
 /// Why QEMU is to stop at start.
@@ -127,6 +134,10 @@ impl Options {
                 "min-age" => options.min_age = seconds(0)?,
                 "qmp" => options.qmp = path()?,
                 "symbols" => options.symbols = path()?,
+                "why" => match value {
+                    "" | "on" => return Err(bad("no pattern")),
+                    pattern => options.why = Some(pattern.to_owned()),
+                },
                 "audit" => {
                     options.audit = match value {
                         "on" => true,
@@ -147,11 +158,12 @@ mod tests {
 
     #[test]
     fn good_words() {
-        let o = Options::parse(["report=/tmp/r", "scan=10", "min-age=0", "audit=on"]).unwrap();
+        let o = Options::parse(["report=/tmp/r", "scan=10", "min-age=0", "audit=on", "why=kmalloc"]).unwrap();
         assert_eq!(o.report, Some("/tmp/r".into()));
         assert_eq!(o.scan, Some(Duration::from_secs(10)));
         assert_eq!(o.min_age, Some(Duration::ZERO));
         assert!(o.audit);
+        assert_eq!(o.why.as_deref(), Some("kmalloc"));
         assert_eq!(Options::parse([]).unwrap(), Options::default());
     }
 
@@ -162,6 +174,7 @@ mod tests {
         assert!(error("scan=0").contains("scan=SECONDS"));
         assert!(error("scan=x").contains("whole number"));
         assert!(error("audit=1").contains("audit=on|off"));
+        assert!(error("why=on").contains("why=PATTERN"));
         assert!(error("report=on").contains("report=PATH"));
         assert!(error("help=on").contains("usage:"));
     }

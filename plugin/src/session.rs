@@ -6,14 +6,13 @@ use crate::ffi::{host, regs};
 use crate::hooks::tracker::{self, Tracker};
 use crate::options::Options;
 use crate::output::{self, Output};
-use checker::{CheckError, Outcome, Unreferenced};
-use detector::objects::Site;
+use crate::text;
+use checker::{CheckError, Outcome};
+use detector::objects::Object;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
-use guest_symbols::symbols::Resolved;
 use guest_symbols::{Kernel, VirtAddr};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -163,7 +162,13 @@ impl Session {
         }
         // SAFETY: the vCPUs are stopped, by this function's contract with its callers below.
         let memory = unsafe { tracker.ram.stopped() };
-        let mut outcome = checker::check(&tracker.kernel, &memory, &objects, &registers)?;
+        let pattern = self.options.why.as_deref();
+        let wanted = |object: &Object| {
+            let names = [text::comm(object)].into_iter().chain(text::frames(tracker, object.site, object.sequence));
+            names.into_iter().any(|name| pattern.is_some_and(|p| name.contains(p)))
+        };
+        let wanted: Option<&dyn Fn(&Object) -> bool> = if pattern.is_some() { Some(&wanted) } else { None };
+        let mut outcome = checker::check(&tracker.kernel, &memory, &objects, &registers, wanted)?;
         let now = tracker.millis();
         outcome.unreferenced.retain(|u| {
             let age = Duration::from_millis(now.saturating_sub(u.object.millis));
@@ -171,7 +176,7 @@ impl Session {
         });
         for u in &mut outcome.unreferenced {
             tracker.live.set_reported(u.leak.addr);
-            u.leak.frames = frames(tracker, u.object.site, u.object.sequence);
+            u.leak.frames = text::frames(tracker, u.object.site, u.object.sequence);
         }
         Ok(outcome)
     }
@@ -179,15 +184,11 @@ impl Session {
     /// Prints a check's result; `pause` is how long the guest stood still for it.
     pub fn report(&self, tracker: &Tracker, outcome: &Outcome, pause: Duration) {
         let mut text: String = outcome.unreferenced.iter().map(|u| u.leak.to_string()).collect();
-        text += &summary(tracker, outcome, pause);
+        text += &text::summary(tracker, outcome, pause);
         if let Some(audit) = outcome.audit.as_ref().filter(|_| self.options.audit) {
-            let lines = |what: &str, counts: &BTreeMap<String, u64>| -> String {
-                counts.iter().map(|(name, n)| format!("libleak: audit: {what} {name}: {n}\n")).collect()
-            };
-            text += &lines("only the kernel holds, by cache,", &audit.unknown);
-            text += &lines("only libleak holds, by allocating function,", &audit.freed);
-            text += &format!("libleak: audit: {} freelists make no sense\n", audit.broken);
+            text += &text::audit(audit);
         }
+        text.extend(outcome.paths.iter().map(|path| text::path(tracker, path)));
         self.output.write(&text);
     }
 
@@ -232,73 +233,4 @@ enum Search {
     NotYet(String),
     /// No block will.
     Never(String),
-}
-
-/// The frames of a site, as `%pS` prints them: the allocator, whose own place of call is not known from
-/// outside, and its caller.
-fn frames(tracker: &Tracker, site: Site, sequence: u64) -> Vec<String> {
-    [site.allocator, site.caller].into_iter().map(|at| frame(tracker, at, sequence)).collect()
-}
-
-/// An address as it was called at the time of allocation `sequence`.
-fn frame(tracker: &Tracker, at: u64, sequence: u64) -> String {
-    let show = |r: Resolved, module: &str| format!("{}+{:#x}/{:#x}{module}", r.name, r.offset, r.size);
-    let modules = tracker.modules.lock();
-    // The last module that was loaded there before: space is used again after rmmod.
-    let module = modules.iter().rev().filter(|(loaded, _)| *loaded <= sequence);
-    for (_, module) in module {
-        if module.ranges.iter().any(|r| r.contains(&at)) {
-            return match module.resolve(at) {
-                Some(r) => show(r, &format!(" [{}]", module.name)),
-                None => format!("{at:#x} [{}]", module.name),
-            };
-        }
-    }
-    let end = tracker.kernel.symbols.lookup("_end").unwrap_or(u64::MAX);
-    match tracker.kernel.symbols.resolve(at).filter(|_| at < end) {
-        Some(r) => show(r, ""),
-        None => format!("{at:#x}"),
-    }
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / (1 << 20) as f64
-}
-
-fn summary(tracker: &Tracker, outcome: &Outcome, pause: Duration) -> String {
-    let c = tracker.live.counters();
-    let d = &tracker.doubts;
-    let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-    let hit = tracker.hooks.iter().filter(|(_, hits)| get(hits) > 0).count();
-    let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
-    let leaked: u64 = outcome.unreferenced.iter().map(|u: &Unreferenced| u.leak.size).sum();
-    format!(
-        "libleak: {} unreferenced objects ({} bytes); {} allocations, {} frees, {} live objects ({:.1} MiB); \
-         scanned {:.1} MiB of roots and {:.1} MiB of heap in {:.1} ms, pause {:.1} ms; \
-         {} in slabs, {} unknown, {} freed; \
-         {} unmatched returns, {} unwatched sites, {} unknown frees, {} missed frees, {} stale, {} known; \
-         {} of {} hooks hit; Linux {}\n",
-        outcome.unreferenced.len(),
-        leaked,
-        c.allocations,
-        c.frees,
-        outcome.live.0,
-        mib(outcome.live.1),
-        mib(outcome.root_bytes),
-        mib(outcome.heap_bytes),
-        outcome.time.as_secs_f64() * 1e3,
-        pause.as_secs_f64() * 1e3,
-        outcome.audit.as_ref().map_or(0, |a| a.allocated),
-        unknown,
-        freed,
-        get(&d.unmatched_returns),
-        get(&d.unwatched_returns) + get(&d.unreadable),
-        c.unknown_frees,
-        c.missed_frees,
-        outcome.stale,
-        outcome.known.len(),
-        hit,
-        tracker.hooks.len(),
-        tracker.kernel.release,
-    )
 }
