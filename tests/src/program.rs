@@ -131,10 +131,11 @@ impl Finished {
     }
 }
 
-/// The plugin's own lines in `stderr`, but for summaries, which start with a number.
+/// The plugin's own lines in `stderr`, but for summaries, which start with a number, and what `audit=` and `why=` add.
 pub fn messages(stderr: &str) -> Vec<&str> {
     let ours = stderr.lines().filter_map(|line| line.strip_prefix("libleak: "));
-    ours.filter(|line| !line.starts_with(|c: char| c.is_ascii_digit())).collect()
+    let asked_for = |line: &str| line.starts_with("audit: ") || line.starts_with("why: ");
+    ours.filter(|line| !line.starts_with(|c: char| c.is_ascii_digit()) && !asked_for(line)).collect()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -332,12 +332,12 @@ impl Tracker {
         if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
             return;
         }
+        // In this order: the host may hold this thread up between the two, while other CPUs see later ticks.
+        let latest = self.jiffies.load(Ordering::Acquire);
         let jiffies = self.context.jiffies(&self.ram);
-        // Another CPU may have seen the next tick already.
-        let latest = self.jiffies.load(Ordering::Relaxed);
         if jiffies > latest {
-            self.jiffies.store(jiffies, Ordering::Relaxed);
-        } else if jiffies + 2 < latest {
+            self.jiffies.fetch_max(jiffies, Ordering::AcqRel);
+        } else if jiffies < latest {
             self.replaced.store(true, Ordering::Relaxed);
         }
         let Who { comm, pid } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
