@@ -20,6 +20,10 @@ pub struct Audit {
     pub freed: BTreeMap<String, u64>,
     /// Freelists that make no sense.
     pub broken: u64,
+    /// Blocks that the kernel counts as allocated besides slab objects: of vmalloc(), and per-CPU ones.
+    pub blocks: (u64, u64),
+    /// What is in `freed`: addresses, and the sequence numbers of the allocations.
+    pub gone: Vec<(u64, u64)>,
 }
 
 impl Audit {
@@ -35,8 +39,8 @@ impl Audit {
             Audit { allocated: allocated.objects.len() as u64, broken: allocated.broken, ..Audit::default() };
         let mut ours = objects.iter().filter(|(_, o)| o.kind == Kind::Slab).peekable();
         for &(addr, cache) in &allocated.objects {
-            while let Some((_, object)) = ours.next_if(|(a, _)| *a < addr) {
-                audit.freed(kernel, object);
+            while let Some((addr, object)) = ours.next_if(|(a, _)| *a < addr) {
+                audit.freed(kernel, *addr, object);
             }
             let cache = &allocated.caches[cache as usize];
             match ours.next_if(|(a, _)| *a == addr) {
@@ -48,7 +52,7 @@ impl Audit {
                 }
             }
         }
-        ours.for_each(|(_, object)| audit.freed(kernel, object));
+        ours.for_each(|(addr, object)| audit.freed(kernel, *addr, object));
         audit
     }
 
@@ -59,8 +63,9 @@ impl Audit {
 
     /// Counts an object that we hold and the kernel does not; what kfree_rcu() was given may be freed where we
     /// do not look.
-    pub(crate) fn freed(&mut self, kernel: &Kernel, object: &Object) {
+    pub(crate) fn freed(&mut self, kernel: &Kernel, addr: u64, object: &Object) {
         if !object.dying {
+            self.gone.push((addr, object.sequence));
             let caller = kernel.symbols.resolve(object.site.caller).map_or("?", |r| r.name);
             *self.freed.entry(caller.to_owned()).or_default() += 1;
         }

@@ -78,11 +78,15 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let areas = vmap::areas(kernel, memory);
         let others = objects.iter().filter(|(_, o)| o.kind != Kind::Slab && !o.dying);
         this.blocks.extend(others.map(|&(addr, object)| Block { addr, size: object.size, object, seen: true }));
-        this.take_vmalloc_blocks(kernel, objects, areas.as_deref().unwrap_or_default());
+        let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));
+        this.take_blocks(kernel, Kind::Vmalloc, objects, areas_of_blocks.collect());
+        let percpu = this.percpu.allocated.take();
+        this.take_blocks(kernel, Kind::Percpu, objects, percpu.into_iter().flatten().map(|b| (b, None)).collect());
         this.rules = vec![Rule::default(); this.blocks.len()];
         this.index();
         this.apply_sheaf_rules(kernel, &sheaves);
         this.apply_vmap_rules(kernel, areas.as_deref());
+        this.apply_leak_tracer_rules(kernel);
         stacks::apply_rules(&mut this, kernel);
         this
     }
@@ -102,24 +106,36 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }));
     }
 
-    /// Vmalloc blocks, held against the kernel's areas in the same way.
-    fn take_vmalloc_blocks(&mut self, kernel: &Kernel, objects: &[(u64, Object)], areas: &[vmap::Area]) {
-        let Some(audit) = self.audit.as_mut().filter(|_| !areas.is_empty()) else { return };
-        let theirs: HashMap<u64, &vmap::Area> = areas.iter().filter_map(|a| Some((a.block?.0, a))).collect();
+    /// Blocks of another kind, held in the same way against the kernel's books on them: address and bytes, and the area
+    /// where there is one. No books, no comparison.
+    fn take_blocks(
+        &mut self,
+        kernel: &Kernel,
+        kind: Kind,
+        objects: &[(u64, Object)],
+        books: Vec<((u64, u64), Option<&vmap::Area>)>,
+    ) {
+        let Some(audit) = self.audit.as_mut().filter(|_| !books.is_empty()) else { return };
+        match kind {
+            Kind::Vmalloc => audit.blocks.0 = books.len() as u64,
+            _ => audit.blocks.1 = books.len() as u64,
+        }
+        let theirs: HashSet<u64> = books.iter().map(|((addr, _), _)| *addr).collect();
         // With those that kfree_rcu() was given: their areas are busy until they are freed.
-        let ours: HashSet<u64> =
-            objects.iter().filter(|(_, o)| o.kind == Kind::Vmalloc).map(|(addr, _)| *addr).collect();
+        let ours: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind == kind).map(|(addr, _)| *addr).collect();
         self.blocks.retain(|b| {
-            let busy = b.object.kind != Kind::Vmalloc || theirs.contains_key(&b.addr);
+            let busy = b.object.kind != kind || theirs.contains(&b.addr);
             if !busy {
-                audit.freed(kernel, &b.object);
+                audit.freed(kernel, b.addr, &b.object);
             }
             busy
         });
-        for area in theirs.values() {
-            let Some((addr, size)) = area.block.filter(|(addr, _)| !ours.contains(addr)) else { continue };
-            audit.unknown(&format!("vmalloc by {}", area.caller(kernel, self.memory).unwrap_or("?")));
-            self.blocks.push(Block { addr, size, object: Object::unseen(Kind::Vmalloc), seen: false });
+        for ((addr, size), area) in books.into_iter().filter(|((addr, _), _)| !ours.contains(addr)) {
+            audit.unknown(&match area {
+                Some(area) => format!("vmalloc by {}", area.caller(kernel, self.memory).unwrap_or("?")),
+                None => "percpu".to_owned(),
+            });
+            self.blocks.push(Block { addr, size, object: Object::unseen(kind), seen: false });
         }
     }
 
@@ -206,6 +222,38 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         for block in sheaves.iter().filter_map(|s| self.addresses.find(s.0)) {
             let size = self.blocks[block as usize].size;
             self.skip.entry(block).or_default().push(objects..size);
+        }
+    }
+
+    /// A kernel with kmemleak in it has an address of every object in kmemleak's own ones, and debugobjects does
+    /// the like. These caches are the ones that kmemleak does not look into (SLAB_NOLEAKTRACE).
+    fn apply_leak_tracer_rules(&mut self, kernel: &Kernel) {
+        let Some(flags) = kernel.offset_of("kmem_cache", "flags") else { return };
+        // A number of the kernel's configuration from 6.9 on, and always the same before.
+        let bit = kernel.btf.as_ref().and_then(|b| b.enumerator("_slab_flag_bits", "_SLAB_NOLEAKTRACE"));
+        let flag = bit.map_or(0x0080_0000, |bit| 1u32.checked_shl(bit as u32).unwrap_or(0));
+        let mut caches = HashMap::new();
+        for at in slab::caches(kernel, self.memory).unwrap_or_default() {
+            if kernel.read_u32(self.memory, at.offset(flags)).is_ok_and(|f| f & flag != 0) {
+                caches.insert(at, Cache::read(kernel, self.memory, at).is_some_and(|c| c.name == "kmemleak_object"));
+            }
+        }
+        if caches.is_empty() {
+            return;
+        }
+        // What kmemleak has done with waits for a grace period: a link in the chain of everything that waits.
+        let link = kernel.offset_of("kmemleak_object", "flags").zip(kernel.offset_of("kmemleak_object", "rcu.next"));
+        for (i, b) in self.blocks.iter().enumerate().filter(|(_, b)| b.object.kind == Kind::Slab) {
+            let cache = self.pages.slab_cache(self.memory, VirtAddr(b.addr));
+            let Some(is_kmemleak) = cache.and_then(|c| caches.get(&c)) else { continue };
+            let link = link.filter(|(flags, _)| {
+                // OBJECT_ALLOCATED, mm/kmemleak.c
+                *is_kmemleak && kernel.read_u32(self.memory, VirtAddr(b.addr + flags)).is_ok_and(|f| f & 1 == 0)
+            });
+            // Without a link, there is nothing between the two.
+            let end = link.map_or(b.size, |(_, next)| next);
+            self.rules[i].weak = true;
+            self.skip.entry(i as u32).or_default().extend([0..end, (end + 8).min(b.size)..b.size]);
         }
     }
 

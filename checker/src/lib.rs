@@ -8,12 +8,16 @@
 //! - [`blocks`]: live objects as blocks of guest memory
 //! - [`roots`]: what the kernel owns besides them
 //! - [`why`]: who keeps an object alive
+//! - [`moment`]: all that a report depends on, and the check of it
+//! - [`text`]: reports as they are printed
 
 pub mod audit;
 pub mod blocks;
 pub mod known;
+pub mod moment;
 pub mod roots;
 mod stacks;
+pub mod text;
 pub mod why;
 
 use audit::Audit;
@@ -68,36 +72,40 @@ pub struct Outcome {
     pub time: Duration,
 }
 
+/// What a check is to be made of.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// The live map's snapshot, ascending by address.
+    pub objects: &'a [(u64, Object)],
+    /// Words held in the CPUs' registers.
+    pub registers: &'a [u64],
+    /// Whether objects that only the kernel's own books know may be leaks too.
+    pub unseen: bool,
+    /// Picks the objects whose [`why::Path`] is to be told.
+    pub wanted: Option<&'a dyn Fn(&Object) -> bool>,
+}
+
 /// Makes one check of a stopped guest.
-///
-/// `objects` is the live map's snapshot, ascending by address; `registers` are words held in the CPUs'
-/// registers; `wanted` picks the objects whose [`why::Path`] is to be told.
 ///
 /// # Errors
 /// [`CheckError`].
-pub fn check(
-    kernel: &Kernel,
-    memory: &impl StoppedMemory,
-    objects: &[(u64, Object)],
-    registers: &[u64],
-    wanted: Option<&dyn Fn(&Object) -> bool>,
-) -> Result<Outcome, CheckError> {
+pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>) -> Result<Outcome, CheckError> {
     let start = Instant::now();
     let pages = Pages::read(kernel, memory)?;
-    let blocks = Blocks::new(kernel, memory, &pages, objects);
+    let blocks = Blocks::new(kernel, memory, &pages, request.objects);
     let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules);
     roots::scan(kernel, memory, &pages, &blocks, &mut marker);
-    registers.iter().for_each(|&word| marker.root_word(word));
+    request.registers.iter().for_each(|&word| marker.root_word(word));
     marker.run(&blocks);
     let known = known::mark(kernel, &blocks, &mut marker);
     let marks = marker.finish(&blocks);
     if marks.root_bytes == 0 {
         return Err(CheckError::NoRoots);
     }
-    let paths = wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.marked, wanted));
+    let paths = request.wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.marked, wanted));
     let mut unreferenced = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
-        if marks.marked[i].is_some() || blocks.rules[i].weak || !block.seen {
+        if marks.marked[i].is_some() || blocks.rules[i].weak || !(block.seen || request.unseen) {
             continue;
         }
         unreferenced.push(describe(&blocks, i as u32, block));

@@ -16,6 +16,10 @@ const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 1] = [
     ("napi_alloc_cache", "napi_alloc_cache", "skb_count", "skb_cache"),
 ];
 
+/// Variables of kmemleak's, where the kernel has it, that tell addresses of objects and hold none: the lowest and the
+/// highest of all, and its own objects from the time when there are no slabs. Those in slabs have rules as blocks.
+const LEAK_TRACER: [&str; 5] = ["mem_pool", "min_addr", "max_addr", "min_percpu_addr", "max_percpu_addr"];
+
 /// Pages of roots handed to the scan at a time.
 const RUN: u64 = 512;
 
@@ -23,6 +27,7 @@ const RUN: u64 = 512;
 pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks: &Blocks<'_, M>, marker: &mut Marker) {
     let mut part = Part::all(pages);
     part.leave_out_read_only(kernel);
+    part.leave_out_leak_tracer(kernel);
     part.leave_out_blocks(blocks);
     for range in &blocks.percpu.dynamic {
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
@@ -74,6 +79,17 @@ impl Part {
         leave_out("_stext", "_etext");
         leave_out("__start_rodata", "__start_ro_after_init");
         leave_out("__end_ro_after_init", "__end_rodata");
+    }
+
+    /// See [`LEAK_TRACER`].
+    fn leave_out_leak_tracer(&mut self, kernel: &Kernel) {
+        if kernel.symbol("kmemleak_scan").is_none() {
+            return;
+        }
+        for at in LEAK_TRACER.iter().filter_map(|name| kernel.symbol(name)) {
+            let start = kernel.image_phys(at).0;
+            self.holes.extend(kernel.symbols.resolve(at.0).map(|r| start..start + r.size));
+        }
     }
 
     /// See [`STACKS_OF_OBJECTS`].

@@ -190,6 +190,17 @@ impl LiveMap {
         }
     }
 
+    /// Forgets the object at `addr` if it is the one with that sequence number: the kernel has freed it where nobody
+    /// looked.
+    pub fn forget(&self, addr: u64, sequence: u64) {
+        self.map.remove_if(&addr, |_, object| object.sequence == sequence);
+    }
+
+    /// Forgets all objects.
+    pub fn clear(&self) {
+        self.map.clear();
+    }
+
     /// Marks the object at `addr` as given to kfree_rcu(). Its entry stays, so that the free to come, which
     /// some kernels do not show, is known.
     pub fn retire(&self, addr: u64) -> Removed {

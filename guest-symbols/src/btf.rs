@@ -172,6 +172,11 @@ impl Btf {
         Ok(btf)
     }
 
+    /// The blob, as [`Btf::parse`] reads it.
+    pub fn blob(&self) -> &[u8] {
+        &self.data
+    }
+
     fn index(&mut self) {
         let Btf { data, strings, types, by_name, hasher } = self;
         let name = |i: u32| string(data, *strings, types[i as usize].name);

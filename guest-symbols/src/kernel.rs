@@ -63,6 +63,8 @@ pub struct Kernel {
     pub orc: Option<Orc>,
     /// What `uname -r` prints.
     pub release: String,
+    /// Whether the symbols are those of a file, and not the kernel's own.
+    pub from_file: bool,
     /// Physical minus virtual address of the image.
     image_offset: u64,
     /// Physical address of the kernel's own page table root (`init_top_pgt`, swapper).
@@ -83,7 +85,7 @@ impl Kernel {
         memory: &impl StoppedMemory,
         at: VirtAddr,
         phys: PhysAddr,
-        file: Option<SymbolFile>,
+        file: Option<&SymbolFile>,
     ) -> Result<Kernel, KernelError> {
         if at.0 < START_KERNEL_MAP {
             return Err(KernelError::NotLinux(at));
@@ -94,7 +96,7 @@ impl Kernel {
             let Some(release) = find_release(image) else { continue };
             let release = release.to_owned();
             let own = kallsyms::decode(image, base);
-            let symbols = match (&file, own) {
+            let symbols = match (file, own) {
                 (Some(file), own) => file.for_kernel(image, base, &release, own.as_ref().ok())?,
                 (None, Ok(own)) => own,
                 (None, Err(why)) => {
@@ -106,7 +108,7 @@ impl Kernel {
                 return Err(KernelError::NoDataSymbols { release, symbol });
             }
             let btf = find_btf(image, base, &symbols)
-                .or_else(|| file.as_ref().and_then(|f| f.btf.as_deref()).and_then(|b| Btf::parse(b).ok()));
+                .or_else(|| file.and_then(|f| f.btf.as_deref()).and_then(|b| Btf::parse(b).ok()));
             let image_offset = phys.0.wrapping_sub(at.0);
             let pgt = symbols.lookup("init_top_pgt").unwrap_or_default();
             let image_phys = |at: VirtAddr| PhysAddr(at.0.wrapping_add(image_offset));
@@ -117,6 +119,7 @@ impl Kernel {
                 symbols,
                 btf,
                 release,
+                from_file: file.is_some(),
                 image_offset,
             });
         }

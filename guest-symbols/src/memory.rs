@@ -1,5 +1,6 @@
 //! Guest physical memory: the one door through which everything else looks at the guest.
 
+use std::collections::TryReserveError;
 use std::fmt;
 use std::ops::Range;
 
@@ -112,14 +113,36 @@ impl OwnedMemory {
         OwnedMemory { ranges: vec![range], bytes: vec![vec![0; len]] }
     }
 
+    /// A memory of zeroes with these ranges of physical addresses, which are ascending and disjoint. Host memory
+    /// is taken for what is written later, not for the zeroes.
+    ///
+    /// # Errors
+    /// The host has not that much memory.
+    pub fn sparse(ranges: Vec<Range<u64>>) -> Result<Self, TryReserveError> {
+        let mut bytes = Vec::with_capacity(ranges.len());
+        for range in &ranges {
+            let len = (range.end - range.start) as usize;
+            // Asked for first, since vec! ends the process where there is not as much; only vec! gets zeroes
+            // from the system that cost nothing.
+            Vec::<u8>::new().try_reserve_exact(len)?;
+            bytes.push(vec![0; len]);
+        }
+        Ok(OwnedMemory { ranges, bytes })
+    }
+
+    /// `len` bytes at `at`, to be written, or `None` where they are not one run of this memory.
+    pub fn slice_mut(&mut self, at: PhysAddr, len: usize) -> Option<&mut [u8]> {
+        let i = self.ranges.iter().position(|r| r.contains(&at.0))?;
+        let start = (at.0 - self.ranges[i].start) as usize;
+        self.bytes[i].get_mut(start..start.checked_add(len)?)
+    }
+
     /// Overwrites bytes at a physical address.
     ///
     /// # Panics
     /// Where the bytes do not lie wholly within one range.
     pub fn write(&mut self, at: u64, bytes: &[u8]) {
-        let i = self.ranges.iter().position(|r| r.contains(&at)).expect("address in memory");
-        let start = (at - self.ranges[i].start) as usize;
-        self.bytes[i][start..start + bytes.len()].copy_from_slice(bytes);
+        self.slice_mut(PhysAddr(at), bytes.len()).expect("address in memory").copy_from_slice(bytes);
     }
 }
 

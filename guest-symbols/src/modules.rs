@@ -2,7 +2,7 @@
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr, u32_at, u64_at};
-use crate::symbols::{Resolved, SymbolTable, SymbolTableBuilder};
+use crate::symbols::{Resolved, Symbol, SymbolTable, SymbolTableBuilder};
 use std::ops::Range;
 
 /// MODULE_NAME_LEN.
@@ -27,17 +27,29 @@ impl Module {
     pub fn read(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Module> {
         let name_at = kernel.offset_of("module", "name")?;
         let ranges = ranges(kernel, memory, at)?;
-        let mut symbols = SymbolTableBuilder::default();
-        for range in &ranges {
-            // So that the last symbol's size ends with its part, as in find_kallsyms_symbol().
-            symbols.push(range.end, b'?', "");
-        }
+        let mut symbols = ends(&ranges);
         read_symbols(kernel, memory, at, &ranges, &mut symbols);
         Some(Module {
             name: kernel.read_string(memory, at.offset(name_at), NAME_LEN),
             ranges,
             symbols: symbols.build(),
         })
+    }
+
+    /// A module that was read before, from what [`Module::symbols`] gave then.
+    pub fn from_parts<'a>(
+        name: String,
+        ranges: Vec<Range<u64>>,
+        symbols: impl IntoIterator<Item = Symbol<'a>>,
+    ) -> Module {
+        let mut table = ends(&ranges);
+        symbols.into_iter().for_each(|s| table.push(s.addr, s.kind, s.name));
+        Module { name, ranges, symbols: table.build() }
+    }
+
+    /// Its symbols, ascending by virtual address.
+    pub fn symbols(&self) -> impl Iterator<Item = Symbol<'_>> {
+        self.symbols.iter().filter(|s| !s.name.is_empty())
     }
 
     /// The symbol of an address inside the module.
@@ -52,6 +64,14 @@ impl Module {
     pub fn symbol_count(&self) -> usize {
         self.symbols.len() - self.ranges.len()
     }
+}
+
+/// A table with the ends of all parts, so that the last symbol's size ends with its part, as in
+/// find_kallsyms_symbol().
+fn ends(ranges: &[Range<u64>]) -> SymbolTableBuilder {
+    let mut symbols = SymbolTableBuilder::default();
+    ranges.iter().for_each(|range| symbols.push(range.end, b'?', ""));
+    symbols
 }
 
 /// Base and size of each part: `mem[]` from 6.4 on, `core_layout` and `init_layout` before.

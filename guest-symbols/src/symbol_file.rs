@@ -72,6 +72,16 @@ impl SymbolFile {
             .map_err(|why| SymbolFileError::Format { path: path.into(), why })
     }
 
+    /// A file made of a System.map's text, and of the types that went with it. `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::Format`].
+    pub fn from_map(path: &Path, map: &[u8], btf: Option<Vec<u8>>) -> Result<SymbolFile, SymbolFileError> {
+        parse_text(map)
+            .map(|file| SymbolFile { path: path.into(), btf, ..file })
+            .map_err(|why| SymbolFileError::Format { path: path.into(), why })
+    }
+
     /// The file's symbols at the addresses of the running kernel, whose memory from `base` on is `image`.
     /// `own` is what the kernel's own table has, to compare with.
     ///
@@ -141,6 +151,13 @@ impl SymbolFile {
             None => String::new(),
         }
     }
+}
+
+/// A table as a System.map that [`SymbolFile::from_map`] reads.
+pub fn to_map(table: &SymbolTable) -> String {
+    // A name that is no word could not be read back; compilers and assemblers make none.
+    let words = table.iter().filter(|s| !s.name.contains(|c: char| c.is_ascii_whitespace()));
+    words.map(|s| format!("{:016x} {} {}\n", s.addr, char::from(s.kind), s.name)).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -252,6 +269,16 @@ mod tests {
         let map = file("ffffffff81000000 T _text\nffffffff81001040 R linux_banner\n");
         let error = map.for_kernel(&image(), BASE, "6.1.0-test", None).err().unwrap();
         assert!(error.to_string().contains("6.1.0-test"), "{error}");
+    }
+
+    #[test]
+    fn a_table_is_written_as_a_map_of_the_same_kernel() {
+        let map = file("ffffffff81000000 T _text\nffffffff81001000 R linux_banner\n0000000000001000 A percpu\n");
+        let table = map.for_kernel(&image(), BASE, "6.1.0-test", None).unwrap();
+        let again = SymbolFile::from_map(Path::new("a map"), to_map(&table).as_bytes(), None).unwrap();
+        let again = again.for_kernel(&image(), BASE, "6.1.0-test", None).unwrap();
+        assert!(table.iter().eq(again.iter()));
+        assert_eq!(again.len(), 3);
     }
 
     #[test]

@@ -10,9 +10,10 @@ pub mod options;
 pub mod output;
 pub mod pause;
 pub mod session;
-mod text;
+mod stopped;
 
 use ffi::{api, guard, host, regs};
+use hooks::tracker;
 use libc::{c_char, c_int, c_uint, c_void};
 use options::{OptionError, Options};
 use qemu_plugin_sys::{qemu_info_t, qemu_plugin_tb};
@@ -102,16 +103,17 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
     let session = Session::start(options).map_err(|e| format!("error: {e}"))?;
     let with_id = version < api::VERSION_WITHOUT_ID;
     let null = std::ptr::null_mut();
-    let (init, trans, exit) = if with_id {
-        (vcpu_init_with_id as *const c_void, tb_trans_with_id as *const c_void, at_exit_with_id as *const c_void)
-    } else {
-        (vcpu_init as *const c_void, tb_trans as *const c_void, at_exit as *const c_void)
-    };
+    let pick = |with: *const c_void, without: *const c_void| if with_id { with } else { without };
+    let init = pick(vcpu_init_with_id as *const c_void, vcpu_init as *const c_void);
+    let trans = pick(tb_trans_with_id as *const c_void, tb_trans as *const c_void);
+    let flush = pick(flush_with_id as *const c_void, flush as *const c_void);
+    let exit = pick(at_exit_with_id as *const c_void, at_exit as *const c_void);
     // SAFETY: QEMU calls each with the arguments of the version it announced, which chose the functions; they
     // outlive the process, since plugins are not unloaded.
     unsafe {
         (api::api().register_vcpu_init)(id, init, null);
         (api::api().register_tb_trans)(id, trans, null);
+        (api::api().register_flush)(id, flush, null);
         (api::api().register_atexit)(id, exit, null);
     }
     if let Some(every) = session.options.scan {
@@ -141,6 +143,18 @@ extern "C" fn tb_trans(tb: *mut qemu_plugin_tb, _userdata: *mut c_void) {
         if let Some(session) = session() {
             // SAFETY: QEMU's own argument, used within its callback.
             session.translate(unsafe { api::Block::new(tb) });
+        }
+    });
+}
+
+extern "C" fn flush_with_id(_id: u64) {
+    flush(std::ptr::null_mut());
+}
+
+extern "C" fn flush(_userdata: *mut c_void) {
+    guard(|| {
+        if let Some(tracker) = tracker::tracker() {
+            tracker.check_time();
         }
     });
 }

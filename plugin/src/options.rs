@@ -38,6 +38,11 @@ const KEYS: &[Key] = &[
         what: "after each report, say which objects only the kernel or only libleak knows (default: off)",
     },
     Key {
+        name: "live",
+        value: "hooks|slab",
+        what: "slab: report also what the kernel holds and whose allocation was not seen (default: hooks)",
+    },
+    Key {
         name: "why",
         value: "PATTERN",
         what: "after each report, say who refers to the live objects of functions, modules or tasks so called",
@@ -60,6 +65,8 @@ pub struct Options {
     pub symbols: Option<PathBuf>,
     /// Whether the audit is printed in full.
     pub audit: bool,
+    /// Whether objects whose allocation was not seen may be reported.
+    pub live_slab: bool,
     /// Part of the name of functions or modules whose live objects are explained.
     pub why: Option<String>,
 }
@@ -134,6 +141,13 @@ impl Options {
                 "min-age" => options.min_age = seconds(0)?,
                 "qmp" => options.qmp = path()?,
                 "symbols" => options.symbols = path()?,
+                "live" => {
+                    options.live_slab = match value {
+                        "hooks" => false,
+                        "slab" => true,
+                        _ => return Err(bad("neither hooks nor slab")),
+                    }
+                }
                 "why" => match value {
                     "" | "on" => return Err(bad("no pattern")),
                     pattern => options.why = Some(pattern.to_owned()),
@@ -174,6 +188,7 @@ mod tests {
         assert!(error("scan=0").contains("scan=SECONDS"));
         assert!(error("scan=x").contains("whole number"));
         assert!(error("audit=1").contains("audit=on|off"));
+        assert!(error("live=on").contains("live=hooks|slab"));
         assert!(error("why=on").contains("why=PATTERN"));
         assert!(error("report=on").contains("report=PATH"));
         assert!(error("help=on").contains("usage:"));

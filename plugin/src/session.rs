@@ -2,13 +2,13 @@
 
 use crate::ffi::api::Block;
 use crate::ffi::ram::Ram;
-use crate::ffi::{host, regs};
 use crate::hooks::tracker::{self, Tracker};
 use crate::options::Options;
 use crate::output::{self, Output};
-use crate::text;
+use crate::stopped;
+use checker::moment::{Counters, Moment};
+use checker::text::{self, Names};
 use checker::{CheckError, Outcome};
-use detector::objects::Object;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
@@ -100,8 +100,8 @@ impl Session {
             return;
         }
         // One vCPU searches; another that translates meanwhile goes on untracked, which early boot has not.
-        let Some(mut symbols) = self.symbols.try_lock() else { return };
-        match self.find(block, start, symbols.take()) {
+        let Some(symbols) = self.symbols.try_lock() else { return };
+        match self.find(block, start, symbols.as_ref()) {
             Ok(()) => self.settled.store(true, Ordering::Relaxed),
             Err(Search::NotYet(why)) => {
                 log::info!("{why}");
@@ -118,7 +118,7 @@ impl Session {
         }
     }
 
-    fn find(&self, block: Block, start: u64, symbols: Option<SymbolFile>) -> Result<(), Search> {
+    fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<(), Search> {
         let began = Instant::now();
         let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
         let ram = Ram::find(code).map_err(|e| Search::Never(e.to_string()))?;
@@ -151,44 +151,37 @@ impl Session {
     }
 
     /// A check while the guest is stopped: the caller has seen to that.
-    pub fn check(&self, tracker: &Tracker, min_age: Duration) -> Result<Outcome, CheckError> {
+    pub fn check(&self, tracker: &Tracker, min_age: Duration) -> Result<(Outcome, Counters), CheckError> {
         let _one = self.checking.lock();
         let objects = tracker.live.snapshot();
-        let mut registers = Vec::new();
-        let mut cpu = 0;
-        while let Some(state) = host::cpu(cpu).and_then(regs::stopped) {
-            registers.extend(state);
-            cpu += 1;
-        }
+        let modules = tracker.modules.lock();
         // SAFETY: the vCPUs are stopped, by this function's contract with its callers below.
         let memory = unsafe { tracker.ram.stopped() };
-        let pattern = self.options.why.as_deref();
-        let wanted = |object: &Object| {
-            let names = [text::comm(object)].into_iter().chain(text::frames(tracker, object.site, object.sequence));
-            names.into_iter().any(|name| pattern.is_some_and(|p| name.contains(p)))
+        let moment = Moment {
+            kernel: &tracker.kernel,
+            memory: &memory,
+            objects: &objects,
+            registers: &stopped::registers(),
+            modules: &modules,
+            counters: stopped::counters(tracker),
+            millis: tracker.millis(),
+            min_age,
+            unseen: self.options.live_slab,
         };
-        let wanted: Option<&dyn Fn(&Object) -> bool> = if pattern.is_some() { Some(&wanted) } else { None };
-        let mut outcome = checker::check(&tracker.kernel, &memory, &objects, &registers, wanted)?;
-        let now = tracker.millis();
-        outcome.unreferenced.retain(|u| {
-            let age = Duration::from_millis(now.saturating_sub(u.object.millis));
-            !u.object.reported && age >= min_age
-        });
-        for u in &mut outcome.unreferenced {
-            tracker.live.set_reported(u.leak.addr);
-            u.leak.frames = text::frames(tracker, u.object.site, u.object.sequence);
+        let outcome = moment.check(self.options.why.as_deref())?;
+        for &(addr, sequence) in outcome.audit.iter().flat_map(|a| &a.gone) {
+            tracker.live.forget(addr, sequence);
         }
-        Ok(outcome)
+        outcome.unreferenced.iter().for_each(|u| tracker.live.set_reported(u.leak.addr));
+        Ok((outcome, moment.counters))
     }
 
     /// Prints a check's result; `pause` is how long the guest stood still for it.
-    pub fn report(&self, tracker: &Tracker, outcome: &Outcome, pause: Duration) {
-        let mut text: String = outcome.unreferenced.iter().map(|u| u.leak.to_string()).collect();
-        text += &text::summary(tracker, outcome, pause);
-        if let Some(audit) = outcome.audit.as_ref().filter(|_| self.options.audit) {
-            text += &text::audit(audit);
-        }
-        text.extend(outcome.paths.iter().map(|path| text::path(tracker, path)));
+    pub fn report(&self, tracker: &Tracker, (outcome, counters): &(Outcome, Counters), pause: Duration) {
+        let text = {
+            let names = Names { kernel: &tracker.kernel, modules: &tracker.modules.lock() };
+            text::report(names, outcome, counters, self.options.audit, Some(pause))
+        };
         self.output.write(&text);
     }
 
@@ -216,7 +209,7 @@ impl Session {
         }
         let began = Instant::now();
         match self.check(tracker, self.options.min_age.unwrap_or_default()) {
-            Ok(outcome) => self.report(tracker, &outcome, began.elapsed()),
+            Ok(result) => self.report(tracker, &result, began.elapsed()),
             Err(e) => output::error(&format!("no result: {e}")),
         }
     }

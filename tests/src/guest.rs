@@ -4,7 +4,7 @@ use crate::planted;
 use crate::program::{Program, messages, plugin_argument, scratch, workspace};
 use crate::report::{self, Report, Unreferenced};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A guest to boot.
 #[derive(Debug, Clone)]
@@ -17,6 +17,7 @@ pub struct Guest {
     qemu: Vec<String>,
     seconds: u32,
     losing: Option<Losses>,
+    console: Option<PathBuf>,
 }
 
 /// From a console, the addresses that a module says it lost.
@@ -52,6 +53,7 @@ impl Guest {
             qemu: no(),
             seconds: 240,
             losing: None,
+            console: None,
         }
         .smp(2)
     }
@@ -84,6 +86,13 @@ impl Guest {
     #[must_use]
     pub fn cpu(self, name: &str) -> Guest {
         self.boot_option("--cpu", name)
+    }
+
+    /// Writes the console to a file while the guest runs, for a test that waits for something there.
+    #[must_use]
+    pub fn console(mut self, file: &Path) -> Guest {
+        self.console = Some(file.to_owned());
+        self.boot_option("--console", file.to_str().expect("a path that is text"))
     }
 
     /// From a disk image, through firmware and GRUB, and not with QEMU's -kernel.
@@ -198,9 +207,13 @@ impl Guest {
         // Beyond the guest's own limit there is only the time to fetch and build its parts.
         let done = program.limit(self.seconds + 900).run();
         let folder = scratch(&self.test);
-        std::fs::write(folder.join("console"), &done.stdout).expect("the console is saved");
+        let console = match &self.console {
+            Some(file) => String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).replace('\r', ""),
+            None => done.stdout,
+        };
+        std::fs::write(folder.join("console"), &console).expect("the console is saved");
         std::fs::write(folder.join("stderr"), &done.stderr).expect("the report is saved");
-        Boot { status: done.status, console: done.stdout, stderr: done.stderr, steps: self.steps.clone(), folder }
+        Boot { status: done.status, console, stderr: done.stderr, steps: self.steps.clone(), folder }
     }
 }
 

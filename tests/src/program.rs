@@ -131,10 +131,10 @@ impl Finished {
     }
 }
 
-/// The plugin's own lines in `stderr`, but for summaries, which start with a number, and what `audit=` and `why=` add.
+/// The plugin's own lines in `stderr`, but for summaries, which start with a number, what `audit=` and `why=` add, and notes.
 pub fn messages(stderr: &str) -> Vec<&str> {
     let ours = stderr.lines().filter_map(|line| line.strip_prefix("libleak: "));
-    let asked_for = |line: &str| line.starts_with("audit: ") || line.starts_with("why: ");
+    let asked_for = |line: &str| ["audit: ", "why: ", "note: "].iter().any(|w| line.starts_with(w));
     ours.filter(|line| !line.starts_with(|c: char| c.is_ascii_digit()) && !asked_for(line)).collect()
 }
 

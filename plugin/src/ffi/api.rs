@@ -53,6 +53,8 @@ api! {
     register_tb_trans = "qemu_plugin_register_vcpu_tb_trans_cb": fn(u64, AnyCallback, *mut c_void);
     /// (id, callback, userdata)
     register_atexit = "qemu_plugin_register_atexit_cb": fn(u64, AnyCallback, *mut c_void);
+    /// (id, callback, userdata)
+    register_flush = "qemu_plugin_register_flush_cb": fn(u64, AnyCallback, *mut c_void);
     /// (insn, callback, flags, userdata)
     register_insn_exec = "qemu_plugin_register_vcpu_insn_exec_cb": fn(*mut qemu_plugin_insn, ExecCallback, c_int, *mut c_void);
     /// (insn, callback, flags, condition, entry, immediate, userdata)

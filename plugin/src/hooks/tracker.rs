@@ -109,10 +109,11 @@ pub struct Tracker {
     start: Instant,
     /// Virtual range of the kernel's image.
     image: std::ops::Range<u64>,
-    /// Another kernel runs: after a reset, or by kexec.
+    /// Another kernel runs, in another place: after a reset, or by kexec.
     replaced: AtomicBool,
-    /// The latest jiffies seen: they go back only when a kernel starts again.
+    /// The latest jiffies seen: they go back only when a kernel starts again or a snapshot is loaded.
     jiffies: AtomicU64,
+    rewinds: AtomicU64,
 }
 
 /// Kernel images lie below the modules: MODULES_VADDR with KASLR (arch/x86/include/asm/pgtable_64_types.h).
@@ -148,6 +149,7 @@ impl Tracker {
             image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
             replaced: AtomicBool::new(false),
             jiffies: AtomicU64::new(0),
+            rewinds: AtomicU64::new(0),
             kernel,
             ram,
             live: LiveMap::with_capacity(LIVE_CAPACITY),
@@ -175,6 +177,11 @@ impl Tracker {
     /// Whether the kernel that is tracked is gone: nothing that is known holds any more.
     pub fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// How often the guest went back in time.
+    pub fn rewinds(&self) -> u64 {
+        self.rewinds.load(Ordering::Relaxed)
     }
 
     /// Calls that have not returned.
@@ -246,8 +253,8 @@ impl Tracker {
                 let (head, object) = (regs::read(head), regs::read(object));
                 // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the object.
                 let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
-                if object > ZERO_SIZE_PTR {
-                    self.live.retire(object);
+                if object > ZERO_SIZE_PTR && self.live.retire(object) == Removed::Unknown {
+                    self.unknown_free(object);
                 }
             }
             Action::ModuleLoad(module) => {
@@ -332,14 +339,7 @@ impl Tracker {
         if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
             return;
         }
-        // In this order: the host may hold this thread up between the two, while other CPUs see later ticks.
-        let latest = self.jiffies.load(Ordering::Acquire);
-        let jiffies = self.context.jiffies(&self.ram);
-        if jiffies > latest {
-            self.jiffies.fetch_max(jiffies, Ordering::AcqRel);
-        } else if jiffies < latest {
-            self.replaced.store(true, Ordering::Relaxed);
-        }
+        let jiffies = self.check_time();
         let Who { comm, pid } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
         let object = Object {
             kind,
@@ -363,8 +363,50 @@ impl Tracker {
         }
     }
 
+    /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's throwing away its
+    /// translations is a moment to look: it does so while it loads a snapshot, with the guest's memory loaded and before
+    /// any of it runs.
+    pub fn check_time(&self) -> u64 {
+        // In this order: the host may hold this thread up between the two, while other CPUs see later ticks.
+        let latest = self.jiffies.load(Ordering::Acquire);
+        let jiffies = self.context.jiffies(&self.ram);
+        if jiffies > latest {
+            self.jiffies.fetch_max(jiffies, Ordering::AcqRel);
+        } else if jiffies < latest {
+            self.rewind(latest, jiffies);
+        }
+        jiffies
+    }
+
+    /// Time went back: the guest was loaded from a snapshot of its past, or the same kernel started again in the same
+    /// place. What was live is not what is; the kernel's own books say what is, at the next check.
+    #[cold]
+    fn rewind(&self, latest: u64, jiffies: u64) {
+        // Of several CPUs that notice, one acts.
+        if self.jiffies.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.rewinds.fetch_add(1, Ordering::Relaxed);
+            self.live.clear();
+            // The calls in progress are those of another time.
+            let mut armed = 0;
+            self.pending.retain(|_, p| {
+                armed += i64::from(p.armed);
+                false
+            });
+            self.arm(-armed);
+        }
+    }
+
     fn free(&self, addr: u64) {
         if addr > ZERO_SIZE_PTR && self.live.remove(addr) == Removed::Unknown {
+            self.unknown_free(addr);
+        }
+    }
+
+    /// What was live before a rewind is not known.
+    fn unknown_free(&self, addr: u64) {
+        if self.rewinds() > 0 {
+            self.live.forgive_unknown_free();
+        } else {
             log::debug!("unknown free of {addr:#x}");
         }
     }
@@ -376,7 +418,7 @@ impl Tracker {
         let mut recent = self.vfreed.lock();
         match self.live.remove(addr) {
             Removed::Unknown if recent.contains(&addr) => self.live.forgive_unknown_free(),
-            Removed::Unknown => log::debug!("unknown vfree of {addr:#x}"),
+            Removed::Unknown => self.unknown_free(addr),
             Removed::Object | Removed::Dying => {
                 if recent.len() == RECENT_VFREES {
                     recent.pop_front();

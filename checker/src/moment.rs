@@ -1,0 +1,86 @@
+//! A guest at one moment, with everything that its report depends on: what the plugin sees when it has stopped the
+//! guest, and what a snapshot keeps. Either way the same report comes of it.
+
+use crate::text::{Names, comm};
+use crate::{CheckError, Outcome, Request};
+use detector::objects::Object;
+use guest_symbols::Kernel;
+use guest_symbols::memory::StoppedMemory;
+use guest_symbols::modules::Module;
+use std::time::Duration;
+
+/// Events until the moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Allocations entered into the live map.
+    pub allocations: u64,
+    /// Frees of what was in it.
+    pub frees: u64,
+    /// Frees of what was not.
+    pub unknown_frees: u64,
+    /// Allocations at an address that was still live.
+    pub missed_frees: u64,
+    /// Calls whose return was not seen.
+    pub unmatched_returns: u64,
+    /// Calls that return where nothing watches, or whose stack could not be read.
+    pub unwatched_sites: u64,
+    /// Hooks whose function was entered.
+    pub hooks_hit: u64,
+    /// Hooks.
+    pub hooks: u64,
+    /// How often the guest went back in time.
+    pub rewinds: u64,
+}
+
+/// The moment.
+pub struct Moment<'a, M> {
+    /// The guest's kernel.
+    pub kernel: &'a Kernel,
+    /// Its RAM, in which nothing changes.
+    pub memory: &'a M,
+    /// The live map's snapshot, ascending by virtual address or `__percpu` pointer.
+    pub objects: &'a [(u64, Object)],
+    /// Words held in the CPUs' registers.
+    pub registers: &'a [u64],
+    /// Modules as they were loaded, each with the sequence number of that load.
+    pub modules: &'a [(u64, Module)],
+    /// What happened until then.
+    pub counters: Counters,
+    /// Milliseconds since the start of tracking, as [`Object::millis`] counts them.
+    pub millis: u64,
+    /// Objects younger than this are not reported.
+    pub min_age: Duration,
+    /// Whether objects that only the kernel's own books know may be leaks too.
+    pub unseen: bool,
+}
+
+impl<'a, M: StoppedMemory> Moment<'a, M> {
+    /// What addresses are called.
+    pub fn names(&self) -> Names<'a> {
+        Names { kernel: self.kernel, modules: self.modules }
+    }
+
+    /// Makes the check, and leaves out what was reported before or is too young. `why` is a part of the names of the
+    /// functions, modules or tasks whose live objects are explained.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub fn check(&self, why: Option<&str>) -> Result<Outcome, CheckError> {
+        let names = self.names();
+        let wanted = |object: &Object| {
+            let of = [comm(object)].into_iter().chain(names.frames(object.site, object.sequence));
+            of.into_iter().any(|name| why.is_some_and(|part| name.contains(part)))
+        };
+        let wanted: Option<&dyn Fn(&Object) -> bool> = if why.is_some() { Some(&wanted) } else { None };
+        let request = Request { objects: self.objects, registers: self.registers, unseen: self.unseen, wanted };
+        let mut outcome = crate::check(self.kernel, self.memory, request)?;
+        outcome.unreferenced.retain(|u| {
+            let age = Duration::from_millis(self.millis.saturating_sub(u.object.millis));
+            !u.object.reported && age >= self.min_age
+        });
+        for u in &mut outcome.unreferenced {
+            u.leak.frames = names.frames(u.object.site, u.object.sequence);
+        }
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,50 @@
+//! A guest under load, of as many kinds as stress-ng has, leaks nothing, and nothing is reported: not in any of the
+//! scans while it runs, and not at its end.
+//!
+//! LIBLEAK_STRESS_SECONDS asks for a longer load; what is rare needs minutes, or an hour.
+
+use tests::Guest;
+
+fn nothing_is_reported_under_load(kernel: &str) {
+    let seconds: u32 = match std::env::var("LIBLEAK_STRESS_SECONDS") {
+        Ok(n) => n.parse().expect("LIBLEAK_STRESS_SECONDS is a number"),
+        Err(_) => 20,
+    };
+    let step = format!("stress:{seconds}");
+    let boot = Guest::new(&format!("stress-{kernel}"), kernel)
+        .memory(1024)
+        .option("scan=5")
+        // The last turn of the load may end late on a busy machine.
+        .limit(240 + 2 * seconds)
+        .run(&[&step])
+        .boot();
+    boot.assert_ended_well();
+    let reports = boot.reports();
+    assert!(reports.len() > 2, "{} reports; {}", reports.len(), boot.hint());
+    for report in &reports {
+        assert_eq!(report.objects, [], "{}", boot.hint());
+        assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
+    }
+    // A load that did not start would leak nothing either: an idle guest has some 100,000 by then.
+    boot.assert_trustworthy();
+    let allocations = reports[reports.len() - 1].summary.allocations;
+    assert!(allocations > 300_000, "only {allocations} allocations; {}", boot.hint());
+}
+
+#[test]
+fn nothing_is_reported_under_load_on_linux_6_1() {
+    nothing_is_reported_under_load("bookworm");
+}
+
+#[test]
+fn nothing_is_reported_under_load_on_linux_6_12() {
+    nothing_is_reported_under_load("bookworm-backports");
+}
+
+/// Only when a long load is asked for.
+#[test]
+fn nothing_is_reported_under_long_load_on_linux_7_3() {
+    if std::env::var_os("LIBLEAK_STRESS_SECONDS").is_some() {
+        nothing_is_reported_under_load("trixie-backports");
+    }
+}
