@@ -2,11 +2,11 @@
 //! kmemleak_ignore), which from outside only the allocation site shows. What can be understood from the
 //! kernel's structures is no entry here.
 
-use crate::blocks::Blocks;
+use crate::blocks::{Block, Blocks};
 use detector::objects::Object;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
-use guest_symbols::memory::StoppedMemory;
+use guest_symbols::memory::{StoppedMemory, VirtAddr};
 
 /// When an entry applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,15 +49,29 @@ const TABLE: &[Known] = &[
 pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &mut Marker) -> Vec<&'static str> {
     let mut hits = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
-        if marker.is_marked(i as u32) || blocks.rules[i].weak || !block.seen {
+        if marker.is_marked(i as u32) || blocks.rules[i].weak {
             continue;
         }
-        if let Some(entry) = explain(kernel, &block.object) {
+        let reason = match block.seen {
+            true => explain(kernel, &block.object).map(|entry| entry.reason),
+            false => is_sysctl_header(kernel, blocks, block).then_some(SYSCTL_HEADER),
+        };
+        if let Some(reason) = reason {
             marker.root_block(i as u32);
-            hits.push(entry.reason);
+            hits.push(reason);
         }
     }
     hits
+}
+
+const SYSCTL_HEADER: &str = "sysctl headers that are registered in the first namespace live for ever";
+
+/// Whether an object whose allocation was not seen is a sysctl header: it refers to the root of all of them where headers
+/// do.
+fn is_sysctl_header<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, block: &Block) -> bool {
+    let root = kernel.offset_of("ctl_table_header", "root").filter(|o| o + 8 <= block.size);
+    let at = root.and_then(|o| kernel.read_u64(blocks.memory, VirtAddr(block.addr + o)).ok());
+    at.is_some_and(|at| Some(VirtAddr(at)) == kernel.symbol("sysctl_table_root"))
 }
 
 /// The entry that explains an unreferenced object, if there is one.
