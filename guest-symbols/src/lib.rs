@@ -7,12 +7,13 @@
 //! - [`btf`]: types and function prototypes
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
-//! - [`pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
+//! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
 //! function here panics on any content.
 
 pub mod btf;
+pub mod free_pages;
 pub mod kallsyms;
 pub mod kernel;
 pub mod memory;

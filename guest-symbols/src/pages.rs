@@ -1,12 +1,15 @@
 //! What each page frame is used for, from its `struct page` (include/linux/mm_types.h, page-flags.h).
 
-use crate::Kernel;
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u32_at, u64_at};
+use crate::{Kernel, free_pages};
 
 /// `vmemmap_base` and `page_offset_base` of kernels without CONFIG_RANDOMIZE_MEMORY
 /// (arch/x86/include/asm/pgtable_64_types.h, page_64_types.h).
 const VMEMMAP_BASE: u64 = 0xffff_ea00_0000_0000;
 const PAGE_OFFSET_BASE: u64 = 0xffff_8880_0000_0000;
+
+/// MAX_PAGE_ORDER (include/linux/mmzone.h).
+const MAX_ORDER: u64 = 10;
 
 /// PAGE_MAPPING_ANON, and both flag bits of `page->mapping`.
 const MAPPING_ANON: u64 = 1;
@@ -21,6 +24,9 @@ pub enum Use {
     Absent,
     /// Nobody's: in the buddy allocator, on a per-CPU list, or offline.
     Free,
+    /// Of no use that it tells: free on a CPU's list, or a further page of a block that is no compound page. Only while
+    /// the descriptors are read.
+    Idle,
     /// A slab.
     Slab,
     /// In the page cache, or another address space.
@@ -44,6 +50,8 @@ struct Layout {
     mapping: usize,
     page_type: usize,
     refcount: usize,
+    /// In a free block's first page its order.
+    private: usize,
     reserved: u64,
     slab: SlabTest,
     types: Types,
@@ -98,6 +106,7 @@ impl Layout {
             mapping: page("mapping")?,
             page_type: page("page_type")?,
             refcount: page("_refcount")?,
+            private: page("private")?,
             reserved: flag("PG_reserved")?,
             slab,
             types,
@@ -136,7 +145,7 @@ impl Layout {
             () if table => Use::Table,
             () if large => Use::Kernel,
             () if flags & self.reserved != 0 => Use::Reserved,
-            () if refcount == 0 => Use::Free,
+            () if refcount == 0 => Use::Idle,
             () if mapping & MAPPING_ANON != 0 => Use::Anonymous,
             () if mapping != 0 && mapping & MAPPING_FLAGS == 0 => Use::Cache,
             () => Use::Kernel,
@@ -203,14 +212,31 @@ impl Pages {
         if !seen {
             return Err(PagesError::NoDescriptors(vmemmap));
         }
+        pages.settle_idle(kernel, memory);
         pages.mark_descriptors(kernel, memory);
         Ok(pages)
+    }
+
+    /// Idle pages on CPUs' lists are free; the others belong to the block before them, whose content counts.
+    fn settle_idle(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
+        let (vmemmap, size) = (self.vmemmap.0, self.layout.size);
+        let free = free_pages::on_cpu_lists(kernel, memory, |page| page.0.wrapping_sub(vmemmap) / size);
+        let rest = if free.is_some() { Use::Kernel } else { Use::Free };
+        for pfn in free.into_iter().flatten().flatten() {
+            match self.uses.get_mut(pfn as usize) {
+                Some(u) if *u == Use::Idle => *u = Use::Free,
+                _ => {}
+            }
+        }
+        self.uses.iter_mut().filter(|u| **u == Use::Idle).for_each(|u| *u = rest);
     }
 
     fn read_range(&mut self, kernel: &Kernel, memory: &impl StoppedMemory, first: u64, end: u64, seen: &mut bool) {
         let size = self.layout.size;
         let tables = kernel.page_tables(memory);
         let mut last = (Use::Absent, 0u16);
+        // One past the last page of the free block that began last.
+        let mut free_to = 0;
         let mut pfn = first;
         while pfn < end {
             let at = self.descriptor(pfn);
@@ -228,6 +254,12 @@ impl Pages {
                     Some(kind) => (kind, 0),
                     None => (last.0, last.1.saturating_add(1)),
                 };
+                if last == (Use::Free, 0) {
+                    let order = u64_at(page, self.layout.private).unwrap_or(0);
+                    free_to = pfn + (1 << order.min(MAX_ORDER));
+                } else if last.0 == Use::Idle && pfn < free_to {
+                    last.0 = Use::Free;
+                }
                 self.uses[pfn as usize] = last.0;
                 self.tails[pfn as usize] = last.1;
                 pfn += 1;

@@ -147,7 +147,8 @@ fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) ->
     Some(blocks)
 }
 
-fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<u64> {
+/// `__per_cpu_offset` of each possible CPU.
+pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<u64> {
     let Some(at) = kernel.symbol("__per_cpu_offset") else { return Vec::new() };
     let count = kernel.variable(memory, "nr_cpu_ids").map_or(1, |n| (n as u32).clamp(1, MAX_CPUS));
     (0..count.into()).filter_map(|cpu| kernel.read_u64(memory, at.offset(8 * cpu)).ok()).collect()

@@ -356,18 +356,21 @@ static void forget_percpu_ref(void)
 	ref = NULL;
 }
 
-static void **volatile vmalloc_holder, **volatile page_holder;
+static void **volatile vmalloc_holder, **volatile page_holder, **volatile block_holder;
 static struct page *volatile private_page;
 
 static void hold_in_pages(void)
 {
 	vmalloc_holder = vzalloc(2 * PAGE_SIZE);
 	page_holder = (void **)get_zeroed_page(GFP_KERNEL);
+	/* Not a compound page: the descriptors of its further pages look like those of free ones. */
+	block_holder = (void **)__get_free_pages(GFP_KERNEL | __GFP_ZERO, 2);
 	private_page = alloc_page(GFP_KERNEL);
-	if (!vmalloc_holder || !page_holder || !private_page)
+	if (!vmalloc_holder || !page_holder || !block_holder || !private_page)
 		return zoo_failed("pages");
 	vmalloc_holder[700] = specimen("in-vmalloc", 232);
 	page_holder[511] = specimen("in-page", 232);
+	block_holder[3 * 512 + 5] = specimen("in-block-of-pages", 232);
 	set_page_private(private_page, (unsigned long)specimen("page-private", 232));
 }
 
@@ -375,6 +378,7 @@ static void forget_in_pages(void)
 {
 	vmalloc_holder = NULL;
 	page_holder[511] = NULL;
+	block_holder[3 * 512 + 5] = NULL;
 	set_page_private(private_page, 0);
 }
 

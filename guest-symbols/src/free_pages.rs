@@ -1,0 +1,66 @@
+//! Free pages that do not say so themselves: those that wait on the lists of CPUs (`struct per_cpu_pages`, mm/page_alloc.c).
+
+use crate::Kernel;
+use crate::memory::{GuestMemory, VirtAddr};
+use crate::percpu;
+use std::ops::Range;
+
+/// More nodes, zones and pages than this are not believed.
+const MAX_NODES: u64 = 1024;
+const MAX_PAGES: usize = 1 << 24;
+/// Lists of one order: MIGRATE_PCPTYPES (include/linux/mmzone.h).
+const TYPES: u64 = 3;
+/// Orders that have lists of their own: PAGE_ALLOC_COSTLY_ORDER and less. What follows is of huge pages.
+const ORDERS: u64 = 4;
+const HUGE_ORDER: u64 = 9;
+
+/// Runs of free page frames on CPUs' lists. `pfn_of` gives the frame of a `struct page`. `None` where the lists cannot be
+/// read.
+pub fn on_cpu_lists(
+    kernel: &Kernel,
+    memory: &impl GuestMemory,
+    pfn_of: impl Fn(VirtAddr) -> u64,
+) -> Option<Vec<Range<u64>>> {
+    let btf = kernel.btf.as_ref()?;
+    let read = |at: VirtAddr| kernel.read_u64(memory, at).ok();
+    let zones = btf.member("pglist_data", "node_zones")?;
+    let (zone_size, zone_count) = (btf.size_of("zone")?, btf.array_len(zones.type_id)?);
+    // One list each before 5.13, in a struct around it.
+    let sets = btf.offset_of("zone", "per_cpu_pageset").or_else(|| btf.offset_of("zone", "pageset"))?;
+    let inner = btf.offset_of("per_cpu_pageset", "pcp").unwrap_or(0);
+    let lists = btf.member("per_cpu_pages", "lists")?;
+    let list_count = btf.array_len(lists.type_id)?;
+    let link = btf.offset_of("page", "pcp_list").or_else(|| btf.offset_of("page", "lru"))?;
+    let cpus = percpu::offsets(kernel, memory);
+    let mut runs = Vec::new();
+    for node in nodes(kernel, memory)? {
+        for zone in 0..zone_count {
+            let set = read(node.offset(zones.offset() + zone * zone_size + sets))?;
+            // Zones without memory have none, or the boot CPU's.
+            for cpu in cpus.iter().filter(|_| set != 0) {
+                let pcp = VirtAddr(set.wrapping_add(*cpu)).offset(inner + lists.offset());
+                for list in 0..list_count {
+                    let order = if list < TYPES * ORDERS { list / TYPES } else { HUGE_ORDER };
+                    let head = pcp.offset(16 * list);
+                    let mut at = VirtAddr(read(head)?);
+                    while at != head && at.0 != 0 && runs.len() < MAX_PAGES {
+                        let pfn = pfn_of(VirtAddr(at.0.wrapping_sub(link)));
+                        runs.push(pfn..pfn.saturating_add(1 << order));
+                        at = VirtAddr(read(at)?);
+                    }
+                }
+            }
+        }
+    }
+    Some(runs)
+}
+
+/// Addresses of every `pglist_data`.
+fn nodes(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<VirtAddr>> {
+    let Some(array) = kernel.symbol("node_data") else {
+        return kernel.symbol("contig_page_data").map(|node| vec![node]);
+    };
+    let count = kernel.variable(memory, "nr_node_ids").map_or(1, |n| (n & 0xffff_ffff).clamp(1, MAX_NODES));
+    let node = |i| kernel.read_u64(memory, array.offset(8 * i)).ok();
+    (0..count).map(node).filter(|n| *n != Some(0)).map(|n| n.map(VirtAddr)).collect()
+}
