@@ -1,7 +1,7 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
 use crate::audit::Audit;
-use crate::{known, stacks};
+use crate::{known, page_blocks, stacks};
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
 use detector::scan::Rule;
@@ -76,12 +76,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let sheaves = this.sheaves(kernel, objects);
         this.take_slab_objects(kernel, objects, &sheaves);
         let areas = vmap::areas(kernel, memory);
-        let others = objects.iter().filter(|(_, o)| o.kind != Kind::Slab && !o.dying);
+        let others = objects.iter().filter(|(_, o)| !matches!(o.kind, Kind::Slab | Kind::Pages) && !o.dying);
         this.blocks.extend(others.map(|&(addr, object)| Block { addr, size: object.size, object, seen: true }));
         let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));
         this.take_blocks(kernel, Kind::Vmalloc, objects, areas_of_blocks.collect());
         let percpu = this.percpu.allocated.take();
         this.take_blocks(kernel, Kind::Percpu, objects, percpu.into_iter().flatten().map(|b| (b, None)).collect());
+        this.blocks.extend(page_blocks::blocks(kernel, memory, pages, objects));
         this.rules = vec![Rule::default(); this.blocks.len()];
         this.index();
         this.apply_sheaf_rules(kernel, &sheaves);
@@ -164,6 +165,10 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
                 addresses.extend(self.percpu.offsets.iter().map(|o| span(b.addr.wrapping_add(*o))));
             } else {
                 addresses.push(span(b.addr));
+            }
+            if let Some((first, count)) = self.frames(b) {
+                let Range { start, end } = self.pages.descriptor_range(first, count);
+                addresses.push(Span { start, end, block: i as u32 });
             }
         }
         self.addresses = Index::new(addresses);
@@ -283,8 +288,14 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
     }
 
+    /// First frame and number of frames of a block that is pages of its own.
+    pub fn frames(&self, block: &Block) -> Option<(u64, u64)> {
+        let first = self.pages.direct(VirtAddr(block.addr)).filter(|_| block.object.kind == Kind::Pages)?;
+        Some((first.pfn(), block.size / PAGE_SIZE))
+    }
+
     fn virtual_bytes(&self, kind: Kind, start: VirtAddr, len: u64, each: &mut dyn FnMut(&[u8])) {
-        if matches!(kind, Kind::Slab | Kind::Large) {
+        if matches!(kind, Kind::Slab | Kind::Large | Kind::Pages) {
             if let Some(bytes) = self.pages.direct(start).and_then(|p| self.memory.slice(p, len as usize)) {
                 each(bytes);
             }
@@ -305,8 +316,12 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// The bytes of a block that may hold references.
     pub fn references(&self, number: u32, each: &mut dyn FnMut(&[u8])) {
-        let Some(skip) = self.skip.get(&number) else { return self.bytes(number, each) };
         let b = &self.blocks[number as usize];
+        // What is chained through its descriptor is held by it.
+        for pfn in self.frames(b).into_iter().flat_map(|(first, count)| first..first + count) {
+            self.pages.descriptor_of(self.memory, pfn, |_, bytes| each(bytes));
+        }
+        let Some(skip) = self.skip.get(&number) else { return self.bytes(number, each) };
         let mut skip = skip.clone();
         skip.sort_by_key(|r| r.start);
         let mut at = 0;

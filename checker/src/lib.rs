@@ -15,6 +15,7 @@ pub mod audit;
 pub mod blocks;
 pub mod known;
 pub mod moment;
+mod page_blocks;
 pub mod roots;
 mod stacks;
 pub mod text;

@@ -7,6 +7,7 @@ use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
@@ -34,7 +35,9 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
     }
     part.leave_out_given_objects(kernel, memory, blocks);
     part.scan(memory, marker);
-    pages.descriptors(memory, |at, page| marker.root(at.0, page));
+    let tracked: HashSet<u64> =
+        blocks.blocks.iter().filter_map(|b| blocks.frames(b)).flat_map(|(first, count)| first..first + count).collect();
+    pages.descriptors(memory, |pfn| tracked.contains(&pfn), |at, page| marker.root(at.0, page));
 }
 
 /// For each page frame, how much of it is root memory: a page may start as static per-CPU variables and end
@@ -120,7 +123,7 @@ impl Part {
         for b in &blocks.blocks {
             match b.object.kind {
                 Kind::Slab | Kind::Percpu => {}
-                Kind::Large | Kind::Vmalloc => {
+                Kind::Large | Kind::Vmalloc | Kind::Pages => {
                     self.leave_out(blocks, VirtAddr(b.addr), b.size.next_multiple_of(PAGE_SIZE));
                 }
             }

@@ -19,6 +19,9 @@ pub enum Kind {
     Vmalloc,
     /// A per-CPU block; its address is the `__percpu` pointer, not a place in memory.
     Percpu,
+    /// Pages from the page allocator; the address is that of the first in the direct map, where other objects may
+    /// lie too: slabs are made of pages.
+    Pages,
 }
 
 /// Where an object was allocated, as far as the call itself shows it.

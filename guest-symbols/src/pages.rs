@@ -1,6 +1,6 @@
 //! What each page frame is used for, from its `struct page` (include/linux/mm_types.h, page-flags.h).
 
-use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u32_at, u64_at};
+use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u32_at, u64_at};
 use crate::{Kernel, free_pages};
 
 /// `vmemmap_base` and `page_offset_base` of kernels without CONFIG_RANDOMIZE_MEMORY
@@ -14,6 +14,34 @@ const MAX_ORDER: u64 = 10;
 /// PAGE_MAPPING_ANON, and both flag bits of `page->mapping`.
 const MAPPING_ANON: u64 = 1;
 const MAPPING_FLAGS: u64 = 3;
+
+/// Where page descriptors and the direct map lie, which is decided in early boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Maps {
+    /// Virtual address of the descriptor of frame 0.
+    pub vmemmap: VirtAddr,
+    /// Virtual address of physical address 0.
+    pub direct_map: u64,
+}
+
+impl Maps {
+    /// Reads them.
+    pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> Maps {
+        Maps {
+            vmemmap: VirtAddr(kernel.variable(memory, "vmemmap_base").unwrap_or(VMEMMAP_BASE)),
+            direct_map: kernel.variable(memory, "page_offset_base").unwrap_or(PAGE_OFFSET_BASE),
+        }
+    }
+
+    /// The direct-map address of the page that `page` is the descriptor of, whose size in bytes is `size`; or `page`
+    /// itself, if it is below all descriptors.
+    pub fn address_of(&self, page: u64, size: u64) -> u64 {
+        match page.checked_sub(self.vmemmap.0) {
+            Some(at) => self.direct_map.wrapping_add(at / size.max(1) * PAGE_SIZE),
+            None => page,
+        }
+    }
+}
 
 /// What a page frame is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -194,8 +222,7 @@ impl Pages {
     /// [`PagesError`].
     pub fn read(kernel: &Kernel, memory: &impl StoppedMemory) -> Result<Pages, PagesError> {
         let layout = Layout::of(kernel).ok_or(PagesError::Layout)?;
-        let vmemmap = VirtAddr(kernel.variable(memory, "vmemmap_base").unwrap_or(VMEMMAP_BASE));
-        let direct_map = kernel.variable(memory, "page_offset_base").unwrap_or(PAGE_OFFSET_BASE);
+        let Maps { vmemmap, direct_map } = Maps::read(kernel, memory);
         let frames = memory.ranges().last().map_or(0, |r| r.end / PAGE_SIZE) as usize;
         let mut pages = Pages {
             uses: vec![Use::Absent; frames],
@@ -309,29 +336,59 @@ impl Pages {
         self.layout.slab_cache
     }
 
-    /// Calls `each` with what may be references, and its address, in the descriptor of every page that is in use.
-    pub fn descriptors(&self, memory: &impl StoppedMemory, mut each: impl FnMut(PhysAddr, &[u8])) {
+    /// Calls `each` with what may be references, and its address, in the descriptor of every page that is in use, but for
+    /// those of frames that `leave_out` names.
+    pub fn descriptors(
+        &self,
+        memory: &impl StoppedMemory,
+        leave_out: impl Fn(u64) -> bool,
+        mut each: impl FnMut(PhysAddr, &[u8]),
+    ) {
         let size = self.layout.size;
         for &(first, count, phys) in &self.runs {
             let run = memory.run(phys, (count * size) as usize);
             for (i, page) in run.chunks_exact(size as usize).enumerate() {
-                let at = phys.0 + i as u64 * size;
                 let pfn = first + i as u64;
-                let (before, after) = match self.usage(pfn) {
-                    Use::Free | Use::Absent => continue,
-                    // A slab's is the head's alone; in the others an older slab's freelist may still stand.
-                    Use::Slab if self.tails[pfn as usize] != 0 => continue,
-                    // What was a slab's freelist may still stand in `index`.
-                    Use::Kernel => match self.layout.index.filter(|index| index + 8 <= page.len()) {
-                        Some(index) => (&page[..index], &page[index + 8..]),
-                        None => (page, &page[..0]),
-                    },
-                    _ => (page, &page[..0]),
-                };
-                each(PhysAddr(at), before);
-                each(PhysAddr(at + (page.len() - after.len()) as u64), after);
+                if !leave_out(pfn) {
+                    self.descriptor_references(pfn, PhysAddr(phys.0 + i as u64 * size), page, &mut each);
+                }
             }
         }
+    }
+
+    /// As [`Pages::descriptors`], of one frame.
+    pub fn descriptor_of(&self, memory: &impl StoppedMemory, pfn: u64, mut each: impl FnMut(PhysAddr, &[u8])) {
+        if let Some(at) = self.descriptor_phys(pfn)
+            && let Some(page) = memory.slice(at, self.layout.size as usize)
+        {
+            self.descriptor_references(pfn, at, page, &mut each);
+        }
+    }
+
+    fn descriptor_references(&self, pfn: u64, at: PhysAddr, page: &[u8], each: &mut impl FnMut(PhysAddr, &[u8])) {
+        let (before, after) = match self.usage(pfn) {
+            Use::Free | Use::Absent => return,
+            // A slab's is the head's alone; in the others an older slab's freelist may still stand.
+            Use::Slab if self.tails[pfn as usize] != 0 => return,
+            // What was a slab's freelist may still stand in `index`.
+            Use::Kernel => match self.layout.index.filter(|index| index + 8 <= page.len()) {
+                Some(index) => (&page[..index], &page[index + 8..]),
+                None => (page, &page[..0]),
+            },
+            _ => (page, &page[..0]),
+        };
+        each(at, before);
+        each(PhysAddr(at.0 + (page.len() - after.len()) as u64), after);
+    }
+
+    /// Virtual addresses of the descriptors of `count` frames from `pfn` on.
+    pub fn descriptor_range(&self, pfn: u64, count: u64) -> std::ops::Range<u64> {
+        self.descriptor(pfn).0..self.descriptor(pfn + count).0
+    }
+
+    /// Whether a frame is a further one of a compound page.
+    pub fn is_tail(&self, pfn: u64) -> bool {
+        self.tails.get(pfn as usize).is_some_and(|&t| t != 0)
     }
 
     /// The use of a frame.

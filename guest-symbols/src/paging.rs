@@ -54,6 +54,52 @@ impl PageTables {
     }
 }
 
+impl PageTables {
+    /// Walks all tables below the top-level entries that `wanted` picks by the lowest virtual address they map, and
+    /// calls `each` with every run of frames that they use: of tables, without an address, and of what is mapped, with
+    /// the virtual address.
+    /// Terminates on any content: at most `limit` tables are read.
+    pub fn frames(
+        &self,
+        memory: &impl GuestMemory,
+        wanted: impl Fn(VirtAddr) -> bool,
+        mut limit: usize,
+        each: &mut dyn FnMut(Option<VirtAddr>, std::ops::Range<u64>),
+    ) {
+        let top = self.levels - 1;
+        let mut todo = vec![(self.root.0 & FRAME, top, 0u64)];
+        while let Some((table, level, base)) = todo.pop() {
+            if limit == 0 {
+                return;
+            }
+            limit -= 1;
+            let frame = PhysAddr(table).pfn();
+            each(None, frame..frame + 1);
+            for index in 0..512u64 {
+                let shift = 12 + 9 * level;
+                let at = base | index << shift;
+                // Bits above the highest that is translated are copies of it.
+                let unused = 64 - (12 + 9 * self.levels);
+                let at = if level == top { ((at << unused) as i64 >> unused) as u64 } else { at };
+                if level == top && !wanted(VirtAddr(at)) {
+                    continue;
+                }
+                let Ok(entry) = memory.read_u64(PhysAddr(table + 8 * index)) else { continue };
+                if entry & PRESENT == 0 {
+                    continue;
+                }
+                if level == 0 || (level <= 2 && entry & HUGE != 0) {
+                    let size = 1u64 << shift;
+                    let frame = PhysAddr(entry & FRAME & !(size - 1)).pfn();
+                    each(Some(VirtAddr(at)), frame..frame + (size >> 12));
+                } else {
+                    todo.push((entry & FRAME, level - 1, at));
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +134,29 @@ mod tests {
             assert_eq!(large, Translation { phys: PhysAddr(0x20_1000), len: 0x1f_f000 });
             let huge = t.translate(&m, VirtAddr(base - 0x4000_0000 + 5)).unwrap();
             assert_eq!(huge.phys, PhysAddr(0x4000_0005));
+        }
+    }
+
+    #[test]
+    fn frames_of_tables_and_of_what_they_map() {
+        for levels in [4, 5] {
+            let (m, t) = tables(levels);
+            let mut frames = Vec::new();
+            t.frames(&m, |at| at.0 == 0xffff_ff80_0000_0000 || at.0 == 0xffff_0000_0000_0000, 100, &mut |at, f| {
+                frames.push((f.start, f.end - f.start));
+                assert!(at.is_none() || t.translate(&m, at.unwrap()).unwrap().phys.pfn() == f.start);
+            });
+            frames.sort_unstable();
+            let top = if levels == 5 {
+                vec![(1, 1), (2, 1), (3, 1), (4, 1), (6, 1)]
+            } else {
+                vec![(1, 1), (2, 1), (3, 1), (4, 1)]
+            };
+            let mapped = [(7, 1), (0x200, 512), (0x4_0000, 1 << 18)];
+            assert_eq!(frames, [&top[..], &mapped[..]].concat(), "{levels} levels");
+            let mut none = 0;
+            t.frames(&m, |_| false, 100, &mut |_, _| none += 1);
+            assert_eq!(none, 1, "the top-level table alone");
         }
     }
 

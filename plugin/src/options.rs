@@ -43,9 +43,19 @@ const KEYS: &[Key] = &[
         what: "slab: report also what the kernel holds and whose allocation was not seen (default: hooks)",
     },
     Key {
+        name: "pages",
+        value: "on|off",
+        what: "also report pages taken from the page allocator and lost, which kmemleak does not (default: off)",
+    },
+    Key {
         name: "why",
         value: "PATTERN",
         what: "after each report, say who refers to the live objects of functions, modules or tasks so called",
+    },
+    Key {
+        name: "snapshot",
+        value: "PATH",
+        what: "before each check, write all that it needs there, for the program leak; the last one stays",
     },
     Key { name: "help", value: "", what: "print this" },
 ];
@@ -67,8 +77,12 @@ pub struct Options {
     pub audit: bool,
     /// Whether objects whose allocation was not seen may be reported.
     pub live_slab: bool,
+    /// Whether pages are tracked.
+    pub pages: bool,
     /// Part of the name of functions or modules whose live objects are explained.
     pub why: Option<String>,
+    /// Where snapshots go.
+    pub snapshot: Option<PathBuf>,
 }
 
 /// Why QEMU is to stop at start.
@@ -135,12 +149,18 @@ impl Options {
                 Ok(n) if (least..=86_400 * 365).contains(&n) => Ok(Some(Duration::from_secs(n))),
                 _ => Err(bad(&format!("not a whole number of seconds of at least {least}"))),
             };
+            let switch = || match value {
+                "on" => Ok(true),
+                "off" => Ok(false),
+                _ => Err(bad("neither on nor off")),
+            };
             match key.name {
                 "report" => options.report = path()?,
                 "scan" => options.scan = seconds(1)?,
                 "min-age" => options.min_age = seconds(0)?,
                 "qmp" => options.qmp = path()?,
                 "symbols" => options.symbols = path()?,
+                "snapshot" => options.snapshot = path()?,
                 "live" => {
                     options.live_slab = match value {
                         "hooks" => false,
@@ -152,13 +172,8 @@ impl Options {
                     "" | "on" => return Err(bad("no pattern")),
                     pattern => options.why = Some(pattern.to_owned()),
                 },
-                "audit" => {
-                    options.audit = match value {
-                        "on" => true,
-                        "off" => false,
-                        _ => return Err(bad("neither on nor off")),
-                    }
-                }
+                "audit" => options.audit = switch()?,
+                "pages" => options.pages = switch()?,
                 _ => return Err(OptionError::Help(help())),
             }
         }
@@ -191,6 +206,7 @@ mod tests {
         assert!(error("live=on").contains("live=hooks|slab"));
         assert!(error("why=on").contains("why=PATTERN"));
         assert!(error("report=on").contains("report=PATH"));
+        assert!(error("snapshot").contains("snapshot=PATH"));
         assert!(error("help=on").contains("usage:"));
     }
 }

@@ -58,6 +58,7 @@ impl Session {
     /// The line to print, if an option's file cannot be used.
     pub fn start(options: Options) -> Result<&'static Session, String> {
         let output = Output::open(options.report.as_deref())?;
+        options.snapshot.as_deref().map(snapshot::try_path).transpose().map_err(|e| e.to_string())?;
         let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose().map_err(|e| e.to_string())?;
         Ok(SESSION.get_or_init(|| Session {
             options,
@@ -141,7 +142,7 @@ impl Session {
             kernel.btf.as_ref().map_or(0, |b| b.len()),
             began.elapsed()
         );
-        for family in Tracker::install(kernel, ram) {
+        for family in Tracker::install(kernel, ram, self.options.pages) {
             output::warning(&format!(
                 "this kernel has no known function of the family \"{family}\": such allocations or frees are not seen, and the report is not to be trusted"
             ));
@@ -153,7 +154,7 @@ impl Session {
     /// A check while the guest is stopped: the caller has seen to that.
     pub fn check(&self, tracker: &Tracker, min_age: Duration) -> Result<(Outcome, Counters), CheckError> {
         let _one = self.checking.lock();
-        let objects = tracker.live.snapshot();
+        let objects = tracker.objects();
         let modules = tracker.modules.lock();
         // SAFETY: the vCPUs are stopped, by this function's contract with its callers below.
         let memory = unsafe { tracker.ram.stopped() };
@@ -168,11 +169,15 @@ impl Session {
             min_age,
             unseen: self.options.live_slab,
         };
+        // First, for whoever looks into why the check fails.
+        if let Some(path) = &self.options.snapshot {
+            stopped::save(path, &moment);
+        }
         let outcome = moment.check(self.options.why.as_deref())?;
         for &(addr, sequence) in outcome.audit.iter().flat_map(|a| &a.gone) {
             tracker.live.forget(addr, sequence);
         }
-        outcome.unreferenced.iter().for_each(|u| tracker.live.set_reported(u.leak.addr));
+        outcome.unreferenced.iter().for_each(|u| tracker.set_reported(u.leak.addr, u.object.kind));
         Ok((outcome, moment.counters))
     }
 

@@ -1,9 +1,13 @@
-//! What a check takes of a stopped guest besides its memory.
+//! What a check takes of a stopped guest besides its memory, and the snapshot of all of it.
 
 use crate::ffi::{host, regs};
 use crate::hooks::tracker::Tracker;
-use checker::moment::Counters;
+use crate::output;
+use checker::moment::{Counters, Moment};
+use guest_symbols::memory::StoppedMemory;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Words held in the registers of every vCPU; none where QEMU does not tell.
 pub fn registers() -> Vec<u64> {
@@ -25,4 +29,24 @@ pub fn counters(tracker: &Tracker) -> Counters {
         hooks: tracker.hooks.len() as u64,
         rewinds: tracker.rewinds(),
     }
+}
+
+/// Writes a snapshot. Without one there is still a report.
+pub fn save(path: &Path, moment: &Moment<'_, impl StoppedMemory>) {
+    let began = Instant::now();
+    match snapshot::write(path, moment) {
+        Ok(written) => log::info!(
+            "snapshot {}: {:.1} MiB for {} MiB of RAM, {:.1} MiB of it in use, written in {:?}",
+            path.display(),
+            mib(written.file),
+            written.ram >> 20,
+            mib(written.filled),
+            began.elapsed()
+        ),
+        Err(why) => output::warning(&why.to_string()),
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
 }

@@ -23,7 +23,19 @@ fn target_folder() -> PathBuf {
 /// # Panics
 /// If it is not built.
 pub fn plugin() -> PathBuf {
-    let path = target_folder().join("release/libleak.so");
+    built("libleak.so")
+}
+
+/// The program `leak`.
+///
+/// # Panics
+/// If it is not built.
+pub fn leak() -> PathBuf {
+    built("leak")
+}
+
+fn built(name: &str) -> PathBuf {
+    let path = target_folder().join("release").join(name);
     assert!(path.exists(), "{} is not there; run cargo build --release", path.display());
     path
 }

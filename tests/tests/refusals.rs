@@ -60,6 +60,8 @@ fn a_value_that_makes_no_sense() {
     // What QEMU makes of a word without a value.
     assert_option_refused("report", &["report=PATH"]);
     assert_option_refused("symbols=", &["symbols=PATH"]);
+    assert_option_refused("snapshot", &["snapshot=PATH"]);
+    assert_option_refused("snapshot=/no/such/folder/s", &["/no/such/folder/s", "exists and is writable"]);
 }
 
 #[test]

@@ -30,6 +30,11 @@ const fn arg(names: &'static [&'static str], position: usize) -> Arg {
 pub enum Does {
     /// Returns one object of this kind. Slab objects' sizes are known to the slab.
     Alloc(Kind, Option<Arg>),
+    /// Returns the descriptor or the address of the first of 2^order pages; without an order of one, or of as many as a
+    /// function inside says.
+    AllocPages(Option<Arg>),
+    /// Fills an array with the descriptors of pages, and returns how many it has then.
+    AllocPagesBulk { array: Arg },
     /// Fills an array with as many slab objects as asked for, or returns 0.
     AllocBulk { count: Arg, array: Arg },
     /// Frees one object.
@@ -166,6 +171,48 @@ pub const TABLE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
 ];
 
+const ORDER: Arg = arg(&["order"], 1);
+
+/// Hooks that are wanted with `pages=on` only (mm/page_alloc.c, mm/mempolicy.c; 5.10 to 7.3). There is none of what frees:
+/// page descriptors say what is free.
+pub const PAGES: &[Row] = &[
+    Row {
+        family: "page allocation",
+        names: &["__alloc_pages", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof"],
+        does: Does::AllocPages(Some(ORDER)),
+    },
+    Row {
+        family: "bulk page allocation",
+        names: &["__alloc_pages_bulk", "alloc_pages_bulk_noprof"],
+        does: Does::AllocPagesBulk { array: arg(&["page_array"], 4) },
+    },
+    Row {
+        family: "page allocation wrappers",
+        names: &[
+            "alloc_pages",
+            "__folio_alloc",
+            "folio_alloc",
+            "__get_free_pages",
+            "get_zeroed_page",
+            "alloc_pages_exact",
+            "alloc_pages_exact_nid",
+            "alloc_pages_noprof",
+            "alloc_pages_mpol",
+            "alloc_pages_mpol_noprof",
+            "alloc_pages_node_noprof",
+            "alloc_frozen_pages_noprof",
+            "__folio_alloc_noprof",
+            "folio_alloc_noprof",
+            "folio_alloc_mpol_noprof",
+            "get_free_pages_noprof",
+            "get_zeroed_page_noprof",
+            "alloc_pages_exact_noprof",
+            "alloc_pages_exact_nid_noprof",
+        ],
+        does: Does::AllocPages(None),
+    },
+];
+
 /// A hook of the running kernel.
 #[derive(Debug)]
 pub struct Hook {
@@ -182,6 +229,10 @@ pub struct Hook {
 pub enum Action {
     /// See [`Does::Alloc`].
     Alloc(Kind, Option<Reg>),
+    /// See [`Does::AllocPages`].
+    AllocPages(Option<Reg>),
+    /// See [`Does::AllocPagesBulk`].
+    AllocPagesBulk(Reg),
     /// See [`Does::AllocBulk`]; the last is whether the function returns a bool.
     AllocBulk(Reg, Reg, bool),
     /// See [`Does::Free`].
@@ -196,10 +247,17 @@ pub enum Action {
     ModuleLoad(Reg),
 }
 
-/// The hooks that the running kernel has, and the families it has none of.
-pub fn choose(kernel: &Kernel) -> (Vec<Hook>, Vec<&'static str>) {
+impl Action {
+    /// Whether its return is of interest.
+    pub fn allocates(&self) -> bool {
+        matches!(self, Action::Alloc(..) | Action::AllocPages(_) | Action::AllocPagesBulk(_) | Action::AllocBulk(..))
+    }
+}
+
+/// The hooks that the running kernel has, those of `pages=on` too if they are wanted, and the families it has none of.
+pub fn choose(kernel: &Kernel, pages: bool) -> (Vec<Hook>, Vec<&'static str>) {
     let (mut hooks, mut missing) = (Vec::new(), Vec::new());
-    for row in TABLE {
+    for row in TABLE.iter().chain(PAGES.iter().filter(|_| pages)) {
         let before = hooks.len();
         for &name in row.names {
             let Some(addr) = kernel.symbols.lookup(name) else { continue };
@@ -223,6 +281,8 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
     };
     Some(match does {
         Does::Alloc(kind, size) => Action::Alloc(kind, size.map(reg).map_or(Some(None), |r| r.map(Some))?),
+        Does::AllocPages(order) => Action::AllocPages(order.map(reg).map_or(Some(None), |r| r.map(Some))?),
+        Does::AllocPagesBulk { array } => Action::AllocPagesBulk(reg(array)?),
         Does::AllocBulk { count, array } => {
             let boolean = kernel.btf.as_ref().and_then(|b| b.return_size(function)) == Some(1);
             Action::AllocBulk(reg(count)?, reg(array)?, boolean)

@@ -22,6 +22,7 @@ use guest_symbols::Kernel;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, StoppedMemory, VirtAddr};
 use guest_symbols::modules::Module;
+use guest_symbols::pages::Maps;
 use libc::{c_uint, c_void};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -38,6 +39,8 @@ const LIVE_CAPACITY: usize = 1 << 18;
 const ZERO_SIZE_PTR: u64 = 16;
 /// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h).
 const PERCPU_ALIGN: u64 = 4;
+/// The largest block of pages: MAX_PAGE_ORDER (include/linux/mmzone.h).
+const MAX_ORDER: u64 = 10;
 /// Largest bulk operation believed.
 const MAX_BULK: u64 = 1 << 16;
 /// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
@@ -71,6 +74,14 @@ enum Watch {
     Never,
 }
 
+/// Pages as they were given out.
+pub struct Pages {
+    /// By address in the direct map.
+    pub map: LiveMap,
+    /// Bytes of a page descriptor.
+    descriptor: u64,
+}
+
 /// Events that should not happen, counted.
 #[derive(Debug, Default)]
 pub struct Doubts {
@@ -90,6 +101,8 @@ pub struct Tracker {
     pub ram: Ram,
     /// Live objects.
     pub live: LiveMap,
+    /// With `pages=on`, pages as they were given out last; those that were given back are among them.
+    pub pages: Option<Pages>,
     /// What went wrong.
     pub doubts: Doubts,
     /// Modules as they were loaded, each with the sequence number of that moment.
@@ -131,8 +144,9 @@ impl Tracker {
     /// Chooses hooks for the kernel and makes this the process's tracker. `memory` is `ram`, stopped.
     ///
     /// Returns the families of functions that the kernel has none of.
-    pub fn install(kernel: Kernel, ram: Ram) -> Vec<&'static str> {
-        let (hooks, missing) = table::choose(&kernel);
+    pub fn install(kernel: Kernel, ram: Ram, pages: bool) -> Vec<&'static str> {
+        let (hooks, missing) = table::choose(&kernel, pages);
+        let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| pages);
         let sites = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
             // translation callback now.
@@ -153,6 +167,7 @@ impl Tracker {
             kernel,
             ram,
             live: LiveMap::with_capacity(LIVE_CAPACITY),
+            pages: descriptor.map(|descriptor| Pages { map: LiveMap::with_capacity(LIVE_CAPACITY), descriptor }),
             doubts: Doubts::default(),
             modules: Mutex::default(),
             hooks: hooks.into_iter().map(|h| (h, AtomicU64::new(0))).collect(),
@@ -167,6 +182,24 @@ impl Tracker {
         };
         let _ = TRACKER.set(tracker);
         missing
+    }
+
+    /// Every live object, ascending by address; with `pages=on`, pages too, at whose address there may be an object as well.
+    pub fn objects(&self) -> Vec<(u64, Object)> {
+        let mut objects = self.live.snapshot();
+        if let Some(pages) = &self.pages {
+            objects.extend(pages.map.snapshot());
+            objects.sort_by_key(|(addr, _)| *addr);
+        }
+        objects
+    }
+
+    /// Remembers that an object was reported.
+    pub fn set_reported(&self, addr: u64, kind: Kind) {
+        match (kind, &self.pages) {
+            (Kind::Pages, Some(pages)) => pages.map.set_reported(addr),
+            _ => self.live.set_reported(addr),
+        }
     }
 
     /// Milliseconds of host time since tracking began.
@@ -242,6 +275,8 @@ impl Tracker {
         hits.fetch_add(1, Ordering::Relaxed);
         match hook.action {
             Action::Alloc(_, size) => self.begin(number, size.map_or(0, regs::read), 0),
+            Action::AllocPages(order) => self.begin(number, PAGE_SIZE << order.map_or(0, regs::read).min(MAX_ORDER), 0),
+            Action::AllocPagesBulk(array) => self.begin(number, PAGE_SIZE, regs::read(array)),
             Action::AllocBulk(count, array, _) => self.begin(number, regs::read(count), regs::read(array)),
             Action::Free(object) => self.free(regs::read(object)),
             Action::FreeVmalloc(addr) => self.free_vmalloc(regs::read(addr)),
@@ -324,6 +359,10 @@ impl Tracker {
         let rax = regs::read(Reg::Rax);
         match hook.action {
             Action::Alloc(kind, _) => self.allocated(rax, kind, pending),
+            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending),
+            Action::AllocPagesBulk(_) => {
+                self.array(pending.array, rax, |page| self.allocated(page, Kind::Pages, pending))
+            }
             Action::AllocBulk(_, _, boolean) => {
                 let result = if boolean { rax & 0xff } else { rax & 0xffff_ffff };
                 if result != 0 {
@@ -350,6 +389,7 @@ impl Tracker {
                 Kind::Large => pending.size,
                 Kind::Vmalloc => pending.size.next_multiple_of(PAGE_SIZE),
                 Kind::Percpu => pending.size.next_multiple_of(PERCPU_ALIGN),
+                Kind::Pages => pending.size,
             },
             site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
@@ -358,7 +398,10 @@ impl Tracker {
             pid,
             comm,
         };
-        if self.live.insert(addr, object, pending.sequence) == Inserted::Replaced {
+        if let (Kind::Pages, Some(pages)) = (kind, &self.pages) {
+            let address = Maps::read(&self.kernel, &self.ram).address_of(addr, pages.descriptor);
+            pages.map.insert(address, object, pending.sequence);
+        } else if self.live.insert(addr, object, pending.sequence) == Inserted::Replaced {
             log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret);
         }
     }
@@ -386,6 +429,9 @@ impl Tracker {
         if self.jiffies.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.rewinds.fetch_add(1, Ordering::Relaxed);
             self.live.clear();
+            if let Some(pages) = &self.pages {
+                pages.map.clear();
+            }
             // The calls in progress are those of another time.
             let mut armed = 0;
             self.pending.retain(|_, p| {
@@ -429,6 +475,10 @@ impl Tracker {
     }
 
     fn array(&self, at: u64, count: u64, mut each: impl FnMut(u64)) {
+        // There may be a list in its place.
+        if at == 0 {
+            return;
+        }
         for i in 0..count.min(MAX_BULK) {
             match self.kernel.read_u64(&self.ram, VirtAddr(at).offset(8 * i)) {
                 Ok(object) => each(object),
@@ -452,11 +502,7 @@ fn analyse_calls(kernel: &Kernel, memory: &impl StoppedMemory, hooks: &[Hook]) -
         .collect();
     let is_trampoline = |name: &str| name.starts_with("__x86_indirect_") || name.starts_with("__SCT__");
     let trampolines: Vec<u64> = kernel.symbols.iter().filter(|s| is_trampoline(s.name)).map(|s| s.addr).collect();
-    let allocators: Vec<u64> = hooks
-        .iter()
-        .filter(|h| matches!(h.action, Action::Alloc(..) | Action::AllocBulk(..)))
-        .map(|h| h.addr)
-        .collect();
+    let allocators: Vec<u64> = hooks.iter().filter(|h| h.action.allocates()).map(|h| h.addr).collect();
     let bytes = memory.run(kernel.image_phys(VirtAddr(text.start)), text.end.saturating_sub(text.start) as usize);
     CallSites::new(bytes, text, &functions, &allocators, &trampolines)
 }

@@ -1,0 +1,96 @@
+//! Pages taken from the page allocator as blocks (`pages=on`): which of them can be told to be in use by nobody.
+//!
+//! A page is referred to by an address in it, by its descriptor, by page tables, and by its frame's number. The first two
+//! are words like any other. What page tables map, the kernel's or a process's, counts as referred to, as do the tables themselves.
+//! Numbers of frames are not looked for: they would match anything.
+
+use crate::blocks::Block;
+use detector::objects::{Kind, Object};
+use guest_symbols::Kernel;
+use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
+use guest_symbols::pages::{Maps, Pages, Use};
+use guest_symbols::paging::PageTables;
+use std::collections::{HashMap, HashSet};
+
+/// Page tables read of one address space, at most.
+const MAX_TABLES: usize = 1 << 18;
+
+/// Blocks for those of `objects` that are pages and still what they were allocated as. They are no roots then.
+pub(crate) fn blocks<M: StoppedMemory>(
+    kernel: &Kernel,
+    memory: &M,
+    pages: &Pages,
+    objects: &[(u64, Object)],
+) -> Vec<Block> {
+    let ours = objects.iter().filter(|(_, o)| o.kind == Kind::Pages);
+    if ours.clone().next().is_none() {
+        return Vec::new();
+    }
+    let Some(mapped) = mapped(kernel, memory, pages, objects) else {
+        log::warn!("page tables cannot be read: pages are not checked for leaks");
+        return Vec::new();
+    };
+    let large: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind == Kind::Large).map(|(a, _)| *a).collect();
+    let starts: HashMap<u64, u64> = ours.clone().map(|(a, o)| (*a, o.sequence)).collect();
+    let within = |addr: u64, object: &Object| (1..object.size / PAGE_SIZE).map(move |i| addr + i * PAGE_SIZE);
+    // What was given out before, and is a part of a larger block now.
+    let gone: HashSet<u64> = ours
+        .clone()
+        .flat_map(|(addr, o)| within(*addr, o).filter(|a| starts.get(a).is_some_and(|&then| then < o.sequence)))
+        .collect();
+    let mut blocks = Vec::new();
+    for &(addr, object) in ours {
+        if gone.contains(&addr) {
+            continue;
+        }
+        let Some(first) = pages.direct(VirtAddr(addr)).map(|p| p.pfn()) else { continue };
+        // Given back in part, or split and given out again: what is left of it.
+        let is_ours = |i: u64| {
+            pages.usage(first + i) == Use::Kernel
+                && !mapped[(first + i) as usize]
+                && (i == 0 || starts.get(&(addr + i * PAGE_SIZE)).is_none_or(|&then| then < object.sequence))
+        };
+        let count = (0..object.size / PAGE_SIZE).take_while(|&i| is_ours(i)).count() as u64;
+        if count > 0 && !pages.is_tail(first) && !large.contains(&addr) {
+            blocks.push(Block { addr, size: count * PAGE_SIZE, object, seen: true });
+        }
+    }
+    blocks
+}
+
+/// By frame, whether page tables use it: the kernel's, outside of the direct map and the page descriptors, and those of
+/// every address space (`struct mm_struct`), of which some are no process's.
+fn mapped<M: StoppedMemory>(
+    kernel: &Kernel,
+    memory: &M,
+    pages: &Pages,
+    objects: &[(u64, Object)],
+) -> Option<Vec<bool>> {
+    let mut mapped = vec![false; pages.end() as usize];
+    let mut mark = |frames: std::ops::Range<u64>| {
+        let end = mapped.len() as u64;
+        mapped[frames.start.min(end) as usize..frames.end.min(end) as usize].fill(true);
+    };
+    let maps = Maps::read(kernel, memory);
+    let direct = maps.direct_map..maps.direct_map.saturating_add(pages.end() * PAGE_SIZE);
+    let descriptors = pages.descriptor_range(0, pages.end());
+    let tables = kernel.page_tables(memory);
+    let of_kernel = |at: VirtAddr| at.is_kernel();
+    tables.frames(memory, of_kernel, MAX_TABLES, &mut |at, frames| {
+        if at.is_none_or(|at| !direct.contains(&at.0) && !descriptors.contains(&at.0)) {
+            mark(frames);
+        }
+    });
+    let (cache, pgd) = (kernel.variable(memory, "mm_cachep")?, kernel.offset_of("mm_struct", "pgd")?);
+    for (mm, _) in objects.iter().filter(|(_, o)| o.kind == Kind::Slab) {
+        if pages.slab_cache(memory, VirtAddr(*mm)) != Some(VirtAddr(cache)) {
+            continue;
+        }
+        let root = kernel.read_u64(memory, VirtAddr(*mm).offset(pgd)).ok();
+        if let Some(root) = root.and_then(|at| pages.direct(VirtAddr(at))) {
+            let of_user = |at: VirtAddr| !at.is_kernel();
+            PageTables { root, ..tables }.frames(memory, of_user, MAX_TABLES, &mut |_, frames| mark(frames));
+        }
+    }
+    Some(mapped)
+}

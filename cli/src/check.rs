@@ -1,0 +1,61 @@
+//! `leak check`.
+
+use checker::{CheckError, text};
+use snapshot::{ReadError, Snapshot};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Check a snapshot, and print the report that the plugin printed when it wrote it
+///
+/// The report is the plugin's own, but for the time that the guest was paused. The status is 0 if there is a report,
+/// whatever is in it, and 1 if there is none.
+#[derive(clap::Args)]
+pub struct Check {
+    /// File that the plugin's option snapshot= wrote
+    snapshot: PathBuf,
+    /// Say for every live object of functions, modules or tasks whose name contains PATTERN who refers to it, step by
+    /// step to the root
+    #[arg(long, value_name = "PATTERN")]
+    why: Option<String>,
+    /// Say by cache and function which objects only the kernel's slabs and vmap areas hold, or only libleak
+    #[arg(long)]
+    audit: bool,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The snapshot.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The guest in it.
+    #[error("no result for snapshot {path}: {why}")]
+    Check {
+        /// The snapshot.
+        path: PathBuf,
+        /// Why not.
+        why: CheckError,
+    },
+    /// Standard output.
+    #[error("cannot write the report: {0}")]
+    Output(std::io::Error),
+}
+
+impl Check {
+    /// Prints the report.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn run(&self) -> Result<(), Error> {
+        let snapshot = Snapshot::open(&self.snapshot)?;
+        let moment = snapshot.moment();
+        let outcome =
+            moment.check(self.why.as_deref()).map_err(|why| Error::Check { path: self.snapshot.clone(), why })?;
+        let text = text::report(moment.names(), &outcome, &moment.counters, self.audit, None);
+        match std::io::stdout().lock().write_all(text.as_bytes()) {
+            // Whoever reads it, such as head, has seen enough.
+            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            done => done.map_err(Error::Output),
+        }
+    }
+}

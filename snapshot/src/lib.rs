@@ -1,0 +1,50 @@
+//! Snapshots: a guest at one moment in one file, with everything that its report depends on, so that the same check
+//! can be made again without the guest.
+//!
+//! - [`write()`]: makes the file, while the guest is stopped
+//! - [`Snapshot`]: reads it back
+//!
+//! # The format
+//!
+//! All numbers are little-endian and of fixed width. *Bytes* are a u32 length and as many bytes; *text* is bytes that
+//! are UTF-8. A flag is one byte, 0 or 1.
+//!
+//! The file is the magic `LEAKSNAP`, a u32 version, and one LZ4 frame whose blocks have checksums. In the frame, one
+//! after the other:
+//!
+//! | part | fields |
+//! |---|---|
+//! | kernel | text release; u64 virtual and u64 physical address of `_text`; u64 length of the image; u64 number of symbols |
+//! | symbols | flag, whether they came from a file and not from the kernel's memory. If so: bytes of a System.map at the running kernel's addresses; flag, and bytes of BTF |
+//! | time | u64 milliseconds since tracking began; u64 least age in milliseconds of what is reported; flag, whether unseen objects are |
+//! | counters | 9 u64, as in [`checker::moment::Counters`] |
+//! | registers | u32 number, and as many u64 |
+//! | modules | u32 number; for each u64 sequence number of the load, text name, u32 number of ranges and for each u64 start and end, u32 number of symbols and for each u64 address, u8 letter, text name |
+//! | objects | u64 number, and as many records of 78 bytes (see [`objects`]), ascending by address |
+//! | memory | u32 number of ranges of RAM, for each u64 start and u64 end, ascending; then runs: u64 physical address, u64 length and the bytes, ascending, ended by a run of length 0 at address 0. What is in no run is zero |
+//! | end | `LEAKSEND` |
+//!
+//! Text and read-only data of the kernel are in its RAM, so the kernel is found there again as the plugin found it.
+//!
+//! A change of any of this raises [`VERSION`]; a reader reads its own version only, since a snapshot is for whoever
+//! looks into a report now, and no archive.
+
+mod error;
+mod fields;
+pub mod objects;
+mod ram;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use error::{ReadError, WriteError};
+pub use read::Snapshot;
+pub use write::{Written, try_path, write};
+
+/// What every snapshot starts with.
+pub const MAGIC: [u8; 8] = *b"LEAKSNAP";
+/// The version of the format.
+pub const VERSION: u32 = 1;
+/// What the contents end with.
+const END: [u8; 8] = *b"LEAKSEND";

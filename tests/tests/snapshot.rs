@@ -1,0 +1,84 @@
+//! A snapshot gives the very report that the plugin made when it wrote it.
+
+use std::path::{Path, PathBuf};
+use tests::program::{leak, scratch};
+use tests::{Boot, Finished, Guest, Program, planted, report};
+
+/// `leak check` of a snapshot.
+fn check(snapshot: &Path, words: &str) -> Finished {
+    Program::new(leak()).arg("check").arg(snapshot).args(words).run()
+}
+
+/// A guest that leaks, and where it is to leave its snapshot.
+fn guest(test: &str) -> (Guest, PathBuf) {
+    // Not in the test's own folder, which booting empties.
+    let snapshot = scratch(&format!("{test}-file")).join("snapshot");
+    let guest = Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses);
+    (guest.option(&format!("snapshot={}", snapshot.display())), snapshot)
+}
+
+/// A report without what differs from one check to the next: how long it took.
+fn without_times(text: &str) -> String {
+    let line = |line: &str| match line.split_once(" of heap in ").and_then(|(a, b)| Some((a, b.split_once(';')?.1))) {
+        Some((before, after)) => format!("{before};{after}\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+fn assert_same(boot: &Boot, online: &str, offline: &Finished) {
+    assert_eq!((offline.status, offline.stderr.as_str()), (Some(0), ""), "{}", boot.hint());
+    assert!(without_times(online) == without_times(&offline.stdout), "{}\n{}", boot.hint(), offline.stdout);
+}
+
+#[test]
+fn a_snapshot_gives_the_same_report() {
+    let (guest, snapshot) = guest("snapshot");
+    let boot = guest.run(&["insmod:leaky", "workload"]).option("audit=on").option("why=leaky").boot();
+    boot.assert_ended_well();
+    boot.assert_planted(&boot.report().objects);
+    assert_same(&boot, &boot.stderr, &check(&snapshot, "--audit --why leaky"));
+    // Only what was asked for is added to the objects and the summary.
+    let short = check(&snapshot, "");
+    assert!(boot.stderr.starts_with(short.stdout.split("libleak: ").next().unwrap()), "{}", short.stdout);
+    assert_eq!(short.stdout.lines().last().map(|l| l.starts_with("libleak: 8 unreferenced")), Some(true));
+
+    let whole = std::fs::read(&snapshot).unwrap();
+    let cut = snapshot.with_extension("cut");
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let refused = check(&cut, "");
+    assert_eq!((refused.status, refused.stdout.as_str()), (Some(1), ""));
+    for word in ["leak: error: ", "snapshot.cut is damaged", "part \"memory\"", "the file ends there"] {
+        assert!(refused.stderr.contains(word), "no \"{word}\" in: {}", refused.stderr);
+    }
+}
+
+#[test]
+fn the_last_snapshot_stands() {
+    let (guest, snapshot) = guest("snapshot-scan");
+    let boot = guest.run(&["insmod:leaky", "sleep:5"]).option("scan=2").option("min-age=0").boot();
+    boot.assert_ended_well();
+    boot.assert_planted_while_running();
+    let last = boot.reports().pop().unwrap().summary.line;
+    let offline = check(&snapshot, "");
+    let reports = report::parse(&offline.stdout);
+    // What was in an earlier report is in none of this one.
+    assert_eq!(reports.len(), 1, "{}", offline.stdout);
+    assert!(reports[0].objects.len() < 2, "{}", offline.stdout);
+    assert_eq!(without_times(&last), without_times(&reports[0].summary.line), "{}", boot.hint());
+    let folder = std::fs::read_dir(snapshot.parent().unwrap()).unwrap();
+    assert_eq!(folder.count(), 1, "a temporary file stays");
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_written_costs_a_warning_and_no_report() {
+    let (_, snapshot) = guest("snapshot-warning");
+    // A folder cannot be replaced by a file, which is only seen at the end.
+    std::fs::create_dir_all(snapshot.join("full")).unwrap();
+    let guest = Guest::new("snapshot-warning-boot", "bookworm-backports");
+    let boot = guest.option(&format!("snapshot={}", snapshot.display())).run(&["sleep:1"]).boot();
+    assert_eq!(boot.status, Some(0), "{}", boot.hint());
+    let messages = boot.messages();
+    assert!(matches!(messages[..], [m] if m.starts_with("warning: cannot write snapshot ")), "{messages:?}");
+    assert!(boot.report().summary.live > 1_000, "{}", boot.hint());
+}
