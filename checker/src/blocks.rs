@@ -1,7 +1,7 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
 use crate::audit::Audit;
-use crate::{known, page_blocks, stacks};
+use crate::{dead, known, page_blocks, stacks};
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
 use detector::scan::Rule;
@@ -89,6 +89,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         this.apply_vmap_rules(kernel, areas.as_deref());
         this.apply_leak_tracer_rules(kernel);
         stacks::apply_rules(&mut this, kernel);
+        dead::skip_in_blocks(kernel, &mut this);
         this
     }
 
@@ -203,7 +204,10 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             if let Some(block) = self.addresses.find(area.vm.0) {
                 let at = area.vm.0 - self.blocks[block as usize].addr;
                 self.skip.entry(block).or_default().push(at + offsets.addr..at + offsets.addr + 8);
-                self.rules[block as usize] = Rule { weak: true, marks: self.addresses.find(area.start) };
+                // Areas of per-CPU chunks and the like hold many blocks.
+                let own = self.addresses.find(area.start);
+                let own = own.filter(|own| self.blocks[*own as usize].object.kind == Kind::Vmalloc);
+                self.rules[block as usize] = Rule { weak: true, marks: own };
             }
         }
     }

@@ -13,6 +13,7 @@
 
 pub mod audit;
 pub mod blocks;
+mod dead;
 pub mod known;
 pub mod moment;
 mod page_blocks;

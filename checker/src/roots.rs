@@ -2,6 +2,7 @@
 //! memblock allocations, static per-CPU variables, and the page descriptors in use.
 
 use crate::blocks::Blocks;
+use crate::dead;
 use detector::objects::Kind;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
@@ -9,13 +10,6 @@ use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
 use std::collections::HashSet;
 use std::ops::Range;
-
-/// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
-/// stands there: name, struct, and in it the count and the array.
-const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 1] = [
-    // napi_skb_cache_get(), net/core/skbuff.c, 5.13 on.
-    ("napi_alloc_cache", "napi_alloc_cache", "skb_count", "skb_cache"),
-];
 
 /// Variables of kmemleak's, where the kernel has it, that tell addresses of objects and hold none: the lowest and the
 /// highest of all, and its own objects from the time when there are no slabs. Those in slabs have rules as blocks.
@@ -33,7 +27,9 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
     for range in &blocks.percpu.dynamic {
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
-    part.leave_out_given_objects(kernel, memory, blocks);
+    for range in dead::ranges(kernel, blocks) {
+        blocks.runs(VirtAddr(range.start), range.end - range.start, &mut |phys, n| part.holes.push(phys.0..phys.0 + n));
+    }
     part.scan(memory, marker);
     let tracked: HashSet<u64> =
         blocks.blocks.iter().filter_map(|b| blocks.frames(b)).flat_map(|(first, count)| first..first + count).collect();
@@ -92,29 +88,6 @@ impl Part {
         for at in LEAK_TRACER.iter().filter_map(|name| kernel.symbol(name)) {
             let start = kernel.image_phys(at).0;
             self.holes.extend(kernel.symbols.resolve(at.0).map(|r| start..start + r.size));
-        }
-    }
-
-    /// See [`STACKS_OF_OBJECTS`].
-    fn leave_out_given_objects<M: StoppedMemory>(&mut self, kernel: &Kernel, memory: &M, blocks: &Blocks<'_, M>) {
-        for (name, of, count, array) in STACKS_OF_OBJECTS {
-            let member = |path| kernel.btf.as_ref().and_then(|b| Some((b.member(of, path)?, b)));
-            let (Some(variable), Some((count, _)), Some((array, btf))) =
-                (kernel.symbol(name), member(count), member(array))
-            else {
-                continue;
-            };
-            let Some(size) = btf.type_size(array.type_id) else { continue };
-            for cpu in 0..blocks.percpu.offsets.len() {
-                let Some(at) = blocks.percpu.address(cpu, variable.0) else { continue };
-                let Ok(count) = kernel.read_u32(memory, at.offset(count.offset())) else { continue };
-                let used = 8 * u64::from(count);
-                if used < size {
-                    blocks.runs(at.offset(array.offset() + used), size - used, &mut |phys, n| {
-                        self.holes.push(phys.0..phys.0 + n);
-                    });
-                }
-            }
         }
     }
 

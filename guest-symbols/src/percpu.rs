@@ -20,6 +20,8 @@ pub struct PerCpu {
     /// Virtual ranges from which per-CPU blocks are allocated, every CPU's: only live blocks in them hold
     /// anything.
     pub dynamic: Vec<Range<u64>>,
+    /// Addresses of the words that tell where chunks lie (`pcpu_chunk.base_addr`), which is where a block may be.
+    pub bases: Vec<VirtAddr>,
     /// Every block that the kernel counts as allocated: `__percpu` pointer and bytes. `None` where its maps cannot be
     /// read.
     pub allocated: Option<Vec<(u64, u64)>>,
@@ -57,6 +59,8 @@ impl PerCpu {
         let mut this = PerCpu { offsets: offsets(kernel, memory), ..PerCpu::default() };
         let chunks = chunks(kernel, memory);
         this.dynamic = chunks.as_ref().and_then(|c| this.ranges(kernel, memory, c)).unwrap_or_default();
+        let base = kernel.offset_of("pcpu_chunk", "base_addr");
+        this.bases = chunks.iter().flatten().filter_map(|c| Some(c.offset(base?))).collect();
         this.allocated = chunks.and_then(|c| allocated(kernel, memory, &c));
         this
     }

@@ -41,9 +41,19 @@ apt_site() {
         awk -F'|' -v w="$wanted" '$1 == w { print $2; exit }'
 }
 
+# apt_has ADDRESS: does a mirror have this folder of dists/? Asked as apt itself would ask.
+apt_has() {
+    local file status=0
+    file=$(mktemp)
+    /usr/lib/apt/apt-helper -qq download-file "$1/InRelease" "$file" >/dev/null 2>&1 || status=$?
+    rm -f "$file"
+    return "$status"
+}
+
 # apt_tree SUITE: a private apt for one Debian release, with lists of its own below the cache.
-# SUITE is a codename with its security and backports pockets, e.g. bookworm, trixie. Refreshed once
-# a day. The environment variable APT_CONFIG selects it.
+# SUITE is a codename with its security and backports pockets, e.g. bookworm, trixie; the backports of
+# a release that is no longer cared for leave the mirrors before the release itself does. Refreshed
+# once a day. The environment variable APT_CONFIG selects it.
 apt_tree() {
     local suite=$1 tree=$CACHE/apt/$1 main security
     if [ -n "$(find "$tree/fresh" -mtime -1 2>/dev/null)" ]; then return 0; fi
@@ -60,7 +70,7 @@ apt_tree() {
     : >"$tree/status"
     {
         echo "deb $main $suite main"
-        echo "deb $main $suite-backports main"
+        if apt_has "${main%/}/dists/$suite-backports"; then echo "deb $main $suite-backports main"; fi
         [ -z "$security" ] || echo "deb $security $suite-security main"
     } >"$tree/sources.list"
     cat >"$tree/apt.conf" <<CONF

@@ -5,17 +5,24 @@
 # kernel_suite KERNELDIR: the Debian release whose tools build modules for that kernel.
 kernel_suite() {
     case "$(basename "$1")" in
-    bookworm*) echo bookworm ;;
+    bullseye*) echo bullseye ;;
+    # Those are built from its package and with its compiler: see selfbuilt.sh.
+    bookworm* | selfbuilt-*) echo bookworm ;;
     trixie*) echo trixie ;;
     *) die "do not know which Debian release $1 belongs to" ;;
     esac
 }
 
-# build_root_new: a folder to chroot into, with what builds modules for trixie's kernels: its kbuild
-# programs need trixie's C library, and its makefiles name gcc-14.
-build_root_new() {
-    local folder=$CACHE/roots/trixie-build
-    keep_root trixie "$folder" gcc-14 make libc6-dev binutils libelf1t64 libssl3t64 \
+# build_root SUITE: a folder to chroot into, with what builds modules for that release's kernels: their
+# kbuild programs need its C library, and their makefiles name its compiler.
+build_root() {
+    local suite=$1 folder=$CACHE/roots/$1-build own
+    case "$suite" in
+    bullseye) own=(gcc-10 libelf1 libssl1.1) ;;
+    trixie) own=(gcc-14 libelf1t64 libssl3t64) ;;
+    *) die "do not know what builds modules of Debian $suite" ;;
+    esac
+    keep_root "$suite" "$folder" "${own[@]}" make libc6-dev binutils \
         bc kmod dash coreutils sed grep mawk findutils diffutils tar gzip xz-utils
     echo "$folder"
 }
@@ -75,7 +82,7 @@ compile_module() {
         "${command[@]}" >"$stage/log" 2>&1
         ;;
     *)
-        root=$(build_root_new) || return 1
+        root=$(build_root "$suite") || return 1
         run_in_root "$root" "$stage:$kernel" "${command[@]}" >"$stage/log" 2>&1
         ;;
     esac || {
@@ -140,6 +147,20 @@ guest_busybox() {
         echo "$version" >"$folder/version"
     fi
     echo "$folder/busybox"
+}
+
+# guest_stress_ng: stress-ng, from trixie whatever this machine is, as SRC:DST lines: the program, the
+# libraries it is linked with, and the dynamic linker that it names.
+guest_stress_ng() {
+    local folder=$CACHE/roots/stress-ng linker=lib64/ld-linux-x86-64.so.2 file
+    keep_root trixie "$folder" stress-ng
+    echo "$folder/usr/bin/stress-ng:bin/stress-ng"
+    echo "$(realpath "$folder/$linker"):$linker"
+    "$folder/$linker" --library-path "$folder/usr/lib/x86_64-linux-gnu" --list "$folder/usr/bin/stress-ng" |
+        awk '$2 == "=>" { print $3 }' | while read -r file; do
+        # One of the places where the linker looks, by the name under which it looks.
+        echo "$(realpath "$file"):lib/$(basename "$file")"
+    done
 }
 
 # kernel_depmod KERNELDIR: the module indexes that the kernel package's postinst would have made.

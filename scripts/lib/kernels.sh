@@ -1,7 +1,8 @@
 # Stock Debian guest kernels and their headers, unpacked below the cache. Nothing is installed.
 #
-# A kernel is named SUITE[-backports][:FLAVOUR], for example bookworm, bookworm-backports or
-# trixie-backports:amd64; FLAVOUR is cloud-amd64 unless said. Each lives in $CACHE/kernels/NAME:
+# A kernel is named SUITE[-backports][-generic|:FLAVOUR], for example bookworm, bookworm-backports,
+# trixie-backports-generic or bookworm:rt-amd64. FLAVOUR is cloud-amd64 unless said, and -generic is the
+# one for real machines, amd64. selfbuilt-VARIANT is one that selfbuilt.sh builds. Each lives in $CACHE/kernels/NAME:
 #   vmlinuz      the compressed kernel image
 #   release      what uname -r prints
 #   modules/     lib/modules/RELEASE
@@ -31,9 +32,21 @@ kernel_closure() {
 # guest_kernel NAME: fetches the newest kernel of that name and prints its folder.
 guest_kernel() {
     local name=$1 pocket flavour suite dir
+    case "$name" in
+    selfbuilt-*)
+        # shellcheck source=scripts/lib/selfbuilt.sh
+        . "$TOP/scripts/lib/selfbuilt.sh"
+        selfbuilt_kernel "$name"
+        return
+        ;;
+    esac
     pocket=${name%%:*}
-    flavour=cloud-amd64
-    case "$name" in *:*) flavour=${name#*:} ;; esac
+    pocket=${pocket%-generic}
+    case "$name" in
+    *:*) flavour=${name#*:} ;;
+    *-generic) flavour=amd64 ;;
+    *) flavour=cloud-amd64 ;;
+    esac
     suite=${pocket%-backports}
     apt_tree "$suite"
     dir=$CACHE/kernels/${name/:/-}
@@ -51,7 +64,10 @@ guest_kernel() {
     if [ "$(cat "$dir/packages" 2>/dev/null)" != "$(printf '%s\n' "${image[@]}" "${headers[@]}")" ]; then
         say "fetching the kernel ${image[1]:-${image[0]}}"
         rm -rf "$dir.new"
-        fetch_packages "$suite" "$dir.new/root" "${image[@]}" "${headers[@]}"
+        # Without the meta packages, in which nothing is: only the others have a version in their names.
+        local wanted
+        mapfile -t wanted < <(printf '%s\n' "${image[@]}" "${headers[@]}" | grep '^linux-[a-z]*-[0-9]')
+        fetch_packages "$suite" "$dir.new/root" "${wanted[@]}"
         local root=$dir.new/root release vmlinuz
         # Older packages still use lib/ beside usr/lib/: merge them.
         if [ -d "$root/lib" ]; then mkdir -p "$root/usr/lib" && cp -al "$root/lib/." "$root/usr/lib/" && rm -rf "$root/lib"; fi

@@ -1,0 +1,154 @@
+//! Memory that its owner has done with and keeps: what stands there was given out or freed, and may be another's by now.
+//!
+//! Each was found by a leak that it hid. All of it is data: variables and members, asked of the running kernel.
+
+use crate::blocks::Blocks;
+use guest_symbols::Kernel;
+use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
+use std::ops::Range;
+
+/// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
+/// stands there: name, struct, and in it the count and the array.
+const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 1] = [
+    // napi_skb_cache_get(), net/core/skbuff.c, 5.13 on.
+    ("napi_alloc_cache", "napi_alloc_cache", "skb_count", "skb_cache"),
+];
+
+/// Records of what kvfree_rcu() was given (kernel/rcu/tree.c to 6.13, mm/slab_common.c after), a page each: per-CPU variable,
+/// struct, and in it the lists of such pages, an array of lists each but the first. What is recorded is being freed,
+/// and pages are kept for their next use with the records of the last.
+const RECORDS: (&str, &str, [&str; 3]) = ("krc", "kfree_rcu_cpu", ["bkvcache", "bkvhead", "bulk_head"]);
+/// In that struct an array of others, and in these more such lists.
+const RECORDS_OF_BATCHES: (&str, &str, [&str; 2]) =
+    ("krw_arr", "kfree_rcu_cpu_work", ["bkvhead_free", "bulk_head_free"]);
+
+/// Lists of objects whose memory waits to be freed: variable, struct, and in it the link.
+const DEAD_OBJECTS: [(&str, &str, &str); 1] = [
+    // net_complete_free(), net/core/net_namespace.c, 6.13 on and in stable kernels before: until the next namespace goes.
+    ("defer_free_list", "net", "defer_free_list"),
+];
+
+/// Per-CPU stacks that are in use only while a per-CPU flag is up: name, bytes, and the flag's names, in `pcpu_hot` from 6.2 to
+/// 6.14 (arch/x86/include/asm/processor.h, irq_stack.h; IRQ_STACK_SIZE).
+const STACKS: [(&str, u64, &str); 1] = [("irq_stack_backing_store", 16 << 10, "hardirq_stack_inuse")];
+
+/// Longer lists are not believed, nor more of them in one array.
+const MAX_LIST: usize = 1 << 20;
+const MAX_LISTS: u64 = 16;
+
+/// Calls `each` with the nodes of a list whose head is at `head`, an `llist_head`, a pointer or a `list_head`; `link` is where
+/// in a node the pointer to the next stands.
+fn nodes<M: StoppedMemory>(
+    kernel: &Kernel,
+    blocks: &Blocks<'_, M>,
+    head: VirtAddr,
+    link: u64,
+    mut each: impl FnMut(VirtAddr),
+) {
+    let mut at = head;
+    for _ in 0..MAX_LIST {
+        match kernel.read_u64(blocks.memory, at) {
+            Ok(next) if next != 0 && next != head.0 => {
+                each(VirtAddr(next));
+                at = VirtAddr(next).offset(link);
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Virtual ranges that are not part of any block and hold nothing.
+pub(crate) fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Range<u64>> {
+    let mut dead = Vec::new();
+    let every_cpu = |name: &str| {
+        let at = kernel.symbol(name);
+        let cpus = 0..blocks.percpu.offsets.len();
+        cpus.filter_map(move |cpu| blocks.percpu.address(cpu, at?.0)).collect::<Vec<_>>()
+    };
+    for (name, of, count, array) in STACKS_OF_OBJECTS {
+        let member = |path| kernel.btf.as_ref().and_then(|b| Some((b.member(of, path)?, b)));
+        let (Some((count, _)), Some((array, btf))) = (member(count), member(array)) else { continue };
+        let Some(size) = btf.type_size(array.type_id) else { continue };
+        for at in every_cpu(name) {
+            let Ok(count) = kernel.read_u32(blocks.memory, at.offset(count.offset())) else { continue };
+            let array = at.0 + array.offset();
+            dead.push(array + (8 * u64::from(count)).min(size)..array + size);
+        }
+    }
+    for (name, size, flag) in STACKS {
+        let hot = || Some(kernel.symbol("pcpu_hot")?.offset(kernel.offset_of("pcpu_hot", flag)?));
+        let Some(flag) = kernel.symbol(flag).or_else(hot) else { continue };
+        for (cpu, at) in every_cpu(name).into_iter().enumerate() {
+            let mut up = [1];
+            let flag = blocks.percpu.address(cpu, flag.0);
+            if flag.is_some_and(|flag| kernel.read(blocks.memory, flag, &mut up).is_ok()) && up == [0] {
+                dead.push(at.0..at.0 + size);
+            }
+        }
+    }
+    let (name, of, _) = RECORDS;
+    let lists = lists_of_records(kernel).unwrap_or_default();
+    for at in every_cpu(name).into_iter().filter(|_| kernel.offset_of(of, "bkvcache").is_some()) {
+        for &(list, link) in &lists {
+            nodes(kernel, blocks, at.offset(list), link, |page| {
+                // But for the links.
+                dead.push(page.0 + 16..(page.0 & !(PAGE_SIZE - 1)) + PAGE_SIZE);
+            });
+        }
+    }
+    dead.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
+    dead.retain(|range| range.start < range.end);
+    dead
+}
+
+/// Where in [`RECORDS`] the heads of lists are, each with the place of the link in a page.
+fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
+    let btf = kernel.btf.as_ref()?;
+    let (_, of, lists) = RECORDS;
+    let (batches, batch, lists_of_batch) = RECORDS_OF_BATCHES;
+    let link =
+        btf.offset_of("kvfree_rcu_bulk_data", "next").or_else(|| btf.offset_of("kvfree_rcu_bulk_data", "list"))?;
+    let mut found = Vec::new();
+    let mut add = |of: &str, list: &str, base: u64, link: u64| {
+        if let Some(member) = btf.member(of, list) {
+            let (count, size) = (btf.array_len(member.type_id), btf.type_size(member.type_id));
+            let count = count.unwrap_or(1).clamp(1, MAX_LISTS);
+            let each = size.unwrap_or(8) / count;
+            found.extend((0..count).map(|i| (base + member.offset() + i * each, link)));
+        }
+    };
+    add(of, lists[0], 0, 0);
+    lists[1..].iter().for_each(|list| add(of, list, 0, link));
+    let array = btf.member(of, batches)?;
+    for i in 0..btf.array_len(array.type_id)?.min(MAX_LISTS) {
+        let base = array.offset() + i * btf.size_of(batch)?;
+        lists_of_batch.iter().for_each(|list| add(batch, list, base, link));
+    }
+    Some(found)
+}
+
+/// Leaves out of dead objects all but the link to the next, and of others what is no reference.
+pub(crate) fn skip_in_blocks<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) {
+    for at in blocks.percpu.bases.clone() {
+        if let Some(block) = blocks.addresses.find(at.0) {
+            let offset = at.0 - blocks.blocks[block as usize].addr;
+            blocks.skip.entry(block).or_default().push(offset..offset + 8);
+        }
+    }
+    for (list, of, link) in DEAD_OBJECTS {
+        let (Some(head), Some(link)) = (kernel.symbol(list), kernel.offset_of(of, link)) else { continue };
+        let mut found = Vec::new();
+        nodes(kernel, blocks, head, 0, |node| {
+            if let Some(block) = blocks.addresses.find(node.0) {
+                let at = node.0 - blocks.blocks[block as usize].addr;
+                let size = blocks.blocks[block as usize].size;
+                if at == link && at + 8 <= size {
+                    found.push((block, [0..at, at + 8..size]));
+                }
+            }
+        });
+        for (block, dead) in found {
+            blocks.skip.entry(block).or_default().extend(dead);
+        }
+    }
+}
