@@ -51,6 +51,8 @@ pub struct Blocks<'a, M> {
     pub percpu_pointers: Index,
     /// Byte ranges within a block that are not references.
     pub(crate) skip: HashMap<u32, Vec<Range<u64>>>,
+    /// Virtual ranges in no block that hold nothing.
+    pub(crate) dead: Vec<Range<u64>>,
     /// Objects left out because their memory is no longer what it was.
     pub stale: u64,
     /// The live map against the slabs, where those can be walked.
@@ -70,6 +72,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             addresses: Index::new(Vec::new()),
             percpu_pointers: Index::new(Vec::new()),
             skip: HashMap::new(),
+            dead: Vec::new(),
             stale: 0,
             audit: None,
         };
@@ -89,7 +92,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         this.apply_vmap_rules(kernel, areas.as_deref());
         this.apply_leak_tracer_rules(kernel);
         stacks::apply_rules(&mut this, kernel);
-        dead::skip_in_blocks(kernel, &mut this);
+        this.dead = dead::skip(kernel, &mut this);
         this
     }
 

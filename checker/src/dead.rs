@@ -57,8 +57,8 @@ fn nodes<M: StoppedMemory>(
     }
 }
 
-/// Virtual ranges that are not part of any block and hold nothing.
-pub(crate) fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Range<u64>> {
+/// Virtual ranges that hold nothing.
+fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Range<u64>> {
     let mut dead = Vec::new();
     let every_cpu = |name: &str| {
         let at = kernel.symbol(name);
@@ -127,14 +127,18 @@ fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
     Some(found)
 }
 
-/// Leaves out of dead objects all but the link to the next, and of others what is no reference.
-pub(crate) fn skip_in_blocks<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) {
-    for at in blocks.percpu.bases.clone() {
-        if let Some(block) = blocks.addresses.find(at.0) {
-            let offset = at.0 - blocks.blocks[block as usize].addr;
-            blocks.skip.entry(block).or_default().push(offset..offset + 8);
+/// Leaves out of blocks what is dead in them: of dead objects all but the link to the next. Returns the virtual ranges
+/// that are part of no block.
+pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) -> Vec<Range<u64>> {
+    let mut dead = ranges(kernel, blocks);
+    dead.retain(|range| {
+        let block = blocks.addresses.find(range.start);
+        if let Some(block) = block {
+            let start = blocks.blocks[block as usize].addr;
+            blocks.skip.entry(block).or_default().push(range.start - start..range.end - start);
         }
-    }
+        block.is_none()
+    });
     for (list, of, link) in DEAD_OBJECTS {
         let (Some(head), Some(link)) = (kernel.symbol(list), kernel.offset_of(of, link)) else { continue };
         let mut found = Vec::new();
@@ -151,4 +155,5 @@ pub(crate) fn skip_in_blocks<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blo
             blocks.skip.entry(block).or_default().extend(dead);
         }
     }
+    dead
 }

@@ -58,7 +58,7 @@ pub(crate) fn blocks<M: StoppedMemory>(
     blocks
 }
 
-/// By frame, whether page tables use it: the kernel's, outside of the direct map and the page descriptors, and those of
+/// By frame, whether page tables use it: the kernel's, outside of the direct map, the page descriptors and the image, and those of
 /// every address space (`struct mm_struct`), of which some are no process's.
 fn mapped<M: StoppedMemory>(
     kernel: &Kernel,
@@ -74,10 +74,12 @@ fn mapped<M: StoppedMemory>(
     let maps = Maps::read(kernel, memory);
     let direct = maps.direct_map..maps.direct_map.saturating_add(pages.end() * PAGE_SIZE);
     let descriptors = pages.descriptor_range(0, pages.end());
+    // Parts of the image are given to the page allocator after boot, and stay mapped there.
+    let image = kernel.symbol("_text")?.0..kernel.symbol("_end")?.0;
     let tables = kernel.page_tables(memory);
     let of_kernel = |at: VirtAddr| at.is_kernel();
     tables.frames(memory, of_kernel, MAX_TABLES, &mut |at, frames| {
-        if at.is_none_or(|at| !direct.contains(&at.0) && !descriptors.contains(&at.0)) {
+        if at.is_none_or(|at| ![&direct, &descriptors, &image].iter().any(|r| r.contains(&at.0))) {
             mark(frames);
         }
     });

@@ -2,7 +2,6 @@
 //! memblock allocations, static per-CPU variables, and the page descriptors in use.
 
 use crate::blocks::Blocks;
-use crate::dead;
 use detector::objects::Kind;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
@@ -27,7 +26,7 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
     for range in &blocks.percpu.dynamic {
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
-    for range in dead::ranges(kernel, blocks) {
+    for range in &blocks.dead {
         blocks.runs(VirtAddr(range.start), range.end - range.start, &mut |phys, n| part.holes.push(phys.0..phys.0 + n));
     }
     part.scan(memory, marker);

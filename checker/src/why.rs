@@ -7,7 +7,8 @@ use detector::objects::{Kind, Object};
 use detector::scan::Origin;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
-use guest_symbols::pages::{Pages, Use};
+use guest_symbols::pages::{Maps, Pages, Use};
+use guest_symbols::percpu::PerCpu;
 use guest_symbols::slab::Cache;
 
 /// Steps told of one path.
@@ -39,7 +40,7 @@ pub enum Holder {
         phys: PhysAddr,
         /// What the page is used for.
         usage: Use,
-        /// The variable of the kernel's image that it lies in, with the offset.
+        /// The variable, static or per-CPU, that it lies in, with the offset.
         symbol: Option<(String, u64)>,
         /// The words around it, the first [`AROUND`] of them before it.
         words: Vec<u64>,
@@ -89,7 +90,7 @@ pub(crate) fn paths<M: StoppedMemory>(
                     at = holder;
                 }
                 Origin::Root(phys) => {
-                    holders.push(root(kernel, memory, pages, PhysAddr(phys)));
+                    holders.push(root(kernel, memory, pages, &blocks.percpu, PhysAddr(phys)));
                     break;
                 }
                 Origin::Register => {
@@ -130,14 +131,23 @@ fn object<M: StoppedMemory>(
     Holder::Object { addr: b.addr, size: b.size, object: b.object, cache, offset: at.map(|at| 8 * at as u64), words }
 }
 
-fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, phys: PhysAddr) -> Holder {
+fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, percpu: &PerCpu, phys: PhysAddr) -> Holder {
     let first = phys.0.saturating_sub(8 * AROUND).max(phys.0 & !(PAGE_SIZE - 1));
     let words = (0..=2 * AROUND).map_while(|i| memory.read_u64(PhysAddr(first + 8 * i)).ok()).collect();
-    let text = kernel.symbol("_text");
-    let symbol = text.and_then(|text| {
-        let at = text.offset(phys.0.wrapping_sub(kernel.image_phys(text).0));
-        let inside = kernel.symbol("_end").is_some_and(|end| (text..end).contains(&at));
+    let name = |at: VirtAddr, from: &str, to: &str| {
+        let inside = kernel.symbol(from)? <= at && at < kernel.symbol(to)?;
         kernel.symbols.resolve(at.0).filter(|_| inside).map(|r| (r.name.to_owned(), r.offset))
-    });
+    };
+    let in_image = || {
+        let text = kernel.symbol("_text")?;
+        name(text.offset(phys.0.wrapping_sub(kernel.image_phys(text).0)), "_text", "_end")
+    };
+    // Static per-CPU variables, where they are one run of memory.
+    let in_percpu = || {
+        let at = Maps::read(kernel, memory).direct_map.wrapping_add(phys.0);
+        let mut variables = percpu.offsets.iter().map(|o| VirtAddr(at.wrapping_sub(*o)));
+        variables.find_map(|at| name(at, "__per_cpu_start", "__per_cpu_end"))
+    };
+    let symbol = in_image().or_else(in_percpu);
     Holder::Root { phys, usage: pages.usage(phys.pfn()), symbol, words }
 }

@@ -68,10 +68,12 @@ fn visit(guest: Guest, lost: fn(&str) -> Vec<u64>) -> (Boot, Vec<Specimen>) {
     (boot, zoo)
 }
 
+fn lost(console: &str) -> Vec<u64> {
+    specimens(console).into_iter().filter(|s| s.is_leak).map(|s| s.address).collect()
+}
+
 fn the_zoo_is_told_apart(kernel: &str) {
-    let (boot, zoo) = visit(Guest::new(&format!("zoo-{kernel}"), kernel).run(&["insmod:zoo", "sleep:2"]), |c| {
-        specimens(c).into_iter().filter(|s| s.is_leak).map(|s| s.address).collect()
-    });
+    let (boot, zoo) = visit(Guest::new(&format!("zoo-{kernel}"), kernel).run(&["insmod:zoo", "sleep:2"]), lost);
     let differences = differences(&zoo, &boot.report().objects);
     assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
     boot.assert_trustworthy();
@@ -90,6 +92,34 @@ fn lost_and_held_objects_are_told_apart_on_linux_6_12() {
 #[test]
 fn lost_and_held_objects_are_told_apart_on_linux_7_3() {
     the_zoo_is_told_apart("trixie-backports");
+}
+
+/// Pages too, after all that a workload leaves behind in the page allocator.
+fn lost_pages_are_found(kernel: &str) {
+    let guest = Guest::new(&format!("zoo-pages-{kernel}"), kernel)
+        .script("with-pages", "#!/bin/sh\ninsmod /modules/zoo.ko pages=1\n")
+        .option("pages=on")
+        .run(&["workload", "with-pages", "sleep:2"]);
+    let (boot, zoo) = visit(guest, lost);
+    assert!(zoo.iter().any(|s| s.kind == "block-of-pages"), "{}", boot.hint());
+    let differences = differences(&zoo, &boot.report().objects);
+    assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
+    boot.assert_trustworthy();
+}
+
+#[test]
+fn lost_pages_are_found_on_linux_6_1() {
+    lost_pages_are_found("bookworm");
+}
+
+#[test]
+fn lost_pages_are_found_on_linux_6_12() {
+    lost_pages_are_found("bookworm-backports");
+}
+
+#[test]
+fn lost_pages_are_found_on_linux_7_3() {
+    lost_pages_are_found("trixie-backports");
 }
 
 /// Proves that each was held by what the module says, and by nothing else.

@@ -39,5 +39,8 @@ void zoo_make_held(void);
 /* Takes every held specimen from what holds it. */
 void zoo_forget_held(void);
 void zoo_make_freed(void);
+/* The same, of pages. */
+void zoo_make_pages(void);
+void zoo_forget_pages(void);
 
 #endif

@@ -27,6 +27,10 @@ static bool forget;
 module_param(forget, bool, 0);
 MODULE_PARM_DESC(forget, "let go of what is held, so that it is lost");
 
+static bool pages;
+module_param(pages, bool, 0);
+MODULE_PARM_DESC(pages, "pages of the page allocator too");
+
 static int leaks, held;
 static unsigned long message;
 
@@ -95,8 +99,12 @@ static int __init zoo_init(void)
 	zoo_make_leaks();
 	zoo_make_held();
 	zoo_make_freed();
+	if (pages)
+		zoo_make_pages();
 	if (forget)
 		zoo_forget_held();
+	if (forget && pages)
+		zoo_forget_pages();
 	zoo_scrub(6);
 	pr_info("done %d %d\n", leaks, held);
 	return 0;
