@@ -9,9 +9,19 @@ use std::ops::Range;
 
 /// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
 /// stands there: name, struct, and in it the count and the array.
-const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 1] = [
+const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 10] = [
     // napi_skb_cache_get(), net/core/skbuff.c, 5.13 on.
     ("napi_alloc_cache", "napi_alloc_cache", "skb_count", "skb_cache"),
+    // folio_batch_reinit(), include/linux/pagevec.h; the variables are in mm/swap.c and mm/mlock.c, 6.1 on.
+    ("cpu_fbatches", "cpu_fbatches", "lru_add.nr", "lru_add.folios"),
+    ("cpu_fbatches", "cpu_fbatches", "lru_deactivate_file.nr", "lru_deactivate_file.folios"),
+    ("cpu_fbatches", "cpu_fbatches", "lru_deactivate.nr", "lru_deactivate.folios"),
+    ("cpu_fbatches", "cpu_fbatches", "lru_lazyfree.nr", "lru_lazyfree.folios"),
+    ("cpu_fbatches", "cpu_fbatches", "lru_activate.nr", "lru_activate.folios"),
+    ("cpu_fbatches", "cpu_fbatches", "activate.nr", "activate.folios"),
+    ("cpu_fbatches", "cpu_fbatches", "lru_move_tail.nr", "lru_move_tail.folios"),
+    ("lru_rotate", "lru_rotate", "fbatch.nr", "fbatch.folios"),
+    ("mlock_fbatch", "mlock_fbatch", "fbatch.nr", "fbatch.folios"),
 ];
 
 /// Records of what kvfree_rcu() was given (kernel/rcu/tree.c to 6.13, mm/slab_common.c after), a page each: per-CPU variable,
@@ -70,9 +80,12 @@ fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Rang
         let (Some((count, _)), Some((array, btf))) = (member(count), member(array)) else { continue };
         let Some(size) = btf.type_size(array.type_id) else { continue };
         for at in every_cpu(name) {
-            let Ok(count) = kernel.read_u32(blocks.memory, at.offset(count.offset())) else { continue };
-            let array = at.0 + array.offset();
-            dead.push(array + (8 * u64::from(count)).min(size)..array + size);
+            let mut value = [0; 8];
+            let width = btf.type_size(count.type_id).unwrap_or(4).min(8) as usize;
+            if kernel.read(blocks.memory, at.offset(count.offset()), &mut value[..width]).is_ok() {
+                let array = at.0 + array.offset();
+                dead.push(array + u64::from_le_bytes(value).saturating_mul(8).min(size)..array + size);
+            }
         }
     }
     for (name, size, flag) in STACKS {

@@ -6,7 +6,8 @@ use detector::objects::Kind;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, StoppedMemory, VirtAddr};
 use guest_symbols::tasks::{self, Stack, Tasks};
-use guest_symbols::unwind::orc::{Base, Orc};
+use guest_symbols::unwind::frames::{self, Registers};
+use guest_symbols::unwind::orc::{Base, Orc, Rule};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -17,10 +18,8 @@ const DEAD_IN_TASKS: [(&str, u64); 2] = [("last_wakee", 8), ("se.run_node", 24)]
 
 /// In `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// Bytes at the top of a kernel thread's stack in which the frame of kthread() is looked for.
-const TOP: u64 = 1024;
-/// Bytes of code in which a function saves registers.
-const PROLOGUE: u64 = 64;
+/// Bytes of a frame that has nothing else.
+const RETURN_ADDRESS: u64 = 8;
 
 /// Only the part of a stack that is in use holds references: below, there is what returned functions left, which would
 /// hide leaks.
@@ -46,9 +45,9 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
             Stack::From(_) | Stack::Running => {}
             Stack::Cached => dead.push(0..size),
         }
-        if let Some(threads) = &threads {
-            let words = threads.dead_words(blocks, kernel, stack.task, stack.base..stack.base + size);
-            dead.extend(words.into_iter().flatten());
+        if let (Some(threads), Stack::From(sp)) = (&threads, stack.state) {
+            let words = threads.dead_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
+            dead.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
         }
         blocks.skip.entry(block).or_default().extend(dead);
     }
@@ -79,79 +78,118 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
     }
 }
 
+/// A register that a function preserves for its caller, by its number in instructions.
+type Register = u8;
+
+/// rbx, rbp, r12 to r15 (System V ABI, x86-64).
+const PRESERVED: [Register; 6] = [3, 5, 12, 13, 14, 15];
+
+/// Where __switch_to_asm() leaves them, in bytes from the stack pointer of a task that sleeps (`struct inactive_task_frame`,
+/// arch/x86/include/asm/switch_to.h), and the return address after them.
+const SWITCH_FRAME: [(Register, u64); 6] = [(15, 0), (14, 8), (13, 16), (12, 24), (3, 32), (5, 40)];
+const SWITCH_RETURN: u64 = 48;
+
 /// Kernel threads: what kthread() leaves on their stacks.
 ///
 /// kthread() never returns, and when it has called the thread's function it needs nothing of what it had in registers
-/// but what `struct kthread` holds as well. Yet that function saves those registers, and kthread() those of
-/// ret_from_fork(): both keep the `struct kthread_create_info` that the thread was made from, freed since
-/// (kernel/kthread.c, 5.10 to 7.3), and so whatever is allocated there next. A thread that was made and not yet started
-/// waits in kthread() itself, with the same in its registers.
+/// but what `struct kthread` holds as well. Yet whoever it calls saves those registers, and kthread() those of
+/// ret_from_fork(): they keep the `struct kthread_create_info` that the thread was made from, freed since, and the stack of
+/// who made it (kernel/kthread.c, 5.10 to 7.3), and so whatever is allocated there next.
 struct Threads<'a> {
     orc: &'a Orc,
     /// The code of kthread().
     kthread: Range<u64>,
-    /// In `task_struct` the flags and the pointer to `struct kthread`, and in that the thread's function.
+    /// In `task_struct` the flags.
     flags: u64,
-    kthread_of: u64,
-    function: u64,
 }
 
 impl<'a> Threads<'a> {
     fn of(kernel: &'a Kernel) -> Option<Threads<'a>> {
         let at = kernel.symbol("kthread")?.0;
         let size = kernel.symbols.resolve(at)?.size;
-        let task = |member| kernel.offset_of("task_struct", member);
         Some(Threads {
             orc: kernel.orc.as_ref()?,
             kthread: at + 1..at + size,
-            flags: task("flags")?,
-            kthread_of: task("worker_private").or_else(|| task("set_child_tid"))?,
-            function: kernel.offset_of("kthread", "threadfn")?,
+            flags: kernel.offset_of("task_struct", "flags")?,
         })
     }
 
-    /// The bytes of a stack, counted from its base, that are dead for this reason; the later ones are at its top.
+    /// The addresses of a stack that are dead for this reason, of a task that sleeps with its stack pointer at `sp`.
     fn dead_words<M: StoppedMemory>(
         &self,
         blocks: &Blocks<'_, M>,
         kernel: &Kernel,
         task: VirtAddr,
+        sp: u64,
         stack: Range<u64>,
-    ) -> Option<[Range<u64>; 2]> {
+    ) -> Option<Vec<Range<u64>>> {
         let memory = blocks.memory;
-        let read = |at: u64| kernel.read_u64(memory, VirtAddr(at)).ok();
+        let read = |at: u64| kernel.read_u64(memory, VirtAddr(at)).ok().filter(|_| stack.contains(&at));
         if kernel.read_u32(memory, task.offset(self.flags)).ok()? & PF_KTHREAD == 0 {
             return None;
         }
-        // The highest return address into kthread().
-        let mut slots = (1..=TOP / 8).map(|i| stack.end - 8 * i).filter(|&at| at >= stack.start);
-        let (slot, ret) = slots.find_map(|at| Some((at, read(at).filter(|w| self.kthread.contains(w))?)))?;
-        let first = match called(kernel, memory, ret)? {
-            Call::Indirect => {
-                let function = read(read(task.0.wrapping_add(self.kthread_of))?.wrapping_add(self.function))?;
-                (slot - 8 * self.saved_registers(kernel, memory, function)).max(stack.start)
-            }
-            // It waits to be started.
-            Call::To(name) if name.starts_with("schedule") => stack.start,
+        let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
+        let frames = frames::frames(self.orc, registers, read);
+        let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip))?;
+        // What it calls: the thread's function, or, before that is started, the scheduler.
+        match called(kernel, memory, frames[kthread].ip)? {
+            Call::Indirect => {}
+            Call::To(name) if name.starts_with("schedule") => {}
             Call::To(_) => return None,
-        };
-        let from_base = |range: Range<u64>| range.start - stack.start..range.end - stack.start;
-        Some([from_base(first..slot), from_base(slot..stack.end)])
+        }
+        // All above the return address into kthread() is of those who need it no more.
+        let mut dead: Vec<Range<u64>> = Vec::new();
+        dead.push(frames[kthread.checked_sub(1)?].cfa..stack.end);
+        // The first below to save a register saves kthread()'s.
+        let mut unsaved = PRESERVED.to_vec();
+        for frame in frames[..kthread].iter().rev() {
+            let function = kernel.symbols.resolve(frame.ip.wrapping_sub(1))?;
+            let start = frame.ip.wrapping_sub(1).wrapping_sub(function.offset);
+            let Some(saved) = self.saved(kernel, memory, start, frame.ip) else { return Some(dead) };
+            for (register, below) in saved {
+                if unsaved.contains(&register) {
+                    dead.push(frame.cfa - below..frame.cfa - below + 8);
+                }
+                unsaved.retain(|&r| r != register);
+            }
+        }
+        dead.extend(SWITCH_FRAME.iter().filter(|(r, _)| unsaved.contains(r)).map(|(_, at)| sp + at..sp + at + 8));
+        Some(dead)
     }
 
-    /// How many registers a function saves right below its return address: as many as it pushes one after the other.
-    fn saved_registers(&self, kernel: &Kernel, memory: &impl GuestMemory, function: u64) -> u64 {
-        let mut saved = 0;
-        for (at, rule) in self.orc.changes(function + 1..function.saturating_add(PROLOGUE)) {
+    /// The registers that a function has saved when it runs at `ip`, each with the bytes from its slot up to the caller's
+    /// frame. `None` where that is not certain: where it counts from the frame pointer, saves one twice, or makes room for
+    /// itself in more than one way.
+    fn saved(
+        &self,
+        kernel: &Kernel,
+        memory: &impl GuestMemory,
+        function: u64,
+        ip: u64,
+    ) -> Option<Vec<(Register, u64)>> {
+        let room = |rule: Rule| u64::try_from(rule.sp_offset).ok().filter(|_| rule.sp == Base::Sp);
+        let now = room(self.orc.lookup(ip.checked_sub(1)?)?)?;
+        let mut before = room(self.orc.lookup(function)?)?;
+        let mut saved: Vec<(Register, u64)> = Vec::new();
+        for (at, rule) in self.orc.changes(function + 1..ip) {
+            let after = room(rule)?;
             let mut code = [0; 2];
-            let pushes = kernel.read(memory, VirtAddr(at - 2), &mut code).is_ok()
-                && matches!(code, [0x41, 0x54..=0x57] | [_, 0x53 | 0x55]);
-            if rule.sp != Base::Sp || i64::from(rule.sp_offset) != 16 + 8 * saved as i64 || !pushes {
-                break;
+            kernel.read(memory, VirtAddr(at - 2), &mut code).ok()?;
+            let pushed = match code {
+                [0x41, r @ 0x54..=0x57] => Some(r - 0x50 + 8),
+                [_, r @ (0x53 | 0x55)] => Some(r - 0x50),
+                _ => None,
+            };
+            match pushed.filter(|_| after == before + 8) {
+                Some(register) if saved.iter().any(|(r, _)| *r == register) => return None,
+                Some(register) => saved.push((register, after)),
+                None if after > before && before == RETURN_ADDRESS => return None,
+                None => {}
             }
-            saved += 1;
+            before = after;
         }
-        saved
+        saved.retain(|(_, at)| *at <= now);
+        Some(saved)
     }
 }
 

@@ -37,8 +37,21 @@ fn prompt(monitor: &mut UnixStream) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// Boots a guest that is saved, leaks, and is loaded again to leak once more, and compares.
+/// Boots a guest that is saved, leaks, and is loaded again to leak once more, and compares. As elsewhere a dead word may
+/// hide a leak: then it is done again, thrice at most.
 fn rewind(test: &str, option: &str) {
+    for last in [false, false, true] {
+        let differences = rewind_once(test, option);
+        if last || differences.iter().any(|d| !d.starts_with("not reported: ")) {
+            assert!(differences.is_empty(), "{}", differences.join("\n"));
+        }
+        if differences.is_empty() {
+            break;
+        }
+    }
+}
+
+fn rewind_once(test: &str, option: &str) -> Vec<String> {
     let folder = scratch(&format!("{test}-files"));
     let (console, socket, disk) = (folder.join("console"), folder.join("monitor"), folder.join("disk.qcow2"));
     let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("64M").status();
@@ -71,8 +84,7 @@ fn rewind(test: &str, option: &str) {
     assert_eq!(planted.len(), 16, "leaky.c plants 8, twice; {}", boot.hint());
     let objects = boot.report().objects;
     // What came to pass may lie where what did not had lain.
-    let differences = planted::differences(&planted[8..], &objects);
-    assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
+    planted::differences(&planted[8..], &objects)
 }
 
 #[test]
