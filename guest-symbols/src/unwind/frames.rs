@@ -61,3 +61,39 @@ fn step(orc: &Orc, r: Registers, read: &impl Fn(u64) -> Option<u64>) -> Option<(
     let ip = read(cfa.wrapping_sub(8))?;
     Some((Frame { ip: r.ip, cfa }, Registers { ip, sp: cfa, bp }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::orc::tests::table;
+
+    /// `inner` at 0x1000 counts from the stack pointer, `middle` at 0x2000 from the frame pointer, `outer` at 0x3000 ends.
+    fn orc() -> Orc {
+        table(
+            &[(0x1000, 24, 0, 5, 0, 2), (0x2000, 16, -16, 4, 1, 2), (0x3000, 8, 0, 5, 0, 2), (0x4000, 0, 0, 0, 0, 0)],
+            0,
+        )
+    }
+
+    #[test]
+    fn through_both_kinds_of_frames() {
+        // inner: 16 bytes and its return address; middle: saved frame pointer and return address; outer's.
+        let stack = [0, 0, 0x2010, 0xb0b0, 0x3020, 0x4444];
+        let read = |at: u64| stack.get((at as usize).checked_sub(0x100)? / 8).copied();
+        let found = frames(&orc(), Registers { ip: 0x1008, sp: 0x100, bp: 0x118 }, read);
+        let expected = [(0x1008, 0x118), (0x2010, 0x128), (0x3020, 0x130)];
+        assert_eq!(found.iter().map(|f| (f.ip, f.cfa)).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn circles_and_unreadable_stacks_end() {
+        let circle = |_: u64| Some(0x1008);
+        let found = frames(&orc(), Registers { ip: 0x1008, sp: 0x100, bp: 0 }, circle);
+        assert_eq!(found.len(), MAX_FRAMES);
+        assert_eq!(frames(&orc(), Registers { ip: 0x1008, sp: 0x100, bp: 0 }, |_| None), []);
+        assert_eq!(frames(&orc(), Registers { ip: 0x4008, sp: 0x100, bp: 0 }, circle), []);
+        // A frame pointer that leads down.
+        let found = frames(&orc(), Registers { ip: 0x2008, sp: 0x100, bp: 0x10 }, |_| Some(0x2008));
+        assert_eq!(found.len(), 1);
+    }
+}

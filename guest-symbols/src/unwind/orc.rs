@@ -249,3 +249,51 @@ impl Orc {
         self.ips.is_empty()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const BASE: u64 = 0xffff_ffff_8200_0000;
+
+    /// A table of these entries: from which address on, and the six bytes as fields: offsets, register numbers, type.
+    pub(crate) fn table(entries: &[(u64, i16, i16, u8, u8, u8)], numbers: usize) -> Orc {
+        // As in 6.4 to 7.3.
+        let layout = Layout { sp_reg: (0, 15), bp_reg: (4, 15), kind: (8, 7), end: None };
+        let ip = |(i, e): (usize, &(u64, i16, i16, u8, u8, u8))| e.0.wrapping_sub(BASE + 4 * i as u64) as i32;
+        let bytes = |e: &(u64, i16, i16, u8, u8, u8)| {
+            let ([a, b], [c, d]) = (e.1.to_le_bytes(), e.2.to_le_bytes());
+            [a, b, c, d, e.3 | e.4 << 4, e.5]
+        };
+        Orc {
+            base: BASE,
+            ips: entries.iter().enumerate().map(ip).collect(),
+            entries: entries.iter().map(bytes).collect(),
+            layout,
+            numbers: NUMBERS[numbers],
+        }
+    }
+
+    #[test]
+    fn what_holds_from_an_address_on() {
+        let orc = table(&[(0x1000, 8, 0, 5, 0, 2), (0x1001, 16, -16, 5, 1, 2), (0x1010, 0, 0, 0, 0, 0)], 0);
+        assert_eq!(orc.lookup(0xfff), None);
+        let first = orc.lookup(0x1000).unwrap();
+        assert_eq!((first.sp, first.sp_offset, first.bp, first.kind), (Base::Sp, 8, Saved::Register, Kind::Call));
+        let second = orc.lookup(0x100f).unwrap();
+        assert_eq!((second.sp_offset, second.bp, second.bp_offset), (16, Saved::FromCaller, -16));
+        assert_eq!(orc.lookup(0x2000).unwrap().kind, Kind::Undefined);
+        let changes: Vec<u64> = orc.changes(0x1001..0x1010).map(|(at, _)| at).collect();
+        assert_eq!(changes, [0x1001]);
+    }
+
+    #[test]
+    fn register_numbers_are_learnt_from_the_starts_of_functions() {
+        for (numbers, sp) in [(0, 5), (1, 3)] {
+            let orc = table(&(0..64).map(|i| (0x1000 + 16 * i, 8, 0, sp, 0, 2)).collect::<Vec<_>>(), 0);
+            let mut symbols = crate::symbols::SymbolTableBuilder::with_capacity(64);
+            (0..64).for_each(|i| symbols.push(0x1000 + 16 * i, b't', &format!("f{i}")));
+            assert_eq!(orc.learn(&symbols.build()), Some(NUMBERS[numbers]));
+        }
+    }
+}
