@@ -10,19 +10,19 @@
 //! translated yet, it will be watched when it is.
 
 use super::callsite::{CallSites, LONGEST_CALL, Returns};
-use super::context::{Context, Who};
+use super::context::Context;
+use super::events::{RECENT_VFREES, ZERO_SIZE_PTR};
 use super::table::{self, Action, Hook};
 use crate::ffi::api::{Block, Flag, Insn};
 use crate::ffi::guard;
 use crate::ffi::ram::Ram;
 use crate::ffi::regs::{self, Reg};
 use dashmap::DashMap;
-use detector::objects::{AddressHasher, Inserted, Kind, LiveMap, Object, Removed, Site};
+use detector::objects::{AddressHasher, Kind, LiveMap, Object, Removed};
 use guest_symbols::Kernel;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, StoppedMemory, VirtAddr};
 use guest_symbols::modules::Module;
-use guest_symbols::pages::Maps;
 use libc::{c_uint, c_void};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -31,34 +31,26 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
+pub(super) type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
 /// Room for live objects from the start: a booted guest has some 100,000.
 const LIVE_CAPACITY: usize = 1 << 18;
-/// ZERO_SIZE_PTR and NULL are freed and returned, and are no objects (include/linux/slab.h).
-const ZERO_SIZE_PTR: u64 = 16;
-/// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h).
-const PERCPU_ALIGN: u64 = 4;
 /// The largest block of pages: MAX_PAGE_ORDER (include/linux/mmzone.h).
 const MAX_ORDER: u64 = 10;
-/// Largest bulk operation believed.
-const MAX_BULK: u64 = 1 << 16;
-/// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
-const RECENT_VFREES: usize = 256;
 
 /// A call in progress.
 #[derive(Clone, Copy)]
-struct Pending {
-    hook: u32,
+pub(super) struct Pending {
+    pub(super) hook: u32,
     /// Its return address is watched only while the flag is up.
-    armed: bool,
+    pub(super) armed: bool,
     /// Its return address was not watched when it was last translated. It is still seen if it is translated
     /// again first, as it is where another module's code was before.
     doubtful: bool,
-    ret: u64,
-    sequence: u64,
+    pub(super) ret: u64,
+    pub(super) sequence: u64,
     /// Size, or count.
-    size: u64,
+    pub(super) size: u64,
     array: u64,
 }
 
@@ -79,7 +71,7 @@ pub struct Pages {
     /// By address in the direct map.
     pub map: LiveMap,
     /// Bytes of a page descriptor.
-    descriptor: u64,
+    pub(super) descriptor: u64,
 }
 
 /// Events that should not happen, counted.
@@ -112,21 +104,21 @@ pub struct Tracker {
     entries: HashMap<u64, u32>,
     entry_range: std::ops::RangeInclusive<u64>,
     sites: CallSites,
-    context: Context,
-    pending: AddressMap<Pending>,
+    pub(super) context: Context,
+    pub(super) pending: AddressMap<Pending>,
     watched: AddressMap<Watch>,
     armed: Mutex<u64>,
     flag: Flag,
-    sequence: AtomicU64,
-    vfreed: Mutex<VecDeque<u64>>,
+    pub(super) sequence: AtomicU64,
+    pub(super) vfreed: Mutex<VecDeque<u64>>,
     start: Instant,
     /// Virtual range of the kernel's image.
     image: std::ops::Range<u64>,
     /// Another kernel runs, in another place: after a reset, or by kexec.
-    replaced: AtomicBool,
+    pub(super) replaced: AtomicBool,
     /// The latest jiffies seen: they go back only when a kernel starts again or a snapshot is loaded.
-    jiffies: AtomicU64,
-    rewinds: AtomicU64,
+    pub(super) jiffies: AtomicU64,
+    pub(super) rewinds: AtomicU64,
 }
 
 /// Kernel images lie below the modules: MODULES_VADDR with KASLR (arch/x86/include/asm/pgtable_64_types.h).
@@ -336,7 +328,7 @@ impl Tracker {
     }
 
     /// Raises or lowers the flag that conditional watches look at.
-    fn arm(&self, by: i64) {
+    pub(super) fn arm(&self, by: i64) {
         let mut armed = self.armed.lock();
         let before = *armed;
         *armed = before.saturating_add_signed(by);
@@ -372,126 +364,8 @@ impl Tracker {
             _ => {}
         }
     }
-
-    fn allocated(&self, addr: u64, kind: Kind, pending: Pending) {
-        let is_error = addr.wrapping_neg() < PAGE_SIZE;
-        if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
-            return;
-        }
-        let jiffies = self.check_time();
-        let Who { comm, pid } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
-        let object = Object {
-            kind,
-            dying: false,
-            reported: false,
-            size: match kind {
-                Kind::Slab => 0,
-                Kind::Large => pending.size,
-                Kind::Vmalloc => pending.size.next_multiple_of(PAGE_SIZE),
-                Kind::Percpu => pending.size.next_multiple_of(PERCPU_ALIGN),
-                Kind::Pages => pending.size,
-            },
-            site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
-            jiffies,
-            millis: self.millis(),
-            pid,
-            comm,
-        };
-        if let (Kind::Pages, Some(pages)) = (kind, &self.pages) {
-            let address = Maps::read(&self.kernel, &self.ram).address_of(addr, pages.descriptor);
-            pages.map.insert(address, object, pending.sequence);
-        } else if self.live.insert(addr, object, pending.sequence) == Inserted::Replaced {
-            log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret);
-        }
-    }
-
-    /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's throwing away its
-    /// translations is a moment to look: it does so while it loads a snapshot, with the guest's memory loaded and before
-    /// any of it runs.
-    pub fn check_time(&self) -> u64 {
-        // In this order: the host may hold this thread up between the two, while other CPUs see later ticks.
-        let latest = self.jiffies.load(Ordering::Acquire);
-        let jiffies = self.context.jiffies(&self.ram);
-        if jiffies > latest {
-            self.jiffies.fetch_max(jiffies, Ordering::AcqRel);
-        } else if jiffies < latest {
-            self.rewind(latest, jiffies);
-        }
-        jiffies
-    }
-
-    /// Time went back: the guest was loaded from a snapshot of its past, or the same kernel started again in the same
-    /// place. What was live is not what is; the kernel's own books say what is, at the next check.
-    #[cold]
-    fn rewind(&self, latest: u64, jiffies: u64) {
-        // Of several CPUs that notice, one acts.
-        if self.jiffies.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            self.rewinds.fetch_add(1, Ordering::Relaxed);
-            self.live.clear();
-            if let Some(pages) = &self.pages {
-                pages.map.clear();
-            }
-            // The calls in progress are those of another time.
-            let mut armed = 0;
-            self.pending.retain(|_, p| {
-                armed += i64::from(p.armed);
-                false
-            });
-            self.arm(-armed);
-        }
-    }
-
-    fn free(&self, addr: u64) {
-        if addr > ZERO_SIZE_PTR && self.live.remove(addr) == Removed::Unknown {
-            self.unknown_free(addr);
-        }
-    }
-
-    /// What was live before a rewind is not known.
-    fn unknown_free(&self, addr: u64) {
-        if self.rewinds() > 0 {
-            self.live.forgive_unknown_free();
-        } else {
-            log::debug!("unknown free of {addr:#x}");
-        }
-    }
-
-    fn free_vmalloc(&self, addr: u64) {
-        if addr == 0 {
-            return;
-        }
-        let mut recent = self.vfreed.lock();
-        match self.live.remove(addr) {
-            Removed::Unknown if recent.contains(&addr) => self.live.forgive_unknown_free(),
-            Removed::Unknown => self.unknown_free(addr),
-            Removed::Object | Removed::Dying => {
-                if recent.len() == RECENT_VFREES {
-                    recent.pop_front();
-                }
-                recent.push_back(addr);
-            }
-        }
-    }
-
-    fn array(&self, at: u64, count: u64, mut each: impl FnMut(u64)) {
-        // There may be a list in its place.
-        if at == 0 {
-            return;
-        }
-        for i in 0..count.min(MAX_BULK) {
-            match self.kernel.read_u64(&self.ram, VirtAddr(at).offset(8 * i)) {
-                Ok(object) => each(object),
-                Err(_) => {
-                    self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
-                    return;
-                }
-            }
-        }
-    }
 }
 
-/// Reads the kernel's text once for functions that end in a jump to an allocator.
 fn analyse_calls(kernel: &Kernel, memory: &impl StoppedMemory, hooks: &[Hook]) -> CallSites {
     let text = kernel.symbols.lookup("_stext").unwrap_or(0)..kernel.symbols.lookup("_etext").unwrap_or(0);
     let functions: Vec<u64> = kernel

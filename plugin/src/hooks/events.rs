@@ -1,0 +1,137 @@
+//! What an allocation or a free that was seen does to the live map, and a guest that goes back in time.
+
+use super::context::Who;
+use super::tracker::{Pending, Tracker};
+use crate::ffi::regs::{self, Reg};
+use detector::objects::{Inserted, Kind, Object, Removed, Site};
+use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
+use guest_symbols::pages::Maps;
+use std::sync::atomic::Ordering;
+
+/// ZERO_SIZE_PTR and NULL are freed and returned, and are no objects (include/linux/slab.h).
+pub(super) const ZERO_SIZE_PTR: u64 = 16;
+/// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h).
+const PERCPU_ALIGN: u64 = 4;
+/// Largest bulk operation believed.
+const MAX_BULK: u64 = 1 << 16;
+/// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
+pub(super) const RECENT_VFREES: usize = 256;
+
+impl Tracker {
+    pub(super) fn allocated(&self, addr: u64, kind: Kind, pending: Pending) {
+        let is_error = addr.wrapping_neg() < PAGE_SIZE;
+        if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
+            return;
+        }
+        let jiffies = self.check_time();
+        let Who { comm, pid } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
+        let object = Object {
+            kind,
+            dying: false,
+            reported: false,
+            size: match kind {
+                Kind::Slab => 0,
+                Kind::Large => pending.size,
+                Kind::Vmalloc => pending.size.next_multiple_of(PAGE_SIZE),
+                Kind::Percpu => pending.size.next_multiple_of(PERCPU_ALIGN),
+                Kind::Pages => pending.size,
+            },
+            site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+            jiffies,
+            millis: self.millis(),
+            pid,
+            comm,
+        };
+        if let (Kind::Pages, Some(pages)) = (kind, &self.pages) {
+            let address = Maps::read(&self.kernel, &self.ram).address_of(addr, pages.descriptor);
+            pages.map.insert(address, object, pending.sequence);
+        } else if self.live.insert(addr, object, pending.sequence) == Inserted::Replaced {
+            log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret);
+        }
+    }
+
+    /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's throwing away its
+    /// translations is a moment to look: it does so while it loads a snapshot, with the guest's memory loaded and before
+    /// any of it runs.
+    pub fn check_time(&self) -> u64 {
+        // In this order: the host may hold this thread up between the two, while other CPUs see later ticks.
+        let latest = self.jiffies.load(Ordering::Acquire);
+        let jiffies = self.context.jiffies(&self.ram);
+        if jiffies > latest {
+            self.jiffies.fetch_max(jiffies, Ordering::AcqRel);
+        } else if jiffies < latest {
+            self.rewind(latest, jiffies);
+        }
+        jiffies
+    }
+
+    /// Time went back: the guest was loaded from a snapshot of its past, or the same kernel started again in the same
+    /// place. What was live is not what is; the kernel's own books say what is, at the next check.
+    #[cold]
+    fn rewind(&self, latest: u64, jiffies: u64) {
+        // Of several CPUs that notice, one acts.
+        if self.jiffies.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.rewinds.fetch_add(1, Ordering::Relaxed);
+            self.live.clear();
+            if let Some(pages) = &self.pages {
+                pages.map.clear();
+            }
+            // The calls in progress are those of another time.
+            let mut armed = 0;
+            self.pending.retain(|_, p| {
+                armed += i64::from(p.armed);
+                false
+            });
+            self.arm(-armed);
+        }
+    }
+
+    pub(super) fn free(&self, addr: u64) {
+        if addr > ZERO_SIZE_PTR && self.live.remove(addr) == Removed::Unknown {
+            self.unknown_free(addr);
+        }
+    }
+
+    /// What was live before a rewind is not known.
+    pub(super) fn unknown_free(&self, addr: u64) {
+        if self.rewinds() > 0 {
+            self.live.forgive_unknown_free();
+        } else {
+            log::debug!("unknown free of {addr:#x}");
+        }
+    }
+
+    pub(super) fn free_vmalloc(&self, addr: u64) {
+        if addr == 0 {
+            return;
+        }
+        let mut recent = self.vfreed.lock();
+        match self.live.remove(addr) {
+            Removed::Unknown if recent.contains(&addr) => self.live.forgive_unknown_free(),
+            Removed::Unknown => self.unknown_free(addr),
+            Removed::Object | Removed::Dying => {
+                if recent.len() == RECENT_VFREES {
+                    recent.pop_front();
+                }
+                recent.push_back(addr);
+            }
+        }
+    }
+
+    pub(super) fn array(&self, at: u64, count: u64, mut each: impl FnMut(u64)) {
+        // There may be a list in its place.
+        if at == 0 {
+            return;
+        }
+        for i in 0..count.min(MAX_BULK) {
+            match self.kernel.read_u64(&self.ram, VirtAddr(at).offset(8 * i)) {
+                Ok(object) => each(object),
+                Err(_) => {
+                    self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
+    }
+}
