@@ -14,6 +14,8 @@ enum When {
     /// Only to what the kernel allocates before it starts init: idle task, or pid 1 while it is still called
     /// swapper.
     Boot,
+    /// To all of its objects, as the kernel says of them.
+    Always,
 }
 
 /// One site.
@@ -41,6 +43,16 @@ const TABLE: &[Known] = &[
         caller: "futex_init",
         when: When::Boot,
         reason: "the futex hash is referred to by patched instructions only (runtime_const_init, kernel/futex/core.c, 6.17 on)",
+    },
+    Known {
+        caller: "acpi_ut_allocate_object_desc_dbg",
+        when: When::Always,
+        reason: "ACPI's own objects are counted by ACPI (acpi_ut_create_internal_object_dbg, drivers/acpi/acpica/utobject.c, all)",
+    },
+    Known {
+        caller: "acpi_ut_create_internal_object_dbg",
+        when: When::Always,
+        reason: "ACPI's own objects are counted by ACPI (the same, with the function above inlined)",
     },
 ];
 
@@ -82,6 +94,7 @@ fn explain(kernel: &Kernel, object: &Object) -> Option<&'static Known> {
         k.caller == caller
             && match k.when {
                 When::Boot => at_boot,
+                When::Always => true,
             }
     })
 }
