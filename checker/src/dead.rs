@@ -42,6 +42,12 @@ const DEAD_OBJECTS: [(&str, &str, &str); 1] = [
 /// 6.14 (arch/x86/include/asm/processor.h, irq_stack.h; IRQ_STACK_SIZE).
 const STACKS: [(&str, u64, &str); 1] = [("irq_stack_backing_store", 16 << 10, "hardirq_stack_inuse")];
 
+/// Pointers that are written and never read.
+const WRITE_ONLY: [&str; 1] = [
+    // acpi_ps_alloc_op(), drivers/acpi/acpica/psutils.c, 4.20 on.
+    "acpi_gbl_current_scope",
+];
+
 /// Longer lists are not believed, nor more of them in one array.
 const MAX_LIST: usize = 1 << 20;
 const MAX_LISTS: u64 = 16;
@@ -109,6 +115,7 @@ fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Rang
             });
         }
     }
+    dead.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
     dead.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
     dead.retain(|range| range.start < range.end);
     dead
