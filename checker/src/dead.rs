@@ -48,6 +48,12 @@ const WRITE_ONLY: [&str; 1] = [
     "acpi_gbl_current_scope",
 ];
 
+/// Per-CPU semaphores, each with a `struct rcu_sync` whose rcu_head keeps the link to what waited behind it when it was
+/// last queued (kernel/cgroup/cgroup.c, kernel/cpu.c, kernel/events/uprobes.c, fs/locks.c).
+const SEMAPHORES: [&str; 4] = ["cgroup_threadgroup_rwsem", "cpu_hotplug_lock", "dup_mmap_sem", "file_rwsem"];
+/// States of an rcu_sync in which its rcu_head is not queued: GP_IDLE and GP_PASSED (kernel/rcu/sync.c, 5.2 on).
+const NOT_QUEUED: [u32; 2] = [0, 2];
+
 /// Longer lists are not believed, nor more of them in one array.
 const MAX_LIST: usize = 1 << 20;
 const MAX_LISTS: u64 = 16;
@@ -113,6 +119,14 @@ fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Rang
                 // But for the links.
                 dead.push(page.0 + 16..(page.0 & !(PAGE_SIZE - 1)) + PAGE_SIZE);
             });
+        }
+    }
+    let of_semaphore = |member| kernel.offset_of("percpu_rw_semaphore", member);
+    if let (Some(state), Some(link)) = (of_semaphore("rss.gp_state"), of_semaphore("rss.cb_head.next")) {
+        for at in SEMAPHORES.iter().filter_map(|name| kernel.symbol(name)) {
+            if kernel.read_u32(blocks.memory, at.offset(state)).is_ok_and(|s| NOT_QUEUED.contains(&s)) {
+                dead.push(at.0 + link..at.0 + link + 8);
+            }
         }
     }
     dead.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
