@@ -22,6 +22,10 @@ use std::ops::Range;
 /// take the flags in low bits that percpu_ref keeps (include/linux/percpu-refcount.h).
 const POINTER_FLAGS: u64 = 4;
 
+/// Words of each CPU in [`Request::registers`](crate::Request::registers), and which of them is the stack pointer.
+const REGISTERS: usize = 17;
+const RSP: usize = 7;
+
 /// A live object whose place and size are known.
 pub struct Block {
     /// Virtual address, or `__percpu` pointer.
@@ -51,6 +55,8 @@ pub struct Blocks<'a, M> {
     pub percpu_pointers: Index,
     /// Byte ranges within a block that are not references.
     pub(crate) skip: HashMap<u32, Vec<Range<u64>>>,
+    /// The CPUs' stack pointers, and those that they left for an interrupt stack.
+    pub(crate) stack_pointers: Vec<u64>,
     /// Virtual ranges in no block that hold nothing.
     pub(crate) dead: Vec<Range<u64>>,
     /// Objects left out because their memory is no longer what it was.
@@ -60,8 +66,8 @@ pub struct Blocks<'a, M> {
 }
 
 impl<'a, M: StoppedMemory> Blocks<'a, M> {
-    /// Lays out `objects`, which ascend by address.
-    pub fn new(kernel: &Kernel, memory: &'a M, pages: &'a Pages, objects: &[(u64, Object)]) -> Self {
+    /// Lays out `objects`, which ascend by address; `registers` are as in [`Request`](crate::Request).
+    pub fn new(kernel: &Kernel, memory: &'a M, pages: &'a Pages, objects: &[(u64, Object)], registers: &[u64]) -> Self {
         let mut this = Blocks {
             memory,
             pages,
@@ -73,6 +79,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             percpu_pointers: Index::new(Vec::new()),
             skip: HashMap::new(),
             dead: Vec::new(),
+            stack_pointers: registers.as_chunks::<REGISTERS>().0.iter().map(|cpu| cpu[RSP]).collect(),
             stale: 0,
             audit: None,
         };
@@ -91,8 +98,8 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         this.apply_sheaf_rules(kernel, &sheaves);
         this.apply_vmap_rules(kernel, areas.as_deref());
         this.apply_leak_tracer_rules(kernel);
-        stacks::apply_rules(&mut this, kernel);
         this.dead = dead::skip(kernel, &mut this);
+        stacks::apply_rules(&mut this, kernel);
         this
     }
 
@@ -267,6 +274,11 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             self.rules[i].weak = true;
             self.skip.entry(i as u32).or_default().extend([0..end, (end + 8).min(b.size)..b.size]);
         }
+    }
+
+    /// From where on a stack is in use, if a CPU is on it.
+    pub(crate) fn stack_pointer_in(&self, stack: &Range<u64>) -> Option<u64> {
+        self.stack_pointers.iter().filter(|sp| stack.contains(sp)).min().map(|sp| sp & !7)
     }
 
     /// Calls `each` with the physical runs of virtual range `[start, start + len)`; what is not mapped is

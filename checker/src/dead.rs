@@ -38,9 +38,11 @@ const DEAD_OBJECTS: [(&str, &str, &str); 1] = [
     ("defer_free_list", "net", "defer_free_list"),
 ];
 
-/// Per-CPU stacks that are in use only while a per-CPU flag is up: name, bytes, and the flag's names, in `pcpu_hot` from 6.2 to
-/// 6.14 (arch/x86/include/asm/processor.h, irq_stack.h; IRQ_STACK_SIZE).
-const STACKS: [(&str, u64, &str); 1] = [("irq_stack_backing_store", 16 << 10, "hardirq_stack_inuse")];
+/// CPUs' interrupt stacks (arch/x86/include/asm/irq_stack.h, 5.12 on): the memory, its bytes (IRQ_STACK_SIZE), a flag that is up
+/// while it is in use, and a pointer to its last word, where the stack pointer before is kept, in the mapping that is used.
+/// From 6.2 to 6.14 the last two are in `pcpu_hot`.
+const INTERRUPT_STACK: (&str, u64, &str, &str) =
+    ("irq_stack_backing_store", 16 << 10, "hardirq_stack_inuse", "hardirq_stack_ptr");
 
 /// Pointers that are written and never read.
 const WRITE_ONLY: [&str; 1] = [
@@ -80,7 +82,11 @@ fn nodes<M: StoppedMemory>(
 }
 
 /// Virtual ranges that hold nothing.
-fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Range<u64>> {
+fn ranges<M: StoppedMemory>(
+    kernel: &Kernel,
+    blocks: &Blocks<'_, M>,
+    interrupt_stacks: &[InterruptStack],
+) -> Vec<Range<u64>> {
     let mut dead = Vec::new();
     let every_cpu = |name: &str| {
         let at = kernel.symbol(name);
@@ -100,17 +106,7 @@ fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Rang
             }
         }
     }
-    for (name, size, flag) in STACKS {
-        let hot = || Some(kernel.symbol("pcpu_hot")?.offset(kernel.offset_of("pcpu_hot", flag)?));
-        let Some(flag) = kernel.symbol(flag).or_else(hot) else { continue };
-        for (cpu, at) in every_cpu(name).into_iter().enumerate() {
-            let mut up = [1];
-            let flag = blocks.percpu.address(cpu, flag.0);
-            if flag.is_some_and(|flag| kernel.read(blocks.memory, flag, &mut up).is_ok()) && up == [0] {
-                dead.push(at.0..at.0 + size);
-            }
-        }
-    }
+    dead.extend(interrupt_stacks.iter().map(|stack| stack.dead.clone()));
     let (name, of, _) = RECORDS;
     let lists = lists_of_records(kernel).unwrap_or_default();
     for at in every_cpu(name).into_iter().filter(|_| kernel.offset_of(of, "bkvcache").is_some()) {
@@ -133,6 +129,37 @@ fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Rang
     dead.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
     dead.retain(|range| range.start < range.end);
     dead
+}
+
+/// An interrupt stack.
+struct InterruptStack {
+    /// The part that holds nothing.
+    dead: Range<u64>,
+    /// The stack pointer before it came into use.
+    before: Option<u64>,
+}
+
+fn interrupt_stacks<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<InterruptStack> {
+    let (name, size, flag, last) = INTERRUPT_STACK;
+    let variable = |name: &str| {
+        let hot = || Some(kernel.symbol("pcpu_hot")?.offset(kernel.offset_of("pcpu_hot", name)?));
+        kernel.symbol(name).or_else(hot)
+    };
+    let of_cpu = |cpu: usize| {
+        let at = |name: &str| blocks.percpu.address(cpu, variable(name)?.0);
+        let start = blocks.percpu.address(cpu, kernel.symbol(name)?.0)?.0;
+        let mut up = [1];
+        kernel.read(blocks.memory, at(flag)?, &mut up).ok()?;
+        if up == [0] {
+            return Some(InterruptStack { dead: start..start + size, before: None });
+        }
+        let last = kernel.read_u64(blocks.memory, at(last)?).ok()?;
+        let mapped = last.checked_sub(size - 8)?;
+        let used_from = blocks.stack_pointer_in(&(mapped..mapped + size))?;
+        let before = kernel.read_u64(blocks.memory, VirtAddr(last)).ok();
+        Some(InterruptStack { dead: start..start + (used_from - mapped), before })
+    };
+    (0..blocks.percpu.offsets.len()).filter_map(of_cpu).collect()
 }
 
 /// Where in [`RECORDS`] the heads of lists are, each with the place of the link in a page.
@@ -164,7 +191,9 @@ fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
 /// Leaves out of blocks what is dead in them: of dead objects all but the link to the next. Returns the virtual ranges
 /// that are part of no block.
 pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) -> Vec<Range<u64>> {
-    let mut dead = ranges(kernel, blocks);
+    let interrupt_stacks = interrupt_stacks(kernel, blocks);
+    let mut dead = ranges(kernel, blocks, &interrupt_stacks);
+    blocks.stack_pointers.extend(interrupt_stacks.iter().filter_map(|stack| stack.before));
     dead.retain(|range| {
         let block = blocks.addresses.find(range.start);
         if let Some(block) = block {

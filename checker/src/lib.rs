@@ -79,7 +79,8 @@ pub struct Outcome {
 pub struct Request<'a> {
     /// The live map's snapshot, ascending by address.
     pub objects: &'a [(u64, Object)],
-    /// Words held in the CPUs' registers.
+    /// The CPUs' registers, 17 words each: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip. Empty where they are not
+    /// known.
     pub registers: &'a [u64],
     /// Whether objects that only the kernel's own books know may be leaks too.
     pub unseen: bool,
@@ -94,7 +95,7 @@ pub struct Request<'a> {
 pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>) -> Result<Outcome, CheckError> {
     let start = Instant::now();
     let pages = Pages::read(kernel, memory)?;
-    let blocks = Blocks::new(kernel, memory, &pages, request.objects);
+    let blocks = Blocks::new(kernel, memory, &pages, request.objects, request.registers);
     let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules);
     roots::scan(kernel, memory, &pages, &blocks, &mut marker);
     request.registers.iter().for_each(|&word| marker.root_word(word));

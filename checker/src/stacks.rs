@@ -42,7 +42,12 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
         match stack.state {
             Stack::From(sp) if sp.wrapping_sub(stack.base) < size => dead.push(0..(sp - stack.base) & !7),
             // A task that has not run yet, or nonsense: all of it is read.
-            Stack::From(_) | Stack::Running => {}
+            Stack::From(_) => {}
+            // Where no stack pointer is in it, all of it is read: the task may be on its way to or from the CPU.
+            Stack::Running => {
+                let sp = blocks.stack_pointer_in(&(stack.base..stack.base + size));
+                dead.extend(sp.map(|sp| 0..sp - stack.base));
+            }
             Stack::Cached => dead.push(0..size),
         }
         if let (Some(threads), Stack::From(sp)) = (&threads, stack.state) {
@@ -124,22 +129,24 @@ impl<'a> Threads<'a> {
         stack: Range<u64>,
     ) -> Option<Vec<Range<u64>>> {
         let memory = blocks.memory;
-        let read = |at: u64| kernel.read_u64(memory, VirtAddr(at)).ok().filter(|_| stack.contains(&at));
+        let (bottom, top) = (stack.start, stack.end);
+        let read = |at: u64| kernel.read_u64(memory, VirtAddr(at)).ok().filter(|_| (bottom..top).contains(&at));
         if kernel.read_u32(memory, task.offset(self.flags)).ok()? & PF_KTHREAD == 0 {
             return None;
         }
         let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
         let frames = frames::frames(self.orc, registers, read);
         let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip))?;
-        // What it calls: the thread's function, or, before that is started, the scheduler.
         match called(kernel, memory, frames[kthread].ip)? {
+            // The thread's function.
             Call::Indirect => {}
-            Call::To(name) if name.starts_with("schedule") => {}
+            // It waits to be started, and the scheduler's own frames hold nothing.
+            Call::To(name) if name.starts_with("schedule") => return Some(vec![stack]),
             Call::To(_) => return None,
         }
         // All above the return address into kthread() is of those who need it no more.
         let mut dead: Vec<Range<u64>> = Vec::new();
-        dead.push(frames[kthread.checked_sub(1)?].cfa..stack.end);
+        dead.push(frames[kthread.checked_sub(1)?].cfa..top);
         // The first below to save a register saves kthread()'s.
         let mut unsaved = PRESERVED.to_vec();
         for frame in frames[..kthread].iter().rev() {
