@@ -345,8 +345,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         skip.sort_by_key(|r| r.start);
         let mut at = 0;
         for hole in skip.iter().chain([&(b.size..b.size)]) {
-            if hole.start > at {
-                self.virtual_bytes(b.object.kind, VirtAddr(b.addr + at), hole.start - at, each);
+            let end = hole.start.min(b.size);
+            if end > at {
+                self.virtual_bytes(b.object.kind, VirtAddr(b.addr + at), end - at, each);
             }
             at = at.max(hole.end);
         }

@@ -152,14 +152,20 @@ impl<'a> Threads<'a> {
         for frame in frames[..kthread].iter().rev() {
             let function = kernel.symbols.resolve(frame.ip.wrapping_sub(1))?;
             let start = frame.ip.wrapping_sub(1).wrapping_sub(function.offset);
-            let Some(saved) = self.saved(kernel, memory, start, frame.ip) else { return Some(dead) };
+            let Some(saved) = self.saved(kernel, memory, start, frame.ip) else {
+                unsaved.clear();
+                break;
+            };
             for (register, below) in saved {
                 if unsaved.contains(&register) {
-                    dead.push(frame.cfa - below..frame.cfa - below + 8);
+                    let at = frame.cfa.wrapping_sub(below);
+                    dead.push(at..at.saturating_add(8));
                 }
                 unsaved.retain(|&r| r != register);
             }
         }
+        // What a guest writes there may lead anywhere.
+        dead.retain(|r| bottom <= r.start && r.end <= top);
         dead.extend(SWITCH_FRAME.iter().filter(|(r, _)| unsaved.contains(r)).map(|(_, at)| sp + at..sp + at + 8));
         Some(dead)
     }
