@@ -45,6 +45,41 @@ const TABLE: &[Known] = &[
         reason: "the futex hash is referred to by patched instructions only (runtime_const_init, kernel/futex/core.c, 6.17 on)",
     },
     Known {
+        caller: "nfs_readdir_copy_name",
+        when: When::Always,
+        reason: "names in cached NFS directories are referred to by page-cache pages alone (fs/nfs/dir.c, all)",
+    },
+    Known {
+        caller: "nfs_readdir_folio_array_append",
+        when: When::Always,
+        reason: "names in cached NFS directories (the same inlined, in newer kernels)",
+    },
+    Known {
+        caller: "nfs_readdir_page_array_append",
+        when: When::Always,
+        reason: "names in cached NFS directories (the same inlined, in older kernels)",
+    },
+    Known {
+        caller: "nfs_readdir_add_to_array",
+        when: When::Always,
+        reason: "names in cached NFS directories (the same inlined, in 5.10)",
+    },
+    Known {
+        caller: "alloc_page_ext",
+        when: When::Always,
+        reason: "page_ext is referred to by an address less its first frame's number (init_section_page_ext, mm/page_ext.c, all)",
+    },
+    Known {
+        caller: "init_section_page_ext",
+        when: When::Always,
+        reason: "page_ext is referred to by an address less its first frame's number (the same inlined)",
+    },
+    Known {
+        caller: "init_z3fold_page",
+        when: When::Always,
+        reason: "slots of z3fold pages are freed with their handles (alloc_slots inlined, mm/z3fold.c, to 6.14)",
+    },
+    Known {
         caller: "acpi_ut_allocate_object_desc_dbg",
         when: When::Always,
         reason: "ACPI's own objects are counted by ACPI (acpi_ut_create_internal_object_dbg, drivers/acpi/acpica/utobject.c, all)",
