@@ -38,6 +38,9 @@ pub struct Block {
     pub seen: bool,
 }
 
+/// Names of slab caches by the virtual address of their `struct kmem_cache`.
+pub type Caches = HashMap<VirtAddr, Option<String>>;
+
 /// All blocks, with what the scan needs to know of them.
 pub struct Blocks<'a, M> {
     pub(crate) memory: &'a M,
@@ -325,6 +328,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
                 each(bytes);
             }
         });
+    }
+
+    /// The name of the slab cache that a block comes from. `caches` keeps those that were read.
+    pub fn cache(&self, kernel: &Kernel, caches: &mut Caches, block: &Block) -> Option<String> {
+        let slab = Some(block.addr).filter(|_| block.object.kind == Kind::Slab)?;
+        let at = self.pages.slab_cache(self.memory, VirtAddr(slab))?;
+        caches.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.name)).clone()
     }
 
     /// Every byte of a block, CPU after CPU.

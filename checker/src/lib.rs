@@ -9,27 +9,34 @@
 //! - [`roots`]: what the kernel owns besides them
 //! - [`why`]: who keeps an object alive
 //! - [`moment`]: all that a report depends on, and the check of it
-//! - [`text`]: reports as they are printed
+//! - [`names`]: what addresses are called
+//! - [`report`]: the result, ready to be written
+//! - [`text`]: the summary line and what follows it
 
 pub mod audit;
 pub mod blocks;
 mod dead;
+mod guess;
 pub mod known;
 pub mod moment;
+pub mod names;
 mod page_blocks;
+pub mod report;
 pub mod roots;
 mod stacks;
 pub mod text;
 pub mod why;
 
 use audit::Audit;
-use blocks::{Block, Blocks};
-use detector::objects::Object;
+use blocks::{Blocks, Caches};
+use detector::graph::{self, Verdict};
+use detector::objects::{Kind, Object};
 use detector::report::{Checksum, Leak};
 use detector::scan::{Contents, Marker};
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::pages::{Pages, PagesError};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Why a check could not be made.
@@ -47,7 +54,9 @@ pub enum CheckError {
 pub struct Unreferenced {
     /// What the live map knows of it.
     pub object: Object,
-    /// The report, whose frames are still to be filled in.
+    /// Whether no other leak refers to it either.
+    pub direct: bool,
+    /// What a report says of it, but for its stack, type and age.
     pub leak: Leak,
 }
 
@@ -62,6 +71,9 @@ pub struct Outcome {
     pub stale: u64,
     /// Unreferenced objects left out because the kernel declares them no leak, each with the reason.
     pub known: Vec<&'static str>,
+    /// Unreferenced objects left out because the user wants it, by the number that [`Request::suppressed`] gave: how many,
+    /// and their bytes.
+    pub suppressed: BTreeMap<usize, (u64, u64)>,
     /// The live map held against the slabs, where those can be walked.
     pub audit: Option<Audit>,
     /// Of every object that was asked for, who refers to it.
@@ -73,6 +85,9 @@ pub struct Outcome {
     /// Time of the whole check.
     pub time: Duration,
 }
+
+/// The number of the reason to leave an unreferenced object out, if there is one.
+pub type Suppressed<'a> = dyn Fn(&Object) -> Option<usize> + 'a;
 
 /// What a check is to be made of.
 #[derive(Clone, Copy)]
@@ -86,6 +101,8 @@ pub struct Request<'a> {
     pub unseen: bool,
     /// Picks the objects whose [`why::Path`] is to be told.
     pub wanted: Option<&'a dyn Fn(&Object) -> bool>,
+    /// Picks unreferenced objects that are to be left out, and all that hangs from them, with the number of the reason.
+    pub suppressed: Option<&'a Suppressed<'a>>,
 }
 
 /// Makes one check of a stopped guest.
@@ -101,25 +118,28 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     request.registers.iter().for_each(|&word| marker.root_word(word));
     marker.run(&blocks);
     let known = known::mark(kernel, &blocks, &mut marker);
+    marker.run(&blocks);
+    let suppressed = suppress(&blocks, &mut marker, request);
     let marks = marker.finish(&blocks);
     if marks.root_bytes == 0 {
         return Err(CheckError::NoRoots);
     }
     let paths = request.wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.marked, wanted));
-    let mut unreferenced = Vec::new();
-    for (i, block) in blocks.blocks.iter().enumerate() {
-        if marks.marked[i].is_some() || blocks.rules[i].weak || !(block.seen || request.unseen) {
-            continue;
-        }
-        unreferenced.push(describe(&blocks, i as u32, block));
-    }
-    unreferenced.sort_by_key(|u| u.object.sequence);
+    let mut leaked: Vec<u32> = (0..blocks.blocks.len() as u32)
+        .filter(|&i| marks.marked[i as usize].is_none() && may_leak(&blocks, i, request))
+        .collect();
+    leaked.sort_by_key(|&i| blocks.blocks[i as usize].object.sequence);
+    let verdicts = judge(&blocks, &leaked);
+    let mut caches = Caches::new();
+    let described = leaked.iter().zip(verdicts).map(|(&i, v)| describe(kernel, &blocks, &mut caches, i, v));
+    let unreferenced = described.collect();
     Ok(Outcome {
         unreferenced,
         live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
         stale: blocks.stale,
         audit: blocks.audit,
         known,
+        suppressed,
         paths: paths.unwrap_or_default(),
         root_bytes: marks.root_bytes,
         heap_bytes: marks.heap_bytes,
@@ -127,7 +147,55 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     })
 }
 
-fn describe<M: StoppedMemory>(blocks: &Blocks<'_, M>, number: u32, block: &Block) -> Unreferenced {
+/// Whether an unreferenced block is a leak.
+fn may_leak<M: StoppedMemory>(blocks: &Blocks<'_, M>, number: u32, request: Request<'_>) -> bool {
+    let i = number as usize;
+    !blocks.rules[i].weak && (blocks.blocks[i].seen || request.unseen)
+}
+
+/// Takes unreferenced objects that the user does not want to hear of as reachable.
+fn suppress<M: StoppedMemory>(
+    blocks: &Blocks<'_, M>,
+    marker: &mut Marker,
+    request: Request<'_>,
+) -> BTreeMap<usize, (u64, u64)> {
+    let mut counts = BTreeMap::new();
+    let Some(suppressed) = request.suppressed else { return counts };
+    let leaked = |i: &u32| !marker.is_marked(*i) && may_leak(blocks, *i, request);
+    let leaked: Vec<u32> = (0..blocks.blocks.len() as u32).filter(leaked).collect();
+    for i in leaked {
+        let block = &blocks.blocks[i as usize];
+        if let Some(reason) = suppressed(&block.object) {
+            let (objects, bytes) = counts.entry(reason).or_default();
+            (*objects, *bytes) = (*objects + 1, *bytes + block.size);
+            marker.root_block(i);
+        }
+    }
+    counts
+}
+
+/// Tells direct from indirect leaks.
+fn judge<M: StoppedMemory>(blocks: &Blocks<'_, M>, leaked: &[u32]) -> Vec<Verdict> {
+    let leaks: Vec<(u32, u64)> = leaked.iter().map(|&i| (i, blocks.blocks[i as usize].size)).collect();
+    graph::judge(&leaks, |block, each| {
+        blocks.references(block, &mut |bytes| {
+            for word in bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)) {
+                blocks.addresses.find(word).into_iter().for_each(&mut *each);
+                blocks.percpu_pointers.find(word).into_iter().for_each(&mut *each);
+            }
+        });
+        blocks.rules[block as usize].marks.into_iter().for_each(each);
+    })
+}
+
+fn describe<M: StoppedMemory>(
+    kernel: &Kernel,
+    blocks: &Blocks<'_, M>,
+    caches: &mut Caches,
+    number: u32,
+    verdict: Verdict,
+) -> Unreferenced {
+    let block = &blocks.blocks[number as usize];
     let mut crc = Checksum::default();
     let mut head = Vec::new();
     blocks.bytes(number, &mut |bytes| {
@@ -137,19 +205,24 @@ fn describe<M: StoppedMemory>(blocks: &Blocks<'_, M>, number: u32, block: &Block
         }
     });
     let object = block.object;
-    let comm = object.comm.split(|&b| b == 0).next().unwrap_or_default();
     let leak = Leak {
         addr: block.addr,
         size: block.size,
-        comm: String::from_utf8_lossy(comm).into_owned(),
+        kind: object.kind,
+        cache: blocks.cache(kernel, caches, block),
+        guess: None,
+        comm: text::comm(&object),
         pid: object.pid,
+        tgid: object.tgid,
+        cpu: object.cpu,
         jiffies: object.jiffies,
+        age: 0,
         head,
-        cpu: (object.kind == detector::objects::Kind::Percpu).then_some(0),
+        shown_cpu: (object.kind == Kind::Percpu).then_some(0),
         crc: crc.value(),
-        frames: Vec::new(),
+        retains: verdict.retains,
     };
-    Unreferenced { object, leak }
+    Unreferenced { object, direct: verdict.direct, leak }
 }
 
 // The detector reads blocks through the rules; reports read them whole.

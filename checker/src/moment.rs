@@ -1,9 +1,11 @@
 //! A guest at one moment, with everything that its report depends on: what the plugin sees when it has stopped the
 //! guest, and what a snapshot keeps. Either way the same report comes of it.
 
-use crate::text::{Names, comm};
+use crate::names::Names;
+use crate::text::comm;
 use crate::{CheckError, Outcome, Request};
 use detector::objects::Object;
+use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
@@ -42,6 +44,8 @@ pub struct Moment<'a, M> {
     pub objects: &'a [(u64, Object)],
     /// Words held in the CPUs' registers.
     pub registers: &'a [u64],
+    /// The stacks of allocations.
+    pub stacks: &'a Stacks,
     /// Modules as they were loaded, each with the sequence number of that load.
     pub modules: &'a [(u64, Module)],
     /// What happened until then.
@@ -57,7 +61,7 @@ pub struct Moment<'a, M> {
 impl<'a, M: StoppedMemory> Moment<'a, M> {
     /// What addresses are called.
     pub fn names(&self) -> Names<'a> {
-        Names { kernel: self.kernel, modules: self.modules }
+        Names { kernel: self.kernel, modules: self.modules, stacks: self.stacks }
     }
 
     /// Makes the check, and leaves out what was reported before or is too young. `why` is a part of the names of the
@@ -68,19 +72,18 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
     pub fn check(&self, why: Option<&str>) -> Result<Outcome, CheckError> {
         let names = self.names();
         let wanted = |object: &Object| {
-            let of = [comm(object)].into_iter().chain(names.frames(object.site, object.sequence));
-            of.into_iter().any(|name| why.is_some_and(|part| name.contains(part)))
+            let site =
+                [object.site.allocator, object.site.caller].map(|at| names.frame(at, object.sequence).to_string());
+            [comm(object)].into_iter().chain(site).any(|name| why.is_some_and(|part| name.contains(part)))
         };
         let wanted: Option<&dyn Fn(&Object) -> bool> = if why.is_some() { Some(&wanted) } else { None };
-        let request = Request { objects: self.objects, registers: self.registers, unseen: self.unseen, wanted };
+        let request =
+            Request { objects: self.objects, registers: self.registers, unseen: self.unseen, wanted, suppressed: None };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
-        outcome.unreferenced.retain(|u| {
-            let age = Duration::from_millis(self.millis.saturating_sub(u.object.millis));
-            !u.object.reported && age >= self.min_age
+        outcome.unreferenced.retain_mut(|u| {
+            u.leak.age = self.millis.saturating_sub(u.object.millis);
+            !u.object.reported && Duration::from_millis(u.leak.age) >= self.min_age
         });
-        for u in &mut outcome.unreferenced {
-            u.leak.frames = names.frames(u.object.site, u.object.sequence);
-        }
         Ok(outcome)
     }
 }

@@ -1,68 +1,27 @@
-//! What is printed: reports with their frames, the summary line, the audit, and paths of references.
+//! What follows the objects of a report: the summary line, the audit, and paths of references.
 
 use crate::audit::Audit;
 use crate::moment::Counters;
+use crate::names::Names;
 use crate::why::{Holder, Path};
 use crate::{Outcome, Unreferenced};
-use detector::objects::{Object, Site};
+use detector::objects::Object;
+use detector::report::Figure;
 use guest_symbols::Kernel;
-use guest_symbols::modules::Module;
-use guest_symbols::symbols::Resolved;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// What addresses are called, in the kernel and in its modules.
-#[derive(Clone, Copy)]
-pub struct Names<'a> {
-    /// The kernel.
-    pub kernel: &'a Kernel,
-    /// Modules as they were loaded, each with the sequence number of that load.
-    pub modules: &'a [(u64, Module)],
-}
-
-impl Names<'_> {
-    /// The frames of a site, as `%pS` prints them: the allocator, whose own place of call is not known from
-    /// outside, and its caller.
-    pub fn frames(&self, site: Site, sequence: u64) -> Vec<String> {
-        if site == Site::default() {
-            return vec!["(allocation not seen)".to_owned()];
-        }
-        [site.allocator, site.caller].into_iter().map(|at| self.frame(at, sequence)).collect()
-    }
-
-    /// An address as it was called at the time of allocation `sequence`.
-    pub fn frame(&self, at: u64, sequence: u64) -> String {
-        let show = |r: Resolved, module: &str| format!("{}+{:#x}/{:#x}{module}", r.name, r.offset, r.size);
-        // The last module that was loaded there before: space is used again after rmmod.
-        let module = self.modules.iter().rev().filter(|(loaded, _)| *loaded <= sequence);
-        for (_, module) in module {
-            if module.ranges.iter().any(|r| r.contains(&at)) {
-                return match module.resolve(at) {
-                    Some(r) => show(r, &format!(" [{}]", module.name)),
-                    None => format!("{at:#x} [{}]", module.name),
-                };
-            }
-        }
-        let end = self.kernel.symbols.lookup("_end").unwrap_or(u64::MAX);
-        match self.kernel.symbols.resolve(at).filter(|_| at < end) {
-            Some(r) => show(r, ""),
-            None => format!("{at:#x}"),
-        }
-    }
-}
-
-/// A whole report: the objects, the summary, where `audit` asks for it the audit, and the paths. `pause` is how long
-/// the guest stood still, if it ran at all.
-pub fn report(
+/// What follows the objects of a report: the summary, where `with_audit` asks for it the audit, notes, and the paths.
+/// `pause` is how long the guest stood still, if it ran at all.
+pub fn closing(
     names: Names<'_>,
     outcome: &Outcome,
     counters: &Counters,
     with_audit: bool,
     pause: Option<Duration>,
 ) -> String {
-    let mut text: String = outcome.unreferenced.iter().map(|u| u.leak.to_string()).collect();
-    text += &summary(names.kernel, outcome, counters, pause);
+    let mut text = summary(names.kernel, outcome, counters, pause);
     if let Some(held) = outcome.audit.as_ref().filter(|_| with_audit) {
         text += &audit(held);
     }
@@ -119,6 +78,38 @@ fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, pause: Option<Durat
         c.hooks,
         kernel.release,
     )
+}
+
+/// The figures of the summary line, for reports that are read by programs.
+pub fn figures(outcome: &Outcome, c: &Counters, pause: Option<Duration>) -> Vec<Figure> {
+    let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
+    let suppressed = outcome.suppressed.values().map(|(objects, _)| objects).sum();
+    let mut figures = vec![
+        ("unreferenced_objects", outcome.unreferenced.len() as u64),
+        ("unreferenced_bytes", outcome.unreferenced.iter().map(|u| u.leak.size).sum()),
+        ("allocations", c.allocations),
+        ("frees", c.frees),
+        ("live_objects", outcome.live.0),
+        ("live_bytes", outcome.live.1),
+        ("root_bytes", outcome.root_bytes),
+        ("heap_bytes", outcome.heap_bytes),
+        ("scan_microseconds", outcome.time.as_micros() as u64),
+        ("in_slabs", outcome.audit.as_ref().map_or(0, |a| a.allocated)),
+        ("unknown", unknown),
+        ("freed", freed),
+        ("unmatched_returns", c.unmatched_returns),
+        ("unwatched_sites", c.unwatched_sites),
+        ("unknown_frees", c.unknown_frees),
+        ("missed_frees", c.missed_frees),
+        ("stale", outcome.stale),
+        ("known", outcome.known.len() as u64),
+        ("suppressed", suppressed),
+        ("hooks_hit", c.hooks_hit),
+        ("hooks", c.hooks),
+        ("rewinds", c.rewinds),
+    ];
+    figures.extend(pause.map(|p| ("pause_microseconds", p.as_micros() as u64)));
+    figures
 }
 
 /// The audit in full.

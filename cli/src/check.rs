@@ -1,6 +1,7 @@
 //! `leak check`.
 
-use checker::{CheckError, text};
+use checker::CheckError;
+use detector::report;
 use snapshot::{ReadError, Snapshot};
 use std::io::Write;
 use std::path::PathBuf;
@@ -51,7 +52,8 @@ impl Check {
         let moment = snapshot.moment();
         let outcome =
             moment.check(self.why.as_deref()).map_err(|why| Error::Check { path: self.snapshot.clone(), why })?;
-        let text = text::report(moment.names(), &outcome, &moment.counters, self.audit, None);
+        let text =
+            report::text::each(&checker::report::report(moment.names(), &outcome, &moment.counters, self.audit, None));
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             // Whoever reads it, such as head, has seen enough.
             Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -6,9 +6,13 @@
 //! - [`objects`]: the map of live objects that allocation and free events keep
 //! - [`index`]: from an address, the block it lies in
 //! - [`scan`]: marks blocks that are referenced, from roots on
-//! - [`report`]: kmemleak's text
+//! - [`stacks`]: allocation stacks, each kept once
+//! - [`graph`]: direct and indirect leaks
+//! - [`report`]: what is said of them
 
+pub mod graph;
 pub mod index;
 pub mod objects;
 pub mod report;
 pub mod scan;
+pub mod stacks;

@@ -3,6 +3,7 @@
 //! Written from every vCPU thread at once; it takes one shard's lock an event and allocates nothing but
 //! when it grows.
 
+use crate::stacks::StackId;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -24,7 +25,7 @@ pub enum Kind {
     Pages,
 }
 
-/// Where an object was allocated, as far as the call itself shows it.
+/// The call that allocated an object: of allocators that call each other, the outermost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Site {
     /// Virtual address of the allocator function that was entered.
@@ -46,6 +47,8 @@ pub struct Object {
     pub size: u64,
     /// Its allocation site.
     pub site: Site,
+    /// Its allocation's stack, from the innermost allocator on.
+    pub stack: StackId,
     /// Rises with every allocation.
     pub sequence: u64,
     /// The guest's jiffies at allocation.
@@ -54,6 +57,10 @@ pub struct Object {
     pub millis: u64,
     /// The task's pid, 0 in interrupts.
     pub pid: u32,
+    /// The pid of its process, 0 in interrupts.
+    pub tgid: u32,
+    /// The CPU, as the kernel numbers them.
+    pub cpu: u32,
     /// The task's comm, or `hardirq` or `softirq`; NUL-padded.
     pub comm: [u8; 16],
 }
@@ -67,10 +74,13 @@ impl Object {
             reported: false,
             size: 0,
             site: Site::default(),
+            stack: StackId::NONE,
             sequence: 0,
             jiffies: 0,
             millis: 0,
             pid: 0,
+            tgid: 0,
+            cpu: 0,
             comm: [0; 16],
         }
     }
@@ -81,7 +91,8 @@ impl Object {
 pub enum Inserted {
     /// A new object.
     New,
-    /// The same allocation seen before at an inner function; the outer call site was taken over.
+    /// The same allocation seen before at an inner function; the outer call site was taken over, and the inner stack stays,
+    /// which has both.
     Refined,
     /// Another object was live at the address: its free was missed.
     Replaced,

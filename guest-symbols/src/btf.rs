@@ -319,6 +319,15 @@ impl Btf {
         if proto.size_or_type == 0 { Some(0) } else { self.type_size(proto.size_or_type) }
     }
 
+    /// The struct to which a function returns a pointer: its name, and its size in bytes.
+    pub fn returns_pointer_to(&self, function: &str) -> Option<(String, u64)> {
+        let func = self.find(function, &[kind::FUNC])?;
+        let proto = self.types.get(func.size_or_type as usize)?;
+        let pointer = self.strip(proto.size_or_type).filter(|t| t.kind() == kind::PTR)?;
+        let target = self.strip(pointer.size_or_type).filter(|t| t.kind() == kind::STRUCT && t.name != 0)?;
+        Some((String::from_utf8_lossy(self.name(target.name)).into_owned(), target.size_or_type.into()))
+    }
+
     /// The value of an enumerator of a named enum.
     pub fn enumerator(&self, name: &str, wanted: &str) -> Option<u64> {
         let ty = self.find(name, &[kind::ENUM, kind::ENUM64])?;

@@ -7,7 +7,7 @@ use crate::options::Options;
 use crate::output::{self, Output};
 use crate::stopped;
 use checker::moment::{Counters, Moment};
-use checker::text::{self, Names};
+use checker::names::Names;
 use checker::{CheckError, Outcome};
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
@@ -162,6 +162,7 @@ impl Session {
             kernel: &tracker.kernel,
             memory: &memory,
             objects: &objects,
+            stacks: &tracker.stacks,
             registers: &stopped::registers(),
             modules: &modules,
             counters: stopped::counters(tracker),
@@ -184,8 +185,14 @@ impl Session {
     /// Prints a check's result; `pause` is how long the guest stood still for it.
     pub fn report(&self, tracker: &Tracker, (outcome, counters): &(Outcome, Counters), pause: Duration) {
         let text = {
-            let names = Names { kernel: &tracker.kernel, modules: &tracker.modules.lock() };
-            text::report(names, outcome, counters, self.options.audit, Some(pause))
+            let names = Names { kernel: &tracker.kernel, modules: &tracker.modules.lock(), stacks: &tracker.stacks };
+            detector::report::text::each(&checker::report::report(
+                names,
+                outcome,
+                counters,
+                self.options.audit,
+                Some(pause),
+            ))
         };
         self.output.write(&text);
     }

@@ -20,7 +20,8 @@
 //! | counters | 9 u64, as in [`checker::moment::Counters`] |
 //! | registers | u32 number, and as many u64 |
 //! | modules | u32 number; for each u64 sequence number of the load, text name, u32 number of ranges and for each u64 start and end, u32 number of symbols and for each u64 address, u8 letter, text name |
-//! | objects | u64 number, and as many records of 78 bytes (see [`objects`]), ascending by address |
+//! | stacks | u32 number, and for each u32 number of frames and as many u64, innermost first; the first is number 1 |
+//! | objects | u64 number, and as many records of 90 bytes (see [`objects`]), ascending by address |
 //! | memory | u32 number of ranges of RAM, for each u64 start and u64 end, ascending; then runs: u64 physical address, u64 length and the bytes, ascending, ended by a run of length 0 at address 0. What is in no run is zero |
 //! | end | `LEAKSEND` |
 //!
@@ -45,6 +46,6 @@ pub use write::{Written, try_path, write};
 /// What every snapshot starts with.
 pub const MAGIC: [u8; 8] = *b"LEAKSNAP";
 /// The version of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// What the contents end with.
 const END: [u8; 8] = *b"LEAKSEND";

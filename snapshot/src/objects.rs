@@ -1,12 +1,13 @@
-//! Live objects as records of 78 bytes: u64 address; u8 kind, in the order of [`Kind`]; u8 with bit 0 for dying and
-//! bit 1 for reported; u64 size, allocator, caller, sequence number, jiffies and milliseconds; u32 pid; 16 bytes comm.
+//! Live objects as records of 90 bytes: u64 address; u8 kind, in the order of [`Kind`]; u8 with bit 0 for dying and
+//! bit 1 for reported; u64 size, allocator, caller, sequence number, jiffies and milliseconds; u32 pid, process's pid, CPU and number of the stack; 16 bytes comm.
 
 use crate::fields::{Flaw, Sink, Source};
 use detector::objects::{Kind, Object, Site};
+use detector::stacks::StackId;
 use std::io::{self, Read, Write};
 
 /// Bytes of a record.
-const RECORD: usize = 78;
+const RECORD: usize = 90;
 /// More objects than this are not believed: as many as the detector can number.
 const MAX_OBJECTS: u64 = u32::MAX as u64 - 1;
 /// Nor is a larger one, in bytes.
@@ -28,7 +29,8 @@ pub(crate) fn put(to: &mut Sink<impl Write>, objects: &[(u64, Object)]) -> io::R
     to.u64(objects.len() as u64)?;
     for (addr, object) in objects {
         // All fields by name, so that a new one cannot be forgotten.
-        let Object { kind, dying, reported, size, site, sequence, jiffies, millis, pid, comm } = object;
+        let Object { kind, dying, reported, size, site, stack, sequence, jiffies, millis, pid, tgid, cpu, comm } =
+            object;
         let words = [*size, site.allocator, site.caller, *sequence, *jiffies, *millis];
         let mut record = [0; RECORD];
         record[..8].copy_from_slice(&addr.to_le_bytes());
@@ -37,8 +39,10 @@ pub(crate) fn put(to: &mut Sink<impl Write>, objects: &[(u64, Object)]) -> io::R
         for (to, word) in record[10..58].as_chunks_mut::<8>().0.iter_mut().zip(words) {
             *to = word.to_le_bytes();
         }
-        record[58..62].copy_from_slice(&pid.to_le_bytes());
-        record[62..].copy_from_slice(comm);
+        for (to, number) in record[58..74].as_chunks_mut::<4>().0.iter_mut().zip([*pid, *tgid, *cpu, stack.0]) {
+            *to = number.to_le_bytes();
+        }
+        record[74..].copy_from_slice(comm);
         to.0.write_all(&record)?;
     }
     Ok(())
@@ -73,9 +77,13 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Vec<(u64, Object)>, F
         if objects.last().is_some_and(|(last, _)| *last > addr) {
             return from.flaw(format!("the object at {addr:#x} comes after a higher one"));
         }
-        let (mut pid, mut comm) = ([0; 4], [0; 16]);
-        pid.copy_from_slice(&record[58..62]);
-        comm.copy_from_slice(&record[62..]);
+        let mut comm = [0; 16];
+        let mut numbers = [0; 4];
+        for (number, bytes) in numbers.iter_mut().zip(record[58..74].as_chunks::<4>().0) {
+            *number = u32::from_le_bytes(*bytes);
+        }
+        let [pid, tgid, cpu, stack] = numbers;
+        comm.copy_from_slice(&record[74..]);
         let object = Object {
             kind,
             dying: record[9] & 1 != 0,
@@ -85,7 +93,10 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Vec<(u64, Object)>, F
             sequence,
             jiffies,
             millis,
-            pid: u32::from_le_bytes(pid),
+            stack: StackId(stack),
+            pid,
+            tgid,
+            cpu,
             comm,
         };
         objects.push((addr, object));

@@ -7,6 +7,7 @@ use crate::ram::TakeError;
 use crate::{END, MAGIC, VERSION, objects, ram};
 use checker::moment::{Counters, Moment};
 use detector::objects::Object;
+use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::modules::Module;
@@ -30,6 +31,9 @@ const MAX_PARTS: u32 = 64;
 /// Most symbols of a module, and most bytes of a name.
 const MAX_MODULE_SYMBOLS: u32 = 1 << 20;
 const MAX_NAME: u32 = 1 << 16;
+/// Most different stacks, and most frames of one.
+const MAX_STACKS: u32 = 1 << 28;
+const MAX_FRAMES: u32 = 1 << 10;
 /// Bytes read at once.
 const BUFFER: usize = 1 << 18;
 
@@ -53,6 +57,7 @@ pub(crate) struct Contents {
     counters: Counters,
     registers: Vec<u64>,
     modules: Vec<(u64, Module)>,
+    stacks: Stacks,
     objects: Vec<(u64, Object)>,
     memory: OwnedMemory,
 }
@@ -97,6 +102,7 @@ impl Snapshot {
             kernel: &self.kernel,
             memory: &c.memory,
             objects: &c.objects,
+            stacks: &c.stacks,
             registers: &c.registers,
             modules: &c.modules,
             counters: c.counters,
@@ -150,6 +156,16 @@ impl Contents {
             .map(|_| Ok((from.u64()?, take_module(from)?)))
             .collect::<Result<_, Flaw>>()?;
 
+        from.part("stacks");
+        let stacks = Stacks::default();
+        for number in 1..=from.count(MAX_STACKS)? {
+            let frames = (0..from.count(MAX_FRAMES)?).map(|_| from.u64()).collect::<Result<Vec<_>, _>>()?;
+            // Each once, so that numbers are those that objects have.
+            if stacks.intern(&frames).0 as usize != number {
+                from.flaw::<()>(format!("stack {number} is empty, or there twice"))?;
+            }
+        }
+
         from.part("objects");
         let objects = objects::take(from)?;
 
@@ -171,6 +187,7 @@ impl Contents {
             counters,
             registers,
             modules,
+            stacks,
             objects,
             memory,
         })

@@ -7,6 +7,7 @@ use crate::write::{contents, try_path, write};
 use crate::{MAGIC, VERSION};
 use checker::moment::{Counters, Moment};
 use detector::objects::{Kind, Object, Site};
+use detector::stacks::{StackId, Stacks};
 use guest_symbols::kernel::Kernel;
 use guest_symbols::memory::{GuestMemory, OwnedMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::modules::Module;
@@ -31,6 +32,7 @@ struct Guest {
     kernel: Kernel,
     objects: Vec<(u64, Object)>,
     modules: Vec<(u64, Module)>,
+    stacks: Stacks,
 }
 
 impl Guest {
@@ -52,7 +54,10 @@ impl Guest {
             sequence,
             jiffies: 4_294_900_000 + sequence,
             millis: 50 + sequence,
+            stack: StackId(sequence as u32 % 3),
             pid: 12,
+            tgid: 11,
+            cpu: 1,
             comm: *b"insmod\0\0\0\0\0\0\0\0\0\0",
         };
         let kinds = [Kind::Percpu, Kind::Slab, Kind::Large, Kind::Vmalloc];
@@ -62,7 +67,10 @@ impl Guest {
             let parts = [0xffff_ffff_c000_0000..0xffff_ffff_c000_1000, 0xffff_ffff_c000_3000..0xffff_ffff_c000_4000];
             Module::from_parts(name.to_owned(), parts.to_vec(), symbols)
         };
-        Guest { kernel, objects, modules: vec![(3, module("leaky")), (5, module("other"))], memory }
+        let stacks = Stacks::default();
+        stacks.intern(&[TEXT + 8, TEXT + 0x101]);
+        stacks.intern(&[TEXT + 8, TEXT + 0x102, TEXT + 0x200]);
+        Guest { stacks, kernel, objects, modules: vec![(3, module("leaky")), (5, module("other"))], memory }
     }
 
     fn moment(&self) -> Moment<'_, OwnedMemory> {
@@ -70,6 +78,7 @@ impl Guest {
             kernel: &self.kernel,
             memory: &self.memory,
             objects: &self.objects,
+            stacks: &self.stacks,
             registers: &[1, u64::MAX],
             modules: &self.modules,
             counters: Counters { allocations: 4, hooks: 34, rewinds: 9, ..Counters::default() },
@@ -129,6 +138,7 @@ fn file(test: &str) -> Vec<u8> {
 }
 
 fn assert_same(ours: &Moment<'_, OwnedMemory>, theirs: &Moment<'_, OwnedMemory>) {
+    assert_eq!(ours.stacks.all(), theirs.stacks.all());
     assert_eq!(format!("{:?}", ours.objects), format!("{:?}", theirs.objects));
     assert_eq!(ours.registers, theirs.registers);
     assert_eq!((ours.counters, ours.millis, ours.min_age), (theirs.counters, theirs.millis, theirs.min_age));
@@ -224,7 +234,7 @@ fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
                 // No BTF, so there is no check, but neither may it end the process.
                 assert!(moment.check(Some("insmod")).is_err());
                 for (_, o) in moment.objects {
-                    moment.names().frames(o.site, o.sequence);
+                    moment.names().frames(o);
                 }
             }
         }

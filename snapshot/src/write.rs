@@ -121,6 +121,16 @@ pub(crate) fn contents(
         put_module(to, module)?;
     }
 
+    // Others may be added meanwhile, which no object of this moment has.
+    let stacks = moment.stacks.all();
+    to.count(stacks.len())?;
+    for frames in &stacks {
+        to.count(frames.len())?;
+        for frame in &**frames {
+            to.u64(*frame)?;
+        }
+    }
+
     objects::put(to, moment.objects)?;
     let filled = ram::put(to, moment.memory)?;
     to.0.write_all(&END)?;

@@ -15,6 +15,9 @@ pub struct Context {
     preempt_count: Option<u64>,
     comm: u64,
     pid: u64,
+    tgid: u64,
+    /// Per-CPU address of the CPU's number.
+    cpu: Option<u64>,
     jiffies: Option<PhysAddr>,
 }
 
@@ -25,6 +28,10 @@ pub struct Who {
     pub comm: [u8; 16],
     /// 0 in interrupts.
     pub pid: u32,
+    /// The process's pid; 0 in interrupts.
+    pub tgid: u32,
+    /// The CPU's number.
+    pub cpu: u32,
 }
 
 impl Context {
@@ -42,6 +49,8 @@ impl Context {
             preempt_count: kernel.symbols.lookup("__preempt_count").or_else(|| hot("preempt_count")),
             comm: task("comm").unwrap_or(0),
             pid: task("pid").unwrap_or(0),
+            tgid: task("tgid").unwrap_or(0),
+            cpu: kernel.symbols.lookup("cpu_number").or_else(|| hot("cpu_number")),
             jiffies: kernel.symbol("jiffies_64").or_else(|| kernel.symbol("jiffies")).map(|at| kernel.image_phys(at)),
         }
     }
@@ -54,10 +63,11 @@ impl Context {
     /// Who runs on the CPU whose per-CPU base is `gs_base`.
     pub fn who(&self, kernel: &Kernel, memory: &impl GuestMemory, gs_base: u64) -> Who {
         let percpu = |at: Option<u64>| at.map(|a| VirtAddr(a.wrapping_add(gs_base)));
+        let cpu = percpu(self.cpu).and_then(|at| kernel.read_u32(memory, at).ok()).unwrap_or(0);
         let named = |name: &[u8]| {
             let mut comm = [0; 16];
             comm[..name.len()].copy_from_slice(name);
-            Who { comm, pid: 0 }
+            Who { comm, pid: 0, tgid: 0, cpu }
         };
         let count = percpu(self.preempt_count).and_then(|at| kernel.read_u32(memory, at).ok()).unwrap_or(0);
         if count & HARDIRQ_MASK != 0 {
@@ -70,7 +80,8 @@ impl Context {
             let task = VirtAddr(kernel.read_u64(memory, percpu(self.current)?).ok()?);
             let mut comm = [0; 16];
             kernel.read(memory, task.offset(self.comm), &mut comm).ok()?;
-            Some(Who { comm, pid: kernel.read_u32(memory, task.offset(self.pid)).ok()? })
+            let id = |at| kernel.read_u32(memory, task.offset(at)).ok();
+            Some(Who { comm, pid: id(self.pid)?, tgid: id(self.tgid)?, cpu })
         };
         // Before there are tasks, the kernel runs as what becomes the idle task.
         read().unwrap_or_else(|| named(b"swapper"))

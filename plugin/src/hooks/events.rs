@@ -24,7 +24,7 @@ impl Tracker {
             return;
         }
         let jiffies = self.check_time();
-        let Who { comm, pid } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
+        let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
         let object = Object {
             kind,
             dying: false,
@@ -37,10 +37,13 @@ impl Tracker {
                 Kind::Pages => pending.size,
             },
             site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
+            stack: self.stacks.intern(&[self.hooks[pending.hook as usize].0.addr, pending.ret]),
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
             jiffies,
             millis: self.millis(),
             pid,
+            tgid,
+            cpu,
             comm,
         };
         if let (Kind::Pages, Some(pages)) = (kind, &self.pages) {

@@ -19,6 +19,7 @@ use crate::ffi::ram::Ram;
 use crate::ffi::regs::{self, Reg};
 use dashmap::DashMap;
 use detector::objects::{AddressHasher, Kind, LiveMap, Object, Removed};
+use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, StoppedMemory, VirtAddr};
@@ -95,6 +96,8 @@ pub struct Tracker {
     pub live: LiveMap,
     /// With `pages=on`, pages as they were given out last; those that were given back are among them.
     pub pages: Option<Pages>,
+    /// Allocation stacks.
+    pub stacks: Stacks,
     /// What went wrong.
     pub doubts: Doubts,
     /// Modules as they were loaded, each with the sequence number of that moment.
@@ -160,6 +163,7 @@ impl Tracker {
             ram,
             live: LiveMap::with_capacity(LIVE_CAPACITY),
             pages: descriptor.map(|descriptor| Pages { map: LiveMap::with_capacity(LIVE_CAPACITY), descriptor }),
+            stacks: Stacks::default(),
             doubts: Doubts::default(),
             modules: Mutex::default(),
             hooks: hooks.into_iter().map(|h| (h, AtomicU64::new(0))).collect(),

@@ -1,0 +1,129 @@
+//! Allocation stacks, each kept once.
+//!
+//! Written from every vCPU thread at once. A stack that is known, as nearly all are, costs one shard's lock for reading
+//! and allocates nothing.
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+/// The number of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StackId(pub u32);
+
+impl StackId {
+    /// No stack: the allocation was not seen.
+    pub const NONE: StackId = StackId(0);
+}
+
+/// Mixes the words of a stack: a multiplication each, since they are addresses and nobody's choice.
+#[derive(Default)]
+pub struct StackHasher(u64);
+
+impl Hasher for StackHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        // A slice of words is hashed as its bytes.
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|w| self.write_u64(u64::from_le_bytes(*w)));
+        rest.iter().for_each(|b| self.write_u64((*b).into()));
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+}
+
+/// All stacks that were seen.
+pub struct Stacks {
+    ids: DashMap<Arc<[u64]>, StackId, BuildHasherDefault<StackHasher>>,
+    /// By number less one.
+    frames: RwLock<Vec<Arc<[u64]>>>,
+}
+
+impl Default for Stacks {
+    fn default() -> Stacks {
+        Stacks { ids: DashMap::with_capacity_and_hasher(1 << 15, Default::default()), frames: RwLock::default() }
+    }
+}
+
+impl Stacks {
+    /// The number of a stack: addresses, innermost first. The same stack always has the same.
+    pub fn intern(&self, frames: &[u64]) -> StackId {
+        if frames.is_empty() {
+            return StackId::NONE;
+        }
+        if let Some(id) = self.ids.get(frames) {
+            return *id;
+        }
+        self.add(frames)
+    }
+
+    #[cold]
+    fn add(&self, frames: &[u64]) -> StackId {
+        let frames: Arc<[u64]> = frames.into();
+        // The shard is locked while the number is given, so that no stack gets two.
+        *self.ids.entry(Arc::clone(&frames)).or_insert_with(|| {
+            let mut all = self.frames.write();
+            all.push(frames);
+            StackId(all.len() as u32)
+        })
+    }
+
+    /// The frames of a stack, innermost first; empty for [`StackId::NONE`] and for numbers never given.
+    pub fn frames(&self, id: StackId) -> Arc<[u64]> {
+        let index = (id.0 as usize).wrapping_sub(1);
+        self.frames.read().get(index).cloned().unwrap_or_else(|| Arc::new([]))
+    }
+
+    /// The frames of all stacks, by number less one.
+    pub fn all(&self) -> Vec<Arc<[u64]>> {
+        self.frames.read().clone()
+    }
+
+    /// How many different stacks there are.
+    pub fn len(&self) -> usize {
+        self.frames.read().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_number_for_equal_stacks() {
+        let stacks = Stacks::default();
+        let a = stacks.intern(&[1, 2, 3]);
+        let b = stacks.intern(&[1, 2]);
+        assert_ne!(a, b);
+        assert_eq!(stacks.intern(&[1, 2, 3]), a);
+        assert_eq!(&*stacks.frames(b), [1, 2]);
+        assert_eq!(stacks.intern(&[]), StackId::NONE);
+        assert!(stacks.frames(StackId::NONE).is_empty() && stacks.frames(StackId(99)).is_empty());
+        assert_eq!(stacks.len(), 2);
+    }
+
+    #[test]
+    fn threads_agree() {
+        let stacks = Stacks::default();
+        let numbers: Vec<Vec<StackId>> = std::thread::scope(|scope| {
+            let work = || (0..2000u64).map(|i| stacks.intern(&[i % 500, i % 7])).collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(numbers.windows(2).all(|w| w[0] == w[1]));
+        assert_eq!(stacks.len(), 2000);
+        assert_eq!(&*stacks.frames(numbers[0][501]), [1, 501 % 7]);
+    }
+}
