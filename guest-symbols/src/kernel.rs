@@ -113,7 +113,7 @@ impl Kernel {
             let pgt = symbols.lookup("init_top_pgt").unwrap_or_default();
             let image_phys = |at: VirtAddr| PhysAddr(at.0.wrapping_add(image_offset));
             return Ok(Kernel {
-                orc: btf.as_ref().and_then(|btf| Orc::read(memory, &symbols, btf, image_phys)),
+                orc: Orc::read(memory, &symbols, btf.as_ref(), image_phys),
                 root: PhysAddr(pgt.wrapping_add(image_offset)),
                 page_offset_base: symbols.lookup("page_offset_base"),
                 symbols,

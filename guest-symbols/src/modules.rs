@@ -3,13 +3,19 @@
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr, u32_at, u64_at};
 use crate::symbols::{Resolved, Symbol, SymbolTable, SymbolTableBuilder};
+use crate::unwind::orc::Table;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// MODULE_NAME_LEN.
 const NAME_LEN: usize = 56;
 /// A module with more symbols or names than this is not believed.
 const MAX_SYMBOLS: u64 = 1 << 20;
 const MAX_STRINGS: usize = 64 << 20;
+/// Nor is one with more unwind entries.
+const MAX_ORCS: u64 = 1 << 20;
+/// `sizeof(struct orc_entry)`.
+const ORC_ENTRY: usize = 6;
 /// `sizeof(Elf64_Sym)`.
 const ELF_SYM: usize = 24;
 
@@ -19,6 +25,8 @@ pub struct Module {
     pub name: String,
     /// Virtual ranges of all its parts, the init parts too while they exist.
     pub ranges: Vec<Range<u64>>,
+    /// Its unwind table, where the kernel unwinds by ORC. Not kept in snapshots, whose stacks are unwound.
+    pub orc: Option<Arc<Table>>,
     symbols: SymbolTable,
 }
 
@@ -32,6 +40,7 @@ impl Module {
         Some(Module {
             name: kernel.read_string(memory, at.offset(name_at), NAME_LEN),
             ranges,
+            orc: read_orc(kernel, memory, at).map(Arc::new),
             symbols: symbols.build(),
         })
     }
@@ -44,7 +53,7 @@ impl Module {
     ) -> Module {
         let mut table = ends(&ranges);
         symbols.into_iter().for_each(|s| table.push(s.addr, s.kind, s.name));
-        Module { name, ranges, symbols: table.build() }
+        Module { name, ranges, orc: None, symbols: table.build() }
     }
 
     /// Its symbols, ascending by virtual address.
@@ -101,6 +110,23 @@ fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Ve
         }
     }
     Some(ranges)
+}
+
+/// `struct mod_arch_specific` (arch/x86/include/asm/module.h): the table, sorted by unwind_module_init() before the module's
+/// code runs.
+fn read_orc(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Table> {
+    let field = |path| Some(at.offset(kernel.offset_of("module", path)?));
+    let count = u64::from(kernel.read_u32(memory, field("arch.num_orcs")?).ok()?);
+    let ips_at = VirtAddr(kernel.read_u64(memory, field("arch.orc_unwind_ip")?).ok()?);
+    let entries_at = VirtAddr(kernel.read_u64(memory, field("arch.orc_unwind")?).ok()?);
+    if count == 0 || count > MAX_ORCS {
+        return None;
+    }
+    let mut ips = vec![0; count as usize * 4];
+    let mut entries = vec![0; count as usize * ORC_ENTRY];
+    kernel.read(memory, ips_at, &mut ips).ok()?;
+    kernel.read(memory, entries_at, &mut entries).ok()?;
+    Table::new(ips_at.0, &ips, &entries)
 }
 
 fn read_symbols(

@@ -142,7 +142,7 @@ impl Session {
             kernel.btf.as_ref().map_or(0, |b| b.len()),
             began.elapsed()
         );
-        for family in Tracker::install(kernel, ram, self.options.pages) {
+        for family in Tracker::install(kernel, ram, self.options.pages, 16) {
             output::warning(&format!(
                 "this kernel has no known function of the family \"{family}\": such allocations or frees are not seen, and the report is not to be trusted"
             ));

@@ -1,7 +1,13 @@
 //! Frames of the kernel's stacks.
 //!
 //! - [`orc`]: the kernel's own unwind table (CONFIG_UNWINDER_ORC)
-//! - [`frames`]: from frame to frame by it
+//! - [`step`]: from a frame to its caller, by that table or by frame pointers (CONFIG_UNWINDER_FRAME_POINTER)
+//! - [`walk`]: the stack of a CPU that runs, as the kernel would save it
+//! - [`cache`]: the rules that walks need most
+//! - [`frames`]: the frames of a task that sleeps
 
+pub mod cache;
 pub mod frames;
 pub mod orc;
+pub mod step;
+pub mod walk;

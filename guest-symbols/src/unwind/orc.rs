@@ -30,14 +30,16 @@ pub enum Base {
     SpIndirect,
     /// The word that the frame pointer, plus the offset, points at.
     BpIndirect,
-    /// Another register.
+    /// Another register, by the offset of its place in `struct pt_regs`.
     Register(u8),
+    /// A register that is not known.
+    Unknown,
     /// Nothing is known here.
     Undefined,
 }
 
 /// What a frame is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A call: the return address is below the caller's frame.
     Call,
@@ -64,6 +66,9 @@ pub struct Rule {
     pub bp_offset: i16,
     /// What the frame is.
     pub kind: Kind,
+    /// Whether the caller was interrupted: its instruction pointer is then no return address, but of the instruction that
+    /// comes next.
+    pub signal: bool,
 }
 
 /// Where a caller's frame pointer is.
@@ -85,13 +90,43 @@ struct Numbers {
     sp: u8,
     bp_indirect: u8,
     sp_indirect: u8,
+    /// The others, with their places in `struct pt_regs`.
+    others: &'static [(u8, u8)],
 }
 
 /// To 6.19 or so, and after.
 const NUMBERS: [Numbers; 2] = [
-    Numbers { prev_sp: 1, bp: 4, sp: 5, bp_indirect: 8, sp_indirect: 9 },
-    Numbers { prev_sp: 8, bp: 4, sp: 3, bp_indirect: 10, sp_indirect: 9 },
+    Numbers {
+        prev_sp: 1,
+        bp: 4,
+        sp: 5,
+        bp_indirect: 8,
+        sp_indirect: 9,
+        others: &[(2, pt_regs::DX), (3, pt_regs::DI), (6, pt_regs::R10), (7, pt_regs::R13)],
+    },
+    Numbers {
+        prev_sp: 8,
+        bp: 4,
+        sp: 3,
+        bp_indirect: 10,
+        sp_indirect: 9,
+        others: &[(1, pt_regs::AX), (2, pt_regs::DX), (5, pt_regs::DI), (6, pt_regs::R10), (7, pt_regs::R13)],
+    },
 ];
+
+/// Byte offsets in `struct pt_regs` (arch/x86/include/asm/ptrace.h, all).
+pub mod pt_regs {
+    #![allow(missing_docs)]
+    pub const R13: u8 = 16;
+    pub const BP: u8 = 32;
+    pub const R10: u8 = 56;
+    pub const AX: u8 = 80;
+    pub const DX: u8 = 96;
+    pub const DI: u8 = 112;
+    pub const IP: u8 = 128;
+    pub const CS: u8 = 136;
+    pub const SP: u8 = 152;
+}
 
 /// Bit fields of the struct's last two bytes: shift and mask.
 #[derive(Debug, Clone, Copy)]
@@ -99,9 +134,17 @@ struct Layout {
     sp_reg: (u32, u32),
     bp_reg: (u32, u32),
     kind: (u32, u32),
-    /// To 6.3 a bit of its own.
+    /// To 6.3 a bit of its own, after which the types are counted from 0.
     end: Option<u32>,
+    /// From 6.3 on; before, all frames with registers were interrupted.
+    signal: Option<u32>,
 }
+
+/// For kernels without BTF: from 6.4 on, and to 6.2. Neither makes sense of the other's tables.
+const LAYOUTS: [Layout; 2] = [
+    Layout { sp_reg: (0, 15), bp_reg: (4, 15), kind: (8, 7), end: None, signal: Some(11) },
+    Layout { sp_reg: (0, 15), bp_reg: (4, 15), kind: (8, 3), end: Some(10), signal: None },
+];
 
 impl Layout {
     fn of(btf: &Btf) -> Option<Layout> {
@@ -117,72 +160,40 @@ impl Layout {
             bp_reg: bits("bp_reg")?,
             kind: bits("type")?,
             end: bits("end").map(|(shift, _)| shift),
+            signal: bits("signal").map(|(shift, _)| shift),
         })
     }
 }
 
-/// The table of the kernel's image.
-pub struct Orc {
-    /// Virtual address of the first relative address.
-    base: u64,
-    ips: Vec<i32>,
-    entries: Vec<[u8; ENTRY]>,
+/// How the entries of a kernel's tables, its modules' too, are read.
+#[derive(Debug, Clone, Copy)]
+struct Format {
     layout: Layout,
     numbers: Numbers,
 }
 
-impl Orc {
-    /// Reads the table of the image; `None` if there is none, or none that makes sense. `phys` gives the
-    /// physical address of a byte of the image.
-    pub fn read(
-        memory: &impl StoppedMemory,
-        symbols: &SymbolTable,
-        btf: &Btf,
-        phys: impl Fn(VirtAddr) -> crate::PhysAddr,
-    ) -> Option<Orc> {
-        let range = |from: &str, to: &str| Some(symbols.lookup(from)?..symbols.lookup(to)?);
-        let ips_at = range("__start_orc_unwind_ip", "__stop_orc_unwind_ip")?;
-        let entries_at = range("__start_orc_unwind", "__stop_orc_unwind")?;
-        let count = ips_at.end.checked_sub(ips_at.start)? / 4;
-        if count == 0 || count > MAX_ENTRIES || entries_at.end.checked_sub(entries_at.start)? < count * ENTRY as u64 {
-            return None;
-        }
-        let bytes = |at: u64, len: u64| memory.slice(phys(VirtAddr(at)), len as usize);
-        let ips = bytes(ips_at.start, count * 4)?.as_chunks::<4>().0;
-        let entries = bytes(entries_at.start, count * ENTRY as u64)?.as_chunks::<ENTRY>().0;
-        let mut orc = Orc {
-            base: ips_at.start,
-            ips: ips.iter().map(|ip| i32::from_le_bytes(*ip)).collect(),
-            entries: entries.to_vec(),
-            layout: Layout::of(btf)?,
-            numbers: NUMBERS[0],
-        };
-        let ascends = (1..orc.ips.len()).all(|i| orc.ip(i - 1) <= orc.ip(i));
-        orc.numbers = orc.learn(symbols).filter(|_| ascends)?;
-        Some(orc)
+/// One table: the image's, or a module's.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// Virtual address of the first relative address.
+    base: u64,
+    ips: Vec<i32>,
+    entries: Vec<[u8; ENTRY]>,
+}
+
+impl Table {
+    /// A table from the bytes of its two arrays, the first of which lies at virtual address `base`. `None` if it does not
+    /// ascend, as a module's before it is sorted.
+    pub fn new(base: u64, ips: &[u8], entries: &[u8]) -> Option<Table> {
+        let ips: Vec<i32> = ips.as_chunks::<4>().0.iter().map(|ip| i32::from_le_bytes(*ip)).collect();
+        let entries = entries.as_chunks::<ENTRY>().0.to_vec();
+        let table = Table { base, ips, entries };
+        let ascends = (1..table.ips.len()).all(|i| table.ip(i - 1) <= table.ip(i));
+        (ascends && !table.ips.is_empty() && table.ips.len() == table.entries.len()).then_some(table)
     }
 
     fn ip(&self, i: usize) -> u64 {
         self.base.wrapping_add(4 * i as u64).wrapping_add_signed(self.ips[i].into())
-    }
-
-    fn bits(&self, i: usize, (shift, mask): (u32, u32)) -> u32 {
-        let e = &self.entries[i];
-        (u32::from(u16::from_le_bytes([e[4], e[5]])) >> shift) & mask
-    }
-
-    /// The numbering in which functions start with their return address at the stack pointer.
-    fn learn(&self, symbols: &SymbolTable) -> Option<Numbers> {
-        let mut votes: HashMap<u32, usize> = HashMap::new();
-        let functions = symbols.iter().filter(|s| matches!(s.kind, b't' | b'T'));
-        for at in functions.map(|s| s.addr).step_by(16).take(SAMPLE) {
-            let Some(i) = self.index(at) else { continue };
-            if i16::from_le_bytes([self.entries[i][0], self.entries[i][1]]) == 8 {
-                *votes.entry(self.bits(i, self.layout.sp_reg)).or_default() += 1;
-            }
-        }
-        let (winner, _) = votes.into_iter().max_by_key(|(_, n)| *n)?;
-        NUMBERS.into_iter().find(|n| u32::from(n.sp) == winner)
     }
 
     /// The last entry at or below an address.
@@ -194,59 +205,133 @@ impl Orc {
         }
         low.checked_sub(1)
     }
+}
 
-    fn rule(&self, i: usize) -> Rule {
-        let e = &self.entries[i];
-        let n = self.numbers;
-        let sp = match self.bits(i, self.layout.sp_reg) as u8 {
+/// The table of the kernel's image, and how it and those of modules are read.
+pub struct Orc {
+    format: Format,
+    table: Table,
+}
+
+impl Orc {
+    /// Reads the table of the image; `None` if there is none, or none that makes sense. `phys` gives the
+    /// physical address of a byte of the image.
+    pub fn read(
+        memory: &impl StoppedMemory,
+        symbols: &SymbolTable,
+        btf: Option<&Btf>,
+        phys: impl Fn(VirtAddr) -> crate::PhysAddr,
+    ) -> Option<Orc> {
+        let range = |from: &str, to: &str| Some(symbols.lookup(from)?..symbols.lookup(to)?);
+        let ips_at = range("__start_orc_unwind_ip", "__stop_orc_unwind_ip")?;
+        let entries_at = range("__start_orc_unwind", "__stop_orc_unwind")?;
+        let count = ips_at.end.checked_sub(ips_at.start)? / 4;
+        if count == 0 || count > MAX_ENTRIES || entries_at.end.checked_sub(entries_at.start)? < count * ENTRY as u64 {
+            return None;
+        }
+        let bytes = |at: u64, len: u64| memory.slice(phys(VirtAddr(at)), len as usize);
+        let table =
+            Table::new(ips_at.start, bytes(ips_at.start, count * 4)?, bytes(entries_at.start, count * ENTRY as u64)?)?;
+        let layouts = match btf.and_then(Layout::of) {
+            Some(layout) => vec![layout],
+            None => LAYOUTS.to_vec(),
+        };
+        let format = layouts.into_iter().find_map(|layout| Format::learn(layout, &table, symbols))?;
+        Some(Orc { format, table })
+    }
+
+    /// What holds at an address of the image.
+    pub fn lookup(&self, at: u64) -> Option<Rule> {
+        self.lookup_in(&self.table, at)
+    }
+
+    /// What holds at an address that a table, perhaps a module's, is about.
+    pub fn lookup_in(&self, table: &Table, at: u64) -> Option<Rule> {
+        table.index(at).map(|i| self.format.rule(&table.entries[i]))
+    }
+
+    /// The addresses in a range of the image at which something else begins to hold, each with what does.
+    pub fn changes(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Rule)> + '_ {
+        let table = &self.table;
+        let first = range.start.checked_sub(1).and_then(|at| table.index(at)).map_or(0, |i| i + 1);
+        (first..table.ips.len())
+            .map(|i| (table.ip(i), self.format.rule(&table.entries[i])))
+            .take_while(move |(at, _)| range.contains(at))
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.table.ips.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.table.ips.is_empty()
+    }
+}
+
+fn bits(e: &[u8; ENTRY], (shift, mask): (u32, u32)) -> u32 {
+    (u32::from(u16::from_le_bytes([e[4], e[5]])) >> shift) & mask
+}
+
+impl Format {
+    /// The numbering in which functions start with their return address at the stack pointer; `None` if that is not how
+    /// most of them start.
+    fn learn(layout: Layout, table: &Table, symbols: &SymbolTable) -> Option<Format> {
+        let mut votes: HashMap<(u32, Kind), usize> = HashMap::new();
+        let mut looked = 0;
+        let functions = symbols.iter().filter(|s| matches!(s.kind, b't' | b'T'));
+        for at in functions.map(|s| s.addr).step_by(16).take(SAMPLE) {
+            let Some(i) = table.index(at) else { continue };
+            let e = &table.entries[i];
+            if i16::from_le_bytes([e[0], e[1]]) == 8 {
+                looked += 1;
+                *votes.entry((bits(e, layout.sp_reg), kind(layout, e))).or_default() += 1;
+            }
+        }
+        let ((winner, kind), n) = votes.into_iter().max_by_key(|(_, n)| *n)?;
+        let numbers = NUMBERS.into_iter().find(|n| u32::from(n.sp) == winner)?;
+        (kind == Kind::Call && n > looked / 2).then_some(Format { layout, numbers })
+    }
+
+    fn rule(&self, e: &[u8; ENTRY]) -> Rule {
+        let (n, layout) = (self.numbers, self.layout);
+        let sp = match bits(e, layout.sp_reg) as u8 {
             0 => Base::Undefined,
             r if r == n.sp => Base::Sp,
             r if r == n.bp => Base::Bp,
             r if r == n.sp_indirect => Base::SpIndirect,
             r if r == n.bp_indirect => Base::BpIndirect,
-            r => Base::Register(r),
+            r => n.others.iter().find(|(number, _)| *number == r).map_or(Base::Unknown, |(_, at)| Base::Register(*at)),
         };
-        let bp = match self.bits(i, self.layout.bp_reg) as u8 {
+        let bp = match bits(e, layout.bp_reg) as u8 {
             r if r == n.prev_sp => Saved::FromCaller,
             r if r == n.bp => Saved::FromBp,
             _ => Saved::Register,
         };
-        let number = self.bits(i, self.layout.kind);
-        let kind = match self.layout.end {
-            Some(end) if self.bits(i, (end, 1)) != 0 => Kind::End,
-            Some(_) if sp == Base::Undefined => Kind::Undefined,
-            Some(_) => [Kind::Call, Kind::Regs, Kind::PartialRegs, Kind::Undefined][number as usize & 3],
-            None => match number {
-                1 => Kind::End,
-                2 => Kind::Call,
-                3 => Kind::Regs,
-                4 => Kind::PartialRegs,
-                _ => Kind::Undefined,
-            },
+        let kind = kind(layout, e);
+        let signal = match layout.signal {
+            Some(shift) => bits(e, (shift, 1)) != 0,
+            None => matches!(kind, Kind::Regs | Kind::PartialRegs),
         };
         let word = |at| i16::from_le_bytes([e[at], e[at + 1]]);
-        Rule { sp, sp_offset: word(0), bp, bp_offset: word(2), kind }
+        Rule { sp, sp_offset: word(0), bp, bp_offset: word(2), kind, signal }
     }
+}
 
-    /// What holds at an address of the image.
-    pub fn lookup(&self, at: u64) -> Option<Rule> {
-        self.index(at).map(|i| self.rule(i))
-    }
-
-    /// The addresses in a range at which something else begins to hold, each with what does.
-    pub fn changes(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Rule)> + '_ {
-        let first = range.start.checked_sub(1).and_then(|at| self.index(at)).map_or(0, |i| i + 1);
-        (first..self.ips.len()).map(|i| (self.ip(i), self.rule(i))).take_while(move |(at, _)| range.contains(at))
-    }
-
-    /// Number of entries.
-    pub fn len(&self) -> usize {
-        self.ips.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.ips.is_empty()
+fn kind(layout: Layout, e: &[u8; ENTRY]) -> Kind {
+    let number = bits(e, layout.kind);
+    match layout.end {
+        Some(end) if bits(e, (end, 1)) != 0 => Kind::End,
+        Some(_) if bits(e, layout.sp_reg) == 0 => Kind::Undefined,
+        Some(_) => [Kind::Call, Kind::Regs, Kind::PartialRegs, Kind::Undefined][number as usize & 3],
+        None => match number {
+            1 => Kind::End,
+            2 => Kind::Call,
+            3 => Kind::Regs,
+            4 => Kind::PartialRegs,
+            _ => Kind::Undefined,
+        },
     }
 }
 
@@ -258,19 +343,17 @@ pub(crate) mod tests {
 
     /// A table of these entries: from which address on, and the six bytes as fields: offsets, register numbers, type.
     pub(crate) fn table(entries: &[(u64, i16, i16, u8, u8, u8)], numbers: usize) -> Orc {
-        // As in 6.4 to 7.3.
-        let layout = Layout { sp_reg: (0, 15), bp_reg: (4, 15), kind: (8, 7), end: None };
         let ip = |(i, e): (usize, &(u64, i16, i16, u8, u8, u8))| e.0.wrapping_sub(BASE + 4 * i as u64) as i32;
         let bytes = |e: &(u64, i16, i16, u8, u8, u8)| {
             let ([a, b], [c, d]) = (e.1.to_le_bytes(), e.2.to_le_bytes());
             [a, b, c, d, e.3 | e.4 << 4, e.5]
         };
+        let ips: Vec<u8> = entries.iter().enumerate().flat_map(|e| ip(e).to_le_bytes()).collect();
+        let bytes: Vec<u8> = entries.iter().flat_map(bytes).collect();
         Orc {
-            base: BASE,
-            ips: entries.iter().enumerate().map(ip).collect(),
-            entries: entries.iter().map(bytes).collect(),
-            layout,
-            numbers: NUMBERS[numbers],
+            // As in 6.4 to 7.3.
+            format: Format { layout: LAYOUTS[0], numbers: NUMBERS[numbers] },
+            table: Table::new(BASE, &ips, &bytes).expect("a table"),
         }
     }
 
@@ -293,7 +376,11 @@ pub(crate) mod tests {
             let orc = table(&(0..64).map(|i| (0x1000 + 16 * i, 8, 0, sp, 0, 2)).collect::<Vec<_>>(), 0);
             let mut symbols = crate::symbols::SymbolTableBuilder::with_capacity(64);
             (0..64).for_each(|i| symbols.push(0x1000 + 16 * i, b't', &format!("f{i}")));
-            assert_eq!(orc.learn(&symbols.build()), Some(NUMBERS[numbers]));
+            let symbols = symbols.build();
+            let format = Format::learn(LAYOUTS[0], &orc.table, &symbols).unwrap();
+            assert_eq!(format.numbers, NUMBERS[numbers]);
+            // Read in the other layout, nothing starts as functions do.
+            assert!(Format::learn(LAYOUTS[1], &orc.table, &symbols).is_none());
         }
     }
 }

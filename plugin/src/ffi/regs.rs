@@ -26,11 +26,13 @@ pub enum Reg {
     R9,
     /// Stack pointer.
     Rsp,
+    /// Frame pointer.
+    Rbp,
     /// Base of per-CPU memory in the kernel.
     GsBase,
 }
 
-const NAMES: [&str; 9] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "gs_base"];
+const NAMES: [&str; 10] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "rbp", "gs_base"];
 
 impl Reg {
     /// The register of argument `index`, counted from 0.

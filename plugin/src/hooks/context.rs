@@ -60,6 +60,12 @@ impl Context {
         self.jiffies.and_then(|at| memory.read_u64(at).ok()).unwrap_or(0)
     }
 
+    /// The task that runs on the CPU whose per-CPU base is `gs_base`; none before there are tasks.
+    pub fn task(&self, kernel: &Kernel, memory: &impl GuestMemory, gs_base: u64) -> Option<VirtAddr> {
+        let at = VirtAddr(self.current?.wrapping_add(gs_base));
+        kernel.read_u64(memory, at).ok().filter(|&task| task != 0).map(VirtAddr)
+    }
+
     /// Who runs on the CPU whose per-CPU base is `gs_base`.
     pub fn who(&self, kernel: &Kernel, memory: &impl GuestMemory, gs_base: u64) -> Who {
         let percpu = |at: Option<u64>| at.map(|a| VirtAddr(a.wrapping_add(gs_base)));
@@ -77,7 +83,7 @@ impl Context {
             return named(b"softirq");
         }
         let read = || {
-            let task = VirtAddr(kernel.read_u64(memory, percpu(self.current)?).ok()?);
+            let task = self.task(kernel, memory, gs_base)?;
             let mut comm = [0; 16];
             kernel.read(memory, task.offset(self.comm), &mut comm).ok()?;
             let id = |at| kernel.read_u32(memory, task.offset(at)).ok();

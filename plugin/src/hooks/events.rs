@@ -4,6 +4,7 @@ use super::context::Who;
 use super::tracker::{Pending, Tracker};
 use crate::ffi::regs::{self, Reg};
 use detector::objects::{Inserted, Kind, Object, Removed, Site};
+use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use guest_symbols::pages::Maps;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ const MAX_BULK: u64 = 1 << 16;
 pub(super) const RECENT_VFREES: usize = 256;
 
 impl Tracker {
-    pub(super) fn allocated(&self, addr: u64, kind: Kind, pending: Pending) {
+    pub(super) fn allocated(&self, addr: u64, kind: Kind, pending: Pending, stack: StackId) {
         let is_error = addr.wrapping_neg() < PAGE_SIZE;
         if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
             return;
@@ -37,7 +38,7 @@ impl Tracker {
                 Kind::Pages => pending.size,
             },
             site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
-            stack: self.stacks.intern(&[self.hooks[pending.hook as usize].0.addr, pending.ret]),
+            stack,
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
             jiffies,
             millis: self.millis(),

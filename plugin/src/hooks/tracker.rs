@@ -10,6 +10,7 @@
 //! translated yet, it will be watched when it is.
 
 use super::callsite::{CallSites, LONGEST_CALL, Returns};
+use super::code::Code;
 use super::context::Context;
 use super::events::{RECENT_VFREES, ZERO_SIZE_PTR};
 use super::table::{self, Action, Hook};
@@ -108,6 +109,9 @@ pub struct Tracker {
     entry_range: std::ops::RangeInclusive<u64>,
     sites: CallSites,
     pub(super) context: Context,
+    pub(super) code: Code,
+    /// Frames kept of each stack.
+    pub(super) frames: usize,
     pub(super) pending: AddressMap<Pending>,
     watched: AddressMap<Watch>,
     armed: Mutex<u64>,
@@ -139,14 +143,14 @@ impl Tracker {
     /// Chooses hooks for the kernel and makes this the process's tracker. `memory` is `ram`, stopped.
     ///
     /// Returns the families of functions that the kernel has none of.
-    pub fn install(kernel: Kernel, ram: Ram, pages: bool) -> Vec<&'static str> {
+    pub fn install(kernel: Kernel, ram: Ram, pages: bool, frames: usize) -> Vec<&'static str> {
         let (hooks, missing) = table::choose(&kernel, pages);
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| pages);
-        let sites = {
+        let (sites, code) = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
             // translation callback now.
             let memory = unsafe { ram.stopped() };
-            analyse_calls(&kernel, &memory, &hooks)
+            (analyse_calls(&kernel, &memory, &hooks), Code::new(&kernel, &memory))
         };
         let addresses = hooks.iter().map(|h| h.addr);
         let low = addresses.clone().min().unwrap_or(u64::MAX);
@@ -155,6 +159,8 @@ impl Tracker {
             entries: hooks.iter().enumerate().map(|(i, h)| (h.addr, i as u32)).collect(),
             entry_range: low..=high,
             context: Context::new(&kernel),
+            code,
+            frames,
             image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
             replaced: AtomicBool::new(false),
             jiffies: AtomicU64::new(0),
@@ -291,6 +297,7 @@ impl Tracker {
             Action::ModuleLoad(module) => {
                 if let Some(module) = Module::read(&self.kernel, &self.ram, VirtAddr(regs::read(module))) {
                     log::debug!("module {} with {} symbols", module.name, module.symbol_count());
+                    self.code.add(&module);
                     self.modules.lock().push((self.sequence.load(Ordering::Relaxed), module));
                 }
             }
@@ -353,16 +360,23 @@ impl Tracker {
         }
         let hook = &self.hooks[pending.hook as usize].0;
         let rax = regs::read(Reg::Rax);
+        // Nothing came of it.
+        if rax == 0 {
+            return;
+        }
+        let stack = self.stack(hook.addr, ret, slot.wrapping_add(8));
         match hook.action {
-            Action::Alloc(kind, _) => self.allocated(rax, kind, pending),
-            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending),
+            Action::Alloc(kind, _) => self.allocated(rax, kind, pending, stack),
+            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending, stack),
             Action::AllocPagesBulk(_) => {
-                self.array(pending.array, rax, |page| self.allocated(page, Kind::Pages, pending))
+                self.array(pending.array, rax, |page| self.allocated(page, Kind::Pages, pending, stack))
             }
             Action::AllocBulk(_, _, boolean) => {
                 let result = if boolean { rax & 0xff } else { rax & 0xffff_ffff };
                 if result != 0 {
-                    self.array(pending.array, pending.size, |object| self.allocated(object, Kind::Slab, pending));
+                    self.array(pending.array, pending.size, |object| {
+                        self.allocated(object, Kind::Slab, pending, stack)
+                    });
                 }
             }
             _ => {}
