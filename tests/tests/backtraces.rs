@@ -1,0 +1,99 @@
+//! Backtraces are those that the guest's own kmemleak has saved, of every object that both know.
+
+use checker::moment::Moment;
+use guest_symbols::memory::StoppedMemory;
+use snapshot::Snapshot;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use tests::kmemleak_objects;
+use tests::program::scratch;
+use tests::{Guest, planted};
+
+/// How often stacks agree.
+#[derive(Debug, Default)]
+struct Agreement {
+    /// Objects that both know and have a stack of.
+    both: u64,
+    /// Of them, those with the same stack, or with one that goes on where kmemleak's was cut at an interrupt.
+    same: u64,
+    /// Of these, those that were cut.
+    cut: u64,
+    /// The others, by what is different, with one example each.
+    others: BTreeMap<String, (u64, String)>,
+}
+
+/// Compares both stacks of each object from the allocator's caller down: where in the allocator the call was cannot be
+/// seen from outside.
+fn compare<M: StoppedMemory>(moment: &Moment<'_, M>) -> Agreement {
+    let kernel = moment.kernel;
+    let theirs: HashMap<u64, kmemleak_objects::Object> =
+        kmemleak_objects::read(kernel, moment.memory).into_iter().map(|o| (o.address, o)).collect();
+    let entries = kmemleak_objects::interrupt_entries(kernel);
+    let is_entry = |at: u64| entries.iter().any(|r| r.contains(&at));
+    let function = |at: u64| kernel.symbols.resolve(at).map_or("?", |r| r.name);
+    let mut result = Agreement::default();
+    for (address, object) in moment.objects {
+        let ours = moment.stacks.frames(object.stack);
+        let Some(other) = theirs.get(address).filter(|o| !o.stack.is_empty() && !ours.is_empty()) else { continue };
+        result.both += 1;
+        // kmemleak's first frames are in the allocator, or in what it calls.
+        let allocator = function(ours[0]);
+        let inside = other.stack.iter().take(4).rposition(|&at| function(at) == allocator);
+        let theirs = &other.stack[inside.map_or(0, |i| i + 1)..];
+        let ours = &ours[1..];
+        let n = ours.len().min(theirs.len());
+        let cut = theirs.last().is_some_and(|&at| is_entry(at)) && theirs.len() < ours.len();
+        // Both keep as many frames, and the allocator may have several of them.
+        let full = other.stack.len() == 16 || ours.len() == 15;
+        if inside.is_some() && ours[..n] == theirs[..n] && (ours.len() == theirs.len() || cut || full) {
+            result.same += 1;
+            result.cut += u64::from(cut);
+            continue;
+        }
+        let at = ours.iter().zip(theirs).position(|(a, b)| a != b).unwrap_or(n);
+        let name = |stack: &[u64]| stack.get(at).map_or("(end)".to_owned(), |&f| function(f).to_owned());
+        let what = match inside {
+            None => format!("kmemleak has no frame of {allocator}"),
+            Some(_) => format!(
+                "below {}: {} here, {} there",
+                function(if at == 0 { 0 } else { ours[at - 1] }),
+                name(ours),
+                name(theirs)
+            ),
+        };
+        let example = || {
+            let list = |stack: &[u64]| stack.iter().map(|&f| function(f)).collect::<Vec<_>>().join(" < ");
+            format!("{address:#x}\n  here  {}\n  there {}", list(ours), list(theirs))
+        };
+        result.others.entry(what).or_insert_with(|| (0, example())).0 += 1;
+    }
+    result
+}
+
+fn table(agreement: &Agreement) -> String {
+    let Agreement { both, same, cut, others } = agreement;
+    let percent = 100.0 * *same as f64 / *both as f64;
+    let mut text = format!(
+        "{both} objects are known to both: {same} backtraces are equal ({percent:.3} %), {cut} of them cut by kmemleak at an interrupt\n"
+    );
+    let mut others: Vec<_> = others.iter().collect();
+    others.sort_by_key(|(_, (n, _))| std::cmp::Reverse(*n));
+    for (what, (n, example)) in others.iter().take(20) {
+        let _ = writeln!(text, "{n:6} {what}; {example}");
+    }
+    text
+}
+
+#[test]
+fn backtraces_are_kmemleak_s() {
+    let snapshot = scratch("backtraces-file").join("snapshot");
+    let guest = Guest::new("backtraces", "selfbuilt-kmemleak").module("leaky").losing(planted::addresses);
+    let boot =
+        guest.run(&["insmod:leaky", "workload"]).option(&format!("snapshot={}", snapshot.display())).limit(360).boot();
+    boot.assert_ended_well();
+    let snapshot = Snapshot::open(&snapshot).expect("the snapshot");
+    let agreement = compare(&snapshot.moment());
+    println!("{}", table(&agreement));
+    assert!(agreement.both > 20_000, "{}", table(&agreement));
+    assert!(agreement.same * 1000 >= agreement.both * 999, "{}\n{}", boot.hint(), table(&agreement));
+}
