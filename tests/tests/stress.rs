@@ -25,10 +25,13 @@ fn nothing_is_reported_under_load(kernel: &str) {
         assert_eq!(report.objects, [], "{}", boot.hint());
         assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
     }
-    // A load that did not start would leak nothing either: an idle guest has some 100,000 by then.
+    // A load that did not start would leak nothing either: an idle guest has some 100,000 by then, and one under load at
+    // least twice as many, on however busy a host.
     boot.assert_trustworthy();
+    let turns = boot.console.lines().filter(|line| line.starts_with("stress: ")).count();
+    assert!(turns > 20 && boot.console.contains("stress: done"), "only {turns} turns; {}", boot.hint());
     let allocations = reports[reports.len() - 1].summary.allocations;
-    assert!(allocations > 300_000, "only {allocations} allocations; {}", boot.hint());
+    assert!(allocations > 150_000, "only {allocations} allocations; {}", boot.hint());
 }
 
 #[test]
