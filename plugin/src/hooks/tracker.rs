@@ -311,6 +311,8 @@ impl Tracker {
             self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
+        let ret = if self.code.is_tracer(ret) { self.untraced(ret, rsp) } else { ret };
         let watch = self.watched.get(&ret).map(|w| *w);
         let (armed, doubtful) = (watch == Some(Watch::WhileArmed), watch == Some(Watch::Never));
         if doubtful {
