@@ -210,6 +210,9 @@ impl Session {
                 None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
             });
         };
+        if let Some(times) = &tracker.times {
+            times.log(tracker.stacks.len());
+        }
         if tracker.is_replaced() {
             return output::error(&format!("no result: {RESET}"));
         }

@@ -1,12 +1,12 @@
 //! Allocator hooks: which functions ([`table`]), where calls return to ([`callsite`]), what happens when
 //! they are entered and return ([`tracker`]), to the live map then ([`events`]), and whose stack it was
-//! (`stack`, over the kernel's [`code`]).
+//! ([`stack`], over the kernel's [`code`]).
 
 pub mod callsite;
 pub mod code;
 pub mod context;
 pub mod events;
-mod stack;
+pub mod stack;
 pub mod table;
 mod traced;
 pub mod tracker;

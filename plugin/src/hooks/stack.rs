@@ -9,13 +9,62 @@ use guest_symbols::paging::PageTables;
 use guest_symbols::unwind::cache::Cache;
 use guest_symbols::unwind::step::State;
 use guest_symbols::unwind::walk::{self, Context, Method};
+use parking_lot::Mutex;
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Most frames of a stack, the allocator's included.
 pub const MAX_FRAMES: usize = 64;
 
 thread_local! {
     static CACHE: RefCell<Cache> = RefCell::default();
+}
+
+/// How long unwinding took, for LIBLEAK_LOG=info: of every so many stacks one is timed.
+#[derive(Default)]
+pub struct Times {
+    count: AtomicU64,
+    /// Nanoseconds, and frames.
+    samples: Mutex<Vec<(u64, usize)>>,
+}
+
+/// One of so many stacks is timed.
+const EVERY: u64 = 16;
+/// Samples kept.
+const MAX_SAMPLES: usize = 1 << 20;
+
+impl Times {
+    fn measure(&self, frames: impl FnOnce() -> usize) -> usize {
+        if !self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY) {
+            return frames();
+        }
+        let began = Instant::now();
+        let n = frames();
+        let took = began.elapsed().as_nanos() as u64;
+        let mut samples = self.samples.lock();
+        if samples.len() < MAX_SAMPLES {
+            samples.push((took, n));
+        }
+        n
+    }
+
+    /// Says how long it took.
+    pub fn log(&self, stacks: usize) {
+        let samples = self.samples.lock();
+        let mut times: Vec<u64> = samples.iter().map(|(took, _)| *took).collect();
+        times.sort_unstable();
+        let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(0);
+        let frames: usize = samples.iter().map(|(_, n)| n).sum();
+        log::info!(
+            "unwinding took {} ns in the median of {} samples, {} at 90 % and {} at 99 %, of {:.1} frames on average; {stacks} different stacks",
+            at(50),
+            times.len(),
+            at(90),
+            at(99),
+            frames as f64 / samples.len().max(1) as f64
+        );
+    }
 }
 
 impl Tracker {
@@ -25,18 +74,24 @@ impl Tracker {
         let mut frames = [0; MAX_FRAMES];
         frames[0] = allocator;
         let wanted = self.frames.clamp(2, MAX_FRAMES);
-        let n = CACHE.with_borrow_mut(|cache| {
-            let mut stack = Stack {
-                tracker: self,
-                code: &self.code,
-                tables: self.kernel.page_tables(&self.ram),
-                page: 1,
-                frame: 0,
-                generation: self.code.generation(),
-                cache,
-            };
-            walk::walk(&mut stack, State::returned(ret, sp, regs::read(Reg::Rbp)), &mut frames[1..wanted])
-        });
+        let unwind = |frames: &mut [u64]| {
+            CACHE.with_borrow_mut(|cache| {
+                let mut stack = Stack {
+                    tracker: self,
+                    code: &self.code,
+                    tables: self.kernel.page_tables(&self.ram),
+                    page: 1,
+                    frame: 0,
+                    generation: self.code.generation(),
+                    cache,
+                };
+                walk::walk(&mut stack, State::returned(ret, sp, regs::read(Reg::Rbp)), frames)
+            })
+        };
+        let n = match &self.times {
+            None => unwind(&mut frames[1..wanted]),
+            Some(times) => times.measure(|| unwind(&mut frames[1..wanted])),
+        };
         if n == 0 {
             // Code that is in no known place; the call itself was seen.
             frames[1] = ret;

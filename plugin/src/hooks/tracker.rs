@@ -13,6 +13,7 @@ use super::callsite::{CallSites, LONGEST_CALL, Returns};
 use super::code::Code;
 use super::context::Context;
 use super::events::{RECENT_VFREES, ZERO_SIZE_PTR};
+use super::stack::Times;
 use super::table::{self, Action, Hook};
 use crate::ffi::api::{Block, Flag, Insn};
 use crate::ffi::guard;
@@ -110,6 +111,8 @@ pub struct Tracker {
     sites: CallSites,
     pub(super) context: Context,
     pub(super) code: Code,
+    /// How long unwinding takes, if somebody wants to know.
+    pub times: Option<Times>,
     /// Frames kept of each stack.
     pub(super) frames: usize,
     pub(super) pending: AddressMap<Pending>,
@@ -160,6 +163,7 @@ impl Tracker {
             entry_range: low..=high,
             context: Context::new(&kernel),
             code,
+            times: log::log_enabled!(log::Level::Info).then(Times::default),
             frames,
             image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
             replaced: AtomicBool::new(false),
