@@ -33,7 +33,7 @@ impl Names<'_> {
             name: r.name.to_owned(),
             offset: r.offset,
             size: r.size,
-            module: module.map(str::to_owned),
+            module: module.filter(|name| !name.is_empty()).map(str::to_owned),
         };
         let frame = |function| Frame { address: at, function, places: Vec::new() };
         // The last module that was loaded there before: space is used again after rmmod.

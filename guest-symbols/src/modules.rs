@@ -12,6 +12,8 @@ const NAME_LEN: usize = 56;
 /// A module with more symbols or names than this is not believed.
 const MAX_SYMBOLS: u64 = 1 << 20;
 const MAX_STRINGS: usize = 64 << 20;
+/// KSYM_NAME_LEN, as it is since 6.1; it was 128.
+const BPF_NAME_LEN: usize = 512;
 /// Nor is one with more unwind entries.
 const MAX_ORCS: u64 = 1 << 20;
 /// `sizeof(struct orc_entry)`.
@@ -21,7 +23,7 @@ const ELF_SYM: usize = 24;
 
 /// One module as it was when read.
 pub struct Module {
-    /// Its name.
+    /// Its name; empty for generated code.
     pub name: String,
     /// Virtual ranges of all its parts, the init parts too while they exist.
     pub ranges: Vec<Range<u64>>,
@@ -43,6 +45,20 @@ impl Module {
             orc: read_orc(kernel, memory, at).map(Arc::new),
             symbols: symbols.build(),
         })
+    }
+
+    /// Reads `struct bpf_ksym` at `at` (include/linux/bpf.h, 5.8 on): a piece of generated code as a module without a name, as
+    /// `%pS` prints its symbol.
+    pub fn read_bpf(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Module> {
+        let field = |name| Some(at.offset(kernel.offset_of("bpf_ksym", name)?));
+        let word = |name| kernel.read_u64(memory, field(name)?).ok();
+        let (start, end) = (word("start")?, word("end")?);
+        let name = kernel.read_string(memory, field("name")?, BPF_NAME_LEN);
+        if start >= end || name.is_empty() {
+            return None;
+        }
+        let symbol = Symbol { addr: start, kind: b't', name: &name };
+        Some(Module::from_parts(String::new(), std::iter::once(start..end).collect(), [symbol]))
     }
 
     /// A module that was read before, from what [`Module::symbols`] gave then.

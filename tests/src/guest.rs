@@ -124,6 +124,19 @@ impl Guest {
         self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
     }
 
+    /// Puts a program of `tests/programs` into the guest, as a step of that name.
+    ///
+    /// # Panics
+    /// If it cannot be built.
+    #[must_use]
+    pub fn program(self, name: &str) -> Guest {
+        let file = scratch(&format!("{}-{name}", self.test)).join(name);
+        let source = workspace().join("tests/programs").join(format!("{name}.c"));
+        let gcc = Program::new("gcc").args("-O2 -static -Wall -Werror -o").arg(&file).arg(source).run();
+        assert_eq!(gcc.status, Some(0), "{}", gcc.stderr);
+        self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
+    }
+
     /// Adds to the kernel command line.
     #[must_use]
     pub fn append(self, words: &str) -> Guest {

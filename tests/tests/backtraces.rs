@@ -97,3 +97,48 @@ fn backtraces_are_kmemleak_s() {
     assert!(agreement.both > 20_000, "{}", table(&agreement));
     assert!(agreement.same * 1000 >= agreement.both * 999, "{}\n{}", boot.hint(), table(&agreement));
 }
+
+/// BPF programs are code that no file has: the kernel names them when it has made it.
+fn a_bpf_program_is_named(kernel: &str) {
+    let test = format!("bpf-{kernel}");
+    let snapshot = scratch(&format!("{test}-file")).join("snapshot");
+    // The map is gone with the program that holds it, so the guest is switched off at once.
+    let off = "#!/bin/sh\n/guest/bpf_maps &\nsleep 2\necho o >/proc/sysrq-trigger\nsleep 10\n";
+    let boot = Guest::new(&test, kernel)
+        .program("bpf_maps")
+        .script("maps", off)
+        .run(&["maps"])
+        .option(&format!("snapshot={}", snapshot.display()))
+        .boot();
+    assert_eq!(boot.status, Some(0), "{}", boot.hint());
+    assert!(boot.console.contains("bpf_maps: run 0"), "{}", boot.hint());
+    let snapshot = Snapshot::open(&snapshot).expect("the snapshot");
+    let moment = snapshot.moment();
+    let stack = moment.objects.iter().find_map(|(_, object)| {
+        let frames: Vec<String> = moment.names().frames(object).iter().map(ToString::to_string).collect();
+        frames.iter().any(|f| f.contains("make_a_map")).then_some(frames)
+    });
+    let stack = stack.unwrap_or_else(|| panic!("no frame of the program; {}", boot.hint()));
+    let at = stack.iter().position(|f| f.starts_with("bpf_prog_") && f.contains("_make_a_map+0x"));
+    let at = at.unwrap_or_else(|| panic!("{stack:?}"));
+    assert!(stack[..at].iter().any(|f| f.starts_with("bpf_sys_bpf+")), "{stack:?}");
+    // Its own frame is left by its frame pointer, which is certain, and the rest as ever.
+    assert!(stack[at..].iter().any(|f| f.starts_with("bpf_prog_test_run_syscall+")), "{stack:?}");
+    assert!(stack.len() == 16 || stack.last().unwrap().starts_with("entry_SYSCALL_64_after_hwframe+"), "{stack:?}");
+    boot.assert_trustworthy();
+}
+
+#[test]
+fn a_bpf_program_is_named_on_linux_6_1() {
+    a_bpf_program_is_named("bookworm");
+}
+
+#[test]
+fn a_bpf_program_is_named_on_linux_6_12() {
+    a_bpf_program_is_named("bookworm-backports");
+}
+
+#[test]
+fn a_bpf_program_is_named_on_linux_7_3() {
+    a_bpf_program_is_named("trixie-backports");
+}

@@ -47,6 +47,8 @@ pub enum Does {
     FreeRcu { head: Arg, object: Arg },
     /// A module's code is about to run: its symbols are complete now, and never again.
     ModuleLoad(Arg),
+    /// A piece of BPF code has a name (kernel/bpf/core.c, 5.8 on).
+    BpfSymbol(Arg),
 }
 
 /// A row: functions of one family that do the same.
@@ -171,7 +173,12 @@ pub const TABLE: &[Row] = &[
         names: &["kvfree_call_rcu", "kfree_call_rcu_nolock"],
         does: Does::FreeRcu { head: arg(&["head"], 0), object: arg(&["ptr", "func"], 1) },
     },
+];
+
+/// Hooks that name code which is not the kernel's own. A kernel may well be built without.
+pub const CODE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
+    Row { family: "BPF symbols", names: &["bpf_ksym_add"], does: Does::BpfSymbol(arg(&["ksym"], 0)) },
 ];
 
 const ORDER: Arg = arg(&["order"], 1);
@@ -248,6 +255,8 @@ pub enum Action {
     FreeRcu(Reg, Reg),
     /// See [`Does::ModuleLoad`].
     ModuleLoad(Reg),
+    /// See [`Does::BpfSymbol`].
+    BpfSymbol(Reg),
 }
 
 impl Action {
@@ -260,7 +269,7 @@ impl Action {
 /// The hooks that the running kernel has, those of `pages=on` too if they are wanted, and the families it has none of.
 pub fn choose(kernel: &Kernel, pages: bool) -> (Vec<Hook>, Vec<&'static str>) {
     let (mut hooks, mut missing) = (Vec::new(), Vec::new());
-    for row in TABLE.iter().chain(PAGES.iter().filter(|_| pages)) {
+    for row in TABLE.iter().chain(PAGES.iter().filter(|_| pages)).chain(CODE) {
         let before = hooks.len();
         for &name in row.names {
             let Some(addr) = kernel.symbols.lookup(name) else { continue };
@@ -269,7 +278,8 @@ pub fn choose(kernel: &Kernel, pages: bool) -> (Vec<Hook>, Vec<&'static str>) {
                 None => log::warn!("{name} is not hooked: an argument is not in a register"),
             }
         }
-        if hooks.len() == before {
+        let needed = !matches!(row.does, Does::ModuleLoad(_) | Does::BpfSymbol(_));
+        if needed && hooks.len() == before {
             missing.push(row.family);
         }
     }
@@ -295,5 +305,6 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
         Does::FreeBulk { count, array } => Action::FreeBulk(reg(count)?, reg(array)?),
         Does::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
         Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
+        Does::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
     })
 }

@@ -299,13 +299,20 @@ impl Tracker {
                 }
             }
             Action::ModuleLoad(module) => {
-                if let Some(module) = Module::read(&self.kernel, &self.ram, VirtAddr(regs::read(module))) {
-                    log::debug!("module {} with {} symbols", module.name, module.symbol_count());
-                    self.code.add(&module);
-                    self.modules.lock().push((self.sequence.load(Ordering::Relaxed), module));
-                }
+                self.loaded(Module::read(&self.kernel, &self.ram, VirtAddr(regs::read(module))));
+            }
+            Action::BpfSymbol(symbol) => {
+                self.loaded(Module::read_bpf(&self.kernel, &self.ram, VirtAddr(regs::read(symbol))));
             }
         }
+    }
+
+    /// Code has come that is not the kernel's own.
+    fn loaded(&self, module: Option<Module>) {
+        let Some(module) = module else { return };
+        log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
+        self.code.add(&module);
+        self.modules.lock().push((self.sequence.load(Ordering::Relaxed), module));
     }
 
     /// An allocator was entered.
