@@ -3,7 +3,7 @@
 use checker::moment::Moment;
 use guest_symbols::memory::StoppedMemory;
 use snapshot::Snapshot;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use tests::kmemleak_objects;
 use tests::program::scratch;
@@ -141,4 +141,40 @@ fn a_bpf_program_is_named_on_linux_6_12() {
 #[test]
 fn a_bpf_program_is_named_on_linux_7_3() {
     a_bpf_program_is_named("trixie-backports");
+}
+
+/// The backtraces of what `leaky` loses, when the guest is booted with these words and loads it by that step.
+fn of_leaky(test: &str, kernel: &str, append: &str, step: (&str, &str)) -> BTreeSet<Vec<String>> {
+    let mut guest = Guest::new(test, kernel).module("leaky").losing(planted::addresses);
+    if !step.1.is_empty() {
+        guest = guest.script(step.0, step.1);
+    }
+    let boot = guest.append(append).run(&[step.0]).limit(360).boot();
+    boot.assert_ended_well();
+    boot.assert_planted(&boot.report().objects);
+    boot.assert_trustworthy();
+    boot.report().objects.into_iter().map(|o| o.frames).collect()
+}
+
+/// Tracers put addresses of their own on the stack, and call from within trampolines of their own.
+#[test]
+fn tracers_do_not_show_in_backtraces() {
+    const PROBED: &str = "#!/bin/sh
+mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
+cd /sys/kernel/tracing || exit 1
+echo 'r:init do_init_module' >kprobe_events || exit 1
+echo 'r:syscall do_syscall_64' >>kprobe_events
+echo 1 >events/kprobes/init/enable || exit 1
+insmod /modules/leaky.ko || exit 1
+grep -q do_init_module trace
+";
+    for kernel in ["bookworm", "bookworm-backports", "trixie-backports"] {
+        let test = |what: &str| format!("traced-{kernel}-{what}");
+        let plain = of_leaky(&test("plain"), kernel, "", ("insmod:leaky", ""));
+        assert!(plain.iter().all(|f| f.last().unwrap().starts_with("entry_SYSCALL_64_after_hwframe+")), "{plain:#?}");
+        let graph = of_leaky(&test("graph"), kernel, "ftrace=function_graph", ("insmod:leaky", ""));
+        assert_eq!(plain, graph, "{kernel}, function graph tracer");
+        let probed = of_leaky(&test("probed"), kernel, "", ("probed", PROBED));
+        assert_eq!(plain, probed, "{kernel}, kretprobe");
+    }
 }
