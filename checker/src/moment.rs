@@ -9,6 +9,7 @@ use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Events until the moment.
@@ -47,7 +48,7 @@ pub struct Moment<'a, M> {
     /// The stacks of allocations.
     pub stacks: &'a Stacks,
     /// Modules as they were loaded, each with the sequence number of that load.
-    pub modules: &'a [(u64, Module)],
+    pub modules: &'a [(u64, Arc<Module>)],
     /// What happened until then.
     pub counters: Counters,
     /// Milliseconds since the start of tracking, as [`Object::millis`] counts them.

@@ -6,6 +6,7 @@ use detector::stacks::{StackId, Stacks};
 use guest_symbols::Kernel;
 use guest_symbols::modules::Module;
 use guest_symbols::symbols::Resolved;
+use std::sync::Arc;
 
 /// Names of a moment.
 #[derive(Clone, Copy)]
@@ -13,7 +14,7 @@ pub struct Names<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
     /// Modules as they were loaded, each with the sequence number of that load.
-    pub modules: &'a [(u64, Module)],
+    pub modules: &'a [(u64, Arc<Module>)],
     /// The stacks of allocations.
     pub stacks: &'a Stacks,
 }

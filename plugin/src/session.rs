@@ -155,7 +155,7 @@ impl Session {
     pub fn check(&self, tracker: &Tracker, min_age: Duration) -> Result<(Outcome, Counters), CheckError> {
         let _one = self.checking.lock();
         let objects = tracker.objects();
-        let modules = tracker.modules.lock();
+        let modules = tracker.modules();
         // SAFETY: the vCPUs are stopped, by this function's contract with its callers below.
         let memory = unsafe { tracker.ram.stopped() };
         let moment = Moment {
@@ -185,7 +185,7 @@ impl Session {
     /// Prints a check's result; `pause` is how long the guest stood still for it.
     pub fn report(&self, tracker: &Tracker, (outcome, counters): &(Outcome, Counters), pause: Duration) {
         let text = {
-            let names = Names { kernel: &tracker.kernel, modules: &tracker.modules.lock(), stacks: &tracker.stacks };
+            let names = Names { kernel: &tracker.kernel, modules: &tracker.modules(), stacks: &tracker.stacks };
             detector::report::text::each(&checker::report::report(
                 names,
                 outcome,

@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Most bytes of a System.map or of BTF: those of stock kernels have some 10 MiB.
@@ -56,7 +57,7 @@ pub(crate) struct Contents {
     unseen: bool,
     counters: Counters,
     registers: Vec<u64>,
-    modules: Vec<(u64, Module)>,
+    modules: Vec<(u64, Arc<Module>)>,
     stacks: Stacks,
     objects: Vec<(u64, Object)>,
     memory: OwnedMemory,
@@ -153,7 +154,7 @@ impl Contents {
 
         from.part("modules");
         let modules = (0..from.count(MAX_MODULES)?)
-            .map(|_| Ok((from.u64()?, take_module(from)?)))
+            .map(|_| Ok((from.u64()?, Arc::new(take_module(from)?))))
             .collect::<Result<_, Flaw>>()?;
 
         from.part("stacks");

@@ -15,6 +15,7 @@ use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::symbols::Symbol;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 const TEXT: u64 = 0xffff_ffff_8100_0000;
@@ -31,7 +32,7 @@ struct Guest {
     memory: OwnedMemory,
     kernel: Kernel,
     objects: Vec<(u64, Object)>,
-    modules: Vec<(u64, Module)>,
+    modules: Vec<(u64, Arc<Module>)>,
     stacks: Stacks,
 }
 
@@ -70,7 +71,13 @@ impl Guest {
         let stacks = Stacks::default();
         stacks.intern(&[TEXT + 8, TEXT + 0x101]);
         stacks.intern(&[TEXT + 8, TEXT + 0x102, TEXT + 0x200]);
-        Guest { stacks, kernel, objects, modules: vec![(3, module("leaky")), (5, module("other"))], memory }
+        Guest {
+            stacks,
+            kernel,
+            objects,
+            modules: vec![(3, module("leaky").into()), (5, module("other").into())],
+            memory,
+        }
     }
 
     fn moment(&self) -> Moment<'_, OwnedMemory> {

@@ -30,8 +30,8 @@ use libc::{c_uint, c_void};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 pub(super) type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
@@ -103,7 +103,7 @@ pub struct Tracker {
     /// What went wrong.
     pub doubts: Doubts,
     /// Modules as they were loaded, each with the sequence number of that moment.
-    pub modules: Mutex<Vec<(u64, Module)>>,
+    modules: Mutex<Vec<(u64, Arc<Module>)>>,
     /// Functions watched, and how often each was entered.
     pub hooks: Vec<(Hook, AtomicU64)>,
     entries: HashMap<u64, u32>,
@@ -198,6 +198,12 @@ impl Tracker {
             objects.sort_by_key(|(addr, _)| *addr);
         }
         objects
+    }
+
+    /// Modules as they were loaded until now, each with the sequence number of that moment. They are lent to nobody: the
+    /// guest loads more meanwhile.
+    pub fn modules(&self) -> Vec<(u64, Arc<Module>)> {
+        self.modules.lock().clone()
     }
 
     /// Remembers that an object was reported.
@@ -312,7 +318,7 @@ impl Tracker {
         let Some(module) = module else { return };
         log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
         self.code.add(&module);
-        self.modules.lock().push((self.sequence.load(Ordering::Relaxed), module));
+        self.modules.lock().push((self.sequence.load(Ordering::Relaxed), Arc::new(module)));
     }
 
     /// An allocator was entered.
