@@ -32,8 +32,16 @@ build_root() {
 # a SOURCEDIR is taken as it is, and its Kbuild or Makefile says what to build (without one, every
 # .c file is a module). Nothing is built when the same sources were built for the same kernel
 # before. Debugging information is left out; symbols stay.
+#
+# With --debug FOLDER before all else, FOLDER gets the same modules with their debugging information: the
+# code is the same to the byte, as OUTDIR's are copies without it.
 build_module() {
-    local kernel=$1 out=${*: -1} sources
+    local debug='' kernel out=${*: -1} sources
+    if [ "$1" = --debug ]; then
+        debug=$2
+        shift 2
+    fi
+    kernel=$1
     sources=("${@:2:$#-2}")
     [ ${#sources[@]} -gt 0 ] || die "build_module: no sources"
     local stage key f
@@ -52,9 +60,9 @@ build_module() {
     # shellcheck disable=SC2012
     key=$(cd "$stage" && { sha256sum -- *; cat "$kernel/packages"; } | sha256sum | cut -c 1-20)
     local cached
-    cached=$CACHE/modules/$(basename "$kernel")-$key
+    cached=$CACHE/modules/$(basename "$kernel")-$key${debug:+-debug}
     if [ ! -d "$cached" ]; then
-        compile_module "$kernel" "$stage" || { rm -rf "$stage"; die "could not build ${sources[*]} for $(basename "$kernel")"; }
+        compile_module "$kernel" "$stage" "${debug:+-g}" || { rm -rf "$stage"; die "could not build ${sources[*]} for $(basename "$kernel")"; }
         mkdir -p "$cached.$$"
         cp "$stage"/*.ko "$cached.$$/"
         # Somebody else may have been as quick; theirs is as good.
@@ -62,18 +70,26 @@ build_module() {
     fi
     rm -rf "$stage"
     mkdir -p "$out"
-    cp "$cached"/*.ko "$out/"
+    if [ -n "$debug" ]; then
+        mkdir -p "$debug"
+        cp "$cached"/*.ko "$debug/"
+        for f in "$cached"/*.ko; do strip --strip-debug -o "$out/$(basename "$f")" "$f"; done
+    else
+        cp "$cached"/*.ko "$out/"
+    fi
 }
 
-# compile_module KERNELDIR STAGE: runs kbuild in STAGE.
+# compile_module KERNELDIR STAGE [-g]: runs kbuild in STAGE. Debugging information stays with -g only.
 compile_module() {
-    local kernel=$1 stage=$2 release suite tree command root
+    local kernel=$1 stage=$2 debug=${3:-} release suite tree command root
     release=$(cat "$kernel/release")
     suite=$(kernel_suite "$kernel")
     tree=$kernel/root/usr/src/linux-headers-$release
     # Type information for the module is of no use here and costs a run of pahole. Debugging
-    # information has the folder's random name in it, and the build id would follow.
-    command=(make -s -C "$tree" "M=$stage" "KCFLAGS=-g0 -ffile-prefix-map=$stage/="
+    # information has the names of folders in it, and the build id would follow: of the stage's random
+    # one none is kept. The last map that fits is taken, in the folder and as the folder itself.
+    command=(make -s -C "$tree" "M=$stage"
+        "KCFLAGS=${debug:--g0} -ffile-prefix-map=$stage=. -ffile-prefix-map=$stage/="
         CONFIG_DEBUG_INFO_BTF_MODULES= modules)
     say "building modules for $release"
     case "$suite" in
@@ -90,7 +106,7 @@ compile_module() {
         return 1
     }
     # Distribution modules carry no debugging information either.
-    strip --strip-debug "$stage"/*.ko
+    [ -n "$debug" ] || strip --strip-debug "$stage"/*.ko
 }
 
 # kmemleak_sample KERNELDIR OUTDIR: builds the kernel's own samples/kmemleak/kmemleak-test.c, of the

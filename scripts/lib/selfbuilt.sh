@@ -6,6 +6,7 @@
 # scripts/kernel-config/VARIANT.config over that: a new variant is a new file. Each lives in
 # $CACHE/kernels/NAME, laid out as kernels.sh says, with these besides:
 #   vmlinux      its symbols, and its types also where the kernel itself has none
+#   debug/       vmlinux and its modules with debugging information, to give to debug=
 #   config       its whole configuration
 
 # The newest linux-source package of this series is built, with the compiler and the tools that build
@@ -77,6 +78,10 @@ selfbuilt_make() {
         pahole -J --btf_gen_floats "$build/vmlinux" || return
     fi
     strip --strip-debug -o "$out/vmlinux" "$build/vmlinux" || return
+    # A file ten times as large, which whoever only wants symbols need not read.
+    mkdir -p "$out/debug" || return
+    cp "$build/vmlinux" "$out/debug/vmlinux" || return
+    find "$build" -name '*.ko' -exec cp -t "$out/debug" {} + || return
     cp "$build/.config" "$out/config" || return
     cp "$build/arch/x86/boot/bzImage" "$out/vmlinuz" || return
     ln -s "root/usr/lib/modules/$release" "$out/modules"
