@@ -1,0 +1,107 @@
+//! Which files lie at and below a path.
+
+use crate::LinesError;
+use crate::elf::Elf;
+use std::path::{Path, PathBuf};
+
+/// Deeper than any tree of modules. Links to folders are not followed, so that there are no circles.
+const MAX_DEPTH: usize = 32;
+
+/// A file that may be of use.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A kernel's.
+    Vmlinux(PathBuf),
+    /// A module's, by the name that the kernel has for it.
+    Module(String, PathBuf),
+}
+
+/// The file at `path`, or those in the folder, in an order that is always the same. A vmlinux has debugging information; of
+/// modules in folders only the names were looked at.
+pub fn find(path: &Path) -> Result<Vec<Found>, LinesError> {
+    let unreadable = |why| LinesError::Unreadable { path: path.to_owned(), why };
+    let about = std::fs::metadata(path).map_err(|why| match why.kind() {
+        std::io::ErrorKind::NotFound => LinesError::Missing { path: path.to_owned() },
+        _ => unreadable(why),
+    })?;
+    if !about.is_dir() {
+        let elf = Elf::open(path)?;
+        return match module_name(path) {
+            Some(name) => Ok(vec![Found::Module(name, path.to_owned())]),
+            None if elf.is_relocatable() => Err(LinesError::NoElf {
+                path: path.to_owned(),
+                why: "it is an object file whose name does not end in .ko or .ko.debug".to_owned(),
+            }),
+            None => Ok(vec![Found::Vmlinux(path.to_owned())]),
+        };
+    }
+    let mut found = Vec::new();
+    // A folder given that cannot be read is an error; one below it is not.
+    std::fs::read_dir(path).map_err(unreadable)?;
+    walk(path, 0, &mut found);
+    Ok(found)
+}
+
+fn walk(folder: &Path, depth: usize, found: &mut Vec<Found>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let mut entries: Vec<_> = entries.flatten().collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            if depth < MAX_DEPTH {
+                walk(&path, depth + 1, found);
+            }
+        } else if let Some(name) = module_name(&path) {
+            found.push(Found::Module(name, path));
+        } else if is_vmlinux(&path) && Elf::open(&path).is_ok_and(|elf| !elf.is_relocatable()) {
+            // Often there are links with other names beside it.
+            let same = |f: &Found| matches!(f, Found::Vmlinux(p) if p.canonicalize().ok() == path.canonicalize().ok());
+            if !found.iter().any(same) {
+                found.push(Found::Vmlinux(path));
+            }
+        }
+    }
+}
+
+/// `vmlinux`, `vmlinux-RELEASE`, `vmlinux.debug`.
+fn is_vmlinux(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix("vmlinux").is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+}
+
+/// As kbuild makes a module's name of its file's: `-` becomes `_` (scripts/Makefile.lib, name-fix).
+fn module_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let stem = name.strip_suffix(".debug").unwrap_or(name).strip_suffix(".ko")?;
+    Some(stem.replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Scratch;
+
+    #[test]
+    fn names_of_modules() {
+        assert_eq!(module_name(Path::new("/a/snd-hda-intel.ko")).as_deref(), Some("snd_hda_intel"));
+        assert_eq!(module_name(Path::new("/a/x.ko.debug")).as_deref(), Some("x"));
+        assert_eq!(module_name(Path::new("/a/x.ko.xz")), None);
+        assert!(is_vmlinux(Path::new("/boot/vmlinux-6.1.0")) && is_vmlinux(Path::new("vmlinux")));
+        assert!(!is_vmlinux(Path::new("vmlinuz")) && !is_vmlinux(Path::new("vmlinux_old")));
+    }
+
+    #[test]
+    fn what_is_no_use_says_so() {
+        let scratch = Scratch::new("files");
+        let nothing = scratch.path().join("nothing");
+        let error = find(&nothing).unwrap_err();
+        assert!(matches!(error, LinesError::Missing { .. }), "{error}");
+        let text = scratch.write("vmlinux", b"no ELF");
+        assert!(matches!(find(&text).unwrap_err(), LinesError::NoElf { .. }));
+        // In a folder, a file that only has the name is left out.
+        assert_eq!(find(scratch.path()).unwrap(), []);
+        let module = scratch.write("deep/er/snd-x.ko", b"");
+        assert_eq!(find(scratch.path()).unwrap(), [Found::Module("snd_x".to_owned(), module)]);
+    }
+}
