@@ -38,9 +38,11 @@ impl Identity {
         Identity { build_id: read("__start_notes", len as usize).and_then(|notes| build_id(&notes)), banner }
     }
 
-    /// A file's.
-    pub fn of_file(elf: &Elf) -> Identity {
-        Identity { build_id: elf.build_id(), banner: elf.banner() }
+    /// A file's. Without its banner where the build id says already that it is `other`: a symbol has to be searched for it.
+    pub fn of_file(elf: &Elf, other: &Identity) -> Identity {
+        let build_id = elf.build_id();
+        let decided = build_id.is_some() && build_id == other.build_id;
+        Identity { build_id, banner: if decided { None } else { elf.banner() } }
     }
 
     /// Whether both are of the same kernel. Not if nothing can be compared.

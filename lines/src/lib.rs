@@ -170,7 +170,7 @@ impl Lines {
         let mut refused = None;
         let mut found = None;
         for (i, file) in self.vmlinux.iter().enumerate() {
-            match Elf::open(&file.path).map(|elf| Identity::of_file(&elf)) {
+            match Elf::open(&file.path).map(|elf| Identity::of_file(&elf, ours)) {
                 Ok(theirs) if theirs.is(ours) => {
                     found = Some(i);
                     break;

@@ -2,6 +2,7 @@
 //!
 //! The plugin is the one that `cargo build --release` made; `scripts/test` does that first.
 
+pub mod contexts;
 pub mod guest;
 pub mod kmemleak_objects;
 pub mod planted;

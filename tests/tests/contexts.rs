@@ -1,0 +1,89 @@
+//! Leaks in every context in which kernel code runs are reported with the backtraces that the kernel's own unwinder
+//! gives, after their module is unloaded too.
+
+use tests::contexts::{KINDS, addresses, differences, leaks};
+use tests::{Boot, Guest};
+
+/// Loads the module with these parameters and writes to its file.
+fn script(parameters: &str) -> String {
+    format!("#!/bin/sh\ninsmod /modules/contexts.ko {parameters} && echo 1 >/proc/contexts\n")
+}
+
+fn boot(test: &str, kernel: &str, parameters: &str, steps: &[&str]) -> Boot {
+    let boot = Guest::new(test, kernel)
+        .module("contexts")
+        .script("in-contexts", &script(parameters))
+        // Objects by themselves, and not in groups of the same backtrace.
+        .option("each=on")
+        .losing(addresses)
+        .run(&["in-contexts"])
+        .run(steps)
+        .boot();
+    boot.assert_ended_well();
+    boot
+}
+
+fn assert_all_as_the_kernel_says(boot: &Boot) {
+    let truth = leaks(&boot.console);
+    let kinds: Vec<&str> = truth.iter().map(|leak| leak.kind.as_str()).collect();
+    assert_eq!(kinds, KINDS, "{}", boot.hint());
+    for leak in &truth {
+        // A truth of one frame would prove little.
+        assert!(leak.frames.len() > 3, "{leak:x?}; {}", boot.hint());
+    }
+    let differences = differences(&truth, &boot.report().objects);
+    assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
+    boot.assert_trustworthy();
+}
+
+fn every_context_has_its_backtrace(kernel: &str) {
+    // What was unloaded must still have its names: the report is made at the end.
+    let boot = boot(&format!("contexts-{kernel}"), kernel, "", &["rmmod:contexts", "workload"]);
+    assert_all_as_the_kernel_says(&boot);
+}
+
+#[test]
+fn every_context_has_its_backtrace_on_linux_6_1() {
+    every_context_has_its_backtrace("bookworm");
+}
+
+#[test]
+fn every_context_has_its_backtrace_on_linux_6_12() {
+    every_context_has_its_backtrace("bookworm-backports");
+}
+
+#[test]
+fn every_context_has_its_backtrace_on_linux_7_3() {
+    every_context_has_its_backtrace("trixie-backports");
+}
+
+/// Stacks of other CPUs and of one alone: an interrupt is sent to itself then.
+#[test]
+fn one_processor_sends_the_interrupt_to_itself() {
+    let boot = Guest::new("contexts-up", "bookworm-backports")
+        .smp(1)
+        .module("contexts")
+        .script("in-contexts", &script(""))
+        .option("each=on")
+        .losing(addresses)
+        .run(&["in-contexts"])
+        .boot();
+    boot.assert_ended_well();
+    assert_all_as_the_kernel_says(&boot);
+}
+
+/// 100,000 objects from one place are one thing to tell.
+#[test]
+fn a_loop_is_one_group() {
+    let boot = Guest::new("contexts-loop", "bookworm-backports")
+        .module("contexts")
+        .script("in-contexts", &script("loop=100000"))
+        .run(&["in-contexts"])
+        .boot();
+    boot.assert_ended_well();
+    assert!(boot.console.contains("contexts: loop 100000 64"), "{}", boot.hint());
+    let in_loop: Vec<_> =
+        boot.report().objects.into_iter().filter(|o| o.frames.iter().any(|f| f.starts_with("leak_loop+"))).collect();
+    assert_eq!(in_loop.len(), 1, "{} objects; {}", in_loop.len(), boot.hint());
+    assert_eq!(in_loop[0].size, 64);
+}
