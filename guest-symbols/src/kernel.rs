@@ -144,19 +144,36 @@ impl Kernel {
     /// The kernel's own page tables. The depth is read anew each time: it is decided during early boot.
     #[inline]
     pub fn page_tables(&self, memory: &impl GuestMemory) -> PageTables {
-        let base = self.page_offset_base.and_then(|at| memory.read_u64(self.image_phys(VirtAddr(at))).ok());
+        self.tables(self.direct_map(memory))
+    }
+
+    /// The tables, where the direct map is at `base`.
+    #[inline]
+    fn tables(&self, base: Option<u64>) -> PageTables {
         // With LA57 the direct map lies at 0xff11..., without it at 0xffff88... or above.
         let levels = if base.is_some_and(|b| b < 0xffff_8000_0000_0000) { 5 } else { 4 };
         PageTables { root: self.root, levels }
     }
 
-    /// Walks the kernel's page tables for `at`.
+    /// Where `at` lies: in the direct map by its offset, which is RAM's, and elsewhere by the kernel's page tables.
     ///
     /// # Errors
     /// As [`PageTables::translate`].
     #[inline]
     pub fn translate(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
-        self.page_tables(memory).translate(memory, at)
+        let base = self.direct_map(memory);
+        let phys = base.and_then(|base| at.0.checked_sub(base)).map(PhysAddr);
+        if let Some(phys) = phys.filter(|phys| memory.ranges().iter().any(|r| r.contains(&phys.0))) {
+            return Ok(Translation { phys, len: PAGE_SIZE - at.0 % PAGE_SIZE });
+        }
+        self.tables(base).translate(memory, at)
+    }
+
+    /// Virtual address of physical address 0 in the direct map: the value of `page_offset_base`, which is decided during
+    /// early boot.
+    #[inline]
+    fn direct_map(&self, memory: &impl GuestMemory) -> Option<u64> {
+        memory.read_u64(self.image_phys(VirtAddr(self.page_offset_base?))).ok()
     }
 
     /// Fills `buf` from kernel virtual memory, which may cross pages.
@@ -164,10 +181,9 @@ impl Kernel {
     /// # Errors
     /// As [`PageTables::translate`] and [`GuestMemory::read`].
     pub fn read(&self, memory: &impl GuestMemory, at: VirtAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let tables = self.page_tables(memory);
         let mut done = 0;
         while done < buf.len() {
-            let t = tables.translate(memory, at.offset(done as u64))?;
+            let t = self.translate(memory, at.offset(done as u64))?;
             let n = t.len.min((buf.len() - done) as u64) as usize;
             memory.read(t.phys, &mut buf[done..done + n])?;
             done += n;
