@@ -160,7 +160,11 @@ fn vmlinux(name: &str) -> (Scratch, PathBuf, u64) {
     let (offset, _) = call_in(&object, "outer")[0];
     scratch.write("tree/build/rest.c", b"void *allocate(unsigned long size) { return 0; }\nconst char linux_banner[] = \"Linux version 6.1.0-test (gcc) #1\\n\";\n");
     scratch.run("tree/build", "gcc -O2 -g -fno-pic -mcmodel=kernel -c rest.c");
-    scratch.run("tree/build", "ld -Ttext=0xffffffff81000000 -e outer --build-id=sha1 -o vmlinux rest.o some-module.ko");
+    // The first unit names no header of the kernel's.
+    let head = scratch.write("tree/arch/head.S", b".globl start\nstart:\n\tnop\n\tret\n");
+    scratch.run("", &format!("gcc -g -c {} -o tree/build/head.o", head.display()));
+    let link = "ld -Ttext=0xffffffff81000000 -e outer --build-id=sha1 -o vmlinux";
+    scratch.run("tree/build", &format!("{link} head.o rest.o some-module.ko"));
     let path = scratch.path().join("tree/build/vmlinux");
     let data = std::fs::read(&path).unwrap();
     let elf = object::File::parse(&*data).unwrap();
@@ -184,6 +188,9 @@ fn a_vmlinux_speaks_of_the_kernel_that_it_is() {
     lines.check(&ours, "6.1.0-test").unwrap();
     assert_eq!(lines.image(offset), places());
     assert_eq!(lines.image(1 << 20), []);
+    // Assembly, compiled by an absolute name and outside of the tree's own build.
+    let start = lines.image(1);
+    assert_eq!((start.len(), start[0].file.as_str(), start[0].line), (1, "arch/head.S", 3), "{start:?}");
     // Without the id, the banner has to do.
     let banner_only = Identity { build_id: None, ..ours.clone() };
     Lines::open(&[path.clone()]).unwrap().check(&banner_only, "6.1.0-test").unwrap();

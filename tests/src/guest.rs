@@ -114,6 +114,13 @@ impl Guest {
         self.boot_option("--module", name)
     }
 
+    /// The same, of a module that is built with debugging information, which stays on this side: see
+    /// [`module_debug_folder`](crate::program::module_debug_folder).
+    #[must_use]
+    pub fn module_debug(self, name: &str) -> Guest {
+        self.boot_option("--module-debug", name)
+    }
+
     /// Puts a script into the guest, as a step of that name.
     #[must_use]
     pub fn script(self, name: &str, text: &str) -> Guest {

@@ -40,6 +40,21 @@ fn built(name: &str) -> PathBuf {
     path
 }
 
+/// Where the scripts keep what they fetched and built.
+///
+/// # Panics
+/// If there is neither XDG_CACHE_HOME nor HOME.
+pub fn cache() -> PathBuf {
+    let chosen = std::env::var_os("XDG_CACHE_HOME").filter(|c| !c.is_empty()).map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache");
+    chosen.unwrap_or_else(home).join("libleak")
+}
+
+/// Where `scripts/boot --module-debug` leaves modules with their debugging information.
+pub fn module_debug_folder(kernel: &str) -> PathBuf {
+    cache().join("guests/modules").join(format!("{kernel}-debug"))
+}
+
 /// A folder for what one test writes, empty at first, and left for whoever wants to look.
 ///
 /// # Panics

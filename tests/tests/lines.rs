@@ -1,0 +1,103 @@
+//! Source lines of a real kernel and of a module in it: the guest says what runs where, and the files that it was
+//! built from say the lines.
+
+use lines::{Lines, LinesError};
+use snapshot::Snapshot;
+use tests::contexts;
+use tests::program::{cache, module_debug_folder, scratch};
+use tests::{Boot, Guest};
+
+/// One whose vmlinux with debugging information is here: distributions' are hundreds of megabytes to fetch.
+const KERNEL: &str = "selfbuilt-kmemleak";
+
+/// `NAME+0xOFFSET/0xSIZE`, with ` [MODULE]` behind it.
+fn parts(frame: &str) -> Option<(&str, u64, u64, Option<&str>)> {
+    let (place, module) = match frame.split_once(" [") {
+        Some((place, module)) => (place, Some(module.strip_suffix(']')?)),
+        None => (frame, None),
+    };
+    let (name, numbers) = place.split_once('+')?;
+    let (offset, size) = numbers.split_once('/')?;
+    let hex = |s: &str| u64::from_str_radix(s.strip_prefix("0x")?, 16).ok();
+    Some((name, hex(offset)?, hex(size)?, module))
+}
+
+fn boot(name: &str, kernel: &str) -> (Boot, Snapshot) {
+    let file = scratch(&format!("{name}-snapshot")).join("guest.snapshot");
+    let boot = Guest::new(name, kernel)
+        .module_debug("contexts")
+        .script("in-contexts", "#!/bin/sh\ninsmod /modules/contexts.ko inlined=1\n")
+        .option(&format!("snapshot={}", file.display()))
+        .losing(contexts::addresses)
+        .run(&["in-contexts", "rmmod:contexts"])
+        .boot();
+    boot.assert_ended_well();
+    let snapshot = Snapshot::open(&file).unwrap_or_else(|why| panic!("{why}; {}", boot.hint()));
+    std::fs::remove_file(&file).unwrap();
+    (boot, snapshot)
+}
+
+#[test]
+fn calls_have_the_lines_of_their_sources() {
+    let (boot, snapshot) = boot("lines", KERNEL);
+    let moment = snapshot.moment();
+    let vmlinux = cache().join("kernels").join(KERNEL).join("debug");
+    let lines = Lines::open(&[vmlinux, module_debug_folder(KERNEL)]).unwrap();
+    lines.check_kernel(moment.kernel, moment.memory).unwrap();
+
+    // The allocation itself, as the report has it.
+    let leaks = contexts::leaks(&boot.console);
+    let address = leaks.iter().find(|leak| leak.kind == "inlined").expect("a leak through an inlined function").address;
+    let object = boot.report().objects.into_iter().find(|o| o.address == address).expect("it is reported");
+    let (name, offset, size, module) = parts(&object.frames[1]).expect("a frame");
+    assert_eq!((name, module), ("leak_inlined", Some("contexts")));
+    let places = lines.module("contexts", name, offset, size);
+    let line = |kind| contexts::lines(&boot.console).into_iter().find(|l| l.kind == kind).expect("a line").line;
+    let [.., inlined, inlining] = &places[..] else { panic!("{places:?}") };
+    let place = |p: &lines::Place| (p.function.clone().unwrap_or_default(), p.file.clone(), p.line);
+    assert_eq!(place(inlined), ("inlined_helper".to_owned(), "contexts.c".to_owned(), line("inlined")));
+    assert_eq!(place(inlining), ("leak_inlined".to_owned(), "contexts.c".to_owned(), line("inlining")));
+    // kmalloc() itself is inlined as well.
+    assert!(places.len() > 2 && places[0].file == "include/linux/slab.h", "{places:?}");
+
+    // Everything else that was on a stack, whose functions must be what the symbols say.
+    let (mut of_kernel, mut files) = (0, Vec::new());
+    for frame in leaks.iter().flat_map(|leak| &leak.frames) {
+        let (name, offset, size, module) = parts(frame).expect("a frame");
+        let places = match module {
+            Some(module) => lines.module(module, name, offset, size),
+            None => {
+                of_kernel += 1;
+                let start = moment.kernel.symbols.lookup(name).expect("a function of the kernel");
+                lines.kernel(moment.kernel, start + offset)
+            }
+        };
+        let outer = places.last().unwrap_or_else(|| panic!("no place of {frame}"));
+        // Assembly has no functions; compilers' variants have a suffix.
+        if let Some(function) = &outer.function {
+            assert_eq!(Some(function.as_str()), name.split('.').next(), "{places:?}");
+        }
+        assert!(!outer.file.starts_with('/') && outer.line > 0, "{outer:?}");
+        files.push(outer.file.clone());
+    }
+    assert!(of_kernel > 30, "{of_kernel} frames");
+    for file in ["init/main.c", "kernel/kthread.c", "kernel/workqueue.c", "arch/x86/entry/entry_64.S", "contexts.c"] {
+        assert!(files.iter().any(|f| f == file), "no frame in {file}: {files:?}");
+    }
+    let problems = lines.take_problems();
+    assert!(problems.is_empty(), "{problems:?}");
+}
+
+#[test]
+fn a_vmlinux_of_another_kernel_is_refused() {
+    let (_, snapshot) = boot("lines-refused", "bookworm");
+    let moment = snapshot.moment();
+    let vmlinux = cache().join("kernels").join(KERNEL).join("debug/vmlinux");
+    let lines = Lines::open(&[vmlinux]).unwrap();
+    let error = lines.check_kernel(moment.kernel, moment.memory).unwrap_err();
+    assert!(matches!(error, LinesError::OtherKernel { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(KERNEL) && text.contains(&format!("Linux {}", moment.kernel.release)), "{text}");
+    let text = moment.kernel.symbols.lookup("do_one_initcall").unwrap();
+    assert_eq!(lines.kernel(moment.kernel, text + 0x20), []);
+}
