@@ -131,7 +131,7 @@ fn functions_of_equal_names_are_told_apart_by_size() {
     // Nothing says which one.
     assert_eq!(lines.module("twins", "twin", 10, 0), []);
     scratch.run("", "ld -r -o twins.ko one.o end.o");
-    let same = Lines::open(&[path.clone()]).unwrap();
+    let same = Lines::open(std::slice::from_ref(&path)).unwrap();
     let (offset, size) = call_in(&path, "twin")[0];
     assert_eq!(same.module("twins", "twin", offset, size.next_multiple_of(16)), []);
 }
@@ -193,7 +193,7 @@ fn a_vmlinux_speaks_of_the_kernel_that_it_is() {
     assert_eq!((start.len(), start[0].file.as_str(), start[0].line), (1, "arch/head.S", 3), "{start:?}");
     // Without the id, the banner has to do.
     let banner_only = Identity { build_id: None, ..ours.clone() };
-    Lines::open(&[path.clone()]).unwrap().check(&banner_only, "6.1.0-test").unwrap();
+    Lines::open(std::slice::from_ref(&path)).unwrap().check(&banner_only, "6.1.0-test").unwrap();
     let rebuilt = Identity { build_id: Some(vec![0xab; 20]), ..ours };
     let error = Lines::open(&[path]).unwrap().check(&rebuilt, "6.1.0-test").unwrap_err();
     assert!(matches!(error, LinesError::OtherKernel { .. }));
