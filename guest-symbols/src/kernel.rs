@@ -196,6 +196,10 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::read`].
     pub fn read_u64(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<u64, MemoryError> {
+        let t = self.translate(memory, at)?;
+        if t.len >= 8 {
+            return memory.read_u64(t.phys);
+        }
         let mut buf = [0; 8];
         self.read(memory, at, &mut buf)?;
         Ok(u64::from_le_bytes(buf))

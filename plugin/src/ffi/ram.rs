@@ -3,7 +3,7 @@
 use super::host;
 use guest_symbols::memory::{GuestMemory, MemoryError, PhysAddr, StoppedMemory};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// With at least this much RAM, machines leave a hole below 4 GiB (q35's limit, the lowest: hw/i386/pc_q35.c).
 const LEAST_WITH_HOLE: u64 = 0xb000_0000;
@@ -121,10 +121,24 @@ impl Ram {
 impl GuestMemory for Ram {
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let host = self.host_of(at, buf.len()).ok_or(MemoryError::NoRam(at))?;
-        for (i, b) in buf.iter_mut().enumerate() {
-            // SAFETY: the segment is mapped, readable, for as long as QEMU lives. A vCPU may write at the same
-            // time; a volatile read of one byte then gives the old or the new one.
-            *b = unsafe { ((host + i) as *const u8).read_volatile() };
+        let mut done = 0;
+        while done < buf.len() {
+            let (from, rest) = (host + done, &mut buf[done..]);
+            // SAFETY: the segment is mapped, readable, for as long as QEMU lives, and `host_of` has seen that all of
+            // `buf` lies in it; each load is aligned and of no more than the rest. A vCPU may write at the same time: atomic
+            // loads then give the old or the new value.
+            done += unsafe {
+                if from % 8 == 0 && rest.len() >= 8 {
+                    rest[..8].copy_from_slice(&(*(from as *const AtomicU64)).load(Ordering::Relaxed).to_ne_bytes());
+                    8
+                } else if from % 4 == 0 && rest.len() >= 4 {
+                    rest[..4].copy_from_slice(&(*(from as *const AtomicU32)).load(Ordering::Relaxed).to_ne_bytes());
+                    4
+                } else {
+                    rest[0] = (*(from as *const AtomicU8)).load(Ordering::Relaxed);
+                    1
+                }
+            };
         }
         Ok(())
     }
