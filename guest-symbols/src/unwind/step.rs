@@ -120,18 +120,18 @@ pub fn by_frame_pointer(s: &State, read: &mut impl FnMut(u64) -> Option<u64>) ->
     Some((State { ip, sp: s.bp.wrapping_add(16), bp, signal: false, regs: None }, Some(slot)))
 }
 
-/// Whether functions keep frame pointers (CONFIG_FRAME_POINTER): whether most of those that start at `starts`, offsets into
-/// `text`, do so by `push %rbp; mov %rsp,%rbp`, perhaps after an endbr64 and the place for a tracer's call.
+/// Whether functions keep frame pointers (CONFIG_FRAME_POINTER): whether those that start at `starts`, offsets into `text`,
+/// set %rbp to %rsp near their start. Compilers put other instructions before. Of 6.12's functions 79 % do where there are
+/// frame pointers, and 3 % where there are none.
 pub fn has_frame_pointers(text: &[u8], starts: impl Iterator<Item = usize>) -> bool {
-    const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
-    /// Bytes of both.
-    const BEFORE: usize = 9;
+    const MOV_RSP_RBP: [u8; 3] = [0x48, 0x89, 0xe5];
+    const NEAR: usize = 48;
     let (mut with, mut all) = (0, 0);
-    for code in starts.filter_map(|at| text.get(at..at + BEFORE + PROLOGUE.len())) {
+    for code in starts.filter_map(|at| text.get(at..at + NEAR)) {
         all += 1;
-        with += usize::from(memchr::memmem::find(code, &PROLOGUE).is_some());
+        with += usize::from(memchr::memmem::find(code, &MOV_RSP_RBP).is_some());
     }
-    with > all / 2
+    with > all / 3
 }
 
 #[cfg(test)]
@@ -184,10 +184,12 @@ mod tests {
 
     #[test]
     fn prologues() {
-        let with = [0xf3, 0x0f, 0x1e, 0xfa, 0x0f, 0x1f, 0x44, 0, 0, 0x55, 0x48, 0x89, 0xe5, 0xc3];
-        let without = [0x55, 0x48, 0x89, 0xfd, 0x53, 0xc3, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
-        assert!(has_frame_pointers(&[with, with, without].concat(), [0, 14, 28].into_iter()));
-        assert!(!has_frame_pointers(&[with, without, without].concat(), [0, 14, 28, 400].into_iter()));
+        let mut with = [0x90; 64];
+        with[9..13].copy_from_slice(&[0x55, 0x48, 0x89, 0xe5]);
+        let mut without = [0x90; 64];
+        without[..4].copy_from_slice(&[0x55, 0x48, 0x89, 0xfd]);
+        assert!(has_frame_pointers(&[with, with, without].concat(), [0, 64, 128].into_iter()));
+        assert!(!has_frame_pointers(&[with, without, without, without].concat(), [0, 64, 128, 192, 400].into_iter()));
         assert!(!has_frame_pointers(&[], [0].into_iter()));
     }
 
