@@ -9,6 +9,7 @@
 //! - [`stacks`]: allocation stacks, each kept once
 //! - [`graph`]: direct and indirect leaks
 //! - [`report`]: what is said of them
+//! - [`suppress`]: what the user does not want to hear of
 
 pub mod graph;
 pub mod index;
@@ -16,3 +17,4 @@ pub mod objects;
 pub mod report;
 pub mod scan;
 pub mod stacks;
+pub mod suppress;

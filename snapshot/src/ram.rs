@@ -110,7 +110,7 @@ mod tests {
             .unwrap();
             out
         };
-        assert_eq!(runs(&[], 4 * page), []);
+        assert!(runs(&[], 4 * page).is_empty());
         assert_eq!(runs(&[0, 2 * page - 1, 3 * page], 4 * page), [0..2 * page, 3 * page..4 * page]);
         // A last page that is no whole one.
         assert_eq!(runs(&[1, 2 * page + 3], 2 * page + 8), [0..page, 2 * page..2 * page + 8]);

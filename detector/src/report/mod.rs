@@ -43,6 +43,14 @@ pub struct Function {
     pub module: Option<String>,
 }
 
+impl Frame {
+    /// Its names, those of inlined functions and of source files too.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let function = self.function.iter().flat_map(|f| f.module.as_deref().into_iter().chain([f.name.as_str()]));
+        function.chain(self.places.iter().flat_map(|p| p.function.as_deref().into_iter().chain([p.file.as_str()])))
+    }
+}
+
 impl fmt::Display for Frame {
     /// As `%pS` prints it (lib/vsprintf.c).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
