@@ -5,10 +5,13 @@ use crate::names::Names;
 use crate::text::comm;
 use crate::{CheckError, Outcome, Request};
 use detector::objects::Object;
-use detector::stacks::Stacks;
+use detector::stacks::{StackId, Stacks};
+use detector::suppress::Suppressions;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,12 +68,12 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
         Names { kernel: self.kernel, modules: self.modules, stacks: self.stacks }
     }
 
-    /// Makes the check, and leaves out what was reported before or is too young. `why` is a part of the names of the
-    /// functions, modules or tasks whose live objects are explained.
+    /// Makes the check, and leaves out what was reported before or is too young, and what `suppressions` fit, with all
+    /// that hangs from it. `why` is a part of the names of the functions, modules or tasks whose live objects are explained.
     ///
     /// # Errors
     /// [`CheckError`].
-    pub fn check(&self, why: Option<&str>) -> Result<Outcome, CheckError> {
+    pub fn check(&self, why: Option<&str>, suppressions: &Suppressions) -> Result<Outcome, CheckError> {
         let names = self.names();
         let wanted = |object: &Object| {
             let site =
@@ -78,9 +81,18 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
             [comm(object)].into_iter().chain(site).any(|name| why.is_some_and(|part| name.contains(part)))
         };
         let wanted: Option<&dyn Fn(&Object) -> bool> = if why.is_some() { Some(&wanted) } else { None };
+        // A leak may have come from one stack a hundred thousand times.
+        let known: RefCell<HashMap<(StackId, usize), Option<usize>>> = RefCell::default();
+        let suppressed = |object: &Object| {
+            let loaded = names.loaded(object.sequence);
+            let find = || suppressions.find(&names.frames(object));
+            *known.borrow_mut().entry((object.stack, loaded)).or_insert_with(find)
+        };
+        let suppressed: Option<&crate::Suppressed> = if suppressions.is_empty() { None } else { Some(&suppressed) };
         let request =
-            Request { objects: self.objects, registers: self.registers, unseen: self.unseen, wanted, suppressed: None };
+            Request { objects: self.objects, registers: self.registers, unseen: self.unseen, wanted, suppressed };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
+        outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
         outcome.unreferenced.retain_mut(|u| {
             u.leak.age = self.millis.saturating_sub(u.object.millis);
             !u.object.reported && Duration::from_millis(u.leak.age) >= self.min_age

@@ -28,6 +28,11 @@ impl Names<'_> {
         }
     }
 
+    /// How many modules had been loaded at allocation `sequence`: equal stacks have equal names as long as that is the same.
+    pub fn loaded(&self, sequence: u64) -> usize {
+        self.modules.partition_point(|(load, _)| *load <= sequence)
+    }
+
     /// An address as it was called at the time of allocation `sequence`.
     pub fn frame(&self, at: u64, sequence: u64) -> Frame {
         let function = |r: Resolved, module: Option<&str>| Function {

@@ -4,8 +4,9 @@ use crate::guess;
 use crate::moment::Counters;
 use crate::names::Names;
 use crate::{Outcome, text};
-use detector::report::{Frame, Group, Report};
+use detector::report::{Frame, Group, Report, Suppressed};
 use detector::stacks::StackId;
+use detector::suppress::{Suppression, Suppressions};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,11 +15,10 @@ use std::time::Duration;
 fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut by_name: HashMap<(bool, Vec<String>), usize> = HashMap::new();
-    // Names depend on the modules of the time: these are the same as long as no module was loaded.
     let mut by_stack: HashMap<(bool, StackId, usize), usize> = HashMap::new();
     for u in &outcome.unreferenced {
-        let loaded = names.modules.partition_point(|(load, _)| *load <= u.object.sequence);
-        let group = *by_stack.entry((u.direct, u.object.stack, loaded)).or_insert_with(|| {
+        let stack = (u.direct, u.object.stack, names.loaded(u.object.sequence));
+        let group = *by_stack.entry(stack).or_insert_with(|| {
             let frames = names.frames(&u.object);
             let name = (u.direct, frames.iter().map(Frame::to_string).collect());
             *by_name.entry(name).or_insert_with(|| {
@@ -35,23 +35,45 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
         };
         group.leaks.push(leak);
     }
-    groups.sort_by_key(|g| (!g.direct, Reverse(g.bytes() + g.retains().1), g.leaks.first().map(|l| Reverse(l.age))));
+    let weight = |g: &Group| g.bytes() + g.retains().1;
+    groups.sort_by_cached_key(|g| (!g.direct, Reverse(weight(g)), g.leaks.first().map(|l| Reverse(l.age))));
     groups
 }
 
-/// Puts leaks with equal stacks together. `with_audit` asks for the audit in the closing lines, and `pause` is how long the
-/// guest stood still, if it ran at all.
-pub fn report(
-    names: Names<'_>,
-    outcome: &Outcome,
-    counters: &Counters,
-    with_audit: bool,
-    pause: Option<Duration>,
-) -> Report {
-    Report {
-        groups: groups(names, outcome),
+/// What is asked of a report, besides what leaked.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// The audit, in the closing lines.
+    pub audit: bool,
+    /// How long the guest stood still, if it ran at all.
+    pub pause: Option<Duration>,
+    /// The suppressions that the check was made with.
+    pub suppressions: &'a Suppressions,
+    /// Those of them that no check used: this is the last one.
+    pub unused: bool,
+}
+
+/// Puts leaks with equal stacks together.
+pub fn report(names: Names<'_>, outcome: &Outcome, counters: &Counters, asked: Asked<'_>) -> Report {
+    let groups = groups(names, outcome);
+    let entry = |s: &Suppression, (objects, bytes)| Suppressed {
+        template: s.template.clone(),
+        file: s.path.display().to_string(),
+        line: s.line,
+        objects,
+        bytes,
+    };
+    let all = asked.suppressions.all();
+    let used = outcome.suppressed.iter().filter_map(|(&number, &counts)| Some(entry(all.get(number)?, counts)));
+    let unused = asked.suppressions.unused().filter(|_| asked.unused);
+    let mut report = Report {
         release: names.kernel.release.clone(),
-        figures: text::figures(outcome, counters, pause),
-        closing: text::closing(names, outcome, counters, with_audit, pause),
-    }
+        figures: text::figures(outcome, &groups, counters, asked.pause),
+        groups,
+        suppressed: used.collect(),
+        unused: unused.map(|s| entry(s, (0, 0))).collect(),
+        closing: String::new(),
+    };
+    report.closing = text::closing(names, outcome, counters, &report, asked);
+    report
 }

@@ -1,28 +1,33 @@
-//! What follows the objects of a report: the summary line, the audit, and paths of references.
+//! What follows the objects of a report: the summary line, suppressions, the audit, and paths of references.
 
+use crate::Outcome;
 use crate::audit::Audit;
 use crate::moment::Counters;
 use crate::names::Names;
+use crate::report::Asked;
 use crate::why::{Holder, Path};
-use crate::{Outcome, Unreferenced};
 use detector::objects::Object;
-use detector::report::Figure;
+use detector::report::{Figures, Group, Report};
 use guest_symbols::Kernel;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// What follows the objects of a report: the summary, where `with_audit` asks for it the audit, notes, and the paths.
-/// `pause` is how long the guest stood still, if it ran at all.
-pub fn closing(
+/// Unused suppressions told by name in the text; a structured report has all of them.
+const MAX_UNUSED: usize = 20;
+
+/// What follows the objects of a report: the summary, suppressions, where it was asked for the audit, notes, and the paths.
+/// `report` lacks nothing but these lines.
+pub(crate) fn closing(
     names: Names<'_>,
     outcome: &Outcome,
     counters: &Counters,
-    with_audit: bool,
-    pause: Option<Duration>,
+    report: &Report,
+    asked: Asked<'_>,
 ) -> String {
-    let mut text = summary(names.kernel, outcome, counters, pause);
-    if let Some(held) = outcome.audit.as_ref().filter(|_| with_audit) {
+    let mut text = summary(names.kernel, outcome, counters, &report.groups, asked.pause);
+    text += &suppressions(report);
+    if let Some(held) = outcome.audit.as_ref().filter(|_| asked.audit) {
         text += &audit(held);
     }
     if counters.rewinds > 0 {
@@ -46,18 +51,20 @@ fn mib(bytes: u64) -> f64 {
 }
 
 /// The line after a report.
-fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, pause: Option<Duration>) -> String {
+fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, groups: &[Group], pause: Option<Duration>) -> String {
     let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
-    let leaked: u64 = outcome.unreferenced.iter().map(|u: &Unreferenced| u.leak.size).sum();
     let pause = pause.map_or(String::new(), |p| format!(", pause {:.1} ms", p.as_secs_f64() * 1e3));
     format!(
-        "libleak: {} unreferenced objects ({} bytes); {} allocations, {} frees, {} live objects ({:.1} MiB); \
+        "libleak: {} unreferenced objects ({} bytes) in {} groups, {} direct; \
+         {} allocations, {} frees, {} live objects ({:.1} MiB); \
          scanned {:.1} MiB of roots and {:.1} MiB of heap in {:.1} ms{pause}; \
          {} in slabs, {} unknown, {} freed; \
-         {} unmatched returns, {} unwatched sites, {} unknown frees, {} missed frees, {} stale, {} known; \
-         {} of {} hooks hit; Linux {}\n",
+         {} unmatched returns, {} unwatched sites, {} unknown frees, {} missed frees, {} stale, {} known, \
+         {} suppressed; {} of {} hooks hit; Linux {}\n",
         outcome.unreferenced.len(),
-        leaked,
+        leaked(outcome),
+        groups.len(),
+        direct(outcome),
         c.allocations,
         c.frees,
         outcome.live.0,
@@ -74,19 +81,36 @@ fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, pause: Option<Durat
         c.missed_frees,
         outcome.stale,
         outcome.known.len(),
+        suppressed(outcome),
         c.hooks_hit,
         c.hooks,
         kernel.release,
     )
 }
 
+/// Bytes of what is reported.
+fn leaked(outcome: &Outcome) -> u64 {
+    outcome.unreferenced.iter().map(|u| u.leak.size).sum()
+}
+
+/// How many of the reported objects nothing refers to.
+fn direct(outcome: &Outcome) -> u64 {
+    outcome.unreferenced.iter().filter(|u| u.direct).count() as u64
+}
+
+/// How many objects suppressions fit.
+fn suppressed(outcome: &Outcome) -> u64 {
+    outcome.suppressed.values().map(|(objects, _)| objects).sum()
+}
+
 /// The figures of the summary line, for reports that are read by programs.
-pub fn figures(outcome: &Outcome, c: &Counters, pause: Option<Duration>) -> Vec<Figure> {
+pub(crate) fn figures(outcome: &Outcome, groups: &[Group], c: &Counters, pause: Option<Duration>) -> Figures {
     let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
-    let suppressed = outcome.suppressed.values().map(|(objects, _)| objects).sum();
-    let mut figures = vec![
+    let figures = [
         ("unreferenced_objects", outcome.unreferenced.len() as u64),
-        ("unreferenced_bytes", outcome.unreferenced.iter().map(|u| u.leak.size).sum()),
+        ("unreferenced_bytes", leaked(outcome)),
+        ("groups", groups.len() as u64),
+        ("direct", direct(outcome)),
         ("allocations", c.allocations),
         ("frees", c.frees),
         ("live_objects", outcome.live.0),
@@ -103,13 +127,34 @@ pub fn figures(outcome: &Outcome, c: &Counters, pause: Option<Duration>) -> Vec<
         ("missed_frees", c.missed_frees),
         ("stale", outcome.stale),
         ("known", outcome.known.len() as u64),
-        ("suppressed", suppressed),
+        ("suppressed", suppressed(outcome)),
         ("hooks_hit", c.hooks_hit),
         ("hooks", c.hooks),
         ("rewinds", c.rewinds),
     ];
-    figures.extend(pause.map(|p| ("pause_microseconds", p.as_micros() as u64)));
-    figures
+    let pause = pause.map(|p| ("pause_microseconds", p.as_micros() as u64));
+    figures.into_iter().chain(pause).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// What suppressions left out, in LeakSanitizer's own words and columns, and which of them nothing used.
+fn suppressions(report: &Report) -> String {
+    const RULE: &str = "-----------------------------------------------------\n";
+    let mut text = String::new();
+    if !report.suppressed.is_empty() {
+        text += RULE;
+        text += "Suppressions used:\n  count      bytes template\n";
+        for s in &report.suppressed {
+            text += &format!("{:>7} {:>10} {}\n", s.objects, s.bytes, s.template);
+        }
+        text += RULE;
+    }
+    for s in report.unused.iter().take(MAX_UNUSED) {
+        text += &format!("libleak: note: suppression not used: leak:{} ({}, line {})\n", s.template, s.file, s.line);
+    }
+    if let Some(more @ 1..) = report.unused.len().checked_sub(MAX_UNUSED) {
+        text += &format!("libleak: note: {more} more suppressions not used\n");
+    }
+    text
 }
 
 /// The audit in full.
@@ -155,7 +200,7 @@ fn path(names: Names<'_>, path: &Path) -> String {
                 writeln!(text, "libleak: why:   a root{name} at physical {:#x} ({usage:?}) [{}]", phys.0, words(around))
             }
             Holder::Register => writeln!(text, "libleak: why:   a register"),
-            Holder::Known => writeln!(text, "libleak: why:   what the kernel declares no leak"),
+            Holder::Known => writeln!(text, "libleak: why:   what the kernel declares no leak, or what is suppressed"),
         };
     }
     text

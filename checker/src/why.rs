@@ -47,7 +47,7 @@ pub enum Holder {
     },
     /// A register of a CPU.
     Register,
-    /// The table of what the kernel declares no leak.
+    /// The table of what the kernel declares no leak, or a suppression.
     Known,
 }
 

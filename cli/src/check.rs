@@ -1,7 +1,9 @@
 //! `leak check`.
 
 use checker::CheckError;
-use detector::report;
+use checker::report::{Asked, report};
+use detector::report::Format;
+use detector::suppress::{SuppressError, Suppressions};
 use snapshot::{ReadError, Snapshot};
 use std::io::Write;
 use std::path::PathBuf;
@@ -21,6 +23,15 @@ pub struct Check {
     /// Say by cache and function which objects only the kernel's slabs and vmap areas hold, or only libleak
     #[arg(long)]
     audit: bool,
+    /// Leave out what the lines leak:PATTERN of this file fit, as the plugin's option suppress= does; once or more
+    #[arg(long, value_name = "FILE")]
+    suppress: Vec<PathBuf>,
+    /// Print every object, in kmemleak's very words, and not one of each group
+    #[arg(long)]
+    each: bool,
+    /// Form of the report: text, jsonl or console
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    format: Format,
 }
 
 /// Why there is no report.
@@ -29,6 +40,9 @@ pub enum Error {
     /// The snapshot.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The suppressions.
+    #[error(transparent)]
+    Suppress(#[from] SuppressError),
     /// The guest in it.
     #[error("no result for snapshot {path}: {why}")]
     Check {
@@ -48,12 +62,13 @@ impl Check {
     /// # Errors
     /// [`Error`].
     pub fn run(&self) -> Result<(), Error> {
+        let suppressions = Suppressions::read(&self.suppress)?;
         let snapshot = Snapshot::open(&self.snapshot)?;
         let moment = snapshot.moment();
-        let outcome =
-            moment.check(self.why.as_deref()).map_err(|why| Error::Check { path: self.snapshot.clone(), why })?;
-        let text =
-            report::text::each(&checker::report::report(moment.names(), &outcome, &moment.counters, self.audit, None));
+        let failed = |why| Error::Check { path: self.snapshot.clone(), why };
+        let outcome = moment.check(self.why.as_deref(), &suppressions).map_err(failed)?;
+        let asked = Asked { audit: self.audit, pause: None, suppressions: &suppressions, unused: true };
+        let text = self.format.write(&report(moment.names(), &outcome, &moment.counters, asked), self.each);
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             // Whoever reads it, such as head, has seen enough.
             Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -41,6 +41,9 @@ mod tests {
         let Command::Check(_) = Arguments::try_parse_from(["leak", "check", "a", "--why", "kmalloc", "--audit"])
             .expect("good words")
             .command;
+        let words = ["leak", "check", "a", "--suppress", "b", "--suppress", "c", "--each", "--format", "jsonl"];
+        assert!(Arguments::try_parse_from(words).is_ok());
+        assert!(Arguments::try_parse_from(["leak", "check", "a", "--format", "xml"]).is_err());
         assert!(Arguments::try_parse_from(["leak", "check"]).is_err());
     }
 }

@@ -37,7 +37,7 @@ fn run(session: &'static Session, every: Duration) {
             let pause = began.elapsed();
             if let Some((check, _)) = result.lock().take() {
                 match check {
-                    Ok(result) => session.report(tracker, &result, pause),
+                    Ok(result) => session.report(tracker, &result, pause, false),
                     Err(e) => log::info!("no scan: {e}"),
                 }
             }

@@ -4,6 +4,7 @@
 //! (QEMU 9.2) to 7 (QEMU 11.1).
 
 pub mod ffi;
+mod file;
 pub mod hooks;
 pub mod interval;
 pub mod options;

@@ -1,5 +1,6 @@
 //! The plugin's options: QEMU's `key=value` words after `-plugin FILE,`.
 
+use detector::report::Format;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +12,33 @@ struct Key {
 }
 
 const KEYS: &[Key] = &[
-    Key { name: "report", value: "PATH", what: "write reports there instead of to stderr" },
+    Key {
+        name: "report",
+        value: "PATH",
+        what: "write reports there instead of to stderr; once or more, and in JSON if it ends in .jsonl",
+    },
+    Key {
+        name: "format",
+        value: "text|jsonl|console",
+        what: "form of the report= before it, or of stderr: kmemleak's text, lines of JSON, or text for parsers of consoles",
+    },
+    Key {
+        name: "each",
+        value: "on|off",
+        what: "print every object, in kmemleak's very words, and not one of each group (default: off)",
+    },
+    Key {
+        name: "suppress",
+        value: "PATH",
+        what: "leave out what this file of lines leak:PATTERN fits, as LeakSanitizer does; once or more",
+    },
+    Key { name: "suppress-print", value: "PATH", what: "write suppressions there that fit all that was reported" },
+    Key { name: "frames", value: "NUMBER", what: "frames kept of each backtrace, 1 to 64 (default: 16)" },
+    Key {
+        name: "debug",
+        value: "PATH",
+        what: "file or folder with debugging information, for places in the source; once or more",
+    },
     Key {
         name: "scan",
         value: "SECONDS",
@@ -60,11 +87,35 @@ const KEYS: &[Key] = &[
     Key { name: "help", value: "", what: "print this" },
 ];
 
+/// A file for reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// The form of what is in it.
+    pub format: Format,
+}
+
+/// Frames of a stack, unless the user asks for another number.
+const FRAMES: usize = 16;
+
 /// What the user asked for.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Where reports go.
-    pub report: Option<PathBuf>,
+    /// Where reports go; to stderr if there are none.
+    pub reports: Vec<ReportFile>,
+    /// The form of reports on stderr.
+    pub stderr: Format,
+    /// Whether every object is printed, and not one of each group.
+    pub each: bool,
+    /// Files of suppressions.
+    pub suppress: Vec<PathBuf>,
+    /// Where suppressions of what was reported go.
+    pub suppress_print: Option<PathBuf>,
+    /// Frames kept of each stack.
+    pub frames: usize,
+    /// Where debugging information is looked for.
+    pub debug: Vec<PathBuf>,
     /// Time between scans.
     pub scan: Option<Duration>,
     /// Least age of what is reported.
@@ -83,6 +134,29 @@ pub struct Options {
     pub why: Option<String>,
     /// Where snapshots go.
     pub snapshot: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            reports: Vec::new(),
+            stderr: Format::default(),
+            each: false,
+            suppress: Vec::new(),
+            suppress_print: None,
+            frames: FRAMES,
+            debug: Vec::new(),
+            scan: None,
+            min_age: None,
+            qmp: None,
+            symbols: None,
+            audit: false,
+            live_slab: false,
+            pages: false,
+            why: None,
+            snapshot: None,
+        }
+    }
 }
 
 /// Why QEMU is to stop at start.
@@ -115,7 +189,7 @@ fn names() -> String {
 fn help() -> String {
     let rows = KEYS.iter().map(|k| {
         let left = if k.value.is_empty() { k.name.to_owned() } else { format!("{}={}", k.name, k.value) };
-        format!("  {left:<16} {}\n", k.what)
+        format!("  {left:<25} {}\n", k.what)
     });
     format!(
         "{}: kernel memory leaks of a Linux guest\nusage: -plugin libleak.so[,OPTION]...\n{}",
@@ -143,7 +217,7 @@ impl Options {
             // QEMU turns a bare word into word=on.
             let path = || match value {
                 "" | "on" if !word.contains('/') => Err(bad("no path")),
-                path => Ok(Some(PathBuf::from(path))),
+                path => Ok(PathBuf::from(path)),
             };
             let seconds = |least: u64| match value.parse::<u64>() {
                 Ok(n) if (least..=86_400 * 365).contains(&n) => Ok(Some(Duration::from_secs(n))),
@@ -155,12 +229,30 @@ impl Options {
                 _ => Err(bad("neither on nor off")),
             };
             match key.name {
-                "report" => options.report = path()?,
+                "report" => {
+                    let path = path()?;
+                    if options.reports.iter().any(|r| r.path == path) {
+                        return Err(bad("given twice"));
+                    }
+                    options.reports.push(ReportFile { format: Format::of(&path), path });
+                }
+                "format" => {
+                    let before = options.reports.last_mut().map_or(&mut options.stderr, |r| &mut r.format);
+                    *before = value.parse().map_err(bad)?;
+                }
+                "each" => options.each = switch()?,
+                "suppress" => options.suppress.push(path()?),
+                "suppress-print" => options.suppress_print = Some(path()?),
+                "frames" => match value.parse() {
+                    Ok(n) if (1..=64).contains(&n) => options.frames = n,
+                    _ => return Err(bad("not a number from 1 to 64")),
+                },
+                "debug" => options.debug.push(path()?),
                 "scan" => options.scan = seconds(1)?,
                 "min-age" => options.min_age = seconds(0)?,
-                "qmp" => options.qmp = path()?,
-                "symbols" => options.symbols = path()?,
-                "snapshot" => options.snapshot = path()?,
+                "qmp" => options.qmp = Some(path()?),
+                "symbols" => options.symbols = Some(path()?),
+                "snapshot" => options.snapshot = Some(path()?),
                 "live" => {
                     options.live_slab = match value {
                         "hooks" => false,
@@ -188,12 +280,30 @@ mod tests {
     #[test]
     fn good_words() {
         let o = Options::parse(["report=/tmp/r", "scan=10", "min-age=0", "audit=on", "why=kmalloc"]).unwrap();
-        assert_eq!(o.report, Some("/tmp/r".into()));
+        assert_eq!(o.reports, [ReportFile { path: "/tmp/r".into(), format: Format::Text }]);
         assert_eq!(o.scan, Some(Duration::from_secs(10)));
         assert_eq!(o.min_age, Some(Duration::ZERO));
         assert!(o.audit);
         assert_eq!(o.why.as_deref(), Some("kmalloc"));
         assert_eq!(Options::parse([]).unwrap(), Options::default());
+        assert_eq!(Options::default().frames, 16);
+        let o = Options::parse(["frames=64", "each=on", "suppress=a", "suppress=/b", "debug=c", "suppress-print=d"])
+            .unwrap();
+        assert_eq!((o.frames, o.each, o.suppress_print), (64, true, Some("d".into())));
+        assert_eq!((o.suppress, o.debug), (vec!["a".into(), "/b".into()], vec![PathBuf::from("c")]));
+    }
+
+    #[test]
+    fn a_format_is_of_the_report_before_it() {
+        let formats = |words: &[&str]| {
+            let o = Options::parse(words.iter().copied()).unwrap();
+            (o.stderr, o.reports.iter().map(|r| r.format).collect::<Vec<_>>())
+        };
+        assert_eq!(formats(&["report=a.txt", "report=b.jsonl"]), (Format::Text, vec![Format::Text, Format::JsonLines]));
+        assert_eq!(
+            formats(&["format=jsonl", "report=a.jsonl", "format=console", "report=b"]),
+            (Format::JsonLines, vec![Format::Console, Format::Text])
+        );
     }
 
     #[test]
@@ -206,6 +316,11 @@ mod tests {
         assert!(error("live=on").contains("live=hooks|slab"));
         assert!(error("why=on").contains("why=PATTERN"));
         assert!(error("report=on").contains("report=PATH"));
+        assert!(error("format=json").contains("format=text|jsonl|console"));
+        assert!(error("each=yes").contains("each=on|off"));
+        assert!(error("suppress=").contains("suppress=PATH") && error("debug=on").contains("debug=PATH"));
+        assert!(error("frames=0").contains("from 1 to 64") && error("frames=65").contains("frames=NUMBER"));
+        assert!(Options::parse(["report=a", "report=a"]).unwrap_err().to_string().contains("given twice"));
         assert!(error("snapshot").contains("snapshot=PATH"));
         assert!(error("help=on").contains("usage:"));
     }

@@ -1,50 +1,108 @@
 //! Where reports and messages go.
 
+use crate::file::{Grown, advice};
+use crate::options::Options;
+use detector::report::{Format, Report};
+use detector::suppress;
 use parking_lot::Mutex;
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The destination of reports: stderr, or a file.
+/// The destinations of reports: files, or stderr.
 pub struct Output {
-    file: Option<(PathBuf, Mutex<Option<File>>)>,
+    files: Vec<Destination>,
+    stderr: Format,
+    each: bool,
+    suppressions: Option<Mutex<Suppressions>>,
+}
+
+/// A file for reports.
+struct Destination {
+    file: Grown,
+    format: Format,
+    /// It could not be written, which was said.
+    failed: AtomicBool,
+}
+
+/// The file for suppressions of what was reported.
+struct Suppressions {
+    file: Grown,
+    /// Its lines, but for comments.
+    lines: BTreeSet<String>,
 }
 
 impl Output {
-    /// Creates or empties the file.
-    ///
-    /// # Errors
-    /// The line to print, if the file cannot be written.
-    pub fn open(path: Option<&Path>) -> Result<Output, String> {
-        let Some(path) = path else { return Ok(Output { file: None }) };
-        let file = File::create(path).map_err(|why| {
-            format!(
-                "cannot write report={}: {why}; give a path in a folder that exists and is writable",
-                path.display()
-            )
-        })?;
-        Ok(Output { file: Some((path.into(), Mutex::new(Some(file)))) })
+    /// Creates or empties the files. What cannot be written is said: its reports go to stderr until it can.
+    pub fn open(options: &Options) -> Output {
+        let files = options.reports.iter().map(|report| {
+            let (file, made) = Grown::create(&report.path);
+            if let Err(why) = &made {
+                warning(&format!(
+                    "cannot write report={}: {why}; {}; until then its reports go to stderr",
+                    file.path().display(),
+                    advice(why)
+                ));
+            }
+            Destination { file, format: report.format, failed: AtomicBool::new(made.is_err()) }
+        });
+        let suppressions = options.suppress_print.as_deref().map(|path| {
+            let (file, made) = Grown::create(path);
+            if let Err(why) = made {
+                warning(&format!("cannot write suppress-print={}: {why}; {}", path.display(), advice(&why)));
+            }
+            Mutex::new(Suppressions { file, lines: BTreeSet::new() })
+        });
+        Output { files: files.collect(), stderr: options.stderr, each: options.each, suppressions }
     }
 
-    /// Writes a report. If the file fails, it is said once, and the report goes to stderr.
-    pub fn write(&self, text: &str) {
-        if let Some((path, file)) = &self.file {
-            let mut file = file.lock();
-            if let Some(f) = file.as_mut() {
-                match f.write_all(text.as_bytes()).and_then(|()| f.flush()) {
-                    Ok(()) => return,
-                    Err(why) => {
-                        error(&format!(
-                            "cannot write report={}: {why}; reports go to stderr from here on",
-                            path.display()
-                        ));
-                        *file = None;
-                    }
+    /// Writes a report. If a file fails, that is said once, and the report goes to stderr.
+    pub fn write(&self, report: &Report) {
+        let written = self.files.iter().filter(|destination| destination.write(report, self.each)).count();
+        if written < self.files.len() || self.files.is_empty() {
+            // A closed stderr is no reason to take QEMU down.
+            let _ = std::io::stderr().lock().write_all(self.stderr.write(report, self.each).as_bytes());
+        }
+        if let Some(suppressions) = &self.suppressions {
+            suppressions.lock().write(report);
+        }
+    }
+}
+
+impl Destination {
+    /// Whether the report was written.
+    fn write(&self, report: &Report, each: bool) -> bool {
+        let written = self.file.append(&self.format.write(report, each));
+        let failed = self.failed.swap(written.is_err(), Ordering::Relaxed);
+        match written {
+            Ok(()) => true,
+            Err(why) => {
+                if !failed {
+                    error(&format!(
+                        "cannot write report={}: {why}; {}; until then its reports go to stderr",
+                        self.file.path().display(),
+                        advice(&why)
+                    ));
                 }
+                false
             }
         }
-        // A closed stderr is no reason to take QEMU down.
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    }
+}
+
+impl Suppressions {
+    fn write(&mut self, report: &Report) {
+        let mut text = String::new();
+        for (line, comment) in suppress::for_groups(&report.groups) {
+            // What a scan reports again, from the same function, is suppressed already.
+            if !self.lines.contains(&line) {
+                text += &format!("{comment}{line}\n");
+                self.lines.insert(line);
+            }
+        }
+        if let Err(why) = self.file.append(&text) {
+            error(&format!("cannot write suppress-print={}: {why}; {}", self.file.path().display(), advice(&why)));
+        }
     }
 }
 

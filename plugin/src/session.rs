@@ -8,7 +8,9 @@ use crate::output::{self, Output};
 use crate::stopped;
 use checker::moment::{Counters, Moment};
 use checker::names::Names;
+use checker::report::Asked;
 use checker::{CheckError, Outcome};
+use detector::suppress::Suppressions;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
@@ -29,6 +31,7 @@ pub struct Session {
     /// What the user asked for.
     pub options: Options,
     output: Output,
+    suppressions: Suppressions,
     symbols: Mutex<Option<SymbolFile>>,
     blocks: AtomicU64,
     kernel_blocks: AtomicU32,
@@ -57,12 +60,15 @@ impl Session {
     /// # Errors
     /// The line to print, if an option's file cannot be used.
     pub fn start(options: Options) -> Result<&'static Session, String> {
-        let output = Output::open(options.report.as_deref())?;
+        let suppressions = Suppressions::read(&options.suppress).map_err(|e| e.to_string())?;
         options.snapshot.as_deref().map(snapshot::try_path).transpose().map_err(|e| e.to_string())?;
         let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose().map_err(|e| e.to_string())?;
+        // Last, so that nothing is emptied when QEMU does not start.
+        let output = Output::open(&options);
         Ok(SESSION.get_or_init(|| Session {
             options,
             output,
+            suppressions,
             symbols: Mutex::new(symbols),
             blocks: AtomicU64::new(0),
             kernel_blocks: AtomicU32::new(0),
@@ -142,7 +148,7 @@ impl Session {
             kernel.btf.as_ref().map_or(0, |b| b.len()),
             began.elapsed()
         );
-        for family in Tracker::install(kernel, ram, self.options.pages, 16) {
+        for family in Tracker::install(kernel, ram, self.options.pages, self.options.frames) {
             output::warning(&format!(
                 "this kernel has no known function of the family \"{family}\": such allocations or frees are not seen, and the report is not to be trusted"
             ));
@@ -174,7 +180,7 @@ impl Session {
         if let Some(path) = &self.options.snapshot {
             stopped::save(path, &moment);
         }
-        let outcome = moment.check(self.options.why.as_deref())?;
+        let outcome = moment.check(self.options.why.as_deref(), &self.suppressions)?;
         for &(addr, sequence) in outcome.audit.iter().flat_map(|a| &a.gone) {
             tracker.live.forget(addr, sequence);
         }
@@ -182,19 +188,17 @@ impl Session {
         Ok((outcome, moment.counters))
     }
 
-    /// Prints a check's result; `pause` is how long the guest stood still for it.
-    pub fn report(&self, tracker: &Tracker, (outcome, counters): &(Outcome, Counters), pause: Duration) {
-        let text = {
+    /// Prints a check's result; `pause` is how long the guest stood still for it, and `last` is whether no check follows.
+    pub fn report(&self, tracker: &Tracker, (outcome, counters): &(Outcome, Counters), pause: Duration, last: bool) {
+        let began = Instant::now();
+        let report = {
             let names = Names { kernel: &tracker.kernel, modules: &tracker.modules(), stacks: &tracker.stacks };
-            detector::report::text::each(&checker::report::report(
-                names,
-                outcome,
-                counters,
-                self.options.audit,
-                Some(pause),
-            ))
+            let (audit, suppressions) = (self.options.audit, &self.suppressions);
+            let asked = Asked { audit, pause: Some(pause), suppressions, unused: last };
+            checker::report::report(names, outcome, counters, asked)
         };
-        self.output.write(&text);
+        self.output.write(&report);
+        log::info!("report of {} objects written in {:?}", outcome.unreferenced.len(), began.elapsed());
     }
 
     /// QEMU exits: the vCPUs have stopped.
@@ -224,7 +228,7 @@ impl Session {
         }
         let began = Instant::now();
         match self.check(tracker, self.options.min_age.unwrap_or_default()) {
-            Ok(result) => self.report(tracker, &result, began.elapsed()),
+            Ok(result) => self.report(tracker, &result, began.elapsed(), true),
             Err(e) => output::error(&format!("no result: {e}")),
         }
     }

@@ -8,6 +8,7 @@ use crate::{MAGIC, VERSION};
 use checker::moment::{Counters, Moment};
 use detector::objects::{Kind, Object, Site};
 use detector::stacks::{StackId, Stacks};
+use detector::suppress::Suppressions;
 use guest_symbols::kernel::Kernel;
 use guest_symbols::memory::{GuestMemory, OwnedMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::modules::Module;
@@ -239,7 +240,7 @@ fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
                 let snapshot = Snapshot { contents, kernel };
                 let moment = snapshot.moment();
                 // No BTF, so there is no check, but neither may it end the process.
-                assert!(moment.check(Some("insmod")).is_err());
+                assert!(moment.check(Some("insmod"), &Suppressions::default()).is_err());
                 for (_, o) in moment.objects {
                     moment.names().frames(o);
                 }

@@ -1,0 +1,327 @@
+//! Reports as lines of JSON, for programs.
+//!
+//! Each check writes one line of `"type": "report"`, and after it as many lines of `"type": "group"` as its `groups` says,
+//! in the order of the text. Addresses and checksums are text, `"0x..."`: 64 bits are more than many readers of JSON keep of a number.
+//! Fields in brackets are left out where there is nothing to say.
+//!
+//! | a report | |
+//! |---|---|
+//! | `schema` | 1; another number if a field changes its meaning or goes. New fields may come any time |
+//! | `release` | what `uname -r` prints in the guest |
+//! | `groups` | how many lines of groups follow |
+//! | `figures` | the summary's numbers by their names, as `unreferenced_objects`, `scan_microseconds` |
+//! | `suppressed` | suppressions that were used: `template`, `file`, `line`, `objects`, `bytes` |
+//! | `unused_suppressions` | those that no check used, in the last report: the same |
+//! | `summary` | the summary line |
+//! | `notes` | the lines after it |
+//!
+//! | a group | |
+//! |---|---|
+//! | `direct` | whether nothing refers to its objects, or only other leaks do |
+//! | `count`, `bytes` | objects and bytes of the group |
+//! | `first_age_ms`, `last_age_ms` | milliseconds since the first and the last allocation |
+//! | `retains` | what hangs from them: `objects`, `bytes` |
+//! | `stack` | frames, innermost first: `address`, [`function`, `offset`, `size`, [`module`]], [`places`: [`function`], `file`, `line`, innermost inlined function first] |
+//! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), [`cache`], [`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), [`shown_cpu`], `crc`, `retains` |
+
+use super::{Figures, Frame, Group, Leak, Report, Suppressed};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// The schema's number.
+pub const SCHEMA: u32 = 1;
+
+/// A line that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is no line of ours.
+    #[error("line {line} is no part of a report: {why}; give a file that libleak wrote with format=jsonl")]
+    Line {
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// Another schema than this program's.
+    #[error(
+        "line {line} is a report of schema {schema}, and this program knows {SCHEMA}; use the program of the libleak that wrote it"
+    )]
+    Schema {
+        /// The line, counted from 1.
+        line: usize,
+        /// Its schema.
+        schema: u32,
+    },
+    /// The last report lacks groups.
+    #[error("{0} groups are missing at the end: the file is cut off; take a whole one")]
+    Missing(usize),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Line<'a> {
+    Report(Head<'a>),
+    Group(Body<'a>),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head<'a> {
+    schema: u32,
+    release: Cow<'a, str>,
+    groups: usize,
+    figures: Cow<'a, Figures>,
+    suppressed: Cow<'a, [Suppressed]>,
+    unused_suppressions: Cow<'a, [Suppressed]>,
+    summary: Cow<'a, str>,
+    notes: Vec<Cow<'a, str>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body<'a> {
+    direct: bool,
+    count: usize,
+    bytes: u64,
+    first_age_ms: u64,
+    last_age_ms: u64,
+    #[serde(with = "counts")]
+    retains: (u64, u64),
+    stack: Cow<'a, [Frame]>,
+    objects: Cow<'a, [Leak]>,
+}
+
+/// A report's lines.
+pub fn write(report: &Report) -> String {
+    let mut closing = report.closing.lines();
+    let head = Line::Report(Head {
+        schema: SCHEMA,
+        release: report.release.as_str().into(),
+        groups: report.groups.len(),
+        figures: Cow::Borrowed(&report.figures),
+        suppressed: report.suppressed.as_slice().into(),
+        unused_suppressions: report.unused.as_slice().into(),
+        summary: closing.next().unwrap_or_default().into(),
+        notes: closing.map(Cow::from).collect(),
+    });
+    let groups = report.groups.iter().map(|group| {
+        let (first_age_ms, last_age_ms) = group.ages();
+        Line::Group(Body {
+            direct: group.direct,
+            count: group.leaks.len(),
+            bytes: group.bytes(),
+            first_age_ms,
+            last_age_ms,
+            retains: group.retains(),
+            stack: group.frames.as_slice().into(),
+            objects: group.leaks.as_slice().into(),
+        })
+    });
+    let mut text = String::new();
+    for line in [head].into_iter().chain(groups) {
+        // Structures of text and numbers have no value that is none of JSON's.
+        text += &serde_json::to_string(&line).unwrap_or_default();
+        text.push('\n');
+    }
+    text
+}
+
+/// Reads what [`write`](self::write) made, once or more.
+///
+/// # Errors
+/// [`ReadError`], for the first line that cannot be read.
+pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
+    let mut reports: Vec<Report> = Vec::new();
+    let mut missing = 0;
+    for (i, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
+        let line = i + 1;
+        let bad = |why: String| ReadError::Line { line, why };
+        // First, since another schema's line may be no line of this one.
+        let of = serde_json::from_str::<Schema>(text).map_err(|e| bad(e.to_string()))?;
+        if let Some(schema) = of.schema.filter(|s| *s != SCHEMA) {
+            return Err(ReadError::Schema { line, schema });
+        }
+        match serde_json::from_str(text).map_err(|e| bad(e.to_string()))? {
+            Line::Report(_) if missing > 0 => return Err(bad(format!("it should be a group, {missing} are missing"))),
+            Line::Report(head) => {
+                missing = head.groups;
+                let closing = [head.summary].into_iter().chain(head.notes).map(|line| line.into_owned() + "\n");
+                reports.push(Report {
+                    groups: Vec::new(),
+                    release: head.release.into_owned(),
+                    figures: head.figures.into_owned(),
+                    suppressed: head.suppressed.into_owned(),
+                    unused: head.unused_suppressions.into_owned(),
+                    closing: closing.collect(),
+                });
+            }
+            Line::Group(body) => {
+                let report = reports.last_mut().filter(|_| missing > 0);
+                let report = report.ok_or_else(|| bad("it is a group without a report".to_owned()))?;
+                missing -= 1;
+                let (frames, leaks) = (body.stack.into_owned(), body.objects.into_owned());
+                report.groups.push(Group { direct: body.direct, frames, leaks });
+            }
+        }
+    }
+    if missing > 0 { Err(ReadError::Missing(missing)) } else { Ok(reports) }
+}
+
+#[derive(Deserialize)]
+struct Schema {
+    schema: Option<u32>,
+}
+
+/// Numbers as `"0x..."`.
+pub(super) mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::LowerHex;
+
+    pub(in super::super) fn serialize<S: Serializer>(number: &impl LowerHex, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{number:#x}"))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>, N: TryFrom<u64>>(from: D) -> Result<N, D::Error> {
+        let text = String::deserialize(from)?;
+        let number = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let number = number.and_then(|n| N::try_from(n).ok());
+        number.ok_or_else(|| D::Error::custom(format!("\"{text}\" is no number of the form 0x...")))
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub(super) mod bytes {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Write;
+
+    pub(in super::super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        to.serialize_str(&text)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let byte = |pair: &[u8; 2]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
+        let bytes = pairs.iter().map(byte).collect::<Option<Vec<u8>>>().filter(|_| rest.is_empty());
+        bytes.ok_or_else(|| D::Error::custom(format!("\"{text}\" is no row of bytes")))
+    }
+}
+
+/// How many objects, and of how many bytes.
+pub(super) mod counts {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Counts {
+        objects: u64,
+        bytes: u64,
+    }
+
+    pub(in super::super) fn serialize<S: Serializer>(counts: &(u64, u64), to: S) -> Result<S::Ok, S::Error> {
+        Counts { objects: counts.0, bytes: counts.1 }.serialize(to)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<(u64, u64), D::Error> {
+        Counts::deserialize(from).map(|c| (c.objects, c.bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::text::tests::{leak, report};
+    use super::super::{Format, Function, Place};
+    use super::*;
+    use crate::objects::Kind;
+
+    fn whole() -> Report {
+        let percpu = Leak {
+            addr: 0x40fb0,
+            kind: Kind::Percpu,
+            cache: None,
+            guess: Some("struct foo".into()),
+            shown_cpu: Some(0),
+            retains: (3, 99),
+            ..leak()
+        };
+        let mut report = report(vec![leak(), percpu]);
+        let place = Place { function: Some("init".into()), file: "a \"b\".c".into(), line: 4 };
+        report.groups[0].frames[1].places = vec![Place { function: None, ..place.clone() }, place];
+        let unnamed = Function { module: Some("leaky".into()), ..Function::default() };
+        let frames = vec![Frame::default(), Frame { address: 5, function: Some(unnamed), places: Vec::new() }];
+        report.groups.push(Group { direct: false, frames, leaks: vec![leak()] });
+        report.release = "6.12.95+deb12-cloud-amd64".into();
+        report.figures = [("unreferenced_objects".to_owned(), 3)].into();
+        report.suppressed =
+            vec![Suppressed { template: "a*".into(), file: "f".into(), line: 3, objects: 1, bytes: 64 }];
+        report.unused = vec![Suppressed { template: "b$".into(), file: "f".into(), line: 4, ..Suppressed::default() }];
+        report.closing = "libleak: 3 unreferenced objects\nlibleak: note: well\n".into();
+        report
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (one, two) = (whole(), report(vec![leak()]));
+        let text = write(&one) + &write(&two);
+        assert_eq!(text.lines().count(), 5);
+        let read = read(&text).unwrap();
+        assert_eq!(read, [one.clone(), two]);
+        assert_eq!(Format::Text.write(&read[0], true), Format::Text.write(&one, true));
+    }
+
+    #[test]
+    fn names_are_those_of_the_schema() {
+        let text = write(&whole());
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let (head, group) = (&lines[0], &lines[1]);
+        assert_eq!((&head["type"], &head["schema"], &head["groups"]), (&"report".into(), &1.into(), &2.into()));
+        assert_eq!(head["figures"]["unreferenced_objects"], 3);
+        assert_eq!(head["suppressed"][0]["template"], "a*");
+        assert_eq!(head["unused_suppressions"][0]["line"], 4);
+        assert_eq!(
+            (&head["summary"], &head["notes"][0]),
+            (&"libleak: 3 unreferenced objects".into(), &"libleak: note: well".into())
+        );
+        assert_eq!((&group["type"], &group["direct"], &group["count"]), (&"group".into(), &true.into(), &2.into()));
+        assert_eq!(
+            (&group["bytes"], &group["first_age_ms"], &group["last_age_ms"]),
+            (&40.into(), &10.into(), &10.into())
+        );
+        assert_eq!(group["retains"], serde_json::json!({"objects": 3, "bytes": 99}));
+        let frame = serde_json::json!({
+            "address": "0xffffffff81000001", "function": "init", "offset": 0x4a, "size": 0xff0, "module": "leaky",
+            "places": [{"file": "a \"b\".c", "line": 4}, {"function": "init", "file": "a \"b\".c", "line": 4}],
+        });
+        assert_eq!(group["stack"][1], frame);
+        let object = serde_json::json!({
+            "address": "0xffff888103a4c1e0", "size": 20, "kind": "slab", "cache": "kmalloc-32", "comm": "insmod",
+            "pid": 412, "tgid": 411, "cpu": 1, "jiffies": 4294953210u64, "age_ms": 10,
+            "head": "68656c6c6f000000000000000000007f7e616263", "crc": "0xbeef", "retains": {"objects": 0, "bytes": 0},
+        });
+        assert_eq!(group["objects"][0], object);
+        assert_eq!(
+            lines[2]["stack"],
+            serde_json::json!([
+                {"address": "0x0"}, {"address": "0x5", "function": "", "offset": 0, "size": 0, "module": "leaky"},
+            ])
+        );
+    }
+
+    #[test]
+    fn flaws_are_named() {
+        let error = |text: &str| read(text).unwrap_err().to_string();
+        let text = write(&whole());
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(error("nonsense").contains("line 1 is no part"));
+        assert!(error(&format!("{}\n{}", lines[0], lines[1])).contains("1 groups are missing"));
+        assert!(error(lines[1]).contains("without a report"));
+        assert!(error(&format!("{}\n{}", lines[0], lines[0])).contains("line 2 is no part"));
+        assert!(error(&text[..text.len() - 9]).contains("line 3"));
+        assert!(error(&lines[0].replace("\"schema\":1", "\"schema\":2")).contains("schema 2"));
+        assert!(error(&text.replace("0xbeef", "beef")).contains("no number of the form 0x"));
+        assert!(error(&text.replace("68656c", "68656")).contains("no row of bytes"));
+        assert_eq!(read("\n").unwrap(), []);
+    }
+}
