@@ -161,7 +161,7 @@ mod tests {
 
     fn object(frames: &[&str]) -> Unreferenced {
         let frames = frames.iter().map(|&f| f.to_owned()).collect();
-        Unreferenced { address: 0xffff_894b_4267_4ea0, size: 32, comm: "insmod".to_owned(), frames }
+        Unreferenced { address: 0xffff_894b_4267_4ea0, size: 32, comm: "insmod".to_owned(), frames, group: None }
     }
 
     #[test]

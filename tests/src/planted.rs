@@ -109,7 +109,7 @@ mod tests {
     fn object(address: u64, size: u64, frame: &str) -> Unreferenced {
         let frames = ["an_allocator+0x0/0x10", frame, "entry_SYSCALL_64_after_hwframe+0x76/0x7e"];
         let frames = frames.map(str::to_owned).to_vec();
-        Unreferenced { address, size, comm: "insmod".to_owned(), frames }
+        Unreferenced { address, size, comm: "insmod".to_owned(), frames, group: None }
     }
 
     #[test]

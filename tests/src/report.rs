@@ -1,7 +1,7 @@
 //! The plugin's reports, read back.
 
-/// One object of a report.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One object of a report, or one of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unreferenced {
     /// Address, or the per-CPU cookie.
     pub address: u64,
@@ -9,8 +9,28 @@ pub struct Unreferenced {
     pub size: u64,
     /// The task that allocated it.
     pub comm: String,
-    /// Its frames, innermost first.
+    /// Its frames, innermost first, without inlined functions.
     pub frames: Vec<String>,
+    /// What is said of its group, where reports are of groups.
+    pub group: Option<Group>,
+}
+
+/// What a report says of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Whether nothing refers to its objects.
+    pub direct: bool,
+    /// How many objects it has.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Unreferenced {
+    /// How many objects of the summary it stands for.
+    pub fn count(&self) -> u64 {
+        self.group.as_ref().map_or(1, |g| g.objects)
+    }
 }
 
 /// The line at the end of a report.
@@ -20,6 +40,12 @@ pub struct Summary {
     pub line: String,
     /// Objects that the report lists.
     pub unreferenced: u64,
+    /// Of them, those that nothing refers to.
+    pub direct: u64,
+    /// Groups that they are of.
+    pub groups: u64,
+    /// Objects that suppressions fit.
+    pub suppressed: u64,
     /// Allocations seen so far.
     pub allocations: u64,
     /// Frees seen so far.
@@ -65,9 +91,13 @@ impl Summary {
             let number = found.and_then(|(number, _)| number.parse().ok());
             number.unwrap_or_else(|| panic!("no counter \"{name}\" in: {line}"))
         };
+        let groups = text.split_once(" bytes) in ").and_then(|(_, rest)| rest.split_once(" groups, ")?.0.parse().ok());
         Some(Summary {
             line: line.to_owned(),
             unreferenced: counter("unreferenced objects"),
+            direct: counter("direct"),
+            groups: groups.unwrap_or_else(|| panic!("no number of groups in: {line}")),
+            suppressed: counter("suppressed"),
             allocations: counter("allocations"),
             frees: counter("frees"),
             live: counter("live objects"),
@@ -103,7 +133,10 @@ pub fn parse(text: &str) -> Vec<Report> {
             objects.push(object);
             in_backtrace = false;
         } else if let Some(summary) = Summary::parse(line) {
-            assert_eq!(summary.unreferenced, objects.len() as u64, "objects before: {line}");
+            assert_eq!(summary.unreferenced, objects.iter().map(Unreferenced::count).sum::<u64>(), "before: {line}");
+            if objects.iter().any(|o| o.group.is_some()) {
+                assert_eq!(summary.groups, objects.len() as u64, "groups before: {line}");
+            }
             reports.push(Report { objects: std::mem::take(&mut objects), summary });
             in_backtrace = false;
         } else if let Some(object) = objects.last_mut() {
@@ -112,9 +145,12 @@ pub fn parse(text: &str) -> Vec<Report> {
             } else if line.starts_with("  backtrace") {
                 in_backtrace = true;
             } else if let Some(frame) = line.strip_prefix("    ").filter(|_| in_backtrace) {
-                object.frames.push(frame.to_owned());
+                if !frame.ends_with(" [inline]") {
+                    object.frames.push(frame.to_owned());
+                }
             } else {
                 in_backtrace = false;
+                object.group = object.group.take().or_else(|| group(line));
             }
         }
     }
@@ -128,8 +164,18 @@ fn headline(line: &str) -> Option<Unreferenced> {
     Some(Unreferenced {
         address: u64::from_str_radix(address, 16).ok()?,
         size: size.strip_suffix("):")?.parse().ok()?,
-        comm: String::new(),
-        frames: Vec::new(),
+        ..Unreferenced::default()
+    })
+}
+
+/// `  direct leak: 2 objects, 192 bytes, first ...`
+fn group(line: &str) -> Option<Group> {
+    let (what, rest) = line.strip_prefix("  ")?.split_once(" leak: ")?;
+    let mut words = rest.split(' ');
+    Some(Group {
+        direct: ["indirect", "direct"].iter().position(|w| *w == what)? == 1,
+        objects: words.next()?.parse().ok()?,
+        bytes: words.nth(1)?.parse().ok()?,
     })
 }
 
@@ -145,10 +191,11 @@ unreferenced object 0xffff8d7d826cca80 (size 96):
     00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00  ................
   backtrace (crc 420b7cd5):
     kmalloc_trace+0x0/0x90
-    leak_list+0x42/0xe5e [leaky]
-libleak: 1 unreferenced objects (96 bytes); 359171 allocations, 248497 frees, 110674 live objects (33.9 MiB); \
+    inlined leaky.c:9 [inline]
+    leak_list+0x42/0xe5e leaky.c:12 [leaky]
+libleak: 1 unreferenced objects (96 bytes) in 1 groups, 0 direct; 359171 allocations, 248497 frees, 110674 live objects (33.9 MiB); \
 scanned 14.7 MiB of roots and 33.0 MiB of heap in 83.8 ms, pause 99.9 ms; 9 in slabs, 8 unknown, 7 freed; 1 unmatched returns, 2 unwatched sites, \
-3 unknown frees, 4 missed frees, 5 stale, 4 known; 27 of 33 hooks hit; Linux 6.1.0-56-cloud-amd64
+3 unknown frees, 4 missed frees, 5 stale, 4 known, 6 suppressed; 27 of 33 hooks hit; Linux 6.1.0-56-cloud-amd64
 ";
 
     #[test]
@@ -157,11 +204,20 @@ scanned 14.7 MiB of roots and 33.0 MiB of heap in 83.8 ms, pause 99.9 ms; 9 in s
         let [report] = &reports[..] else { panic!("{reports:?}") };
         let [object] = &report.objects[..] else { panic!("{reports:?}") };
         assert_eq!((object.address, object.size, object.comm.as_str()), (0xffff_8d7d_826c_ca80, 96, "insmod"));
-        assert_eq!(object.frames, ["kmalloc_trace+0x0/0x90", "leak_list+0x42/0xe5e [leaky]"]);
+        assert_eq!(object.frames, ["kmalloc_trace+0x0/0x90", "leak_list+0x42/0xe5e leaky.c:12 [leaky]"]);
         let s = &report.summary;
         assert_eq!((s.unreferenced, s.allocations, s.frees, s.live), (1, 359_171, 248_497, 110_674));
         assert_eq!((s.unmatched_returns, s.unwatched_sites, s.unknown_frees), (1, 2, 3));
+        assert_eq!((s.groups, s.direct, s.suppressed), (1, 0, 6));
         assert_eq!((s.missed_frees, s.stale, s.unknown, s.freed, s.is_trustworthy()), (4, 5, 8, 7, false));
+    }
+
+    #[test]
+    fn a_report_of_groups_is_read() {
+        let text = TEXT.replace("libleak: 1 unref", "  indirect leak: 7 objects, 672 bytes, first 3.0 s ago, last 1.0 s ago\n  holding 2 objects, 9 bytes\nlibleak: 7 unref");
+        let reports = parse(&text);
+        assert_eq!(reports[0].objects[0].group, Some(Group { direct: false, objects: 7, bytes: 672 }));
+        assert_eq!(reports[0].objects[0].frames.len(), 2);
     }
 
     #[test]

@@ -16,7 +16,6 @@ fn boot(test: &str, kernel: &str, parameters: &str, steps: &[&str]) -> Boot {
         .module("contexts")
         .script("in-contexts", &script(parameters))
         // Objects by themselves, and not in groups of the same backtrace.
-        .option("each=on")
         .losing(addresses)
         .run(&["in-contexts"])
         .run(steps)
@@ -68,7 +67,6 @@ fn one_processor_sends_the_interrupt_to_itself() {
         .smp(1)
         .module("contexts")
         .script("in-contexts", &script(""))
-        .option("each=on")
         .losing(addresses)
         .run(&["in-contexts"])
         .boot();
@@ -80,6 +78,7 @@ fn one_processor_sends_the_interrupt_to_itself() {
 #[test]
 fn a_loop_is_one_group() {
     let boot = Guest::new("contexts-loop", "bookworm-backports")
+        .groups()
         .module("contexts")
         .script("in-contexts", &script("loop=100000"))
         .run(&["in-contexts"])

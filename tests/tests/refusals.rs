@@ -61,6 +61,8 @@ fn a_value_that_makes_no_sense() {
     assert_option_refused("report", &["report=PATH"]);
     assert_option_refused("symbols=", &["symbols=PATH"]);
     assert_option_refused("snapshot", &["snapshot=PATH"]);
+    assert_option_refused("format=xml", &["format=xml", "format=text|jsonl|console"]);
+    assert_option_refused("frames=65", &["frames=65", "1 to 64"]);
     assert_option_refused("snapshot=/no/such/folder/s", &["/no/such/folder/s", "exists and is writable"]);
 }
 
@@ -74,10 +76,26 @@ fn help_lists_every_option() {
     assert!(!done.messages().iter().any(|line| line.contains("error")), "{}", done.stderr);
 }
 
+/// The guest goes on, and its reports go to stderr: see `outputs.rs`.
 #[test]
-fn a_report_in_a_folder_that_does_not_exist() {
+fn a_report_in_a_folder_that_does_not_exist_is_only_a_warning() {
     let path = scratch("refusals-report").join("nowhere/report");
-    assert_option_refused(&format!("report={}", path.display()), &["nowhere/report", "folder"]);
+    let done = run("installed", Some(&format!("report={}", path.display())), BARE, 5);
+    let messages = done.messages();
+    let [warning, error] = messages[..] else { panic!("{messages:#?}") };
+    for word in ["warning: cannot write report=", "nowhere/report", "make the folder", "to stderr"] {
+        assert!(warning.contains(word), "no \"{word}\" in: {warning}");
+    }
+    assert_error(&[error], &["nothing was tracked"]);
+}
+
+#[test]
+fn suppressions_that_make_no_sense() {
+    let path = scratch("refusals-suppress").join("known");
+    let option = format!("suppress={}", path.display());
+    assert_option_refused(&option, &["cannot read suppressions", "refusals-suppress/known"]);
+    std::fs::write(&path, "# fine\nleak:fine\nrace:not\n").unwrap();
+    assert_option_refused(&option, &["refusals-suppress/known, line 3", "race:not", "leak:PATTERN"]);
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use tests::program::{leak, scratch};
 use tests::{Boot, Finished, Guest, Program, planted, report};
 
-/// `leak check` of a snapshot.
+/// `leak check` of a snapshot, of each object as in all of these guests.
 fn check(snapshot: &Path, words: &str) -> Finished {
-    Program::new(leak()).arg("check").arg(snapshot).args(words).run()
+    Program::new(leak()).arg("check").arg(snapshot).arg("--each").args(words).run()
 }
 
 /// A guest that leaks, and where it is to leave its snapshot.

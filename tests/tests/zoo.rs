@@ -149,7 +149,7 @@ fn differences_are_found() {
 [    1.9] zoo: done 1 1
 ",
     );
-    let object = |address, size| Unreferenced { address, size, comm: "insmod".to_owned(), frames: Vec::new() };
+    let object = |address, size| Unreferenced { address, size, comm: "insmod".to_owned(), ..Unreferenced::default() };
     let good = object(0xffff_8d7d_8266_2e80, 512);
     assert_eq!(zoo.len(), 2);
     assert_eq!(differences(&zoo, std::slice::from_ref(&good)), [""; 0]);
