@@ -104,17 +104,23 @@ struct Threads<'a> {
     orc: &'a Orc,
     /// The code of kthread().
     kthread: Range<u64>,
+    /// And of kthreadd(), which has the kthread_create_info of the last thread that it made in a register while it waits
+    /// for the next.
+    kthreadd: Range<u64>,
     /// In `task_struct` the flags.
     flags: u64,
 }
 
 impl<'a> Threads<'a> {
     fn of(kernel: &'a Kernel) -> Option<Threads<'a>> {
-        let at = kernel.symbol("kthread")?.0;
-        let size = kernel.symbols.resolve(at)?.size;
+        let code = |name| {
+            let at = kernel.symbol(name)?.0;
+            Some(at + 1..at + kernel.symbols.resolve(at)?.size)
+        };
         Some(Threads {
             orc: kernel.orc.as_ref()?,
-            kthread: at + 1..at + size,
+            kthread: code("kthread")?,
+            kthreadd: code("kthreadd")?,
             flags: kernel.offset_of("task_struct", "flags")?,
         })
     }
@@ -136,11 +142,11 @@ impl<'a> Threads<'a> {
         }
         let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
         let frames = frames::frames(self.orc, registers, read);
-        let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip))?;
+        let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip) || self.kthreadd.contains(&f.ip))?;
         match called(kernel, memory, frames[kthread].ip)? {
             // The thread's function.
             Call::Indirect => {}
-            // It waits to be started, and the scheduler's own frames hold nothing.
+            // It waits to be started, or for a thread to make, and the scheduler's own frames hold nothing.
             Call::To(name) if name.starts_with("schedule") => return Some(vec![stack]),
             Call::To(_) => return None,
         }
