@@ -1,0 +1,73 @@
+# What scripts/bench takes from a boot, and what it says of the machine.
+#
+# Source it after common.sh, kernels.sh and qemu.sh; do not run it.
+
+# qemu_release: the installed QEMU's version, as 10.0.2.
+qemu_release() {
+    qemu-system-x86_64 --version | sed -n '1s/.*version \([0-9.]*\).*/\1/p'
+}
+
+# plugin_api: the plugin API version that the installed QEMU takes, of those that the empty plugin can ask for.
+plugin_api() {
+    if [ "$(printf '%s\n' 11.1 "$(qemu_release)" | sort -V | head -n 1)" = 11.1 ]; then echo 7; else echo 4; fi
+}
+
+# has_option PLUGIN NAME: does this libleak.so have that option? It says so itself, and QEMU then ends.
+has_option() {
+    local help
+    help=$(qemu-system-x86_64 -machine none -display none -accel tcg -plugin "$1,help=on" 2>&1 </dev/null || true)
+    grep -q "^ *\(libleak: \)\? *$2=" <<<"$help"
+}
+
+# timed_qemu FILE: makes a command that runs QEMU and leaves in $BENCH_TIME its processor seconds (of the user, of the
+# system) and the most KiB of memory that it had (ru_maxrss).
+timed_qemu() {
+    cat >"$1" <<'QEMU'
+#!/bin/sh
+exec /usr/bin/time --quiet --format '%U %S %M' --output "$BENCH_TIME" qemu-system-x86_64 "$@"
+QEMU
+    chmod +x "$1"
+}
+
+# values VARIANT BOOT FILES: what a boot measured, as "VARIANT BOOT NAME VALUE" lines. Times are in ms. The names of what
+# is no load of the guest have a dot in front.
+values() {
+    local files=$3 summary
+    {
+        tr -d '\r' <"$files.console" | awk '
+            $1 == "bench:" && $2 != "done" { print $2, $3 / 1000 }
+            $1 == "bench-figure:" && $2 == "kmemleak-scan" { scan = $3 / 1000 }
+            $1 == "bench-figure:" && $2 == "kmemleak-objects" && $3 > 0 { objects = $3 }
+            # The second scan: the first one finds nothing in the caches.
+            END { if (scan) { print ".scan", scan; if (objects) print ".objects", objects } }'
+        awk 'NF == 3 { print ".cpu", ($1 + $2) * 1000; print ".rss", $3 }' "$files.time"
+        summary=$(grep '^libleak: [0-9]* unreferenced' "$files.stderr" | tail -n 1 || true)
+        sed -n 's/.*[^0-9]\([0-9]\+\) live objects.*/.objects \1/p' <<<"$summary"
+        sed -n 's/.*heap in \([0-9.]\+\) ms.*/.scan \1/p' <<<"$summary"
+        sed -n 's/.*pause \([0-9.]\+\) ms.*/.pause \1/p' <<<"$summary"
+    } | sed "s/^/$1 $2 /"
+}
+
+# machine KERNEL SMP RUNS LOAD: the heading of the table. LOAD is the load average at the start.
+machine() {
+    local kernel=$1 smp=$2 runs=$3 load=$4
+    cat <<TEXT
+$(date -u +%Y-%m-%d), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) cores; QEMU $(qemu_release); Linux $(cat "$CACHE/kernels/$kernel/release"), $smp vCPUs, 512 MiB; $runs boots each, in turns. The machine's load average was $load at the start and $(cut -d ' ' -f 1 /proc/loadavg) at the end, of which a guest makes 1 to $smp.
+
+TEXT
+}
+
+# said FOLDER: what libleak said of itself in the boots that had LIBLEAK_LOG=info, and what a check is in instructions.
+said() {
+    local log count name
+    echo
+    for log in "$1"/*-log.stderr; do
+        [ -e "$log" ] || continue
+        name=$(basename "$log" -log.stderr)
+        sed -n "s/.*\(ready .* after the first kernel block\).*/- $name: \1/p; s/.*\(unwinding took .*\)/- $name: \1/p" "$log"
+    done
+    [ -e "$1/check.stderr" ] || return 0
+    count=$(sed -n 's/.*Collected : \([0-9]*\).*/\1/p' "$1/check.stderr")
+    echo "- \`leak check\` of a snapshot: ${count:-no count, see target/bench/check.stderr} instructions; it says"
+    sed -n 's/^libleak: [0-9]* unreferenced/  > &/p' "$1/check"
+}
