@@ -19,27 +19,53 @@ has_option() {
     grep -q "^ *\(libleak: \)\? *$2=" <<<"$help"
 }
 
-# timed_qemu FILE: makes a command that runs QEMU and leaves in $BENCH_TIME its processor seconds (of the user, of the
-# system) and the most KiB of memory that it had (ru_maxrss).
+# timed_qemu FILE: makes a command that runs QEMU, with its pid in $BENCH_FILES.pid, and leaves in $BENCH_FILES.time its
+# processor seconds (of the user, of the system) and the most KiB of memory that it had (ru_maxrss).
 timed_qemu() {
     cat >"$1" <<'QEMU'
 #!/bin/sh
-exec /usr/bin/time --quiet --format '%U %S %M' --output "$BENCH_TIME" qemu-system-x86_64 "$@"
+exec /usr/bin/time --quiet --format '%U %S %M' --output "$BENCH_FILES.time" \
+    sh -c 'echo $$ >"$BENCH_FILES.pid"; exec qemu-system-x86_64 "$@"' sh "$@"
 QEMU
     chmod +x "$1"
 }
 
+# watch_console PIDFILE: passes a guest's console on, and after each line of a load adds the processor time that QEMU has
+# had since the one before, all threads together, in ns. Nothing is started for it, which would take longer.
+watch_console() {
+    local line name pid sum last=0 ns file
+    while IFS= read -r line; do
+        line=${line%$'\r'}
+        printf '%s\n' "$line"
+        case "$line" in
+        'bench: '*)
+            read -r pid <"$1"
+            sum=0
+            for file in "/proc/$pid/task"/*/schedstat; do
+                # A thread may have ended since.
+                read -r ns _ 2>/dev/null <"$file" || ns=0
+                sum=$((sum + ns))
+            done
+            name=${line#bench: }
+            printf 'bench-cpu: %s %s\n' "${name% *}" $((sum - last))
+            last=$sum
+            ;;
+        esac
+    done
+}
+
 # values VARIANT BOOT FILES: what a boot measured, as "VARIANT BOOT NAME VALUE" lines. Times are in ms. The names of what
-# is no load of the guest have a dot in front.
+# is no load of the guest have a dot in front, and those of processor time cpu and a dot.
 values() {
     local files=$3 summary
     {
-        tr -d '\r' <"$files.console" | awk '
+        awk '
             $1 == "bench:" && $2 != "done" { print $2, $3 / 1000 }
+            $1 == "bench-cpu:" && $2 != "done" { print "cpu." $2, $3 / 1e6 }
             $1 == "bench-figure:" && $2 == "kmemleak-scan" { scan = $3 / 1000 }
             $1 == "bench-figure:" && $2 == "kmemleak-objects" && $3 > 0 { objects = $3 }
             # The second scan: the first one finds nothing in the caches.
-            END { if (scan) { print ".scan", scan; if (objects) print ".objects", objects } }'
+            END { if (scan) { print ".scan", scan; if (objects) print ".objects", objects } }' "$files.console"
         awk 'NF == 3 { print ".cpu", ($1 + $2) * 1000; print ".rss", $3 }' "$files.time"
         summary=$(grep '^libleak: [0-9]* unreferenced' "$files.stderr" | tail -n 1 || true)
         sed -n 's/.*[^0-9]\([0-9]\+\) live objects.*/.objects \1/p' <<<"$summary"
@@ -57,10 +83,29 @@ $(date -u +%Y-%m-%d), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n
 TEXT
 }
 
+# held FOLDER VARIANT: what a live object costs, from boots of none and of VARIANT with (-held) and without (-1) many more
+# objects. What does not grow with them, such as the kernel's symbols, is in neither difference.
+held() {
+    local file=() name
+    for name in "$2-held" none-held "$2-1" none-1; do
+        values x 0 "$1/$name" >"$1/$name.values"
+        file+=("$1/$name.values")
+    done
+    awk -v name="$2" '
+        $3 == ".rss" { rss[FILENAME] = $4 }
+        $3 == ".objects" { objects[FILENAME] = $4 }
+        END {
+            more = objects[ARGV[1]] - objects[ARGV[3]]
+            if (more > 0)
+                printf "- %s: %.0f bytes of QEMU for each live object, check included: %d more objects make %.1f MiB more, of which the guest itself %.1f\n",
+                    name, ((rss[ARGV[1]] - rss[ARGV[2]]) - (rss[ARGV[3]] - rss[ARGV[4]])) * 1024 / more, more,
+                    (rss[ARGV[1]] - rss[ARGV[3]]) / 1024, (rss[ARGV[2]] - rss[ARGV[4]]) / 1024
+        }' "${file[@]}"
+}
+
 # said FOLDER: what libleak said of itself in the boots that had LIBLEAK_LOG=info, and what a check is in instructions.
 said() {
     local log count name
-    echo
     for log in "$1"/*-log.stderr; do
         [ -e "$log" ] || continue
         name=$(basename "$log" -log.stderr)
