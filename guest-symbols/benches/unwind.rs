@@ -1,0 +1,83 @@
+//! How long a walk of a stack takes, over a table of rules like the kernel's and a stack that fits it. It happens at every
+//! allocation.
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use guest_symbols::unwind::cache::Cache;
+use guest_symbols::unwind::orc::{Base, Kind, Rule, Saved};
+use guest_symbols::unwind::step::State;
+use guest_symbols::unwind::walk::{Context, Method, walk};
+use std::hint::black_box;
+
+const TEXT: u64 = 0xffff_ffff_8100_0000;
+const STACK: u64 = 0xffff_c900_0000_0000;
+/// Functions, a rule each, and their bytes.
+const FUNCTIONS: u64 = 100_000;
+const FUNCTION: u64 = 0x80;
+/// Words of each frame, the return address included.
+const FRAME: u64 = 8;
+
+/// A guest in which reading memory costs nothing: what is measured is the walk itself.
+struct Guest {
+    /// From which address on each holds.
+    rules: Vec<(u64, Rule)>,
+    stack: Vec<u64>,
+    cache: Option<Cache>,
+}
+
+impl Guest {
+    /// With a stack of calls of functions all over the text.
+    fn new(cache: Option<Cache>) -> Guest {
+        let rule = Rule {
+            sp: Base::Sp,
+            sp_offset: FRAME as i16 * 8,
+            bp: Saved::Register,
+            bp_offset: 0,
+            kind: Kind::Call,
+            signal: false,
+        };
+        let rules = (0..FUNCTIONS).map(|i| (TEXT + i * FUNCTION, rule)).collect();
+        let mut stack = vec![0; 128 * FRAME as usize];
+        for (i, frame) in stack.chunks_mut(FRAME as usize).enumerate() {
+            frame[FRAME as usize - 1] = TEXT + (i as u64 * 7919 % FUNCTIONS) * FUNCTION + 0x20;
+        }
+        Guest { rules, stack, cache }
+    }
+}
+
+impl Context for Guest {
+    fn read(&mut self, at: u64) -> Option<u64> {
+        self.stack.get(at.checked_sub(STACK)? as usize / 8).copied()
+    }
+    fn method(&mut self, at: u64) -> Method {
+        let find = || match self.rules.partition_point(|(start, _)| *start <= at).checked_sub(1) {
+            Some(i) => Method::Rule(self.rules[i].1),
+            None => Method::Unknown,
+        };
+        match &mut self.cache {
+            Some(cache) => cache.get(at, 0, find),
+            None => find(),
+        }
+    }
+    fn is_text(&self, at: u64) -> bool {
+        (TEXT..TEXT + FUNCTIONS * FUNCTION).contains(&at)
+    }
+}
+
+fn unwind(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("unwind");
+    for (name, cache) in [("rules searched, frames", false), ("rules in the cache, frames", true)] {
+        for frames in [2, 16, 64] {
+            let mut guest = Guest::new(cache.then(Cache::default));
+            let mut out = vec![0; frames];
+            let start = State::returned(TEXT + 0x20, STACK, 0);
+            assert_eq!(walk(&mut guest, start, &mut out), frames, "the stack is as deep as is asked for");
+            group.bench_function(BenchmarkId::new(name, frames), |bencher| {
+                bencher.iter(|| walk(&mut guest, black_box(start), &mut out));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, unwind);
+criterion_main!(benches);
