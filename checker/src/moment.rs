@@ -10,6 +10,7 @@ use detector::suppress::Suppressions;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
+use lines::Lines;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct Moment<'a, M> {
     pub registers: &'a [u64],
     /// The stacks of allocations.
     pub stacks: &'a Stacks,
+    /// Debugging information that the user gave, of this kernel.
+    pub lines: Option<&'a Lines>,
     /// Modules as they were loaded, each with the sequence number of that load.
     pub modules: &'a [(u64, Arc<Module>)],
     /// What happened until then.
@@ -65,7 +68,7 @@ pub struct Moment<'a, M> {
 impl<'a, M: StoppedMemory> Moment<'a, M> {
     /// What addresses are called.
     pub fn names(&self) -> Names<'a> {
-        Names { kernel: self.kernel, modules: self.modules, stacks: self.stacks }
+        Names { kernel: self.kernel, modules: self.modules, stacks: self.stacks, lines: self.lines }
     }
 
     /// Makes the check, and leaves out what was reported before or is too young, and what `suppressions` fit, with all

@@ -1,11 +1,12 @@
 //! What addresses are called, in the kernel and in its modules.
 
 use detector::objects::Object;
-use detector::report::{Frame, Function};
+use detector::report::{Frame, Function, Place};
 use detector::stacks::{StackId, Stacks};
 use guest_symbols::Kernel;
 use guest_symbols::modules::Module;
 use guest_symbols::symbols::Resolved;
+use lines::Lines;
 use std::sync::Arc;
 
 /// Names of a moment.
@@ -17,6 +18,8 @@ pub struct Names<'a> {
     pub modules: &'a [(u64, Arc<Module>)],
     /// The stacks of allocations.
     pub stacks: &'a Stacks,
+    /// Debugging information that the user gave, of this kernel.
+    pub lines: Option<&'a Lines>,
 }
 
 impl Names<'_> {
@@ -24,8 +27,29 @@ impl Names<'_> {
     pub fn frames(&self, object: &Object) -> Vec<Frame> {
         match object.stack {
             StackId::NONE => vec![Frame::default()],
-            stack => self.stacks.frames(stack).iter().map(|&at| self.frame(at, object.sequence)).collect(),
+            stack => self
+                .stacks
+                .frames(stack)
+                .iter()
+                .enumerate()
+                .map(|(i, &at)| {
+                    let frame = self.frame(at, object.sequence);
+                    Frame { places: self.places(&frame, i == 0), ..frame }
+                })
+                .collect(),
         }
+    }
+
+    /// Where in the source a frame is: the call before its return address, or for the allocator, of which only the start is
+    /// known, that.
+    fn places(&self, frame: &Frame, is_start: bool) -> Vec<Place> {
+        let (Some(lines), Some(function)) = (self.lines, &frame.function) else { return Vec::new() };
+        let after = u64::from(is_start);
+        let places = match &function.module {
+            Some(module) => lines.module(module, &function.name, function.offset + after, function.size),
+            None => lines.kernel(self.kernel, frame.address + after),
+        };
+        places.into_iter().map(|p| Place { function: p.function, file: p.file, line: p.line }).collect()
     }
 
     /// How many modules had been loaded at allocation `sequence`: equal stacks have equal names as long as that is the same.

@@ -4,6 +4,7 @@ use checker::CheckError;
 use checker::report::{Asked, report};
 use detector::report::Format;
 use detector::suppress::{SuppressError, Suppressions};
+use lines::{Lines, LinesError};
 use snapshot::{ReadError, Snapshot};
 use std::io::Write;
 use std::path::PathBuf;
@@ -26,6 +27,9 @@ pub struct Check {
     /// Leave out what the lines leak:PATTERN of this file fit, as the plugin's option suppress= does; once or more
     #[arg(long, value_name = "FILE")]
     suppress: Vec<PathBuf>,
+    /// File or folder with debugging information of that kernel, for places in the source; once or more
+    #[arg(long, value_name = "PATH")]
+    debug: Vec<PathBuf>,
     /// Print every object, in kmemleak's very words, and not one of each group
     #[arg(long)]
     each: bool,
@@ -43,6 +47,9 @@ pub enum Error {
     /// The suppressions.
     #[error(transparent)]
     Suppress(#[from] SuppressError),
+    /// The debugging information.
+    #[error(transparent)]
+    Lines(#[from] LinesError),
     /// The guest in it.
     #[error("no result for snapshot {path}: {why}")]
     Check {
@@ -64,11 +71,17 @@ impl Check {
     pub fn run(&self) -> Result<(), Error> {
         let suppressions = Suppressions::read(&self.suppress)?;
         let snapshot = Snapshot::open(&self.snapshot)?;
-        let moment = snapshot.moment();
+        let mut moment = snapshot.moment();
+        let lines = if self.debug.is_empty() { None } else { Some(Lines::open(&self.debug)?) };
+        if let Some(lines) = &lines {
+            lines.check_kernel(moment.kernel, moment.memory)?;
+        }
+        moment.lines = lines.as_ref();
         let failed = |why| Error::Check { path: self.snapshot.clone(), why };
         let outcome = moment.check(self.why.as_deref(), &suppressions).map_err(failed)?;
         let asked = Asked { audit: self.audit, pause: None, suppressions: &suppressions, unused: true };
         let text = self.format.write(&report(moment.names(), &outcome, &moment.counters, asked), self.each);
+        lines.iter().flat_map(Lines::take_problems).for_each(|why| log::warn!("{why}"));
         match std::io::stdout().lock().write_all(text.as_bytes()) {
             // Whoever reads it, such as head, has seen enough.
             Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -25,7 +25,7 @@ impl Identity {
     pub fn of_guest(kernel: &Kernel, memory: &impl GuestMemory) -> Identity {
         let read = |symbol: &str, max: usize| -> Option<Vec<u8>> {
             let mut bytes = vec![0; max];
-            kernel.read(memory, kernel.symbol(symbol)?, &mut bytes).ok()?;
+            memory.read(kernel.image_phys(kernel.symbol(symbol)?), &mut bytes).ok()?;
             Some(bytes)
         };
         let start = kernel.symbol("__start_notes");

@@ -14,6 +14,7 @@ use detector::suppress::Suppressions;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
+use lines::Lines;
 use parking_lot::Mutex;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -32,6 +33,7 @@ pub struct Session {
     pub options: Options,
     output: Output,
     suppressions: Suppressions,
+    lines: Option<Lines>,
     symbols: Mutex<Option<SymbolFile>>,
     blocks: AtomicU64,
     kernel_blocks: AtomicU32,
@@ -63,12 +65,15 @@ impl Session {
         let suppressions = Suppressions::read(&options.suppress).map_err(|e| e.to_string())?;
         options.snapshot.as_deref().map(snapshot::try_path).transpose().map_err(|e| e.to_string())?;
         let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose().map_err(|e| e.to_string())?;
+        let lines = if options.debug.is_empty() { None } else { Some(Lines::open(&options.debug)) };
+        let lines = lines.transpose().map_err(|e| e.to_string())?;
         // Last, so that nothing is emptied when QEMU does not start.
         let output = Output::open(&options);
         Ok(SESSION.get_or_init(|| Session {
             options,
             output,
             suppressions,
+            lines,
             symbols: Mutex::new(symbols),
             blocks: AtomicU64::new(0),
             kernel_blocks: AtomicU32::new(0),
@@ -148,6 +153,9 @@ impl Session {
             kernel.btf.as_ref().map_or(0, |b| b.len()),
             began.elapsed()
         );
+        if let Some(Err(why)) = self.lines.as_ref().map(|lines| lines.check_kernel(&kernel, &ram)) {
+            output::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
+        }
         for family in Tracker::install(kernel, ram, self.options.pages, self.options.frames) {
             output::warning(&format!(
                 "this kernel has no known function of the family \"{family}\": such allocations or frees are not seen, and the report is not to be trusted"
@@ -169,6 +177,7 @@ impl Session {
             memory: &memory,
             objects: &objects,
             stacks: &tracker.stacks,
+            lines: self.lines.as_ref(),
             registers: &stopped::registers(),
             modules: &modules,
             counters: stopped::counters(tracker),
@@ -192,12 +201,19 @@ impl Session {
     pub fn report(&self, tracker: &Tracker, (outcome, counters): &(Outcome, Counters), pause: Duration, last: bool) {
         let began = Instant::now();
         let report = {
-            let names = Names { kernel: &tracker.kernel, modules: &tracker.modules(), stacks: &tracker.stacks };
+            let names = Names {
+                kernel: &tracker.kernel,
+                modules: &tracker.modules(),
+                stacks: &tracker.stacks,
+                lines: self.lines.as_ref(),
+            };
             let (audit, suppressions) = (self.options.audit, &self.suppressions);
             let asked = Asked { audit, pause: Some(pause), suppressions, unused: last };
             checker::report::report(names, outcome, counters, asked)
         };
         self.output.write(&report);
+        let problems = self.lines.as_ref().map(Lines::take_problems);
+        problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
         log::info!("report of {} objects written in {:?}", outcome.unreferenced.len(), began.elapsed());
     }
 

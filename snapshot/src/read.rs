@@ -104,6 +104,7 @@ impl Snapshot {
             memory: &c.memory,
             objects: &c.objects,
             stacks: &c.stacks,
+            lines: None,
             registers: &c.registers,
             modules: &c.modules,
             counters: c.counters,

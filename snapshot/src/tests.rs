@@ -87,6 +87,7 @@ impl Guest {
             memory: &self.memory,
             objects: &self.objects,
             stacks: &self.stacks,
+            lines: None,
             registers: &[1, u64::MAX],
             modules: &self.modules,
             counters: Counters { allocations: 4, hooks: 34, rewinds: 9, ..Counters::default() },

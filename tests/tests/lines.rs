@@ -101,3 +101,42 @@ fn a_vmlinux_of_another_kernel_is_refused() {
     let text = moment.kernel.symbols.lookup("do_one_initcall").unwrap();
     assert_eq!(lines.kernel(moment.kernel, text + 0x20), []);
 }
+
+/// In a report, the line of an allocation follows its frame, with the function that was inlined there; and a suppression
+/// may name the source file.
+#[test]
+fn reports_have_the_lines_of_allocations() {
+    let script = "#!/bin/sh\ninsmod /modules/contexts.ko inlined=1\n";
+    let vmlinux = cache().join("kernels").join(KERNEL).join("debug");
+    let debug = |guest: Guest| {
+        // The folder of the module's file is there once it is built, which booting does.
+        let guest = guest.module_debug("contexts").script("in-contexts", script).run(&["in-contexts"]);
+        guest
+            .option(&format!("debug={}", vmlinux.display()))
+            .option(&format!("debug={}", module_debug_folder(KERNEL).display()))
+    };
+    let boot = debug(Guest::new("lines-report", KERNEL).losing(contexts::addresses)).groups().boot();
+    boot.assert_ended_well();
+    let line = |kind| contexts::lines(&boot.console).into_iter().find(|l| l.kind == kind).expect("a line").line;
+    let text: Vec<&str> = boot.stderr.lines().collect();
+    let at = text
+        .iter()
+        .position(|l| l.trim_start().starts_with("leak_inlined+"))
+        .unwrap_or_else(|| panic!("{}", boot.hint()));
+    let around = text[at.saturating_sub(4)..=at].join("\n");
+    assert!(text[at].ends_with(&format!(" contexts.c:{} [contexts]", line("inlining"))), "{around}\n{}", boot.hint());
+    let helper = format!("contexts.c:{}", line("inlined"));
+    assert!(
+        text[at - 4..at].iter().any(|l| l.contains("inlined_helper") && l.contains(&helper)),
+        "{around}\n{}",
+        boot.hint()
+    );
+    assert!(text.iter().any(|l| l.contains("do_one_initcall+") && l.contains("init/main.c:")), "{}", boot.hint());
+
+    let list = scratch("lines-suppress").join("list");
+    std::fs::write(&list, "leak:contexts.c\n").unwrap();
+    let boot = debug(Guest::new("lines-suppressed", KERNEL)).option(&format!("suppress={}", list.display())).boot();
+    boot.assert_ended_well();
+    assert_eq!(boot.report().objects, [], "{}", boot.hint());
+    assert!(boot.stderr.contains(" contexts.c\n"), "{}", boot.hint());
+}
