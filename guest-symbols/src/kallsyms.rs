@@ -17,6 +17,7 @@
 use crate::memory::{u32_at, u64_at};
 use crate::symbols::{SymbolTable, SymbolTableBuilder};
 use memchr::memmem;
+use std::ops::Range;
 
 /// Fewest and most symbols believed. A tinyconfig kernel has some 20,000, allyesconfig below 400,000.
 const SYMBOLS: std::ops::RangeInclusive<u32> = 1_000..=4_000_000;
@@ -79,6 +80,14 @@ impl Base {
     }
 }
 
+/// The table, decoded.
+pub struct Kallsyms {
+    /// What is in it.
+    pub symbols: SymbolTable,
+    /// The part of the image that it was read from, in bytes from the image's start.
+    pub place: Range<usize>,
+}
+
 /// Finds and decodes kallsyms in a kernel image.
 ///
 /// `image` is the kernel's memory from virtual address `base` on (slide included); it may start before
@@ -86,7 +95,7 @@ impl Base {
 ///
 /// # Errors
 /// [`KallsymsError`], by how far it came. Bounded in time for any content.
-pub fn decode(image: &[u8], base: u64) -> Result<SymbolTable, KallsymsError> {
+pub fn decode(image: &[u8], base: u64) -> Result<Kallsyms, KallsymsError> {
     let mut error = KallsymsError::NoTokens;
     for digits in memmem::find_iter(image, b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0") {
         let Some(tokens) = find_tokens(image, digits) else { continue };
@@ -94,10 +103,14 @@ pub fn decode(image: &[u8], base: u64) -> Result<SymbolTable, KallsymsError> {
             error = KallsymsError::NoNames(tokens.start);
             continue;
         };
-        let tables = addresses(image, base, &tokens, &names);
-        match tables.map(|(offsets, how)| build(image, &tokens, &names, offsets, how)).find(|t| is_true(t, image, base))
-        {
-            Some(table) => return Ok(table),
+        let tables = addresses(image, base, &tokens, &names)
+            .map(|(offsets, how)| (build(image, &tokens, &names, offsets, how), offsets));
+        match tables.into_iter().find(|(table, _)| is_true(table, image, base)) {
+            Some((symbols, offsets)) => {
+                // After the offsets comes the address that they are relative to, or it is just before the names.
+                let after = (offsets + 4 * names.count as usize).next_multiple_of(8) + 8;
+                return Ok(Kallsyms { symbols, place: offsets.min(names.count_at)..after.max(tokens.end) });
+            }
             None => error = KallsymsError::NoAddresses(names.count),
         }
     }
@@ -375,13 +388,32 @@ mod tests {
         use Layout::*;
         let layouts = [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd];
         for layout in layouts {
-            let table = decode(&image(layout), BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
+            let table = decode(&image(layout), BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}")).symbols;
             assert_eq!(table.len(), COUNT + 1, "{layout:?}");
             assert_eq!(table.lookup("function_0"), Some(BASE), "{layout:?}");
             assert_eq!(table.lookup("function_1499"), Some(BASE + 16 * 1499), "{layout:?}");
             assert_eq!(table.lookup(&"x".repeat(200)), Some(BASE + 16 * 700), "{layout:?}");
             let percpu = if layout.is_own_place() { BASE } else { 0x1000 };
             assert_eq!(table.lookup("percpu"), Some(percpu), "{layout:?}");
+        }
+    }
+
+    /// But for the banner, by which it is proven.
+    #[test]
+    fn nothing_is_read_outside_of_its_place() {
+        use Layout::*;
+        for layout in [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd]
+        {
+            let whole = image(layout);
+            let decoded = decode(&whole, BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
+            let mut less = vec![0; whole.len()];
+            less[16 * BANNER..16 * BANNER + 14].copy_from_slice(b"Linux version ");
+            assert!(decode(&less, BASE).is_err(), "{layout:?}");
+            let place = decoded.place.clone();
+            less[place.clone()].copy_from_slice(&whole[place]);
+            let again = decode(&less, BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
+            assert!(again.symbols.iter().eq(decoded.symbols.iter()), "{layout:?}");
+            assert_eq!(again.place, decoded.place, "{layout:?}");
         }
     }
 

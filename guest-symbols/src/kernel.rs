@@ -13,6 +13,7 @@ use crate::symbol_file::{SymbolFile, SymbolFileError};
 use crate::symbols::SymbolTable;
 use crate::unwind::orc::Orc;
 use memchr::memmem;
+use std::ops::Range;
 
 /// `__START_KERNEL_map`: where the image mapping starts.
 pub const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
@@ -65,6 +66,9 @@ pub struct Kernel {
     pub release: String,
     /// Whether the symbols are those of a file, and not the kernel's own.
     pub from_file: bool,
+    /// What of the image all this was made of, as ranges of physical addresses: where there is nothing else, the
+    /// same kernel is found again.
+    pub parts: Vec<Range<u64>>,
     /// Physical minus virtual address of the image.
     image_offset: u64,
     /// Physical address of the kernel's own page table root (`init_top_pgt`, swapper).
@@ -72,6 +76,12 @@ pub struct Kernel {
     /// Virtual address of the variable that tells the depth of the tables.
     page_offset_base: Option<u64>,
 }
+
+/// Bytes of `linux_banner` that are looked at, at most.
+const MAX_BANNER: usize = 128;
+/// What [`Orc::read`] reads: first symbol, and the one after the end.
+const UNWIND_TABLES: [(&str, &str); 2] =
+    [("__start_orc_unwind_ip", "__stop_orc_unwind_ip"), ("__start_orc_unwind", "__stop_orc_unwind")];
 
 /// Symbols without which nothing works, and which CONFIG_KALLSYMS_ALL brings.
 const DATA_SYMBOLS: [&str; 1] = ["init_top_pgt"];
@@ -96,9 +106,14 @@ impl Kernel {
             let Some(release) = find_release(image) else { continue };
             let release = release.to_owned();
             let own = kallsyms::decode(image, base);
+            // As offsets into the window.
+            let mut parts = Vec::new();
             let symbols = match (file, own) {
-                (Some(file), own) => file.for_kernel(image, base, &release, own.as_ref().ok())?,
-                (None, Ok(own)) => own,
+                (Some(file), own) => file.for_kernel(image, base, &release, own.as_ref().ok().map(|k| &k.symbols))?,
+                (None, Ok(own)) => {
+                    parts.push(own.place);
+                    own.symbols
+                }
                 (None, Err(why)) => {
                     best = KernelError::NoSymbols { release, why };
                     continue;
@@ -107,11 +122,19 @@ impl Kernel {
             if let Some(symbol) = DATA_SYMBOLS.into_iter().find(|s| symbols.lookup(s).is_none()) {
                 return Err(KernelError::NoDataSymbols { release, symbol });
             }
-            let btf = find_btf(image, base, &symbols)
+            let own = find_btf(image, base, &symbols);
+            parts.extend(own.as_ref().map(|(place, _)| place.clone()));
+            let btf = own
+                .map(|(_, btf)| btf)
                 .or_else(|| file.and_then(|f| f.btf.as_deref()).and_then(|b| Btf::parse(b).ok()));
+            let at_symbol = |name: &str| symbols.lookup(name).map(|at| at.wrapping_sub(base) as usize);
+            parts.extend(at_symbol("linux_banner").map(|at| at..at.saturating_add(MAX_BANNER)));
+            parts.extend(UNWIND_TABLES.iter().filter_map(|(from, to)| Some(at_symbol(from)?..at_symbol(to)?)));
+            parts.retain(|part| part.start < part.end && part.end <= image.len());
             let image_offset = phys.0.wrapping_sub(at.0);
             let pgt = symbols.lookup("init_top_pgt").unwrap_or_default();
             let image_phys = |at: VirtAddr| PhysAddr(at.0.wrapping_add(image_offset));
+            let start = image_phys(VirtAddr(base)).0;
             return Ok(Kernel {
                 orc: Orc::read(memory, &symbols, btf.as_ref(), image_phys),
                 root: PhysAddr(pgt.wrapping_add(image_offset)),
@@ -120,6 +143,7 @@ impl Kernel {
                 btf,
                 release,
                 from_file: file.is_some(),
+                parts: parts.iter().map(|part| start + part.start as u64..start + part.end as u64).collect(),
                 image_offset,
             });
         }
@@ -268,11 +292,13 @@ pub(crate) fn find_release(image: &[u8]) -> Option<&str> {
     })
 }
 
-fn find_btf(image: &[u8], base: u64, symbols: &SymbolTable) -> Option<Btf> {
+/// The kernel's types, and where in the image they are.
+fn find_btf(image: &[u8], base: u64, symbols: &SymbolTable) -> Option<(Range<usize>, Btf)> {
     let parse = |at: usize| {
         let blob = image.get(at..)?;
         let len = Btf::blob_len(blob).ok()?;
-        Btf::parse(&blob[..len]).ok().filter(|b| b.len() >= MIN_TYPES)
+        let btf = Btf::parse(&blob[..len]).ok().filter(|b| b.len() >= MIN_TYPES)?;
+        Some((at..at + len, btf))
     };
     if let Some(start) = symbols.lookup("__start_BTF") {
         return parse(start.wrapping_sub(base) as usize);
