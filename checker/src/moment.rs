@@ -65,6 +65,29 @@ pub struct Moment<'a, M> {
     pub unseen: bool,
 }
 
+impl<'a, M> Moment<'a, M> {
+    /// The same moment with another memory.
+    pub fn with_memory<'b, N>(&self, memory: &'b N) -> Moment<'b, N>
+    where
+        'a: 'b,
+    {
+        let &Moment {
+            kernel,
+            memory: _,
+            objects,
+            registers,
+            stacks,
+            lines,
+            modules,
+            counters,
+            millis,
+            min_age,
+            unseen,
+        } = self;
+        Moment { kernel, memory, objects, registers, stacks, lines, modules, counters, millis, min_age, unseen }
+    }
+}
+
 impl<'a, M: StoppedMemory> Moment<'a, M> {
     /// What addresses are called.
     pub fn names(&self) -> Names<'a> {

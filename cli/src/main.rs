@@ -1,6 +1,7 @@
-//! `leak`: the check that the plugin makes, made again on a snapshot.
+//! `leak`: the check that the plugin makes, made again on a snapshot, and smaller snapshots.
 
 mod check;
+mod trim;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -16,12 +17,16 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Check),
+    Trim(trim::Trim),
 }
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn")).init();
-    let Command::Check(check) = Arguments::parse().command;
-    match check.run() {
+    let done = match Arguments::parse().command {
+        Command::Check(check) => check.run().map_err(|why| why.to_string()),
+        Command::Trim(trim) => trim.run().map_err(|why| why.to_string()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("leak: error: {why}");
@@ -38,12 +43,11 @@ mod tests {
     #[test]
     fn arguments_make_sense() {
         Arguments::command().debug_assert();
-        let Command::Check(_) = Arguments::try_parse_from(["leak", "check", "a", "--why", "kmalloc", "--audit"])
-            .expect("good words")
-            .command;
-        let words = ["leak", "check", "a", "--suppress", "b", "--suppress", "c", "--each", "--format", "jsonl"];
-        assert!(Arguments::try_parse_from(words).is_ok());
-        assert!(Arguments::try_parse_from(["leak", "check", "a", "--format", "xml"]).is_err());
-        assert!(Arguments::try_parse_from(["leak", "check"]).is_err());
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["leak"], words].concat()).map(|a| a.command);
+        assert!(matches!(parse(&["check", "a", "--why", "kmalloc", "--audit"]), Ok(Command::Check(_))));
+        let words = ["check", "a", "--suppress", "b", "--suppress", "c", "--each", "--format", "jsonl", "--debug", "d"];
+        assert!(parse(&words).is_ok() && parse(&["check", "a", "--format", "xml"]).is_err());
+        assert!(matches!(parse(&["trim", "a", "b"]), Ok(Command::Trim(_))));
+        assert!(parse(&["check"]).is_err() && parse(&["trim", "a"]).is_err());
     }
 }

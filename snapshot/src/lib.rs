@@ -3,6 +3,7 @@
 //!
 //! - [`write()`]: makes the file, while the guest is stopped
 //! - [`Snapshot`]: reads it back
+//! - [`trim()`]: leaves out what the report does not depend on
 //!
 //! # The format
 //!
@@ -37,10 +38,12 @@ mod ram;
 mod read;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod write;
 
 pub use error::{ReadError, WriteError};
 pub use read::Snapshot;
+pub use trim::trim;
 pub use write::{Written, try_path, write};
 
 /// What every snapshot starts with.

@@ -158,6 +158,15 @@ pub fn parse(text: &str) -> Vec<Report> {
     reports
 }
 
+/// Reports without what differs from one check to the next: how long it took.
+pub fn without_times(text: &str) -> String {
+    let line = |line: &str| match line.split_once(" of heap in ").and_then(|(a, b)| Some((a, b.split_once(';')?.1))) {
+        Some((before, after)) => format!("{before};{after}\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
 /// `unreferenced object 0xffff888103a4c1e0 (size 20):`
 fn headline(line: &str) -> Option<Unreferenced> {
     let (address, size) = line.strip_prefix("unreferenced object 0x")?.split_once(" (size ")?;

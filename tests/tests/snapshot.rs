@@ -1,7 +1,11 @@
 //! A snapshot gives the very report that the plugin made when it wrote it.
 
+use guest_symbols::memory::{GuestMemory, PhysAddr, StoppedMemory};
+use memchr::memmem;
+use snapshot::Snapshot;
 use std::path::{Path, PathBuf};
 use tests::program::{leak, scratch};
+use tests::report::without_times;
 use tests::{Boot, Finished, Guest, Program, planted, report};
 
 /// `leak check` of a snapshot, of each object as in all of these guests.
@@ -15,15 +19,6 @@ fn guest(test: &str) -> (Guest, PathBuf) {
     let snapshot = scratch(&format!("{test}-file")).join("snapshot");
     let guest = Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses);
     (guest.option(&format!("snapshot={}", snapshot.display())), snapshot)
-}
-
-/// A report without what differs from one check to the next: how long it took.
-fn without_times(text: &str) -> String {
-    let line = |line: &str| match line.split_once(" of heap in ").and_then(|(a, b)| Some((a, b.split_once(';')?.1))) {
-        Some((before, after)) => format!("{before};{after}\n"),
-        None => format!("{line}\n"),
-    };
-    text.lines().map(line).collect()
 }
 
 fn assert_same(boot: &Boot, online: &str, offline: &Finished) {
@@ -81,4 +76,38 @@ fn a_snapshot_that_cannot_be_written_costs_a_warning_and_no_report() {
     let messages = boot.messages();
     assert!(matches!(messages[..], [m] if m.starts_with("warning: cannot write snapshot ")), "{messages:?}");
     assert!(boot.report().summary.live > 1_000, "{}", boot.hint());
+}
+
+/// Whether RAM holds these bytes in one page.
+fn holds(snapshot: &Path, bytes: &[u8]) -> bool {
+    let snapshot = Snapshot::open(snapshot).unwrap();
+    let memory = snapshot.moment().memory;
+    let mut ranges = memory.ranges().iter().map(|r| memory.run(PhysAddr(r.start), usize::MAX));
+    ranges.any(|ram| memmem::find(ram, bytes).is_some())
+}
+
+#[test]
+fn a_trimmed_snapshot_gives_the_same_report_and_has_no_file_of_the_guest() {
+    let (guest, whole) = guest("snapshot-trim");
+    // No process has these words in its arguments, nor the console.
+    let boot = guest
+        .script("secret", "#!/bin/sh\nseq 777000 777400 | tr 0-9 a-j >/tmp/secret\n")
+        .run(&["insmod:leaky", "workload", "secret"])
+        .boot();
+    boot.assert_ended_well();
+    let trimmed = whole.with_extension("trimmed");
+    let done = Program::new(leak()).arg("trim").arg(&whole).arg(&trimmed).run();
+    assert_eq!((done.status, done.stderr.as_str()), (Some(0), ""), "{}", boot.hint());
+    for words in ["", "--audit --why leaky", "--why swapper"] {
+        let (ours, theirs) = (check(&whole, words), check(&trimmed, words));
+        assert_eq!((theirs.status, theirs.stderr.as_str()), (Some(0), ""), "{}", boot.hint());
+        assert!(without_times(&ours.stdout) == without_times(&theirs.stdout), "{words}: {}", theirs.stdout);
+    }
+    let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+    assert!(size(&trimmed) < size(&whole) / 2, "{} of {}", size(&trimmed), size(&whole));
+    // 777300 and the next, as tr has them.
+    let secret = b"hhhdaa\nhhhdab\nhhhdac\n";
+    assert!(holds(&whole, secret) && !holds(&trimmed, secret), "{}", boot.hint());
+    let folder = std::fs::read_dir(whole.parent().unwrap()).unwrap();
+    assert_eq!(folder.count(), 2, "a temporary file stays");
 }

@@ -1,0 +1,126 @@
+//! What of a snapshot's memory its report depends on: the kernel's own tables, and every word that the check reads.
+//! Page cache, memory of processes, free memory, and what is free in slabs are none of it.
+
+use checker::moment::Moment;
+use checker::{CheckError, Outcome};
+use detector::suppress::Suppressions;
+use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PhysAddr, StoppedMemory};
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Bytes that are kept or left out together.
+const WORD: u64 = 8;
+/// Bytes that one cell of a [`Recorder`] tells of.
+const CELL: u64 = 64 * WORD;
+
+/// A memory with what the moment's check reads, and zeroes for the rest; and that check. `why` is as in [`Moment::check`].
+///
+/// # Errors
+/// [`CheckError`].
+///
+/// # Panics
+/// If there is not as much memory as the moment's own.
+pub fn trim(moment: &Moment<'_, impl StoppedMemory>, why: Option<&str>) -> Result<(OwnedMemory, Outcome), CheckError> {
+    let recorder = Recorder::new(moment.memory);
+    let outcome = moment.with_memory(&recorder).check(why, &Suppressions::default())?;
+    for part in &moment.kernel.parts {
+        recorder.record(PhysAddr(part.start), part.end - part.start);
+    }
+    Ok((recorder.recorded(), outcome))
+}
+
+/// A memory that remembers what was read of it.
+struct Recorder<'a, M> {
+    memory: &'a M,
+    /// For each range of the memory, a bit for each word.
+    read: Vec<Vec<Cell<u64>>>,
+}
+
+impl<'a, M: StoppedMemory> Recorder<'a, M> {
+    fn new(memory: &'a M) -> Self {
+        let cells = |range: &Range<u64>| vec![Cell::new(0); (range.end - range.start).div_ceil(CELL) as usize];
+        Recorder { memory, read: memory.ranges().iter().map(cells).collect() }
+    }
+
+    fn record(&self, at: PhysAddr, len: u64) {
+        for (range, cells) in self.memory.ranges().iter().zip(&self.read) {
+            let (from, to) = (at.0.max(range.start), at.0.saturating_add(len).min(range.end));
+            if from >= to {
+                continue;
+            }
+            let (first, last) = ((from - range.start) / WORD, (to - 1 - range.start) / WORD);
+            for i in first / 64..=last / 64 {
+                let above_first = if i == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
+                let below_last = if i == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
+                let cell = &cells[i as usize];
+                cell.set(cell.get() | above_first & below_last);
+            }
+        }
+    }
+
+    /// A copy of what was read.
+    fn recorded(&self) -> OwnedMemory {
+        let mut copy = OwnedMemory::sparse(self.memory.ranges().to_vec()).expect("as much memory as there is already");
+        for (range, cells) in self.memory.ranges().iter().zip(&self.read) {
+            for (start, bits) in (range.start..).step_by(CELL as usize).zip(cells.iter().map(Cell::get)) {
+                for word in (0..64).filter(|i| bits >> i & 1 != 0) {
+                    let at = start + word * WORD;
+                    let bytes = self.memory.run(PhysAddr(at), WORD as usize);
+                    copy.write(at, bytes);
+                }
+            }
+        }
+        copy
+    }
+}
+
+impl<M: StoppedMemory> GuestMemory for Recorder<'_, M> {
+    fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
+        self.record(at, buf.len() as u64);
+        self.memory.read(at, buf)
+    }
+
+    fn ranges(&self) -> &[Range<u64>] {
+        self.memory.ranges()
+    }
+}
+
+impl<M: StoppedMemory> StoppedMemory for Recorder<'_, M> {
+    fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
+        self.record(at, len as u64);
+        self.memory.slice(at, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_symbols::memory::PAGE_SIZE;
+
+    #[test]
+    fn words_that_were_read_are_kept_and_no_others() {
+        let ranges = vec![0..2 * PAGE_SIZE, 0x10_0000..0x10_0000 + PAGE_SIZE];
+        let mut memory = OwnedMemory::sparse(ranges.clone()).unwrap();
+        for range in &ranges {
+            for at in range.clone() {
+                memory.write(at, &[1]);
+            }
+        }
+        let recorder = Recorder::new(&memory);
+        let read = [0..1, 15..17, 504..520, 4000..4200, 0x10_0000..0x10_0000 + PAGE_SIZE];
+        for part in &read {
+            recorder.slice(PhysAddr(part.start), (part.end - part.start) as usize).unwrap();
+        }
+        // Outside of RAM there is nothing to be read.
+        assert!(recorder.read_u64(PhysAddr(0x2000)).is_err() && recorder.slice(PhysAddr(0x1ff8), 16).is_none());
+        let kept = [0..8, 8..24, 504..520, 4000..4200, 0x1ff8..0x2000, 0x10_0000..0x10_0000 + PAGE_SIZE];
+        let copy = recorder.recorded();
+        assert_eq!(copy.ranges(), memory.ranges());
+        for range in &ranges {
+            for at in range.clone() {
+                let byte = copy.slice(PhysAddr(at), 1).unwrap()[0];
+                assert_eq!(byte == 1, kept.iter().any(|part| part.contains(&at)), "{at:#x}");
+            }
+        }
+    }
+}
