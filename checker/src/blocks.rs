@@ -316,18 +316,18 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         Some((first.pfn(), block.size / PAGE_SIZE))
     }
 
-    fn virtual_bytes(&self, kind: Kind, start: VirtAddr, len: u64, each: &mut dyn FnMut(&[u8])) {
-        if matches!(kind, Kind::Slab | Kind::Large | Kind::Pages) {
-            if let Some(bytes) = self.pages.direct(start).and_then(|p| self.memory.slice(p, len as usize)) {
-                each(bytes);
+    fn virtual_bytes(&self, kind: Kind, start: VirtAddr, len: u64, each: &mut dyn FnMut(PhysAddr, &[u8])) {
+        let mut each = |phys: PhysAddr, len: u64| {
+            if let Some(bytes) = self.memory.slice(phys, len as usize) {
+                each(phys, bytes);
             }
-            return;
+        };
+        match kind {
+            Kind::Slab | Kind::Large | Kind::Pages => {
+                self.pages.direct(start).into_iter().for_each(|phys| each(phys, len));
+            }
+            Kind::Vmalloc | Kind::Percpu => self.runs(start, len, &mut each),
         }
-        self.runs(start, len, &mut |phys, n| {
-            if let Some(bytes) = self.memory.slice(phys, n as usize) {
-                each(bytes);
-            }
-        });
     }
 
     /// The name of the slab cache that a block comes from. `caches` keeps those that were read.
@@ -339,18 +339,22 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// Every byte of a block, CPU after CPU.
     pub fn bytes(&self, number: u32, each: &mut dyn FnMut(&[u8])) {
+        self.located_bytes(number, &mut |_, bytes| each(bytes));
+    }
+
+    fn located_bytes(&self, number: u32, each: &mut dyn FnMut(PhysAddr, &[u8])) {
         let b = &self.blocks[number as usize];
         self.places(b, &mut |at| self.virtual_bytes(b.object.kind, at, b.size, each));
     }
 
-    /// The bytes of a block that may hold references.
-    pub fn references(&self, number: u32, each: &mut dyn FnMut(&[u8])) {
+    /// The bytes of a block that may hold references, and where they are.
+    pub fn references(&self, number: u32, each: &mut dyn FnMut(PhysAddr, &[u8])) {
         let b = &self.blocks[number as usize];
         // What is chained through its descriptor is held by it.
         for pfn in self.frames(b).into_iter().flat_map(|(first, count)| first..first + count) {
-            self.pages.descriptor_of(self.memory, pfn, |_, bytes| each(bytes));
+            self.pages.descriptor_of(self.memory, pfn, &mut *each);
         }
-        let Some(skip) = self.skip.get(&number) else { return self.bytes(number, each) };
+        let Some(skip) = self.skip.get(&number) else { return self.located_bytes(number, each) };
         let mut skip = skip.clone();
         skip.sort_by_key(|r| r.start);
         let mut at = 0;

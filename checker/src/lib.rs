@@ -23,6 +23,7 @@ pub mod names;
 mod page_blocks;
 pub mod report;
 pub mod roots;
+mod semaphores;
 mod stacks;
 pub mod text;
 pub mod why;
@@ -36,6 +37,7 @@ use detector::scan::{Contents, Marker};
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::pages::{Pages, PagesError};
+use semaphores::Semaphores;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -113,7 +115,8 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     let start = Instant::now();
     let pages = Pages::read(kernel, memory)?;
     let blocks = Blocks::new(kernel, memory, &pages, request.objects, request.registers);
-    let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules);
+    let semaphores = Semaphores::of(kernel, memory);
+    let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules, &semaphores);
     roots::scan(kernel, memory, &pages, &blocks, &mut marker);
     request.registers.iter().for_each(|&word| marker.root_word(word));
     marker.run(&blocks);
@@ -178,7 +181,7 @@ fn suppress<M: StoppedMemory>(
 fn judge<M: StoppedMemory>(blocks: &Blocks<'_, M>, leaked: &[u32]) -> Vec<Verdict> {
     let leaks: Vec<(u32, u64)> = leaked.iter().map(|&i| (i, blocks.blocks[i as usize].size)).collect();
     graph::judge(&leaks, |block, each| {
-        blocks.references(block, &mut |bytes| {
+        blocks.references(block, &mut |_, bytes| {
             for word in bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)) {
                 blocks.addresses.find(word).into_iter().for_each(&mut *each);
                 blocks.percpu_pointers.find(word).into_iter().for_each(&mut *each);
@@ -227,7 +230,7 @@ fn describe<M: StoppedMemory>(
 
 // The detector reads blocks through the rules; reports read them whole.
 impl<M: StoppedMemory> Contents for Blocks<'_, M> {
-    fn read(&self, block: u32, each: &mut dyn FnMut(&[u8])) {
-        self.references(block, each);
+    fn read(&self, block: u32, each: &mut dyn FnMut(u64, &[u8])) {
+        self.references(block, &mut |at, bytes| each(at.0, bytes));
     }
 }

@@ -9,8 +9,15 @@ use crate::index::Index;
 /// Gives the bytes of a block that may hold references.
 pub trait Contents {
     /// Calls `each` with every run of bytes of block `block` that is to be read, 8-byte aligned in the
-    /// guest. Bytes left out hold no references.
-    fn read(&self, block: u32, each: &mut dyn FnMut(&[u8]));
+    /// guest, and its physical address there. Bytes left out hold no references.
+    fn read(&self, block: u32, each: &mut dyn FnMut(u64, &[u8]));
+}
+
+/// Tells words that would be references, were it not for what stands around them.
+pub trait Surroundings {
+    /// Whether the word at guest physical address `at`, which is one in a block, is no reference. Asked only of
+    /// words that would mark a block.
+    fn is_dead(&self, word: u64, at: u64) -> bool;
 }
 
 /// What is known of a block besides its contents.
@@ -42,6 +49,7 @@ pub struct Marker<'a> {
     addresses: &'a Index,
     percpu: &'a Index,
     rules: &'a [Rule],
+    surroundings: &'a dyn Surroundings,
     marked: Vec<Option<Origin>>,
     queue: Vec<u32>,
     /// Bytes read from roots, and from blocks.
@@ -61,9 +69,9 @@ pub struct Marks {
 impl<'a> Marker<'a> {
     /// A scan of `rules.len()` blocks. `addresses` finds them by virtual address, `percpu` by `__percpu`
     /// pointer.
-    pub fn new(addresses: &'a Index, percpu: &'a Index, rules: &'a [Rule]) -> Self {
+    pub fn new(addresses: &'a Index, percpu: &'a Index, rules: &'a [Rule], surroundings: &'a dyn Surroundings) -> Self {
         let queue = (0..rules.len() as u32).filter(|&b| rules[b as usize].weak).collect();
-        Marker { addresses, percpu, rules, marked: vec![None; rules.len()], queue, bytes: (0, 0) }
+        Marker { addresses, percpu, rules, surroundings, marked: vec![None; rules.len()], queue, bytes: (0, 0) }
     }
 
     /// Reads a run of root memory at guest physical address `at`, which is 8-byte aligned. A tail shorter
@@ -71,13 +79,14 @@ impl<'a> Marker<'a> {
     pub fn root(&mut self, at: u64, bytes: &[u8]) {
         self.bytes.0 += bytes.len() as u64;
         for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            self.word(u64::from_le_bytes(*word), || Origin::Root(at + 8 * i as u64));
+            let at = at + 8 * i as u64;
+            self.word(u64::from_le_bytes(*word), Some(at), || Origin::Root(at));
         }
     }
 
     /// Takes one word as a root: a register.
     pub fn root_word(&mut self, word: u64) {
-        self.word(word, || Origin::Register);
+        self.word(word, None, || Origin::Register);
     }
 
     /// Takes a block as reachable, though no reference to it is known.
@@ -93,10 +102,10 @@ impl<'a> Marker<'a> {
     /// Marks everything that is reachable from the roots given so far.
     pub fn run(&mut self, contents: &impl Contents) {
         while let Some(block) = self.queue.pop() {
-            contents.read(block, &mut |bytes| {
+            contents.read(block, &mut |at, bytes| {
                 self.bytes.1 += bytes.len() as u64;
-                for word in bytes.as_chunks::<8>().0 {
-                    self.word(u64::from_le_bytes(*word), || Origin::Block(block));
+                for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+                    self.word(u64::from_le_bytes(*word), Some(at + 8 * i as u64), || Origin::Block(block));
                 }
             });
         }
@@ -108,9 +117,13 @@ impl<'a> Marker<'a> {
         Marks { marked: self.marked, root_bytes: self.bytes.0, heap_bytes: self.bytes.1 }
     }
 
+    /// Takes a word, which stands at guest physical address `at`.
     #[inline]
-    fn word(&mut self, word: u64, origin: impl Fn() -> Origin) {
-        if let Some(block) = self.addresses.find(word) {
+    fn word(&mut self, word: u64, at: Option<u64>, origin: impl Fn() -> Origin) {
+        if let Some(block) = self.addresses.find(word)
+            && self.marked[block as usize].is_none()
+            && !at.is_some_and(|at| self.surroundings.is_dead(word, at))
+        {
             self.mark(block, &origin);
         }
         if let Some(block) = self.percpu.find(word) {
@@ -150,8 +163,17 @@ mod tests {
     struct Blocks(Vec<Vec<u64>>);
 
     impl Contents for Blocks {
-        fn read(&self, block: u32, each: &mut dyn FnMut(&[u8])) {
-            each(&bytes(&self.0[block as usize]));
+        fn read(&self, block: u32, each: &mut dyn FnMut(u64, &[u8])) {
+            each(0x10_0000 + 0x1000 * u64::from(block), &bytes(&self.0[block as usize]));
+        }
+    }
+
+    /// Addresses at which words are no references.
+    struct Dead(&'static [u64]);
+
+    impl Surroundings for Dead {
+        fn is_dead(&self, _: u64, at: u64) -> bool {
+            self.0.contains(&at)
         }
     }
 
@@ -167,10 +189,14 @@ mod tests {
 
     /// Marks of blocks of 64 bytes with these contents, from one root word.
     fn scan(contents: Vec<Vec<u64>>, rules: &[Rule], root: u64) -> Vec<bool> {
+        scan_but_for(Dead(&[]), contents, rules, root)
+    }
+
+    fn scan_but_for(dead: Dead, contents: Vec<Vec<u64>>, rules: &[Rule], root: u64) -> Vec<bool> {
         let spans = (0..contents.len() as u64).map(|b| Span { start: at(b), end: at(b) + 64, block: b as u32 });
         let index = Index::new(spans.collect());
         let percpu = Index::new(vec![]);
-        let mut marker = Marker::new(&index, &percpu, rules);
+        let mut marker = Marker::new(&index, &percpu, rules, &dead);
         marker.root(0x1000, &bytes(&[0, root]));
         marker.finish(&Blocks(contents)).marked.iter().map(Option::is_some).collect()
     }
@@ -202,11 +228,24 @@ mod tests {
     }
 
     #[test]
+    fn a_word_that_its_surroundings_tell_dead_marks_nothing() {
+        // 0 refers to 1 in its second word, and to 2 in its first and third.
+        let contents = || vec![vec![at(2), at(1), at(2)], vec![], vec![]];
+        let marks = |dead: &'static [u64]| scan_but_for(Dead(dead), contents(), &[Rule::default(); 3], at(0));
+        assert_eq!(marks(&[]), [true, true, true]);
+        assert_eq!(marks(&[0x10_0008]), [true, false, true]);
+        assert_eq!(marks(&[0x10_0000]), [true, true, true]);
+        assert_eq!(marks(&[0x10_0000, 0x10_0010]), [true, true, false]);
+        // The root's word.
+        assert_eq!(marks(&[0x1008]), [false, false, false]);
+    }
+
+    #[test]
     fn per_cpu_pointers_resolve() {
         let addresses = Index::new(vec![]);
         let percpu = Index::new(vec![Span { start: 0x2_9000, end: 0x2_9040, block: 0 }]);
         let rules = [Rule::default()];
-        let mut marker = Marker::new(&addresses, &percpu, &rules);
+        let mut marker = Marker::new(&addresses, &percpu, &rules, &Dead(&[]));
         marker.root_word(0x2_9008);
         assert_eq!(marker.finish(&Blocks(vec![vec![]])).marked[0], Some(Origin::Register));
     }

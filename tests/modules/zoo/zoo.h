@@ -39,6 +39,9 @@ void zoo_make_held(void);
 /* Takes every held specimen from what holds it. */
 void zoo_forget_held(void);
 void zoo_make_freed(void);
+/* Lost and held ones in semaphores, and how to let go of the held. */
+void zoo_make_locks(void);
+void zoo_forget_locks(void);
 /* The same, of pages. */
 void zoo_make_pages(void);
 void zoo_forget_pages(void);

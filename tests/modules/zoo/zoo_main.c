@@ -99,10 +99,13 @@ static int __init zoo_init(void)
 	zoo_make_leaks();
 	zoo_make_held();
 	zoo_make_freed();
+	zoo_make_locks();
 	if (pages)
 		zoo_make_pages();
-	if (forget)
+	if (forget) {
 		zoo_forget_held();
+		zoo_forget_locks();
+	}
 	if (forget && pages)
 		zoo_forget_pages();
 	zoo_scrub(6);
