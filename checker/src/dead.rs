@@ -5,6 +5,7 @@
 use crate::blocks::Blocks;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
+use guest_symbols::slab;
 use std::ops::Range;
 
 /// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
@@ -202,6 +203,7 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
         }
         block.is_none()
     });
+    skip_numbers_of_caches(kernel, blocks);
     for (list, of, link) in DEAD_OBJECTS {
         let (Some(head), Some(link)) = (kernel.symbol(list), kernel.offset_of(of, link)) else { continue };
         let mut found = Vec::new();
@@ -219,4 +221,17 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
         }
     }
     dead
+}
+
+/// To 6.14 a `__percpu` pointer is a small number, and slab caches are full of numbers of that size: flags, sizes. What is
+/// no pointer in `struct kmem_cache` is left out.
+fn skip_numbers_of_caches<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) {
+    let Some(numbers) = kernel.btf.as_ref().and_then(|btf| btf.numbers("kmem_cache")) else { return };
+    for cache in slab::caches(kernel, blocks.memory).unwrap_or_default() {
+        if let Some(block) = blocks.addresses.find(cache.0) {
+            let at = cache.0 - blocks.blocks[block as usize].addr;
+            let numbers = numbers.iter().map(|r| at + r.start..at + r.end);
+            blocks.skip.entry(block).or_default().extend(numbers);
+        }
+    }
 }

@@ -8,6 +8,8 @@ use crate::memory::u32_at;
 use hashbrown::HashTable;
 use std::hash::BuildHasher;
 
+mod numbers;
+
 const MAGIC: u16 = 0xeb9f;
 /// Modifiers and typedefs followed before a chain counts as a loop.
 const MAX_CHAIN: usize = 32;

@@ -1,0 +1,102 @@
+//! Which words of a struct are no pointers.
+
+use super::{Btf, MAX_DEPTH, Type, kind};
+use crate::memory::u32_at;
+use std::ops::Range;
+
+/// Bytes of a word, and of a pointer.
+const WORD: u64 = 8;
+/// Structs with more words than this, or with arrays of more structs, are not looked into.
+const MAX_WORDS: u64 = 1 << 16;
+
+impl Btf {
+    /// The words of a struct that hold numbers alone, as byte ranges that ascend: no word that a pointer has a part in, a
+    /// union with one, or a type that is not known. What a member of an integer type means, its type does not say: some are
+    /// pointers with flags in their low bits. `None` where there is no such struct.
+    pub fn numbers(&self, name: &str) -> Option<Vec<Range<u64>>> {
+        let ty = self.find(name, &[kind::STRUCT])?;
+        let size = u64::from(ty.size_or_type);
+        let mut is_number = vec![true; usize::try_from(size / WORD).ok().filter(|n| *n as u64 <= MAX_WORDS)?];
+        self.pointers(ty, 0, 0, &mut |bytes| {
+            for word in bytes.start / WORD..bytes.end.div_ceil(WORD) {
+                if let Some(is_number) = is_number.get_mut(word as usize) {
+                    *is_number = false;
+                }
+            }
+        });
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for word in (0..size / WORD).filter(|i| is_number[*i as usize]) {
+            match ranges.last_mut().filter(|last| last.end == word * WORD) {
+                Some(last) => last.end += WORD,
+                None => ranges.push(word * WORD..(word + 1) * WORD),
+            }
+        }
+        Some(ranges)
+    }
+
+    /// Calls `each` with the bytes of a struct at offset `base` that may be pointers.
+    fn pointers(&self, ty: &Type, base: u64, depth: usize, each: &mut impl FnMut(Range<u64>)) {
+        for (_, member) in self.members(ty) {
+            self.pointers_of_type(member.type_id, base + member.offset(), depth + 1, each);
+        }
+    }
+
+    fn pointers_of_type(&self, id: u32, at: u64, depth: usize, each: &mut impl FnMut(Range<u64>)) {
+        // All of it, if it is not understood.
+        let mut whole = || each(at..at + self.type_size(id).unwrap_or(WORD).max(1));
+        let Some(ty) = self.strip(id).filter(|_| depth <= MAX_DEPTH) else { return whole() };
+        match ty.kind() {
+            kind::INT | kind::ENUM | kind::ENUM64 | kind::FLOAT => {}
+            kind::STRUCT => self.pointers(ty, at, depth, each),
+            // As much of it as has pointers in any of its shapes.
+            kind::UNION => self.pointers(ty, at, depth, each),
+            kind::ARRAY => {
+                let element = u32_at(&self.data, ty.at as usize + 12).unwrap_or(0);
+                let (count, size) = (self.array_len(id).unwrap_or(0), self.type_size(element).unwrap_or(0));
+                if count > MAX_WORDS || size == 0 {
+                    return whole();
+                }
+                (0..count).for_each(|i| self.pointers_of_type(element, at + i * size, depth + 1, each));
+            }
+            _ => whole(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct s { void *p; u32 a; u32 b; union { u64 n; void *q; }; struct list { void *next, *prev; } l[2]; u64 c[3]; u32 d; }`,
+    /// and `struct t` with a member of a type that there is not.
+    fn blob() -> Vec<u8> {
+        let strings = b"\0s\0t\0";
+        let mut t: Vec<u32> = Vec::new();
+        let info = |kind: u32, vlen: u32| kind << 24 | vlen;
+        t.extend([0, info(kind::INT, 0), 8, 64]); // 1: u64
+        t.extend([0, info(kind::INT, 0), 4, 32]); // 2: u32
+        t.extend([0, info(kind::PTR, 0), 0]); // 3
+        t.extend([0, info(kind::UNION, 2), 8, 0, 1, 0, 0, 3, 0]); // 4
+        t.extend([0, info(kind::STRUCT, 2), 16, 0, 3, 0, 0, 3, 64]); // 5: the list
+        t.extend([0, info(kind::ARRAY, 0), 0, 5, 1, 2]); // 6
+        t.extend([0, info(kind::ARRAY, 0), 0, 1, 1, 3]); // 7
+        t.extend([1, info(kind::STRUCT, 7), 88]); // 8
+        for (id, at) in [(3, 0), (2, 8), (2, 12), (4, 16), (6, 24), (7, 56), (2, 80)] {
+            t.extend([0, id, 8 * at]);
+        }
+        t.extend([3, info(kind::STRUCT, 2), 16, 0, 1, 0, 0, 99, 64]); // 9
+        let types: Vec<u8> = t.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let len = types.len() as u32;
+        let head = [0x1_eb9f, 24, 0, len, len, strings.len() as u32];
+        head.iter().flat_map(|w: &u32| w.to_le_bytes()).chain(types).chain(strings.iter().copied()).collect()
+    }
+
+    #[test]
+    fn words_in_which_no_pointer_has_a_part() {
+        let btf = Btf::parse(&blob()).unwrap();
+        // Not the pointer, the union and the lists. Unnamed members are looked into by their types as all others.
+        assert_eq!(btf.numbers("s"), Some(vec![8..16, 56..88]));
+        assert_eq!(btf.numbers("t"), Some(vec![0..8]));
+        assert_eq!(btf.numbers("none"), None);
+    }
+}
