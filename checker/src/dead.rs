@@ -45,6 +45,10 @@ const DEAD_OBJECTS: [(&str, &str, &str); 1] = [
 const INTERRUPT_STACK: (&str, u64, &str, &str) =
     ("irq_stack_backing_store", 16 << 10, "hardirq_stack_inuse", "hardirq_stack_ptr");
 
+/// Works that padata keeps for their next use (kernel/padata.c, 5.8 on): variable, struct, and in it the link and what the
+/// last use was for, which was on the stack of a task that is gone.
+const KEPT_WORKS: (&str, &str, &str, &str) = ("padata_free_works", "padata_work", "pw_list", "pw_data");
+
 /// Pointers that are written and never read.
 const WRITE_ONLY: [&str; 1] = [
     // acpi_ps_alloc_op(), drivers/acpi/acpica/psutils.c, 4.20 on.
@@ -117,6 +121,15 @@ fn ranges<M: StoppedMemory>(
                 dead.push(page.0 + 16..(page.0 & !(PAGE_SIZE - 1)) + PAGE_SIZE);
             });
         }
+    }
+    let (name, of, link, data) = KEPT_WORKS;
+    if let (Some(head), Some(link), Some(data)) =
+        (kernel.symbol(name), kernel.offset_of(of, link), kernel.offset_of(of, data))
+    {
+        nodes(kernel, blocks, head, 0, |node| {
+            let at = node.0.wrapping_sub(link).wrapping_add(data);
+            dead.push(at..at.saturating_add(8));
+        });
     }
     let of_semaphore = |member| kernel.offset_of("percpu_rw_semaphore", member);
     if let (Some(state), Some(link)) = (of_semaphore("rss.gp_state"), of_semaphore("rss.cb_head.next")) {
