@@ -3,7 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use detector::index::{Index, Span};
-use detector::scan::{Contents, Marker, Rule};
+use detector::scan::{Contents, Marker, Rule, Surroundings};
 use std::hint::black_box;
 
 const BLOCKS: u64 = 100_000;
@@ -56,7 +56,13 @@ fn memory(bytes: usize, spans: &[Span], percent: u64) -> Vec<u8> {
 struct Nothing;
 
 impl Contents for Nothing {
-    fn read(&self, _: u32, _: &mut dyn FnMut(&[u8])) {}
+    fn read(&self, _: u32, _: &mut dyn FnMut(u64, &[u8])) {}
+}
+
+impl Surroundings for Nothing {
+    fn is_dead(&self, _: u64, _: u64) -> bool {
+        false
+    }
 }
 
 fn lookup(criterion: &mut Criterion) {
@@ -88,7 +94,7 @@ fn roots(criterion: &mut Criterion) {
         let memory = memory(ROOTS, &spans, percent);
         group.bench_function(BenchmarkId::new("percent of words that are pointers", percent), |bencher| {
             bencher.iter(|| {
-                let mut marker = Marker::new(&index, &percpu, &rules);
+                let mut marker = Marker::new(&index, &percpu, &rules, &Nothing);
                 marker.root(0, black_box(&memory));
                 marker.finish(&Nothing).marked.len()
             });

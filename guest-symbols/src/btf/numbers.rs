@@ -96,7 +96,7 @@ mod tests {
         let btf = Btf::parse(&blob()).unwrap();
         // Not the pointer, the union and the lists. Unnamed members are looked into by their types as all others.
         assert_eq!(btf.numbers("s"), Some(vec![8..16, 56..88]));
-        assert_eq!(btf.numbers("t"), Some(vec![0..8]));
+        assert_eq!(btf.numbers("t"), Some(std::iter::once(0..8).collect()));
         assert_eq!(btf.numbers("none"), None);
     }
 }
