@@ -2,7 +2,8 @@
 //! held in some hidden way are not, and nothing else is.
 
 use std::collections::BTreeMap;
-use tests::{Boot, Guest, Unreferenced};
+use tests::program::{leak, scratch};
+use tests::{Boot, Guest, Program, Unreferenced};
 
 /// An allocation, as the module says itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,4 +159,43 @@ fn differences_are_found() {
     assert!(differences(&zoo, &[object(good.address, 500)])[0].starts_with("kzalloc: 512 bytes"));
     assert!(differences(&zoo, &[good.clone(), object(zoo[1].address, 96)])[0].starts_with("held by list"));
     assert!(differences(&zoo, &[good, object(0x1000, 96)])[0].starts_with("not of the zoo"));
+}
+
+/// Of each chain, ring and tree one object is to blame, and the others hang from it.
+fn one_of_each_is_direct(kernel: &str) {
+    let test = format!("zoo-direct-{kernel}");
+    let snapshot = scratch(&format!("{test}-file")).join("snapshot");
+    let guest = Guest::new(&test, kernel).option(&format!("snapshot={}", snapshot.display()));
+    let (boot, zoo) = visit(guest.run(&["insmod:zoo", "sleep:2"]), lost);
+    let check = Program::new(leak()).arg("check").arg(&snapshot).args("--format jsonl").run();
+    assert_eq!(check.status, Some(0), "{}", check.stderr);
+    let reports = detector::report::json::read(&check.stdout).expect("a report in lines of JSON");
+    // By address whether it is a direct leak, and what hangs from it.
+    let leaks: BTreeMap<u64, (bool, (u64, u64))> = reports
+        .iter()
+        .flat_map(|r| &r.groups)
+        .flat_map(|g| g.leaks.iter().map(|l| (l.addr, (g.direct, l.retains))))
+        .collect();
+    for (kind, objects) in [("chain", 3), ("ring", 2), ("tree", 7)] {
+        let ours: Vec<&Specimen> = zoo.iter().filter(|s| s.is_leak && s.kind == kind).collect();
+        assert_eq!(ours.len(), objects, "{kind}; {}", boot.hint());
+        let verdicts: Vec<(bool, (u64, u64))> = ours.iter().map(|s| leaks[&s.address]).collect();
+        // They are printed from the head on, and of a ring the first to be allocated stands for it.
+        let rest = objects as u64 - 1;
+        assert_eq!(verdicts[0], (true, (rest, rest * ours[0].size)), "{kind} {verdicts:?}; {}", boot.hint());
+        assert!(verdicts[1..].iter().all(|v| *v == (false, (0, 0))), "{kind} {verdicts:?}; {}", boot.hint());
+    }
+    // What is lost by itself is all direct.
+    let others = zoo.iter().filter(|s| s.is_leak && ["kmalloc", "kzalloc", "vmalloc"].contains(&s.kind.as_str()));
+    assert!(others.map(|s| leaks[&s.address]).all(|v| v == (true, (0, 0))), "{}", boot.hint());
+}
+
+#[test]
+fn one_of_each_is_direct_on_linux_6_1() {
+    one_of_each_is_direct("bookworm");
+}
+
+#[test]
+fn one_of_each_is_direct_on_linux_7_3() {
+    one_of_each_is_direct("trixie-backports");
 }
