@@ -29,6 +29,7 @@ pub(crate) fn closing(
     text += &suppressions(report);
     if let Some(held) = outcome.audit.as_ref().filter(|_| asked.audit) {
         text += &audit(held);
+        text += &known(&outcome.known);
     }
     if counters.rewinds > 0 {
         text += &format!(
@@ -168,6 +169,16 @@ fn audit(audit: &Audit) -> String {
             "libleak: audit: {} slab objects, {} vmalloc blocks and {} per-CPU blocks compared, {} freelists make no sense\n",
             audit.allocated, audit.blocks.0, audit.blocks.1, audit.broken
         )
+}
+
+/// The entries of the table of what the kernel declares no leak that were of use.
+fn known(reasons: &[&'static str]) -> String {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    reasons.iter().for_each(|reason| *counts.entry(reason).or_default() += 1);
+    counts
+        .iter()
+        .map(|(reason, n)| format!("libleak: audit: declared no leak by the kernel, {reason}: {n}\n"))
+        .collect()
 }
 
 /// Who refers to an object, a line for each step towards the root.
