@@ -200,9 +200,10 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         // what was once their vm_struct.
         let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
+        let mut is_vmap_area_site = known::vmap_area_sites(kernel);
         for (i, b) in self.blocks.iter().enumerate() {
             if b.object.kind == Kind::Slab
-                && known::is_vmap_area_site(kernel, &b.object)
+                && is_vmap_area_site(&b.object)
                 && self.pages.slab_cache(self.memory, VirtAddr(b.addr)) == vmap_area_cache
             {
                 let vm = if purged.contains(&b.addr) { 0 } else { 8 };
@@ -229,8 +230,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     fn sheaves(&self, kernel: &Kernel, objects: &[(u64, Object)]) -> Vec<VirtAddr> {
         let Some(cache) = kernel.offset_of("slab_sheaf", "cache") else { return Vec::new() };
         let caches = slab::caches(kernel, self.memory).unwrap_or_default();
+        let mut is_sheaf_site = known::sheaf_sites(kernel);
         let is_sheaf = |&&(addr, object): &&(u64, Object)| {
-            matches!(object.kind, Kind::Slab | Kind::Large) && known::is_sheaf_site(kernel, &object) && {
+            matches!(object.kind, Kind::Slab | Kind::Large) && is_sheaf_site(&object) && {
                 let cache = kernel.read_u64(self.memory, VirtAddr(addr).offset(cache));
                 cache.is_ok_and(|c| caches.contains(&VirtAddr(c)))
             }

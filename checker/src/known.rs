@@ -7,6 +7,7 @@ use detector::objects::Object;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
+use std::collections::HashMap;
 
 /// When an entry applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,19 +140,26 @@ fn caller<'a>(kernel: &'a Kernel, object: &Object) -> Option<&'a str> {
     kernel.symbols.resolve(object.site.caller).map(|r| r.name.split('.').next().unwrap_or(r.name))
 }
 
+/// Tells objects by the function that called the allocator. Names are looked up once for each place of call: there are a few
+/// thousand of them, and a hundred times as many objects.
+fn by_caller<'a>(kernel: &'a Kernel, is: fn(&str) -> bool) -> impl FnMut(&Object) -> bool + 'a {
+    let mut known: HashMap<u64, bool> = HashMap::new();
+    move |object| *known.entry(object.site.caller).or_insert_with(|| caller(kernel, object).is_some_and(is))
+}
+
 /// Functions that allocate `struct vmap_area` (mm/vmalloc.c, 5.10 to 7.3), whose first two words are the
 /// bounds of an area and no pointers: kmemleak_scan_area() says so there.
 const VMAP_AREA_SITES: [&str; 6] =
     ["alloc_vmap_area", "adjust_va_to_fit_type", "va_clip", "va_alloc", "preload_this_cpu_lock", "pcpu_get_vm_areas"];
 
 /// Whether an object of the cache that vmap areas come from is a vmap area.
-pub fn is_vmap_area_site(kernel: &Kernel, object: &Object) -> bool {
-    caller(kernel, object).is_some_and(|name| VMAP_AREA_SITES.contains(&name))
+pub fn vmap_area_sites(kernel: &Kernel) -> impl FnMut(&Object) -> bool + '_ {
+    by_caller(kernel, |name| VMAP_AREA_SITES.contains(&name))
 }
 
 /// Whether an object that refers to a slab cache where a sheaf does is a sheaf (mm/slub.c, 6.18 on).
-pub fn is_sheaf_site(kernel: &Kernel, object: &Object) -> bool {
-    caller(kernel, object).is_some_and(|name| {
+pub fn sheaf_sites(kernel: &Kernel) -> impl FnMut(&Object) -> bool + '_ {
+    by_caller(kernel, |name| {
         name.contains("sheaf")
             || name.contains("sheaves")
             || name.starts_with("__pcs_")
@@ -164,6 +172,6 @@ const STACK_SITES: [&str; 4] =
     ["alloc_thread_stack_node", "alloc_thread_stack_node_from_cache", "dup_task_struct", "copy_process"];
 
 /// Whether a vmalloc block is the stack of a task.
-pub fn is_stack_site(kernel: &Kernel, object: &Object) -> bool {
-    caller(kernel, object).is_some_and(|name| STACK_SITES.contains(&name))
+pub fn stack_sites(kernel: &Kernel) -> impl FnMut(&Object) -> bool + '_ {
+    by_caller(kernel, |name| STACK_SITES.contains(&name))
 }

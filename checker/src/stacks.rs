@@ -75,8 +75,9 @@ fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kern
 fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
     let head = kernel.btf.as_ref().and_then(|b| b.size_of("vm_stack")).unwrap_or(0);
     let owned: HashSet<u64> = tasks.stacks.iter().map(|s| s.base).collect();
+    let mut is_stack_site = known::stack_sites(kernel);
     for (i, b) in blocks.blocks.iter().enumerate() {
-        let is_stack = b.object.kind == Kind::Vmalloc && known::is_stack_site(kernel, &b.object);
+        let is_stack = b.object.kind == Kind::Vmalloc && is_stack_site(&b.object);
         if is_stack && !owned.contains(&b.addr) {
             blocks.skip.entry(i as u32).or_default().push(head.min(b.size)..b.size);
         }

@@ -38,7 +38,8 @@ impl Index {
     /// Builds the index. Empty spans are dropped; of overlapping spans the one that starts first is found.
     pub fn new(mut spans: Vec<Span>) -> Index {
         spans.retain(|s| s.start < s.end);
-        spans.sort_unstable_by_key(|s| (s.start, s.end));
+        // Mostly runs that ascend, one for each slab, which a stable sort merges.
+        spans.sort_by_key(|s| (s.start, s.end));
         let mut regions: Vec<Region> = Vec::new();
         let mut first = 0;
         for i in 0..spans.len() {
