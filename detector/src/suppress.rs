@@ -248,7 +248,6 @@ pub fn for_groups(groups: &[Group]) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
     use crate::report::Place;
-    use std::time::{Duration, Instant};
 
     fn read(text: &str) -> Result<Suppressions, SuppressError> {
         let mut all = Vec::new();
@@ -375,15 +374,13 @@ mod tests {
     #[test]
     fn a_hundred_thousand_are_no_burden() {
         let text: String = (0..100_000).map(|i| format!("leak:^function_{i}_of_*_{}$\n", i % 7)).collect();
-        let began = Instant::now();
         let s = read(&text).unwrap();
-        let built = began.elapsed();
         for i in 0..2_000 {
-            let found = s.find(&[frame("kmalloc_trace", None), frame(&format!("function_{i}_of_it_{}", i % 7), None)]);
-            assert_eq!(found, Some(i));
+            let name = format!("function_{i}_of_it_{}", i % 7);
+            assert_eq!(s.find(&[frame("kmalloc_trace", None), frame(&name, None)]), Some(i));
+            // Not each against each, but only against those whose longest piece stands in the name.
+            let found = s.literals.as_ref().unwrap().find_overlapping_iter(&name);
+            assert_eq!(found.map(|m| s.by_literal[m.pattern().as_usize()].len()).sum::<usize>(), 1);
         }
-        println!("built in {built:?}, 2,000 stacks in {:?}", began.elapsed() - built);
-        // Each against each would be 400 million comparisons.
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }

@@ -104,7 +104,6 @@ pub(super) mod tests {
     use super::*;
     use crate::objects::Kind;
     use crate::report::{Format, Function, Place};
-    use std::time::{Duration, Instant};
 
     fn frame(name: &str, offset: u64, size: u64, module: Option<&str>) -> Frame {
         let function = Some(Function { name: name.to_owned(), offset, size, module: module.map(str::to_owned) });
@@ -196,18 +195,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_flood_is_one_group_and_written_at_once() {
+    fn a_flood_is_one_group() {
         let leaks = (0..100_000).map(|i| Leak { addr: 0xffff_8881_0000_0000 + 32 * i, age: 100_000 - i, ..leak() });
         let report = report(leaks.collect());
-        let began = Instant::now();
         let [short, long, json] =
             [(Format::Text, false), (Format::Text, true), (Format::JsonLines, false)].map(|(f, e)| f.write(&report, e));
-        let time = began.elapsed();
-        println!("{} bytes in groups, {} each, {} of JSON, in {time:?}", short.len(), long.len(), json.len());
         assert!(
             short.lines().count() < 20 && short.contains("  direct leak: 100000 objects, 2000000 bytes, first 100.0")
         );
         assert_eq!(long.matches("unreferenced object").count(), 100_000);
-        assert!(time < Duration::from_secs(3), "{time:?}");
+        assert_eq!(json.matches("\"address\":").count(), 100_000 + 2);
     }
 }
