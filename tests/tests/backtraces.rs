@@ -43,8 +43,11 @@ fn compare<M: StoppedMemory>(moment: &Moment<'_, M>) -> Agreement {
         let ours = &ours[1..];
         let n = ours.len().min(theirs.len());
         let cut = theirs.last().is_some_and(|&at| is_entry(at)) && theirs.len() < ours.len();
-        // Both keep as many frames, and the allocator may have several of them.
-        let full = other.stack.len() == 16 || ours.len() == 15;
+        // Whose stack ends first must have had no room for more: the allocator has several frames there, and one here.
+        let full = match ours.len() < theirs.len() {
+            true => ours.len() == 15,
+            false => other.stack.len() == 16,
+        };
         if inside.is_some() && ours[..n] == theirs[..n] && (ours.len() == theirs.len() || cut || full) {
             result.same += 1;
             result.cut += u64::from(cut);
