@@ -6,7 +6,6 @@ use detector::report::Format;
 use detector::suppress::{SuppressError, Suppressions};
 use lines::{Lines, LinesError};
 use snapshot::{ReadError, Snapshot};
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Check a snapshot, and print the report that the plugin printed when it wrote it
@@ -82,10 +81,6 @@ impl Check {
         let asked = Asked { audit: self.audit, pause: None, suppressions: &suppressions, unused: true };
         let text = self.format.write(&report(moment.names(), &outcome, &moment.counters, asked), self.each);
         lines.iter().flat_map(Lines::take_problems).for_each(|why| log::warn!("{why}"));
-        match std::io::stdout().lock().write_all(text.as_bytes()) {
-            // Whoever reads it, such as head, has seen enough.
-            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            done => done.map_err(Error::Output),
-        }
+        crate::print(&text).map_err(Error::Output)
     }
 }

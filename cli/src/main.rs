@@ -1,12 +1,16 @@
-//! `leak`: the check that the plugin makes, made again on a snapshot, and smaller snapshots.
+//! `leak`: tests and their guests under the plugin, its reports in other forms, and its checks made again on snapshots.
 
 mod check;
+mod qemu;
+mod report;
+mod run;
 mod trim;
 
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
-/// Kernel memory leaks of Linux guests, from the snapshots that the plugin's option snapshot= writes.
+/// Kernel memory leaks of Linux guests
 #[derive(Parser)]
 #[command(name = "leak", version, arg_required_else_help = true)]
 struct Arguments {
@@ -16,13 +20,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(run::RunCommand),
+    Report(report::ReportCommand),
     Check(check::Check),
     Trim(trim::Trim),
 }
 
 fn main() -> ExitCode {
+    if let Some(name) = run::shim::called_as() {
+        return run::shim::run(&name);
+    }
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn")).init();
     let done = match Arguments::parse().command {
+        Command::Run(run) => return run.run(),
+        Command::Report(report) => report.run().map_err(|why| why.to_string()),
         Command::Check(check) => check.run().map_err(|why| why.to_string()),
         Command::Trim(trim) => trim.run().map_err(|why| why.to_string()),
     };
@@ -32,6 +43,14 @@ fn main() -> ExitCode {
             eprintln!("leak: error: {why}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Writes to standard output. Whoever reads it, such as head, may have seen enough.
+fn print(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::file::{Grown, advice};
 use crate::options::Options;
-use detector::report::{Format, Report};
+use crate::session;
+use detector::report::{Format, Report, json};
 use detector::suppress;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -69,6 +70,16 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Adds a message to the files of lines of JSON: whoever reads only those must learn why there is no report.
+    fn message(&self, level: &str, text: &str) {
+        for destination in self.files.iter().filter(|d| d.format == Format::JsonLines) {
+            // Of a file that cannot be written that is said with the next report.
+            let _ = destination.file.append(&json::message(level, text));
+        }
+    }
+}
+
 impl Destination {
     /// Whether the report was written.
     fn write(&self, report: &Report, each: bool) -> bool {
@@ -78,8 +89,9 @@ impl Destination {
             Ok(()) => true,
             Err(why) => {
                 if !failed {
-                    error(&format!(
-                        "cannot write report={}: {why}; {}; until then its reports go to stderr",
+                    // Not in the other files, where nothing is missing.
+                    line(&format!(
+                        "error: cannot write report={}: {why}; {}; until then its reports go to stderr",
                         self.file.path().display(),
                         advice(&why)
                     ));
@@ -101,7 +113,11 @@ impl Suppressions {
             }
         }
         if let Err(why) = self.file.append(&text) {
-            error(&format!("cannot write suppress-print={}: {why}; {}", self.file.path().display(), advice(&why)));
+            line(&format!(
+                "error: cannot write suppress-print={}: {why}; {}",
+                self.file.path().display(),
+                advice(&why)
+            ));
         }
     }
 }
@@ -111,12 +127,20 @@ pub fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "libleak: {text}");
 }
 
-/// A line on stderr that says what failed.
+/// A line on stderr that says what failed, and one in files for programs.
 pub fn error(text: &str) {
-    line(&format!("error: {text}"));
+    message("error", text);
 }
 
-/// A line on stderr about a result that is less than it could be.
+/// A line on stderr about a result that is less than it could be, and one in files for programs.
 pub fn warning(text: &str) {
-    line(&format!("warning: {text}"));
+    message("warning", text);
+}
+
+fn message(level: &str, text: &str) {
+    line(&format!("{level}: {text}"));
+    // What is wrong with the options is said before there is any file.
+    if let Some(session) = session::session() {
+        session.output().message(level, text);
+    }
 }

@@ -84,6 +84,11 @@ impl Session {
         }))
     }
 
+    /// Where reports and messages go.
+    pub fn output(&self) -> &Output {
+        &self.output
+    }
+
     /// QEMU translates a block.
     pub fn translate(&self, block: Block) {
         let start = block.vaddr();

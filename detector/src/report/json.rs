@@ -4,6 +4,9 @@
 //! in the order of the text. Addresses and checksums are text, `"0x..."`: 64 bits are more than many readers of JSON keep of a number.
 //! Fields in brackets are left out where there is nothing to say.
 //!
+//! Where there is no report, or a lesser one, a line of `"type": "message"` says why in its `text`; its `level` is `error` or
+//! `warning`. These stand between checks.
+//!
 //! | a report | |
 //! |---|---|
 //! | `schema` | 1; another number if a field changes its meaning or goes. New fields may come any time |
@@ -124,6 +127,11 @@ pub fn write(report: &Report) -> String {
     text
 }
 
+/// The line of a message: see above.
+pub fn message(level: &str, text: &str) -> String {
+    serde_json::json!({"type": "message", "schema": SCHEMA, "level": level, "text": text}).to_string() + "\n"
+}
+
 /// Reads what [`write`](self::write) made, once or more.
 ///
 /// # Errors
@@ -138,6 +146,9 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
         let of = serde_json::from_str::<Schema>(text).map_err(|e| bad(e.to_string()))?;
         if let Some(schema) = of.schema.filter(|s| *s != SCHEMA) {
             return Err(ReadError::Schema { line, schema });
+        }
+        if of.kind.as_deref() == Some("message") {
+            continue;
         }
         match serde_json::from_str(text).map_err(|e| bad(e.to_string()))? {
             Line::Report(_) if missing > 0 => return Err(bad(format!("it should be a group, {missing} are missing"))),
@@ -167,6 +178,8 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
 
 #[derive(Deserialize)]
 struct Schema {
+    #[serde(rename = "type")]
+    kind: Option<String>,
     schema: Option<u32>,
 }
 
@@ -264,8 +277,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let (one, two) = (whole(), report(vec![leak()]));
-        let text = write(&one) + &write(&two);
-        assert_eq!(text.lines().count(), 5);
+        let text = write(&one) + &message("warning", "a \"b\"") + &write(&two);
+        assert_eq!(text.lines().count(), 6);
+        let said = serde_json::json!({"type": "message", "schema": 1, "level": "warning", "text": "a \"b\""});
+        assert_eq!(serde_json::from_str::<serde_json::Value>(text.lines().nth(3).unwrap()).unwrap(), said);
         let read = read(&text).unwrap();
         assert_eq!(read, [one.clone(), two]);
         assert_eq!(Format::Text.write(&read[0], true), Format::Text.write(&one, true));

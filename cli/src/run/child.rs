@@ -1,0 +1,109 @@
+//! The command: started with everything of ours, told of signals, waited for.
+
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Its status, or 128 and the signal that killed it, as shells say it.
+    pub status: u8,
+    /// Whether we were told to end meanwhile.
+    pub interrupted: bool,
+}
+
+/// Signals that are the command's, from before it is started on: whoever tells us to end means it.
+pub struct Forwarding {
+    signals: Signals,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Forwarding {
+    /// Takes the signals, which from now on do not end this process.
+    ///
+    /// # Errors
+    /// The system's word.
+    pub fn start() -> io::Result<Forwarding> {
+        let signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+        Ok(Forwarding { signals, interrupted: Arc::new(AtomicBool::new(false)) })
+    }
+
+    /// Starts the command. `started` gets its process.
+    ///
+    /// # Errors
+    /// The system's word.
+    pub fn run(mut self, command: &mut Command, started: impl FnOnce(u32)) -> io::Result<Ended> {
+        let mut child = command.spawn()?;
+        started(child.id());
+        // None when it has ended: its number may then be another's.
+        let target = Arc::new(Mutex::new(pid(&child)));
+        let handle = self.signals.handle();
+        let (theirs, interrupted) = (target.clone(), self.interrupted.clone());
+        let forwarder = std::thread::spawn(move || {
+            for signal in self.signals.forever() {
+                interrupted.store(true, Ordering::Relaxed);
+                let target = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(pid) = target.filter(|_| !came_from_terminal(signal))
+                    && let Some(signal) = Signal::from_named_raw(signal)
+                {
+                    // It may have just ended.
+                    let _ = kill_process(pid, signal);
+                }
+            }
+        });
+        let status = wait(&mut child, &target);
+        handle.close();
+        let _ = forwarder.join();
+        Ok(Ended { status: code(status?), interrupted: self.interrupted.load(Ordering::Relaxed) })
+    }
+}
+
+/// Waits so that no signal is sent after the process was reaped.
+fn wait(child: &mut Child, target: &Mutex<Option<Pid>>) -> io::Result<ExitStatus> {
+    if let Some(pid) = pid(child) {
+        let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(rustix::process::WaitId::Pid(pid), options) {}
+    }
+    *target.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    child.wait()
+}
+
+fn pid(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
+/// A terminal sends these to all of its foreground, the command too.
+fn came_from_terminal(signal: i32) -> bool {
+    let foreground = || rustix::termios::tcgetpgrp(std::fs::File::open("/dev/tty").ok()?).ok();
+    matches!(signal, SIGINT | SIGQUIT) && foreground() == Some(getpgrp())
+}
+
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str, started: impl FnOnce(u32)) -> Ended {
+        Forwarding::start().unwrap().run(Command::new("sh").args(["-c", script]), started).unwrap()
+    }
+
+    /// One test, since signals are of the whole process.
+    #[test]
+    fn statuses_and_signals_are_the_commands() {
+        assert_eq!(run("exit 3", |_| ()), Ended { status: 3, interrupted: false });
+        assert_eq!(run("kill -9 $$", |_| ()).status, 137);
+        let own = rustix::process::getpid();
+        let ended = run("trap 'exit 5' TERM; kill -TERM $PPID; sleep 20 & wait", |_| ());
+        assert_eq!((ended, own), (Ended { status: 5, interrupted: true }, rustix::process::getpid()));
+    }
+}

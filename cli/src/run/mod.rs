@@ -1,0 +1,234 @@
+//! `leak run`: a command that starts QEMU, with its guests under the plugin.
+
+mod arguments;
+mod child;
+mod folder;
+mod outcome;
+pub mod shim;
+
+use crate::qemu;
+use crate::report::Form;
+use child::Forwarding;
+use folder::{FolderError, Setup, Started, VARIABLE};
+use outcome::{FailOn, NO_RESULT, Outcome};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{fs, io};
+
+/// The longest path of a socket (sockaddr_un), less what is put behind the folder of a run.
+const LONGEST: usize = 108 - 32;
+
+/// Run a command that starts QEMU, with every guest of it under libleak
+///
+/// The command may be QEMU itself or anything that finds qemu-system-x86_64 on PATH: vng, kunit.py, a test harness. KVM is
+/// taken off QEMU's command line, since a guest under KVM cannot be watched. Reports are made when QEMU ends; one that outlives
+/// the command is told to.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Status: the command's own if that is not 0; else 24 if the detector did not work, 23 if there are leaks \
+(see --fail-on), 0 if there are none.
+
+Examples:
+  leak run -- qemu-system-x86_64 -kernel bzImage -initrd initrd.gz -append console=ttyS0 -nographic
+  leak run --report leaks.xml -- vng -r bzImage --user root --exec ./test.sh
+  leak run --symbols .kunit/vmlinux -- ./tools/testing/kunit/kunit.py run --arch=x86_64
+  leak run --report leaks.ktap --report leaks.jsonl --suppress known-leaks -- make check"
+)]
+pub struct RunCommand {
+    /// Write the report there, once or more; its form goes by the suffix: .txt, .jsonl, .json, .xml (JUnit), .ktap or .tap,
+    /// .folded. Without any it goes to stderr
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
+    /// Leave out what the lines leak:PATTERN of this file fit; once or more
+    #[arg(long, value_name = "FILE")]
+    suppress: Vec<PathBuf>,
+    /// vmlinux, System.map or saved /proc/kallsyms of the guests' kernel, if it lacks CONFIG_KALLSYMS_ALL
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
+    /// The plugin; else that of the variable LIBLEAK_PLUGIN, else the libleak.so beside this program
+    #[arg(long, value_name = "FILE")]
+    plugin: Option<PathBuf>,
+    /// More options for the plugin, in QEMU's form: k=v,k=v, a comma in a value written twice
+    #[arg(long, value_name = "OPTIONS")]
+    plugin_options: Option<String>,
+    /// Which leaks make the status 23
+    #[arg(long, value_name = "WHICH", default_value = "any")]
+    fail_on: FailOn,
+    /// Leave KVM on the command line, to see what libleak says then
+    #[arg(long)]
+    keep_kvm: bool,
+    /// Keep the folder with what was exchanged with QEMU, and say where it is
+    #[arg(long)]
+    keep: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// Why nothing was run, or nothing could be told of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The plugin.
+    #[error(transparent)]
+    Plugin(#[from] qemu::PluginError),
+    /// The folder of the run.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A file that the plugin would look for in vain.
+    #[error("cannot use {path}: {why}; give a file that is there")]
+    Missing {
+        /// The path given.
+        path: PathBuf,
+        /// The system's word.
+        why: io::Error,
+    },
+    /// A report of no known form.
+    #[error("--report {0}: no form has this suffix; use .txt, .jsonl, .json, .xml, .ktap, .tap or .folded")]
+    Suffix(PathBuf),
+    /// The command.
+    #[error("cannot run {command}: {why}")]
+    Start {
+        /// Its name.
+        command: String,
+        /// The system's word.
+        why: io::Error,
+    },
+    /// Signals.
+    #[error("cannot take signals: {0}")]
+    Signals(io::Error),
+    /// A report's file.
+    #[error("cannot write --report {path}: {why}; make room there, or the folder")]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        why: io::Error,
+    },
+    /// The writer of XML.
+    #[error("cannot write XML: {0}")]
+    Xml(#[from] quick_junit::SerializeError),
+}
+
+impl RunCommand {
+    /// Runs the command, reports, and returns the status.
+    pub fn run(&self) -> ExitCode {
+        match self.try_run() {
+            Ok(status) => ExitCode::from(status),
+            Err(why) => {
+                eprintln!("leak: error: {why}");
+                ExitCode::from(NO_RESULT)
+            }
+        }
+    }
+
+    fn try_run(&self) -> Result<u8, Error> {
+        let forms: Vec<(&PathBuf, Form)> = self
+            .report
+            .iter()
+            .map(|p| Form::of(p).map(|f| (p, f)).ok_or(p))
+            .collect::<Result<_, _>>()
+            .map_err(|p| Error::Suffix(p.clone()))?;
+        let plugin = qemu::plugin(self.plugin.as_deref())?;
+        let setup = Setup { plugin: plugin.clone(), options: self.options()?, keep_kvm: self.keep_kvm };
+        let mut run = new_folder()?;
+        if self.keep {
+            run.disable_cleanup(true);
+            say(&format!("what is exchanged with QEMU is in {}", run.path().display()));
+        }
+        folder::save(&run.path().join("setup.json"), &setup)?;
+        let signals = Forwarding::start().map_err(Error::Signals)?;
+        let (mut command, started) = self.command(run.path())?;
+        let start = |why| Error::Start { command: self.command[0].display().to_string(), why };
+        let ended = signals
+            .run(&mut command, |pid| {
+                started.into_iter().for_each(|(path, mut started)| {
+                    started.pid = pid;
+                    // It was written before, and only the process is new.
+                    let _ = folder::save(&path, &started);
+                })
+            })
+            .map_err(start)?;
+        let outcome = Outcome::collect(run.path(), &plugin);
+        self.tell(&outcome, &forms)?;
+        Ok(outcome.status(ended.status, self.fail_on))
+    }
+
+    /// The plugin's options.
+    fn options(&self) -> Result<Vec<String>, Error> {
+        // Scripts go elsewhere before they start QEMU.
+        let file = |key: &str, path: &Path| {
+            let path = fs::canonicalize(path).map_err(|why| Error::Missing { path: path.into(), why })?;
+            Ok::<String, Error>(format!("{key}={}", path.display().to_string().replace(',', ",,")))
+        };
+        let mut options: Vec<String> = self.plugin_options.iter().cloned().collect();
+        for path in &self.suppress {
+            options.push(file("suppress", path)?);
+        }
+        if let Some(path) = &self.symbols {
+            options.push(file("symbols", path)?);
+        }
+        Ok(options)
+    }
+
+    /// The command with QEMU's names leading to us; QEMU itself is started as a shim would, and where that is noted.
+    fn command(&self, run: &Path) -> Result<(Command, Option<(PathBuf, Started)>), Error> {
+        let start = |why| Error::Start { command: self.command[0].display().to_string(), why };
+        let (name, arguments) = (&self.command[0], &self.command[1..]);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let leak = std::env::current_exe().and_then(fs::canonicalize).map_err(start)?;
+        let file = Path::new(name).file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if file.starts_with("qemu-system-x86_64") || folder::NAMES.contains(&file) {
+            let found = if name.as_encoded_bytes().contains(&b'/') {
+                Some(name.into())
+            } else {
+                folder::find(name, &path, Some(&leak))
+            };
+            let program: PathBuf = found.ok_or_else(|| start(io::ErrorKind::NotFound.into()))?;
+            let command = shim::prepare(run, &program, arguments)?;
+            let note = folder::all(run).pop().map(|folder| folder.join("started.json"));
+            let started = note.map(|path| folder::load(&path).map(|started| (path, started))).transpose()?;
+            return Ok((command, started));
+        }
+        let mut command = Command::new(name);
+        command.args(arguments).env("PATH", folder::make_shims(run, &leak, &path)?).env(VARIABLE, run);
+        Ok((command, None))
+    }
+
+    /// Writes the reports, and says what there is to say.
+    fn tell(&self, outcome: &Outcome, forms: &[(&PathBuf, Form)]) -> Result<(), Error> {
+        if !outcome.changed.is_empty() {
+            say(&format!(
+                "KVM was taken off QEMU's command line, as a guest under it cannot be watched: {}",
+                outcome.changed.join("; ")
+            ));
+        }
+        // A run without QEMU has its failure in the files too.
+        let none = [crate::report::lines::Run { errors: outcome.failures.clone(), ..Default::default() }];
+        let runs = if outcome.runs.is_empty() { &none } else { &outcome.runs[..] };
+        for (path, form) in forms {
+            fs::write(path, form.write(runs)?).map_err(|why| Error::Report { path: (*path).clone(), why })?;
+        }
+        if forms.is_empty() && outcome.runs.iter().any(|run| !run.reports.is_empty()) {
+            eprint!("{}", Form::Text.write(&outcome.runs)?);
+        }
+        outcome.failures.iter().for_each(|why| say(&format!("error: {why}")));
+        if outcome.failures.is_empty() || outcome.runs.iter().any(|run| run.groups().next().is_some()) {
+            let files: Vec<String> = forms.iter().map(|(path, _)| path.display().to_string()).collect();
+            let see = if files.is_empty() { String::new() } else { format!("; see {}", files.join(", ")) };
+            say(&format!("{}{see}", outcome.summary()));
+        }
+        Ok(())
+    }
+}
+
+fn say(what: &str) {
+    eprintln!("leak: {what}");
+}
+
+/// A folder whose sockets have paths that are short enough.
+fn new_folder() -> Result<tempfile::TempDir, FolderError> {
+    let usual = std::env::temp_dir();
+    let place = if usual.as_os_str().len() < LONGEST { usual } else { "/tmp".into() };
+    tempfile::Builder::new().prefix("leak-").tempdir_in(&place).map_err(|why| FolderError { path: place, why })
+}

@@ -1,0 +1,193 @@
+//! What became of the QEMUs of a run, and the status that says so.
+
+use super::folder::{self, Started};
+use crate::qemu;
+use crate::report::lines::Run;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Status of a run that leaked, as LeakSanitizer has it.
+pub const LEAKS: u8 = 23;
+/// Status of a run that says nothing about leaks.
+pub const NO_RESULT: u8 = 24;
+
+/// How long a QEMU that was told to end may take to make its report.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which leaks make a run fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FailOn {
+    /// Those that nothing refers to
+    Direct,
+    /// Those that only other leaks refer to as well
+    Any,
+    /// None: they are only reported
+    None,
+}
+
+/// What the QEMUs of a run left.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Of each QEMU, in the order in which they were started.
+    pub runs: Vec<Run>,
+    /// Why the detector did not work, each with the QEMU's number if there are several.
+    pub failures: Vec<String>,
+    /// What was changed on command lines about KVM, once each.
+    pub changed: Vec<String>,
+}
+
+impl Outcome {
+    /// Waits for QEMUs that outlive the command, and reads what all of them left.
+    pub fn collect(run: &Path, plugin: &Path) -> Outcome {
+        let mut outcome = Outcome::default();
+        let folders = folder::all(run);
+        if folders.is_empty() {
+            outcome.failures.push(format!(
+                "the command started no QEMU for x86-64 that leak run could see; it is found on PATH under the names {}, not by a path of its own",
+                folder::NAMES.join(", ")
+            ));
+        }
+        let one = folders.len() == 1;
+        for (i, folder) in folders.iter().enumerate() {
+            let (run, failure) = read(folder, plugin, &mut outcome.changed);
+            if let Some(why) = failure {
+                outcome.failures.push(if one { why } else { format!("QEMU {}: {why}", i + 1) });
+            }
+            outcome.runs.push(run);
+        }
+        outcome
+    }
+
+    /// Direct groups, and all.
+    fn groups(&self) -> (usize, usize) {
+        let groups = || self.runs.iter().flat_map(Run::groups);
+        (groups().filter(|g| g.direct).count(), groups().count())
+    }
+
+    /// The status of the run, whose command ended with `command`. That a command failed is told before all else: whoever
+    /// waits for it knows what its statuses mean.
+    pub fn status(&self, command: u8, fail_on: FailOn) -> u8 {
+        let (direct, all) = self.groups();
+        let leaks = match fail_on {
+            FailOn::Direct => direct,
+            FailOn::Any => all,
+            FailOn::None => 0,
+        };
+        match command {
+            0 if !self.failures.is_empty() => NO_RESULT,
+            0 if leaks > 0 => LEAKS,
+            status => status,
+        }
+    }
+
+    /// The run in a line.
+    pub fn summary(&self) -> String {
+        let groups = || self.runs.iter().flat_map(Run::groups);
+        let objects: usize = groups().map(|g| g.leaks.len()).sum();
+        let bytes: u64 = groups().map(detector::report::Group::bytes).sum();
+        let guests = match self.runs.len() {
+            1 => String::new(),
+            n => format!(" in {n} guests"),
+        };
+        match objects {
+            0 => format!("no leaks{guests}"),
+            n => format!(
+                "{} ({bytes} bytes) leaked in {} places{guests}",
+                crate::report::words::objects(n),
+                groups().count()
+            ),
+        }
+    }
+}
+
+/// What one QEMU left, and why that is no result.
+fn read(folder: &Path, plugin: &Path, changed: &mut Vec<String>) -> (Run, Option<String>) {
+    let started: Started = match folder::load(&folder.join("started.json")) {
+        Ok(started) => started,
+        Err(why) => return (Run::default(), Some(format!("it was not started: {why}"))),
+    };
+    for change in &started.changed {
+        if !changed.contains(change) {
+            changed.push(change.clone());
+        }
+    }
+    let late = end(&started);
+    let lines = folder.join("report.jsonl");
+    let run = match Run::open(&lines) {
+        Ok(run) => run,
+        Err(_) if !lines.exists() => Run::default(),
+        Err(why) => return (Run::default(), Some(why.to_string())),
+    };
+    let failure = if started.watched {
+        Some("its command line loads libleak already, with reports of its own; take that -plugin off it".to_owned())
+    } else if !run.errors.is_empty() || !run.reports.is_empty() {
+        // What is there was made at the end, or something went wrong with that.
+        run.errors.last().cloned()
+    } else if started.daemonized {
+        Some("it runs in the background (-daemonize) and made no report yet; take -daemonize off".to_owned())
+    } else if !late {
+        Some("it was still running and did not end when told to".to_owned())
+    } else {
+        Some(match qemu::probe(&started.program, plugin) {
+            Ok(_) => "it ended without a report: it did not start, or was killed; see what it said above".to_owned(),
+            Err(why) => format!("it cannot run the plugin: {why}"),
+        })
+    };
+    let run = match (&failure, run.failure()) {
+        (Some(why), None) => Run { errors: vec![why.clone()], ..run },
+        (Some(why), Some(_)) if run.errors.is_empty() => Run { errors: vec![why.clone()], ..run },
+        _ => run,
+    };
+    (run, failure)
+}
+
+/// Whether the QEMU has ended: one that outlives its command is told to, and makes its report then.
+fn end(started: &Started) -> bool {
+    let process = PathBuf::from(format!("/proc/{}", started.pid));
+    let own = fs::canonicalize(&started.program).ok();
+    let runs = || own.is_some() && fs::read_link(process.join("exe")).ok() == own;
+    if !runs() {
+        return true;
+    }
+    // It may be about to end by itself.
+    let deadline = Instant::now() + PATIENCE;
+    std::thread::sleep(Duration::from_millis(500));
+    let mut told = false;
+    while runs() && Instant::now() < deadline {
+        if let Some(pid) = i32::try_from(started.pid).ok().and_then(Pid::from_raw).filter(|_| !told) {
+            let _ = kill_process(pid, Signal::TERM);
+            told = true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    !runs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::lines::tests::text;
+
+    #[test]
+    fn a_command_that_failed_is_told_first() {
+        let leaks = || Outcome { runs: vec![Run::read(&text()).unwrap()], ..Outcome::default() };
+        assert_eq!([0, 1, 23].map(|command| leaks().status(command, FailOn::Any)), [23, 1, 23]);
+        assert_eq!((leaks().status(0, FailOn::Direct), leaks().status(0, FailOn::None)), (23, 0));
+        let mut indirect = leaks();
+        indirect.runs[0].reports.iter_mut().flat_map(|r| &mut r.groups).for_each(|g| g.direct = false);
+        assert_eq!((indirect.status(0, FailOn::Direct), indirect.status(0, FailOn::Any)), (0, 23));
+        let failed = Outcome { failures: vec!["moon".into()], ..leaks() };
+        assert_eq!([0, 1].map(|command| failed.status(command, FailOn::None)), [24, 1]);
+        assert_eq!(Outcome::default().status(0, FailOn::Any), 0);
+        assert_eq!(leaks().summary(), "4 objects (120 bytes) leaked in 4 places");
+    }
+
+    #[test]
+    fn no_qemu_is_no_result() {
+        let run = tempfile::tempdir().unwrap();
+        let outcome = Outcome::collect(run.path(), Path::new("p"));
+        assert!(outcome.failures[0].contains("no QEMU") && outcome.status(0, FailOn::None) == 24);
+    }
+}

@@ -1,0 +1,155 @@
+//! `leak run`: commands that start QEMU, with their guests under the plugin.
+
+use detector::report::{Format, json};
+use std::path::{Path, PathBuf};
+use tests::program::{leak, scratch, workspace};
+use tests::{Finished, Guest, Program, planted, report};
+
+const KERNEL: &str = "bookworm-backports";
+const BARE: &str = "-nodefaults -no-user-config -display none";
+
+/// `leak run` with these options, of a line for a shell, and its own folder in another.
+fn command(temporary: &Path, options: &str, line: &str) -> Program {
+    let line = line.replace("BOOT", &format!("{} {KERNEL} --smp 2", workspace().join("scripts/boot").display()));
+    let temporary = format!("TMPDIR={}", temporary.display());
+    Program::new("env").arg(temporary).arg(leak()).arg("run").args(options).args("-- sh -c").arg(line)
+}
+
+fn run_in(temporary: &Path, options: &str, line: &str) -> Finished {
+    command(temporary, options, line).limit(600).run()
+}
+
+fn run(options: &str, line: &str) -> Finished {
+    run_in(&std::env::temp_dir(), options, line)
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+}
+
+/// All objects of a file of lines of JSON.
+fn objects(path: &Path) -> Vec<report::Unreferenced> {
+    let reports = json::read(&read(path)).expect("lines of JSON");
+    let each: String = reports.iter().map(|r| Format::Text.write(r, true)).collect();
+    report::parse(&each).into_iter().flat_map(|r| r.objects).collect()
+}
+
+/// What `leak run` itself says.
+fn said(done: &Finished) -> Vec<&str> {
+    done.stderr.lines().filter_map(|line| line.strip_prefix("leak: ")).collect()
+}
+
+/// What `leak run` leaves behind, of a test whose folder that is.
+fn left(folder: &Path) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// A command for `scripts/boot --qemu` that runs QEMU under `leak run` with these options.
+fn wrapped(folder: &Path, options: &str) -> PathBuf {
+    let file = folder.join("qemu");
+    let text = format!("#!/bin/sh\nexec {} run {options} -- qemu-system-x86_64 \"$@\"\n", leak().display());
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(Program::new("chmod").arg("+x").arg(&file).run().status, Some(0));
+    file
+}
+
+#[test]
+fn qemu_itself_and_every_form_of_report() {
+    let folder = scratch("run-qemu-files");
+    let [xml, ktap, lines, folded] = ["r.xml", "r.ktap", "r.jsonl", "r.folded"].map(|name| folder.join(name));
+    let options: String = [&xml, &ktap, &lines, &folded].map(|path| format!("--report {} ", path.display())).concat();
+    let qemu = wrapped(&folder, &options);
+    let boot = Guest::new("run-qemu", KERNEL)
+        .without_plugin()
+        .module("leaky")
+        .run(&["insmod:leaky", "workload"])
+        .qemu(qemu.to_str().unwrap())
+        .boot();
+    assert_eq!(boot.status, Some(23), "{}", boot.stderr);
+    assert!(boot.console.contains("libleak-guest: off"), "{}", boot.hint());
+    boot.assert_planted(&objects(&lines));
+    // Standard error has one line of ours, and no report.
+    assert!(boot.stderr.contains("leak: 8 objects (32968 bytes) leaked in 7 places; see "), "{}", boot.stderr);
+    assert!(!boot.stderr.contains("unreferenced object"), "{}", boot.stderr);
+    assert!(read(&xml).contains(r#"tests="1" skipped="0" failures="1" errors="0""#), "{}", read(&xml));
+    assert!(read(&ktap).starts_with("KTAP version 1\n1..1\n# 7 leaks, 32968 bytes: "), "{}", read(&ktap));
+    assert!(read(&ktap).ends_with("\nnot ok 1 kernel\n"), "{}", read(&ktap));
+    let bytes = read(&folded).lines().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>();
+    assert_eq!(bytes, 32968, "{}", read(&folded));
+    // The same from the lines, later.
+    let later = Program::new(leak()).arg("report").arg(&lines).args("--format junit").run();
+    assert_eq!((later.status, later.stdout), (Some(0), read(&xml)), "{}", later.stderr);
+}
+
+#[test]
+fn a_harness_of_two_guests() {
+    let folder = scratch("run-harness");
+    let (xml, lines) = (folder.join("r.xml"), folder.join("r.jsonl"));
+    let options = format!("--report {} --report {}", xml.display(), lines.display());
+    let temporary = scratch("run-harness-tmp");
+    let options = format!("{options} --fail-on direct");
+    let done =
+        run_in(&temporary, &options, "cd / && BOOT && BOOT --module leaky --run insmod:leaky,workload </dev/null");
+    assert_eq!(done.status, Some(23), "{}\n{}", done.stderr, done.stdout);
+    assert!(said(&done)[0].starts_with("8 objects (32968 bytes) leaked in 7 places in 2 guests"), "{}", done.stderr);
+    assert_eq!(objects(&lines).len(), planted::planted(&done.stdout).len());
+    for suite in [r#"<testsuite name="libleak.1" tests="1" skipped="0" errors="0" failures="0">"#, "libleak.2"] {
+        assert!(read(&xml).contains(suite), "{}", read(&xml));
+    }
+    assert_eq!(left(&temporary), 0, "a folder stays");
+}
+
+#[test]
+fn a_clean_guest_and_a_command_that_fails() {
+    let done = run("", "BOOT -- -cpu host -enable-kvm 2>/dev/null");
+    assert_eq!((done.status, said(&done).last()), (Some(0), Some(&"no leaks")), "{}", done.stderr);
+    let kvm = said(&done).into_iter().find(|line| line.starts_with("KVM was taken off")).expect("a line on KVM");
+    assert!(kvm.contains("-enable-kvm") && kvm.contains("-cpu host became max"), "{kvm}");
+    assert!(done.stderr.contains("libleak: 0 unreferenced objects"), "{}", done.stderr);
+    // Whoever knows the command knows its statuses.
+    let done = run("--fail-on none", "exit 7");
+    assert_eq!(done.status, Some(7), "{}", done.stderr);
+}
+
+#[test]
+fn a_detector_that_did_not_work_is_no_success() {
+    let folder = scratch("run-failures");
+    let xml = folder.join("r.xml");
+    let options = format!("--report {}", xml.display());
+    let refused = |done: &Finished, words: &[&str]| {
+        assert_eq!(done.status, Some(24), "{}", done.stderr);
+        let errors: Vec<_> = said(done).into_iter().filter(|line| line.starts_with("error: ")).collect();
+        let [error] = errors[..] else { panic!("{}", done.stderr) };
+        for word in words {
+            assert!(error.contains(word), "no \"{word}\" in: {error}");
+        }
+        assert!(read(&xml).contains(r#"failures="0" errors="1""#), "{}", read(&xml));
+    };
+    refused(&run(&options, "qemu-system-x86_64 --version"), &["started no QEMU", "PATH"]);
+    // The firmware alone.
+    let firmware = format!("timeout 5 qemu-system-x86_64 {BARE} || true");
+    refused(&run(&options, &firmware), &["nothing was tracked", "no Linux kernel"]);
+    // Where there is no KVM it does not start.
+    let kvm = format!("timeout 5 qemu-system-x86_64 {BARE} -accel kvm || true");
+    refused(&run(&format!("{options} --keep-kvm"), &kvm), &[]);
+    let already = format!(
+        "timeout 5 qemu-system-x86_64 {BARE} -plugin {}/libleak.so || true",
+        leak().parent().unwrap().display()
+    );
+    refused(&run(&options, &already), &["already"]);
+    refused(&run(&format!("{options} --plugin-options scans=1"), &firmware), &["see what it said"]);
+    let done = run("--plugin /no/such.so", "true");
+    assert_eq!(done.status, Some(24), "{}", done.stderr);
+    assert!(done.stderr.contains("no plugin at /no/such.so") && done.stderr.contains("cargo build"), "{}", done.stderr);
+}
+
+/// A shell ends at once then, and leaves its QEMU behind, which is told to end and makes its report.
+#[test]
+fn told_to_end_it_still_reports() {
+    let temporary = scratch("run-told-tmp");
+    let done = command(&temporary, "", "BOOT --module leaky --run insmod:leaky,sleep:1000").limit(25).run();
+    // Status 124 is of the program that told it.
+    assert_eq!(done.status, Some(124), "{}", done.stderr);
+    assert!(said(&done).contains(&"8 objects (32968 bytes) leaked in 7 places"), "{}", done.stderr);
+    assert_eq!(left(&temporary), 0, "a folder stays");
+}
