@@ -1,6 +1,9 @@
 //! `leak`: tests and their guests under the plugin, its reports in other forms, and its checks made again on snapshots.
 
 mod check;
+mod compare;
+mod completions;
+mod doctor;
 mod qemu;
 mod report;
 mod run;
@@ -22,6 +25,9 @@ struct Arguments {
 enum Command {
     Run(run::RunCommand),
     Report(report::ReportCommand),
+    Compare(compare::Compare),
+    Doctor(doctor::Doctor),
+    Completions(completions::Completions),
     Check(check::Check),
     Trim(trim::Trim),
 }
@@ -33,6 +39,9 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn")).init();
     let done = match Arguments::parse().command {
         Command::Run(run) => return run.run(),
+        Command::Compare(compare) => return compare.run(),
+        Command::Doctor(doctor) => return doctor.run(),
+        Command::Completions(completions) => completions.run().map_err(|why| why.to_string()),
         Command::Report(report) => report.run().map_err(|why| why.to_string()),
         Command::Check(check) => check.run().map_err(|why| why.to_string()),
         Command::Trim(trim) => trim.run().map_err(|why| why.to_string()),
@@ -67,6 +76,10 @@ mod tests {
         let words = ["check", "a", "--suppress", "b", "--suppress", "c", "--each", "--format", "jsonl", "--debug", "d"];
         assert!(parse(&words).is_ok() && parse(&["check", "a", "--format", "xml"]).is_err());
         assert!(matches!(parse(&["trim", "a", "b"]), Ok(Command::Trim(_))));
+        assert!(matches!(parse(&["run", "--report", "a.xml", "--", "vng", "--exec", "x"]), Ok(Command::Run(_))));
+        assert!(parse(&["run", "vng"]).is_err() && parse(&["run"]).is_err() && parse(&["report"]).is_err());
+        assert!(matches!(parse(&["compare", "a", "b", "--json"]), Ok(Command::Compare(_))));
+        assert!(parse(&["completions", "fish"]).is_ok() && parse(&["completions", "cmd"]).is_err());
         assert!(parse(&["check"]).is_err() && parse(&["trim", "a"]).is_err());
     }
 }

@@ -67,3 +67,11 @@ pub fn probe(qemu: &Path, plugin: &Path) -> Result<String, ProbeError> {
     let last = || said.lines().rfind(|line| !line.trim().is_empty()).map_or("it said nothing", str::trim);
     Err(ProbeError::Refused(ours.unwrap_or_else(last).to_owned()))
 }
+
+/// The version that a QEMU says it has, as `10.0.2`.
+pub fn version(qemu: &Path) -> Option<String> {
+    let output = Command::new(qemu).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let word = text.split("version ").nth(1)?.split_whitespace().next()?;
+    Some(word.to_owned())
+}
