@@ -11,6 +11,7 @@
 //! - [`moment`]: all that a report depends on, and the check of it
 //! - [`names`]: what addresses are called
 //! - [`report`]: the result, ready to be written
+//! - [`sites`]: live objects by the place of their allocation, and what grows
 //! - [`text`]: the summary line and what follows it
 
 pub mod audit;
@@ -24,6 +25,7 @@ mod page_blocks;
 pub mod report;
 pub mod roots;
 mod semaphores;
+pub mod sites;
 mod stacks;
 pub mod text;
 pub mod why;

@@ -6,12 +6,12 @@
 pub mod ffi;
 mod file;
 pub mod hooks;
-pub mod interval;
 pub mod options;
 pub mod output;
 pub mod pause;
 pub mod session;
 mod stopped;
+pub mod triggers;
 
 use ffi::{api, guard, host, regs};
 use hooks::tracker;
@@ -117,9 +117,7 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
         (api::api().register_flush)(id, flush, null);
         (api::api().register_atexit)(id, exit, null);
     }
-    if let Some(every) = session.options.scan {
-        interval::start(session, every);
-    }
+    triggers::start(session);
     Ok(())
 }
 

@@ -1,15 +1,12 @@
-//! One guest under observation: waiting for its kernel, tracking, checking, and the last word.
+//! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), and the last word.
+
+pub mod checks;
 
 use crate::ffi::api::Block;
 use crate::ffi::ram::Ram;
 use crate::hooks::tracker::{self, Tracker};
 use crate::options::Options;
 use crate::output::{self, Output};
-use crate::stopped;
-use checker::moment::{Counters, Moment};
-use checker::names::Names;
-use checker::report::Asked;
-use checker::{CheckError, Outcome};
 use detector::suppress::Suppressions;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
@@ -44,8 +41,11 @@ pub struct Session {
     failure: Mutex<Option<String>>,
     /// Held during a check.
     checking: Mutex<()>,
+    marks: Mutex<checks::Marks>,
 }
 
+/// What is said after a panic of ours.
+pub const OFF: &str = "leak detection was off after an internal error: there is no result";
 const RESET: &str = "the guest started another kernel, and only its first kernel was tracked; \
                      use -no-reboot, and start QEMU again for each boot";
 
@@ -81,6 +81,7 @@ impl Session {
             settled: AtomicBool::new(false),
             failure: Mutex::new(None),
             checking: Mutex::new(()),
+            marks: Mutex::default(),
         }))
     }
 
@@ -170,86 +171,48 @@ impl Session {
         Ok(())
     }
 
-    /// A check while the guest is stopped: the caller has seen to that.
-    pub fn check(&self, tracker: &Tracker, min_age: Duration) -> Result<(Outcome, Counters), CheckError> {
-        let _one = self.checking.lock();
-        let objects = tracker.objects();
-        let modules = tracker.modules();
-        // SAFETY: the vCPUs are stopped, by this function's contract with its callers below.
-        let memory = unsafe { tracker.ram.stopped() };
-        let moment = Moment {
-            kernel: &tracker.kernel,
-            memory: &memory,
-            objects: &objects,
-            stacks: &tracker.stacks,
-            lines: self.lines.as_ref(),
-            registers: &stopped::registers(),
-            modules: &modules,
-            counters: stopped::counters(tracker),
-            millis: tracker.millis(),
-            min_age,
-            unseen: self.options.live_slab,
-        };
-        // First, for whoever looks into why the check fails.
-        if let Some(path) = &self.options.snapshot {
-            stopped::save(path, &moment);
-        }
-        let outcome = moment.check(self.options.why.as_deref(), &self.suppressions)?;
-        for &(addr, sequence) in outcome.audit.iter().flat_map(|a| &a.gone) {
-            tracker.live.forget(addr, sequence);
-        }
-        outcome.unreferenced.iter().for_each(|u| tracker.set_reported(u.leak.addr, u.object.kind));
-        Ok((outcome, moment.counters))
-    }
-
-    /// Prints a check's result; `pause` is how long the guest stood still for it, and `last` is whether no check follows.
-    pub fn report(&self, tracker: &Tracker, (outcome, counters): &(Outcome, Counters), pause: Duration, last: bool) {
-        let began = Instant::now();
-        let report = {
-            let names = Names {
-                kernel: &tracker.kernel,
-                modules: &tracker.modules(),
-                stacks: &tracker.stacks,
-                lines: self.lines.as_ref(),
-            };
-            let (audit, suppressions) = (self.options.audit, &self.suppressions);
-            let asked = Asked { audit, pause: Some(pause), suppressions, unused: last };
-            checker::report::report(names, outcome, counters, asked)
-        };
-        self.output.write(&report);
-        let problems = self.lines.as_ref().map(Lines::take_problems);
-        problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
-        log::info!("report of {} objects written in {:?}", outcome.unreferenced.len(), began.elapsed());
-    }
-
-    /// QEMU exits: the vCPUs have stopped.
-    pub fn exit(&self) {
+    /// What is tracked.
+    ///
+    /// # Errors
+    /// The line to print if there is nothing, or nothing that a scan would be right about.
+    pub fn tracked(&self) -> Result<&'static Tracker, String> {
         if crate::ffi::is_disabled() {
-            return output::error("leak detection was off after an internal error: there is no result");
+            return Err(OFF.to_owned());
         }
         let Some(tracker) = tracker::tracker() else {
             let why = self.failure.lock().clone();
-            return output::error(&match why {
+            return Err(match why {
                 _ if self.blocks.load(Ordering::Relaxed) == 0 => "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg".to_owned(),
                 Some(why) => format!("nothing was tracked: {why}"),
                 None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
             });
         };
-        if let Some(times) = &tracker.times {
-            times.log(tracker.stacks.len());
-        }
         if tracker.is_replaced() {
-            return output::error(&format!("no result: {RESET}"));
+            return Err(format!("no result: {RESET}"));
         }
         if tracker.live.counters().allocations == 0 {
-            return output::error(&format!(
+            return Err(format!(
                 "nothing was tracked: Linux {} was found, but it ended before its first allocation, or none of its allocators is known",
                 tracker.kernel.release
             ));
         }
+        Ok(tracker)
+    }
+
+    /// QEMU exits: the vCPUs have stopped.
+    pub fn exit(&self) {
+        if let Some((tracker, times)) = tracker::tracker().and_then(|t| Some((t, t.times.as_ref()?))) {
+            times.log(tracker.stacks.len());
+        }
+        let tracker = match self.tracked() {
+            Ok(tracker) => tracker,
+            Err(why) => return output::error(&why),
+        };
         let began = Instant::now();
-        match self.check(tracker, self.options.min_age.unwrap_or_default()) {
-            Ok(result) => self.report(tracker, &result, began.elapsed(), true),
+        match self.scan(tracker, self.options.min_age.unwrap_or_default()) {
+            Ok(found) => {
+                self.report(tracker, &found, began.elapsed(), true);
+            }
             Err(e) => output::error(&format!("no result: {e}")),
         }
     }

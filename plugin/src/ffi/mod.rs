@@ -39,6 +39,16 @@ fn disable(what: &str) {
     }
 }
 
+/// Blocks all signals for this thread, one of ours: they are QEMU's, for its own threads.
+pub fn block_signals() {
+    // SAFETY: a set on the stack, filled by libc, applied to this thread only.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
 /// Whether a panic has switched the plugin off.
 pub fn is_disabled() -> bool {
     DISABLED.load(Ordering::Relaxed)

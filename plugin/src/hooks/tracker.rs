@@ -229,6 +229,11 @@ impl Tracker {
         self.rewinds.load(Ordering::Relaxed)
     }
 
+    /// The sequence number that comes next: every object that is live now has a lesser one.
+    pub fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Relaxed)
+    }
+
     /// Calls that have not returned.
     pub fn pending(&self) -> usize {
         self.pending.len()

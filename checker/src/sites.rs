@@ -1,0 +1,145 @@
+//! Live objects counted by the place of their allocation, and what has grown since such a count: the leaks that something
+//! still refers to, as a list that is only ever added to.
+
+use crate::CheckError;
+use crate::blocks::Blocks;
+use crate::moment::Moment;
+use crate::names::Names;
+use detector::objects::{Object, Site};
+use detector::report::Frame;
+use detector::stacks::StackId;
+use guest_symbols::memory::StoppedMemory;
+use guest_symbols::pages::Pages;
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+/// What counts as one place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum By {
+    /// An allocator and its caller.
+    Site,
+    /// A whole stack.
+    #[default]
+    Stack,
+}
+
+/// Objects, and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes, as kmemleak counts them.
+    pub bytes: u64,
+}
+
+/// A place, and what is live of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its frames, innermost first: all, or those of allocator and caller.
+    pub frames: Vec<Frame>,
+    /// Its objects at the earlier moment; 0 where there is only one.
+    pub then: Count,
+    /// Its objects.
+    pub now: Count,
+}
+
+impl Place {
+    /// Bytes that it has grown by; 0 if it has not.
+    pub fn growth(&self) -> u64 {
+        self.now.bytes.saturating_sub(self.then.bytes)
+    }
+}
+
+/// Live objects by site and stack. Where code was loaded, an address may have been another function's before: the number of
+/// modules that had been loaded tells them apart.
+type Key = (Site, StackId, usize);
+
+/// Live objects of one moment, reachable or not.
+#[derive(Debug, Default)]
+pub struct Sites {
+    /// Counts, each with one of its objects.
+    counts: HashMap<Key, (Count, Object)>,
+    total: Count,
+}
+
+impl Sites {
+    /// Counts the live objects of a moment.
+    ///
+    /// # Errors
+    /// [`CheckError::Pages`].
+    pub fn of(moment: &Moment<'_, impl StoppedMemory>) -> Result<Sites, CheckError> {
+        let pages = Pages::read(moment.kernel, moment.memory)?;
+        let blocks = Blocks::new(moment.kernel, moment.memory, &pages, moment.objects, moment.registers);
+        let names = moment.names();
+        let mut sites = Sites::default();
+        for b in &blocks.blocks {
+            sites.add((b.object.site, b.object.stack, names.loaded(b.object.sequence)), b.size, b.object);
+        }
+        Ok(sites)
+    }
+
+    fn add(&mut self, key: Key, bytes: u64, object: Object) {
+        let (count, _) = self.counts.entry(key).or_insert((Count::default(), object));
+        for count in [count, &mut self.total] {
+            *count = Count { objects: count.objects + 1, bytes: count.bytes + bytes };
+        }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> Count {
+        self.total
+    }
+
+    /// Places by their live bytes, the most first.
+    pub fn top(&self, names: Names<'_>, by: By) -> Vec<Place> {
+        let mut places = merge(names, by, self.counts.values().map(|(now, object)| (Count::default(), *now, *object)));
+        places.sort_by_key(|p| Reverse((p.now.bytes, p.now.objects)));
+        places
+    }
+
+    /// Places of which there is more than there was, by how many bytes more, the most first.
+    pub fn grown_since(&self, then: &Sites, names: Names<'_>, by: By) -> Vec<Place> {
+        let of = |sites: &Sites, key: &Key| sites.counts.get(key).map_or(Count::default(), |(count, _)| *count);
+        let now = self.counts.iter().map(|(key, (now, object))| (of(then, key), *now, *object));
+        let gone = then.counts.iter().filter(|(key, _)| !self.counts.contains_key(key));
+        let gone = gone.map(|(_, (then, object))| (*then, Count::default(), *object));
+        // What has not changed need not be named, but where it is a part of a larger place.
+        let changed = now.chain(gone).filter(|(then, now, _)| then != now || by == By::Site);
+        let mut places = merge(names, by, changed);
+        places.retain(|p| p.now.bytes > p.then.bytes || p.now.objects > p.then.objects);
+        places.sort_by_key(|p| Reverse((p.growth(), p.now.objects.saturating_sub(p.then.objects))));
+        places
+    }
+}
+
+/// Places that are called the same are one, wherever their module was loaded.
+fn merge(names: Names<'_>, by: By, counts: impl Iterator<Item = (Count, Count, Object)>) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    let mut by_name: HashMap<Vec<String>, usize> = HashMap::new();
+    let mut by_site: HashMap<(Site, usize), usize> = HashMap::new();
+    for (then, now, object) in counts {
+        let mut named = || {
+            let frames = match by {
+                By::Stack => names.frames(&object),
+                By::Site if object.site == Site::default() => vec![Frame::default()],
+                By::Site => vec![
+                    names.frame(object.site.allocator, object.sequence),
+                    names.frame(object.site.caller, object.sequence),
+                ],
+            };
+            *by_name.entry(frames.iter().map(Frame::to_string).collect()).or_insert_with(|| {
+                places.push(Place { frames, then: Count::default(), now: Count::default() });
+                places.len() - 1
+            })
+        };
+        let number = match by {
+            By::Stack => named(),
+            By::Site => *by_site.entry((object.site, names.loaded(object.sequence))).or_insert_with(named),
+        };
+        let place = &mut places[number];
+        for (sum, count) in [(&mut place.then, then), (&mut place.now, now)] {
+            *sum = Count { objects: sum.objects + count.objects, bytes: sum.bytes + count.bytes };
+        }
+    }
+    places
+}

@@ -1,0 +1,197 @@
+//! What is done of a guest that stands still.
+//!
+//! Whoever calls a method whose docstring says so has stopped every vCPU: the thread of the [triggers](crate::triggers), QEMU at
+//! its exit, or a callback in an exclusive section. One at a time: they take a lock, so no caller may hold up the others
+//! that wait for it. What can be done when the guest runs again (names, text, files) is left for then: [`Session::report`].
+
+use super::Session;
+use crate::hooks::tracker::Tracker;
+use crate::output;
+use crate::stopped;
+use checker::moment::{Counters, Moment};
+use checker::names::Names;
+use checker::report::Asked;
+use checker::sites::{Count, Sites};
+use checker::{CheckError, Outcome};
+use detector::report::Report;
+use lines::Lines;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Marks that are kept for [`Session::mark`]'s `diff`; the oldest goes.
+const MAX_MARKS: usize = 64;
+
+/// What a scan found.
+pub struct Found {
+    /// What is new, and the figures.
+    pub outcome: Outcome,
+    /// Events until then.
+    pub counters: Counters,
+}
+
+/// A moment that later ones are held against.
+pub struct Mark {
+    /// Its name; marks without one are numbered.
+    pub name: String,
+    /// Milliseconds since the start of tracking.
+    pub millis: u64,
+    /// Live objects then.
+    pub sites: Sites,
+}
+
+/// Marks, and since when objects are reported.
+#[derive(Default)]
+pub(super) struct Marks {
+    /// Objects with a lesser sequence number are no news.
+    baseline: u64,
+    /// Marks that were made.
+    count: u64,
+    kept: VecDeque<Arc<Mark>>,
+}
+
+impl Session {
+    /// The guest is stopped: looks for leaks that are new, those that no scan has reported yet and that were allocated since
+    /// the last mark, if there was one. Of those, none younger than `min_age` is taken.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub fn scan(&self, tracker: &Tracker, min_age: Duration) -> Result<Found, CheckError> {
+        self.stopped(tracker, min_age, |moment| {
+            // First, for whoever looks into why the check fails.
+            if let Some(path) = &self.options.snapshot {
+                stopped::save(path, moment);
+            }
+            let outcome = moment.check(self.options.why.as_deref(), &self.suppressions)?;
+            self.settle(tracker, &outcome);
+            Ok(Found { outcome, counters: moment.counters })
+        })
+    }
+
+    /// The guest is stopped: takes all that is live now as the state of things. No later scan reports any of it, though it
+    /// is searched for references as ever, and what is allocated later and hangs from it is reported if it leaks. This costs nothing.
+    pub fn set_baseline(&self, tracker: &Tracker) {
+        self.marks.lock().baseline = tracker.sequence();
+    }
+
+    /// The guest is stopped: as [`Session::set_baseline`], and counts the live objects by site, for later comparison. A
+    /// mark of the same name is replaced.
+    ///
+    /// # Errors
+    /// [`CheckError`], and there is no mark then.
+    pub fn mark(&self, tracker: &Tracker, name: Option<&str>) -> Result<Arc<Mark>, CheckError> {
+        let sites = self.sites(tracker)?;
+        self.set_baseline(tracker);
+        let mut marks = self.marks.lock();
+        marks.count += 1;
+        let name = name.map_or_else(|| marks.count.to_string(), str::to_owned);
+        let mark = Arc::new(Mark { name, millis: tracker.millis(), sites });
+        marks.kept.retain(|m| m.name != mark.name);
+        if marks.kept.len() == MAX_MARKS {
+            marks.kept.pop_front();
+        }
+        marks.kept.push_back(Arc::clone(&mark));
+        Ok(mark)
+    }
+
+    /// The mark of that name, or the last one. Needs no stopped guest.
+    pub fn find_mark(&self, name: Option<&str>) -> Option<Arc<Mark>> {
+        let marks = self.marks.lock();
+        marks.kept.iter().rev().find(|m| name.is_none_or(|name| m.name == name)).cloned()
+    }
+
+    /// The names of all marks that are kept, the oldest first. Needs no stopped guest.
+    pub fn mark_names(&self) -> Vec<String> {
+        self.marks.lock().kept.iter().map(|m| m.name.clone()).collect()
+    }
+
+    /// The guest is stopped: what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak. Says
+    /// how much that is.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub fn clear(&self, tracker: &Tracker) -> Result<Count, CheckError> {
+        self.stopped(tracker, Duration::ZERO, |moment| {
+            let outcome = moment.check(None, &self.suppressions)?;
+            self.settle(tracker, &outcome);
+            let unreferenced = &outcome.unreferenced;
+            Ok(Count { objects: unreferenced.len() as u64, bytes: unreferenced.iter().map(|u| u.leak.size).sum() })
+        })
+    }
+
+    /// The guest is stopped: counts the live objects by site, reachable or not.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub fn sites(&self, tracker: &Tracker) -> Result<Sites, CheckError> {
+        self.stopped(tracker, Duration::ZERO, |moment| {
+            let sites = Sites::of(moment)?;
+            log::debug!("{} objects live", sites.total().objects);
+            Ok(sites)
+        })
+    }
+
+    /// The guest is stopped: makes a [`Moment`] of it. One at a time.
+    pub(super) fn stopped<T>(
+        &self,
+        tracker: &Tracker,
+        min_age: Duration,
+        look: impl FnOnce(&Moment<'_, crate::ffi::ram::Stopped<'_>>) -> T,
+    ) -> T {
+        let _one = self.checking.lock();
+        let baseline = self.marks.lock().baseline;
+        let mut objects = tracker.objects();
+        // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
+        objects.iter_mut().filter(|(_, object)| object.sequence < baseline).for_each(|(_, o)| o.reported = true);
+        let modules = tracker.modules();
+        // SAFETY: the vCPUs are stopped, by the contract of the methods above with their callers.
+        let memory = unsafe { tracker.ram.stopped() };
+        look(&Moment {
+            kernel: &tracker.kernel,
+            memory: &memory,
+            objects: &objects,
+            stacks: &tracker.stacks,
+            lines: self.lines.as_ref(),
+            registers: &stopped::registers(),
+            modules: &modules,
+            counters: stopped::counters(tracker),
+            millis: tracker.millis(),
+            min_age,
+            // When they were allocated is not known, so after a mark it counts as before.
+            unseen: self.options.live_slab && baseline == 0,
+        })
+    }
+
+    /// Enters into the live map what a check has found out.
+    fn settle(&self, tracker: &Tracker, outcome: &Outcome) {
+        for &(addr, sequence) in outcome.audit.iter().flat_map(|a| &a.gone) {
+            tracker.live.forget(addr, sequence);
+        }
+        outcome.unreferenced.iter().for_each(|u| tracker.set_reported(u.leak.addr, u.object.kind));
+    }
+
+    /// Writes what a scan found to all destinations of reports, and gives it back. `pause` is how long the guest stood still
+    /// for it, and `last` is whether no scan follows. The guest may run again.
+    pub fn report(&self, tracker: &Tracker, found: &Found, pause: Duration, last: bool) -> Report {
+        let began = Instant::now();
+        let asked =
+            Asked { audit: self.options.audit, pause: Some(pause), suppressions: &self.suppressions, unused: last };
+        let report =
+            self.named(tracker, |names| checker::report::report(names, &found.outcome, &found.counters, asked));
+        self.output.write(&report);
+        let problems = self.lines.as_ref().map(Lines::take_problems);
+        problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
+        log::info!("report of {} objects written in {:?}", found.outcome.unreferenced.len(), began.elapsed());
+        report
+    }
+
+    /// Gives the names of the tracked kernel and its modules. The guest may run.
+    pub fn named<T>(&self, tracker: &Tracker, tell: impl FnOnce(Names<'_>) -> T) -> T {
+        tell(Names {
+            kernel: &tracker.kernel,
+            modules: &tracker.modules(),
+            stacks: &tracker.stacks,
+            lines: self.lines.as_ref(),
+        })
+    }
+}

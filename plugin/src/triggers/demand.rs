@@ -1,0 +1,70 @@
+//! What can be demanded of the guest while it stands still, and what comes of it.
+
+use crate::session::checks::Mark;
+use checker::CheckError;
+use checker::sites::{Count, Sites};
+use detector::report::Report;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// The scan that is due every so many seconds: nobody asked for it, so if there is nothing to scan yet, nothing is said.
+    Tick,
+    /// Report what is new and at least that old.
+    Scan {
+        /// The least age.
+        min_age: Duration,
+    },
+    /// Take what is live as the state of things.
+    Mark {
+        /// The mark's name; it gets a number without one.
+        name: Option<String>,
+    },
+    /// Never report what is unreferenced now.
+    Clear,
+    /// Count what is live by site.
+    Sites,
+}
+
+/// What came of it.
+#[derive(Clone)]
+pub enum Answer {
+    /// Of a scan: the report, which has been written to all its destinations.
+    Report(Arc<Report>),
+    /// The mark.
+    Mark(Arc<Mark>),
+    /// What will not be reported.
+    Cleared(Count),
+    /// What is live.
+    Sites(Arc<Sites>),
+}
+
+/// Why nothing came of it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DemandError {
+    /// There is nothing to look at, or not any more, or not yet.
+    #[error("{0}")]
+    Nothing(String),
+    /// It was looked at in vain.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// No way to stop the guest is left.
+    #[error("the guest cannot be paused, as a line on QEMU's stderr says: there is no further scan before exit")]
+    Running,
+    /// Too much waits already.
+    #[error("too many requests wait for the guest to be paused; send this one again when others are answered")]
+    Busy,
+}
+
+/// Who is told: called once, on the thread of the triggers or of who demands, and never blocks.
+pub type Reply = Box<dyn FnOnce(Result<(Answer, Duration), DemandError>) + Send>;
+
+/// Something to do, and who is told what came of it and how long the guest stood still.
+pub struct Demand {
+    /// What.
+    pub what: What,
+    /// Who.
+    pub reply: Reply,
+}

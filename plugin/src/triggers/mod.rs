@@ -1,0 +1,158 @@
+//! What makes libleak look at the guest before its end: one thread that stops it, and the demands that the thread serves.
+//!
+//! - [`demand`]: what can be demanded
+//! - [`interval`]: every so many seconds
+//!
+//! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the methods of
+//! [`Session`](crate::session::Session) that the thread calls.
+
+pub mod demand;
+mod interval;
+
+use crate::ffi;
+use crate::hooks::tracker::Tracker;
+use crate::output;
+use crate::pause::{self, Pause};
+use crate::session::checks::Found;
+use crate::session::{OFF, Session};
+use crossbeam_channel::{Receiver, Sender, TrySendError, select};
+use demand::{Answer, Demand, DemandError, What};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Demands that wait, at most; more are refused.
+const MAX_WAITING: usize = 256;
+
+static QUEUE: OnceLock<Sender<Demand>> = OnceLock::new();
+
+/// Starts the thread.
+pub fn start(session: &'static Session) {
+    let (queue, demands) = crossbeam_channel::bounded(MAX_WAITING);
+    let thread = Scanner {
+        session,
+        demands,
+        waiting: VecDeque::new(),
+        ways: pause::ladder(session.options.qmp.as_deref()),
+        is_lost: false,
+    };
+    let spawned = std::thread::Builder::new().name("libleak-scan".into()).spawn(move || {
+        ffi::block_signals();
+        ffi::guard(|| thread.run());
+    });
+    match spawned {
+        Ok(_) => drop(QUEUE.set(queue)),
+        Err(why) => output::error(&format!("no thread could be started, so there is no scan before exit: {why}")),
+    }
+}
+
+/// Hands a demand to the thread, and never blocks. If it cannot be served, who waits is told at once.
+pub fn demand(demand: Demand) {
+    let refused = match QUEUE.get().map(|queue| queue.try_send(demand)) {
+        Some(Ok(())) => return,
+        Some(Err(TrySendError::Full(demand))) => (demand, DemandError::Busy),
+        Some(Err(TrySendError::Disconnected(demand))) => (demand, DemandError::Running),
+        None => return,
+    };
+    (refused.0.reply)(Err(refused.1));
+}
+
+/// The thread.
+struct Scanner {
+    session: &'static Session,
+    demands: Receiver<Demand>,
+    /// Received, and to be served in their order.
+    waiting: VecDeque<Demand>,
+    /// Ways to stop the guest that have not failed yet, best first.
+    ways: Vec<Box<dyn Pause>>,
+    /// None is left, which was said.
+    is_lost: bool,
+}
+
+/// What was done while the guest stood still.
+enum Done {
+    /// A scan, whose report is to be written.
+    Found(Box<Found>),
+    /// All of it.
+    Answer(Answer),
+}
+
+impl Scanner {
+    fn run(mut self) {
+        let ticks = interval::ticks(self.session.options.scan);
+        loop {
+            let next = match self.waiting.pop_front() {
+                Some(demand) => demand,
+                None => select! {
+                    recv(self.demands) -> demand => match demand {
+                        Ok(demand) => demand,
+                        Err(_) => return,
+                    },
+                    recv(ticks) -> _ => interval::demand(),
+                },
+            };
+            self.waiting.extend(self.demands.try_iter());
+            let mut replies = vec![next.reply];
+            if matches!(next.what, What::Scan { .. }) {
+                // What was asked for at the same time is answered by the same scan, which comes after all of the requests: the
+                // second of two scans would have nothing new to tell.
+                let (same, others) = self.waiting.drain(..).partition(|d: &Demand| d.what == next.what);
+                self.waiting = others;
+                let same: VecDeque<Demand> = same;
+                replies.extend(same.into_iter().map(|d| d.reply));
+            }
+            let answer = self.serve(&next.what);
+            replies.into_iter().for_each(|reply| reply(answer.clone()));
+        }
+    }
+
+    /// Stops the guest for a demand; what can wait is done when it runs again.
+    fn serve(&mut self, what: &What) -> Result<(Answer, Duration), DemandError> {
+        let session = self.session;
+        let tracker = session.tracked().map_err(DemandError::Nothing)?;
+        while let Some(way) = self.ways.first_mut() {
+            let result = Arc::new(Mutex::new(None));
+            let (inner, work) = (result.clone(), what.clone());
+            let began = Instant::now();
+            let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, tracker, &work))));
+            let pause = began.elapsed();
+            if let Err(why) = &paused {
+                output::warning(&why.to_string());
+                // A way that failed is not tried again: each failure may have cost its timeout.
+                self.ways.remove(0);
+            }
+            // It may have been done all the same, and the guest only not let go on.
+            match result.lock().take() {
+                Some(Ok(Done::Found(found))) => {
+                    let report = session.report(tracker, &found, pause, false);
+                    return Ok((Answer::Report(Arc::new(report)), pause));
+                }
+                Some(Ok(Done::Answer(answer))) => return Ok((answer, pause)),
+                Some(Err(why)) => {
+                    log::info!("no scan: {why}");
+                    return Err(why.into());
+                }
+                // A panic, which was said.
+                None if paused.is_ok() => return Err(DemandError::Nothing(OFF.to_owned())),
+                None => {}
+            }
+        }
+        if !self.is_lost {
+            self.is_lost = true;
+            output::error("the guest cannot be paused: there is no further scan before exit");
+        }
+        Err(DemandError::Running)
+    }
+}
+
+/// Does what was demanded of a guest that stands still.
+fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, checker::CheckError> {
+    Ok(match what {
+        What::Tick => Done::Found(Box::new(session.scan(tracker, session.interval_min_age())?)),
+        What::Scan { min_age } => Done::Found(Box::new(session.scan(tracker, *min_age)?)),
+        What::Mark { name } => Done::Answer(Answer::Mark(session.mark(tracker, name.as_deref())?)),
+        What::Clear => Done::Answer(Answer::Cleared(session.clear(tracker)?)),
+        What::Sites => Done::Answer(Answer::Sites(Arc::new(session.sites(tracker)?))),
+    })
+}
