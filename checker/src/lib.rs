@@ -31,7 +31,7 @@ pub mod text;
 pub mod why;
 
 use audit::Audit;
-use blocks::{Blocks, Caches};
+use blocks::{Block, Blocks, Caches};
 use detector::graph::{self, Verdict};
 use detector::objects::{Kind, Object};
 use detector::report::{Checksum, Leak};
@@ -104,7 +104,7 @@ pub struct Request<'a> {
     /// Whether objects that only the kernel's own books know may be leaks too.
     pub unseen: bool,
     /// Picks the objects whose [`why::Path`] is to be told.
-    pub wanted: Option<&'a dyn Fn(&Object) -> bool>,
+    pub wanted: Option<&'a dyn Fn(&Block) -> bool>,
     /// Picks unreferenced objects that are to be left out, and all that hangs from them, with the number of the reason.
     pub suppressed: Option<&'a Suppressed<'a>>,
 }

@@ -1,15 +1,18 @@
 //! A guest at one moment, with everything that its report depends on: what the plugin sees when it has stopped the
 //! guest, and what a snapshot keeps. Either way the same report comes of it.
 
+use crate::blocks::Block;
 use crate::names::Names;
 use crate::text::comm;
+use crate::why::Path;
 use crate::{CheckError, Outcome, Request};
-use detector::objects::Object;
+use detector::objects::{Kind, Object};
 use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
+use guest_symbols::percpu::PerCpu;
 use lines::Lines;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -101,12 +104,14 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
     /// [`CheckError`].
     pub fn check(&self, why: Option<&str>, suppressions: &Suppressions) -> Result<Outcome, CheckError> {
         let names = self.names();
-        let wanted = |object: &Object| {
+        let wanted = |block: &Block| {
+            let object = &block.object;
             let site =
                 [object.site.allocator, object.site.caller].map(|at| names.frame(at, object.sequence).to_string());
-            [comm(object)].into_iter().chain(site).any(|name| why.is_some_and(|part| name.contains(part)))
+            let named = |part| [comm(object)].into_iter().chain(site).any(|name| name.contains(part));
+            block.seen && why.is_some_and(named)
         };
-        let wanted: Option<&dyn Fn(&Object) -> bool> = if why.is_some() { Some(&wanted) } else { None };
+        let wanted: Option<&dyn Fn(&Block) -> bool> = if why.is_some() { Some(&wanted) } else { None };
         // A leak may have come from one stack a hundred thousand times.
         let known: RefCell<HashMap<(StackId, usize), Option<usize>>> = RefCell::default();
         let suppressed = |object: &Object| {
@@ -124,5 +129,27 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
             !u.object.reported && Duration::from_millis(u.leak.age) >= self.min_age
         });
         Ok(outcome)
+    }
+
+    /// Who refers to the live objects that have virtual address or `__percpu` pointer `address` in them: none if there is no
+    /// such object, and two where pages that were allocated as such are around another.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub fn why(&self, address: u64) -> Result<Vec<Path>, CheckError> {
+        let copies = PerCpu::read(self.kernel, self.memory).offsets;
+        let wanted = |block: &Block| {
+            let has = |address: u64| address.checked_sub(block.addr).is_some_and(|offset| offset < block.size);
+            let is_percpu = block.object.kind == Kind::Percpu;
+            has(address) || is_percpu && copies.iter().any(|copy| has(address.wrapping_sub(*copy)))
+        };
+        let request = Request {
+            objects: self.objects,
+            registers: self.registers,
+            unseen: self.unseen,
+            wanted: Some(&wanted),
+            suppressed: None,
+        };
+        Ok(crate::check(self.kernel, self.memory, request)?.paths)
     }
 }

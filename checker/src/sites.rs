@@ -5,6 +5,7 @@ use crate::CheckError;
 use crate::blocks::Blocks;
 use crate::moment::Moment;
 use crate::names::Names;
+use detector::control::{By, Count, Place};
 use detector::objects::{Object, Site};
 use detector::report::Frame;
 use detector::stacks::StackId;
@@ -12,43 +13,6 @@ use guest_symbols::memory::StoppedMemory;
 use guest_symbols::pages::Pages;
 use std::cmp::Reverse;
 use std::collections::HashMap;
-
-/// What counts as one place.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum By {
-    /// An allocator and its caller.
-    Site,
-    /// A whole stack.
-    #[default]
-    Stack,
-}
-
-/// Objects, and their bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Objects.
-    pub objects: u64,
-    /// Their bytes, as kmemleak counts them.
-    pub bytes: u64,
-}
-
-/// A place, and what is live of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Its frames, innermost first: all, or those of allocator and caller.
-    pub frames: Vec<Frame>,
-    /// Its objects at the earlier moment; 0 where there is only one.
-    pub then: Count,
-    /// Its objects.
-    pub now: Count,
-}
-
-impl Place {
-    /// Bytes that it has grown by; 0 if it has not.
-    pub fn growth(&self) -> u64 {
-        self.now.bytes.saturating_sub(self.then.bytes)
-    }
-}
 
 /// Live objects by site and stack. Where code was loaded, an address may have been another function's before: the number of
 /// modules that had been loaded tells them apart.
@@ -60,6 +24,7 @@ pub struct Sites {
     /// Counts, each with one of its objects.
     counts: HashMap<Key, (Count, Object)>,
     total: Count,
+    at_ms: u64,
 }
 
 impl Sites {
@@ -71,7 +36,7 @@ impl Sites {
         let pages = Pages::read(moment.kernel, moment.memory)?;
         let blocks = Blocks::new(moment.kernel, moment.memory, &pages, moment.objects, moment.registers);
         let names = moment.names();
-        let mut sites = Sites::default();
+        let mut sites = Sites { at_ms: moment.millis, ..Sites::default() };
         for b in &blocks.blocks {
             sites.add((b.object.site, b.object.stack, names.loaded(b.object.sequence)), b.size, b.object);
         }
@@ -88,6 +53,11 @@ impl Sites {
     /// All of them.
     pub fn total(&self) -> Count {
         self.total
+    }
+
+    /// When it was, in milliseconds since the start of tracking.
+    pub fn at_ms(&self) -> u64 {
+        self.at_ms
     }
 
     /// Places by their live bytes, the most first.
@@ -107,7 +77,7 @@ impl Sites {
         let changed = now.chain(gone).filter(|(then, now, _)| then != now || by == By::Site);
         let mut places = merge(names, by, changed);
         places.retain(|p| p.now.bytes > p.then.bytes || p.now.objects > p.then.objects);
-        places.sort_by_key(|p| Reverse((p.growth(), p.now.objects.saturating_sub(p.then.objects))));
+        places.sort_by_key(|p| Reverse((p.growth().bytes, p.growth().objects)));
         places
     }
 }
@@ -128,7 +98,7 @@ fn merge(names: Names<'_>, by: By, counts: impl Iterator<Item = (Count, Count, O
                 ],
             };
             *by_name.entry(frames.iter().map(Frame::to_string).collect()).or_insert_with(|| {
-                places.push(Place { frames, then: Count::default(), now: Count::default() });
+                places.push(Place { stack: frames, then: Count::default(), now: Count::default() });
                 places.len() - 1
             })
         };

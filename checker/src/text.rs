@@ -182,7 +182,7 @@ fn known(reasons: &[&'static str]) -> String {
 }
 
 /// Who refers to an object, a line for each step towards the root.
-fn path(names: Names<'_>, path: &Path) -> String {
+pub fn path(names: Names<'_>, path: &Path) -> String {
     let site = |object: &Object| match object.site.caller {
         0 => "allocation not seen".to_owned(),
         caller => format!("by {}", names.frame(caller, object.sequence)),

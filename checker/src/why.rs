@@ -2,7 +2,7 @@
 //!
 //! A leak that is not reported has some word somewhere that looks like a reference to it. This tells which.
 
-use crate::blocks::Blocks;
+use crate::blocks::{Block, Blocks};
 use detector::objects::{Kind, Object};
 use detector::scan::Origin;
 use guest_symbols::Kernel;
@@ -67,11 +67,11 @@ pub(crate) fn paths<M: StoppedMemory>(
     pages: &Pages,
     blocks: &Blocks<'_, M>,
     marked: &[Option<Origin>],
-    wanted: &dyn Fn(&Object) -> bool,
+    wanted: &dyn Fn(&Block) -> bool,
 ) -> Vec<Path> {
     let mut paths = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
-        if !block.seen || !wanted(&block.object) {
+        if !wanted(block) {
             continue;
         }
         let mut holders = Vec::new();

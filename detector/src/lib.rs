@@ -7,10 +7,12 @@
 //! - [`index`]: from an address, the block it lies in
 //! - [`scan`]: marks blocks that are referenced, from roots on
 //! - [`stacks`]: allocation stacks, each kept once
+//! - [`control`]: what a control socket and its clients say
 //! - [`graph`]: direct and indirect leaks
 //! - [`report`]: what is said of them
 //! - [`suppress`]: what the user does not want to hear of
 
+pub mod control;
 pub mod graph;
 pub mod index;
 pub mod objects;

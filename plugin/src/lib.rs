@@ -20,6 +20,7 @@ use options::{OptionError, Options};
 use qemu_plugin_sys::{qemu_info_t, qemu_plugin_tb};
 use session::{Session, session};
 use std::sync::atomic::{AtomicI32, Ordering};
+use triggers::control::{self, Socket};
 
 /// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by then.
 #[unsafe(no_mangle)]
@@ -101,6 +102,8 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
         OptionError::Help(text) => text,
         e => format!("error: {e}"),
     })?;
+    // Before reports are emptied, since it may be refused.
+    let socket = options.control.as_deref().map(Socket::bind).transpose().map_err(|e| format!("error: {e}"))?;
     let session = Session::start(options).map_err(|e| format!("error: {e}"))?;
     let with_id = version < api::VERSION_WITHOUT_ID;
     let null = std::ptr::null_mut();
@@ -118,6 +121,9 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
         (api::api().register_atexit)(id, exit, null);
     }
     triggers::start(session);
+    if let Some(socket) = socket {
+        control::start(socket);
+    }
     Ok(())
 }
 
@@ -166,6 +172,7 @@ extern "C" fn at_exit(_userdata: *mut c_void) {
     guard(|| {
         if let Some(session) = session() {
             session.exit();
+            control::end();
         }
     });
 }

@@ -84,6 +84,11 @@ const KEYS: &[Key] = &[
         value: "PATH",
         what: "before each check, write all that it needs there, for the program leak; the last one stays",
     },
+    Key {
+        name: "control",
+        value: "PATH",
+        what: "take requests there, a Unix socket, while the guest runs: for leak scan, watch and other programs",
+    },
     Key { name: "help", value: "", what: "print this" },
 ];
 
@@ -134,6 +139,8 @@ pub struct Options {
     pub why: Option<String>,
     /// Where snapshots go.
     pub snapshot: Option<PathBuf>,
+    /// The control socket.
+    pub control: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -155,6 +162,7 @@ impl Default for Options {
             pages: false,
             why: None,
             snapshot: None,
+            control: None,
         }
     }
 }
@@ -253,6 +261,7 @@ impl Options {
                 "qmp" => options.qmp = Some(path()?),
                 "symbols" => options.symbols = Some(path()?),
                 "snapshot" => options.snapshot = Some(path()?),
+                "control" => options.control = Some(path()?),
                 "live" => {
                     options.live_slab = match value {
                         "hooks" => false,
@@ -322,6 +331,7 @@ mod tests {
         assert!(error("frames=0").contains("from 1 to 64") && error("frames=65").contains("frames=NUMBER"));
         assert!(Options::parse(["report=a", "report=a"]).unwrap_err().to_string().contains("given twice"));
         assert!(error("snapshot").contains("snapshot=PATH"));
+        assert!(error("control=on").contains("control=PATH"));
         assert!(error("help=on").contains("usage:"));
     }
 }

@@ -1,6 +1,7 @@
 //! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), and the last word.
 
 pub mod checks;
+mod history;
 
 use crate::ffi::api::Block;
 use crate::ffi::ram::Ram;
@@ -42,6 +43,9 @@ pub struct Session {
     /// Held during a check.
     checking: Mutex<()>,
     marks: Mutex<checks::Marks>,
+    history: Mutex<history::History>,
+    /// QEMU exits.
+    ended: AtomicBool,
 }
 
 /// What is said after a panic of ours.
@@ -82,6 +86,8 @@ impl Session {
             failure: Mutex::new(None),
             checking: Mutex::new(()),
             marks: Mutex::default(),
+            history: Mutex::default(),
+            ended: AtomicBool::new(false),
         }))
     }
 
@@ -201,6 +207,7 @@ impl Session {
 
     /// QEMU exits: the vCPUs have stopped.
     pub fn exit(&self) {
+        self.ended.store(true, Ordering::Relaxed);
         if let Some((tracker, times)) = tracker::tracker().and_then(|t| Some((t, t.times.as_ref()?))) {
             times.log(tracker.stacks.len());
         }
@@ -215,6 +222,16 @@ impl Session {
             }
             Err(e) => output::error(&format!("no result: {e}")),
         }
+    }
+
+    /// Whether QEMU exits.
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// The age below which scans that somebody asks for report nothing, unless he says otherwise.
+    pub fn asked_min_age(&self) -> Duration {
+        self.options.min_age.unwrap_or_default()
     }
 
     /// The age below which interval scans report nothing.

@@ -2,9 +2,9 @@
 
 use crate::ffi::{host, regs};
 use crate::hooks::tracker::Tracker;
-use crate::output;
 use checker::moment::{Counters, Moment};
 use guest_symbols::memory::StoppedMemory;
+use snapshot::WriteError;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -31,20 +31,22 @@ pub fn counters(tracker: &Tracker) -> Counters {
     }
 }
 
-/// Writes a snapshot. Without one there is still a report.
-pub fn save(path: &Path, moment: &Moment<'_, impl StoppedMemory>) {
+/// Writes a snapshot.
+///
+/// # Errors
+/// [`WriteError`].
+pub fn save(path: &Path, moment: &Moment<'_, impl StoppedMemory>) -> Result<(), WriteError> {
     let began = Instant::now();
-    match snapshot::write(path, moment) {
-        Ok(written) => log::info!(
-            "snapshot {}: {:.1} MiB for {} MiB of RAM, {:.1} MiB of it in use, written in {:?}",
-            path.display(),
-            mib(written.file),
-            written.ram >> 20,
-            mib(written.filled),
-            began.elapsed()
-        ),
-        Err(why) => output::warning(&why.to_string()),
-    }
+    let written = snapshot::write(path, moment)?;
+    log::info!(
+        "snapshot {}: {:.1} MiB for {} MiB of RAM, {:.1} MiB of it in use, written in {:?}",
+        path.display(),
+        mib(written.file),
+        written.ram >> 20,
+        mib(written.filled),
+        began.elapsed()
+    );
+    Ok(())
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -176,6 +176,24 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
     if missing > 0 { Err(ReadError::Missing(missing)) } else { Ok(reports) }
 }
 
+/// A report as two fields of an object: `"report":{...},"groups":[...]`, each element as the line that it would be.
+pub fn fields(report: &Report) -> String {
+    let text = write(report);
+    let (head, groups) = text.split_once('\n').unwrap_or((&text, ""));
+    format!("\"report\":{head},\"groups\":[{}]", groups.trim_end().replace('\n', ","))
+}
+
+/// Reads what [`fields`] made.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn read_fields(object: &serde_json::Value) -> Result<Report, ReadError> {
+    let groups = object["groups"].as_array().into_iter().flatten();
+    let lines: Vec<String> = [&object["report"]].into_iter().chain(groups).map(|line| line.to_string()).collect();
+    let flaw = || ReadError::Line { line: 1, why: "there is no report".to_owned() };
+    read(&lines.join("\n"))?.pop().ok_or_else(flaw)
+}
+
 #[derive(Deserialize)]
 struct Schema {
     #[serde(rename = "type")]
@@ -184,15 +202,15 @@ struct Schema {
 }
 
 /// Numbers as `"0x..."`.
-pub(super) mod hex {
+pub(crate) mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::fmt::LowerHex;
 
-    pub(in super::super) fn serialize<S: Serializer>(number: &impl LowerHex, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(number: &impl LowerHex, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(&format_args!("{number:#x}"))
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>, N: TryFrom<u64>>(from: D) -> Result<N, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>, N: TryFrom<u64>>(from: D) -> Result<N, D::Error> {
         let text = String::deserialize(from)?;
         let number = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
         let number = number.and_then(|n| N::try_from(n).ok());
@@ -284,6 +302,15 @@ mod tests {
         let read = read(&text).unwrap();
         assert_eq!(read, [one.clone(), two]);
         assert_eq!(Format::Text.write(&read[0], true), Format::Text.write(&one, true));
+    }
+
+    #[test]
+    fn a_report_may_be_fields_of_an_object() {
+        for report in [whole(), report(Vec::new())] {
+            let object = serde_json::from_str(&format!("{{{}}}", fields(&report))).unwrap();
+            assert_eq!(read_fields(&object).unwrap(), report);
+        }
+        assert!(read_fields(&serde_json::json!({"ok": true})).is_err());
     }
 
     #[test]

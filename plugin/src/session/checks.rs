@@ -8,13 +8,17 @@ use super::Session;
 use crate::hooks::tracker::Tracker;
 use crate::output;
 use crate::stopped;
+use crate::triggers::control::events;
 use checker::moment::{Counters, Moment};
 use checker::names::Names;
 use checker::report::Asked;
-use checker::sites::{Count, Sites};
+use checker::sites::Sites;
+use checker::why::Path;
 use checker::{CheckError, Outcome};
+use detector::control::{Count, Marked};
 use detector::report::Report;
 use lines::Lines;
+use snapshot::WriteError;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,10 +38,15 @@ pub struct Found {
 pub struct Mark {
     /// Its name; marks without one are numbered.
     pub name: String,
-    /// Milliseconds since the start of tracking.
-    pub millis: u64,
     /// Live objects then.
     pub sites: Sites,
+}
+
+impl Mark {
+    /// What clients are told of it.
+    pub fn told(&self) -> Marked {
+        Marked { name: self.name.clone(), at_ms: self.sites.at_ms(), live: self.sites.total() }
+    }
 }
 
 /// Marks, and since when objects are reported.
@@ -59,8 +68,8 @@ impl Session {
     pub fn scan(&self, tracker: &Tracker, min_age: Duration) -> Result<Found, CheckError> {
         self.stopped(tracker, min_age, |moment| {
             // First, for whoever looks into why the check fails.
-            if let Some(path) = &self.options.snapshot {
-                stopped::save(path, moment);
+            if let Some(Err(why)) = self.options.snapshot.as_deref().map(|path| stopped::save(path, moment)) {
+                output::warning(&why.to_string());
             }
             let outcome = moment.check(self.options.why.as_deref(), &self.suppressions)?;
             self.settle(tracker, &outcome);
@@ -85,7 +94,7 @@ impl Session {
         let mut marks = self.marks.lock();
         marks.count += 1;
         let name = name.map_or_else(|| marks.count.to_string(), str::to_owned);
-        let mark = Arc::new(Mark { name, millis: tracker.millis(), sites });
+        let mark = Arc::new(Mark { name, sites });
         marks.kept.retain(|m| m.name != mark.name);
         if marks.kept.len() == MAX_MARKS {
             marks.kept.pop_front();
@@ -129,6 +138,24 @@ impl Session {
             log::debug!("{} objects live", sites.total().objects);
             Ok(sites)
         })
+    }
+
+    /// The guest is stopped: who refers to the live object that has an address in it, step by step to the root; none if
+    /// there is no such object.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub fn why(&self, tracker: &Tracker, address: u64) -> Result<Vec<Path>, CheckError> {
+        self.stopped(tracker, Duration::ZERO, |moment| moment.why(address))
+    }
+
+    /// The guest is stopped: writes a snapshot.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn save(&self, tracker: &Tracker, path: &std::path::Path) -> Result<(), WriteError> {
+        let min_age = self.options.min_age.unwrap_or_default();
+        self.stopped(tracker, min_age, |moment| stopped::save(path, moment))
     }
 
     /// The guest is stopped: makes a [`Moment`] of it. One at a time.
@@ -179,6 +206,8 @@ impl Session {
         let report =
             self.named(tracker, |names| checker::report::report(names, &found.outcome, &found.counters, asked));
         self.output.write(&report);
+        self.history.lock().add(&report);
+        events::publish(|| events::scan(&report));
         let problems = self.lines.as_ref().map(Lines::take_problems);
         problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
         log::info!("report of {} objects written in {:?}", found.outcome.unreferenced.len(), began.elapsed());

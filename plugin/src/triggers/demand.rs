@@ -2,8 +2,11 @@
 
 use crate::session::checks::Mark;
 use checker::CheckError;
-use checker::sites::{Count, Sites};
+use checker::sites::Sites;
+use checker::why::Path;
+use detector::control::Count;
 use detector::report::Report;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +29,16 @@ pub enum What {
     Clear,
     /// Count what is live by site.
     Sites,
+    /// Tell who refers to the live object that an address lies in.
+    Why {
+        /// Virtual address, or `__percpu` pointer.
+        address: u64,
+    },
+    /// Write a snapshot.
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 /// What came of it.
@@ -39,6 +52,10 @@ pub enum Answer {
     Cleared(Count),
     /// What is live.
     Sites(Arc<Sites>),
+    /// Who refers to it.
+    Paths(Arc<Vec<Path>>),
+    /// It is written.
+    Snapshot,
 }
 
 /// Why nothing came of it.
@@ -50,9 +67,15 @@ pub enum DemandError {
     /// It was looked at in vain.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// A snapshot was not written.
+    #[error("{0}")]
+    Snapshot(String),
     /// No way to stop the guest is left.
     #[error("the guest cannot be paused, as a line on QEMU's stderr says: there is no further scan before exit")]
     Running,
+    /// QEMU exits, and makes the last scan itself.
+    #[error("the guest has ended; what the last scan found is in the report")]
+    Ended,
     /// Too much waits already.
     #[error("too many requests wait for the guest to be paused; send this one again when others are answered")]
     Busy,

@@ -2,10 +2,12 @@
 //!
 //! - [`demand`]: what can be demanded
 //! - [`interval`]: every so many seconds
+//! - [`control`]: when another program asks, through a socket
 //!
 //! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the methods of
 //! [`Session`](crate::session::Session) that the thread calls.
 
+pub mod control;
 pub mod demand;
 mod interval;
 
@@ -15,8 +17,10 @@ use crate::output;
 use crate::pause::{self, Pause};
 use crate::session::checks::Found;
 use crate::session::{OFF, Session};
+use control::events;
 use crossbeam_channel::{Receiver, Sender, TrySendError, select};
 use demand::{Answer, Demand, DemandError, What};
+use detector::control::Event;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -110,6 +114,9 @@ impl Scanner {
     /// Stops the guest for a demand; what can wait is done when it runs again.
     fn serve(&mut self, what: &What) -> Result<(Answer, Duration), DemandError> {
         let session = self.session;
+        if session.is_ended() {
+            return Err(DemandError::Ended);
+        }
         let tracker = session.tracked().map_err(DemandError::Nothing)?;
         while let Some(way) = self.ways.first_mut() {
             let result = Arc::new(Mutex::new(None));
@@ -117,6 +124,9 @@ impl Scanner {
             let began = Instant::now();
             let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, tracker, &work))));
             let pause = began.elapsed();
+            if session.is_ended() {
+                return Err(DemandError::Ended);
+            }
             if let Err(why) = &paused {
                 output::warning(&why.to_string());
                 // A way that failed is not tried again: each failure may have cost its timeout.
@@ -125,13 +135,18 @@ impl Scanner {
             // It may have been done all the same, and the guest only not let go on.
             match result.lock().take() {
                 Some(Ok(Done::Found(found))) => {
+                    session.paused(pause);
                     let report = session.report(tracker, &found, pause, false);
                     return Ok((Answer::Report(Arc::new(report)), pause));
                 }
-                Some(Ok(Done::Answer(answer))) => return Ok((answer, pause)),
+                Some(Ok(Done::Answer(answer))) => {
+                    session.paused(pause);
+                    tell(&answer);
+                    return Ok((answer, pause));
+                }
                 Some(Err(why)) => {
-                    log::info!("no scan: {why}");
-                    return Err(why.into());
+                    log::info!("no result: {why}");
+                    return Err(why);
                 }
                 // A panic, which was said.
                 None if paused.is_ok() => return Err(DemandError::Nothing(OFF.to_owned())),
@@ -147,12 +162,26 @@ impl Scanner {
 }
 
 /// Does what was demanded of a guest that stands still.
-fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, checker::CheckError> {
-    Ok(match what {
-        What::Tick => Done::Found(Box::new(session.scan(tracker, session.interval_min_age())?)),
-        What::Scan { min_age } => Done::Found(Box::new(session.scan(tracker, *min_age)?)),
-        What::Mark { name } => Done::Answer(Answer::Mark(session.mark(tracker, name.as_deref())?)),
-        What::Clear => Done::Answer(Answer::Cleared(session.clear(tracker)?)),
-        What::Sites => Done::Answer(Answer::Sites(Arc::new(session.sites(tracker)?))),
-    })
+fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
+    Ok(Done::Answer(match what {
+        What::Tick => return Ok(Done::Found(Box::new(session.scan(tracker, session.interval_min_age())?))),
+        What::Scan { min_age } => return Ok(Done::Found(Box::new(session.scan(tracker, *min_age)?))),
+        What::Mark { name } => Answer::Mark(session.mark(tracker, name.as_deref())?),
+        What::Clear => Answer::Cleared(session.clear(tracker)?),
+        What::Sites => Answer::Sites(Arc::new(session.sites(tracker)?)),
+        What::Why { address } => Answer::Paths(Arc::new(session.why(tracker, *address)?)),
+        What::Snapshot { path } => {
+            session.save(tracker, path).map_err(|why| DemandError::Snapshot(why.to_string()))?;
+            Answer::Snapshot
+        }
+    }))
+}
+
+/// Tells subscribers.
+fn tell(answer: &Answer) {
+    match answer {
+        Answer::Mark(mark) => events::publish(|| Event::Mark(mark.told())),
+        Answer::Cleared(count) => events::publish(|| Event::Clear(*count)),
+        _ => {}
+    }
 }

@@ -1,0 +1,75 @@
+//! What has been done so far, for those who ask how things are.
+
+use super::Session;
+use crate::hooks::tracker;
+use crate::stopped;
+use detector::control::{Count, Pauses, Status};
+use detector::report::{Figures, Report};
+use std::time::Duration;
+
+/// Scans and pauses until now.
+#[derive(Default)]
+pub(super) struct History {
+    pauses: Pauses,
+    scans: u64,
+    reported: Count,
+    last: Option<Figures>,
+}
+
+impl History {
+    /// A scan was made.
+    pub(super) fn add(&mut self, report: &Report) {
+        let figure = |name| report.figures.get(name).copied().unwrap_or(0);
+        self.scans += 1;
+        self.reported.objects += figure("unreferenced_objects");
+        self.reported.bytes += figure("unreferenced_bytes");
+        self.last = Some(report.figures.clone());
+    }
+}
+
+impl Session {
+    /// The guest was stopped for so long.
+    pub fn paused(&self, pause: Duration) {
+        let pauses = &mut self.history.lock().pauses;
+        let micros = pause.as_micros() as u64;
+        *pauses = Pauses {
+            count: pauses.count + 1,
+            last_microseconds: micros,
+            longest_microseconds: pauses.longest_microseconds.max(micros),
+            total_microseconds: pauses.total_microseconds + micros,
+        };
+    }
+
+    /// How things are. The guest runs, and goes on running.
+    pub fn status(&self) -> Status {
+        let (tracked, tracker) = (self.tracked(), tracker::tracker());
+        let counters = tracker.map(stopped::counters).unwrap_or_default();
+        let figures = [
+            ("allocations", counters.allocations),
+            ("frees", counters.frees),
+            ("live_objects", counters.allocations.saturating_sub(counters.frees)),
+            ("unmatched_returns", counters.unmatched_returns),
+            ("unwatched_sites", counters.unwatched_sites),
+            ("unknown_frees", counters.unknown_frees),
+            ("missed_frees", counters.missed_frees),
+            ("hooks_hit", counters.hooks_hit),
+            ("hooks", counters.hooks),
+            ("rewinds", counters.rewinds),
+        ];
+        let history = self.history.lock();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            tracking: tracked.is_ok(),
+            why: tracked.err(),
+            release: tracker.map(|t| t.kernel.release.clone()),
+            at_ms: tracker.map_or(0, |t| t.millis()),
+            figures: figures.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            pauses: history.pauses,
+            scans: history.scans,
+            reported: history.reported,
+            last_scan: history.last.clone(),
+            marks: self.mark_names(),
+            clients: 0,
+        }
+    }
+}

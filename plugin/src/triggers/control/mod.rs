@@ -1,0 +1,90 @@
+//! The control socket: requests of other programs, while the guest runs. [`detector::control`] says what can be asked.
+//!
+//! - [`socket`]: its file
+//! - [`client`]: one client
+//! - [`lines`]: what it sends
+//! - [`answer`]: what it gets
+//! - [`events`]: what it is told when it only listens
+
+mod answer;
+mod client;
+pub mod events;
+mod lines;
+mod socket;
+
+pub use socket::{Socket, SocketError};
+
+use crate::{ffi, output};
+use detector::control::Event;
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Clients at once; others are told so.
+const MAX_CLIENTS: usize = 128;
+/// Stack of a client's thread, in bytes: JSON is read 128 levels deep at most.
+const STACK: usize = 512 << 10;
+/// How long QEMU's exit waits for subscribers to read the last events.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+static SOCKET: OnceLock<Socket> = OnceLock::new();
+static CLIENTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Serves a socket.
+pub fn start(socket: Socket) {
+    let socket = SOCKET.get_or_init(|| socket);
+    let spawned = std::thread::Builder::new().name("libleak-control".into()).spawn(move || {
+        ffi::block_signals();
+        ffi::guard(|| accept(socket));
+    });
+    if let Err(why) = spawned {
+        output::error(&format!("control= has no effect, no thread could be started: {why}"));
+    }
+}
+
+/// QEMU exits: nobody is to come, and those who listen are told.
+pub fn end() {
+    if let Some(socket) = SOCKET.get() {
+        socket.remove();
+        events::publish(|| Event::End {});
+        events::flush(LAST_WORDS);
+    }
+}
+
+fn accept(socket: &Socket) {
+    for stream in socket.listener.incoming() {
+        match stream {
+            Ok(stream) => welcome(stream),
+            Err(why) => {
+                log::info!("a client was lost: {why}");
+                // Out of descriptors, which may pass.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// Gives a client a thread.
+fn welcome(stream: UnixStream) {
+    if CLIENTS.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
+        CLIENTS.fetch_sub(1, Ordering::Relaxed);
+        // A new connection has room for a line.
+        let _ = stream.set_nonblocking(true);
+        client::refuse(&stream, MAX_CLIENTS);
+        return;
+    }
+    let spawned = std::thread::Builder::new().name("libleak-client".into()).stack_size(STACK).spawn(move || {
+        ffi::block_signals();
+        ffi::guard(|| {
+            if let Err(why) = client::serve(&stream) {
+                log::debug!("a client was given up: {why}");
+            }
+        });
+        CLIENTS.fetch_sub(1, Ordering::Relaxed);
+    });
+    if let Err(why) = spawned {
+        log::info!("a client was lost: {why}");
+        CLIENTS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
