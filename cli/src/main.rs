@@ -3,6 +3,7 @@
 mod check;
 mod compare;
 mod completions;
+mod control;
 mod doctor;
 mod qemu;
 mod report;
@@ -30,6 +31,8 @@ enum Command {
     Completions(completions::Completions),
     Check(check::Check),
     Trim(trim::Trim),
+    #[command(flatten)]
+    Control(control::Command),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Completions(completions) => completions.run().map_err(|why| why.to_string()),
         Command::Report(report) => report.run().map_err(|why| why.to_string()),
         Command::Check(check) => check.run().map_err(|why| why.to_string()),
+        Command::Control(control) => return control.run(),
         Command::Trim(trim) => trim.run().map_err(|why| why.to_string()),
     };
     match done {
@@ -80,6 +84,10 @@ mod tests {
         assert!(parse(&["run", "vng"]).is_err() && parse(&["run"]).is_err() && parse(&["report"]).is_err());
         assert!(matches!(parse(&["compare", "a", "b", "--json"]), Ok(Command::Compare(_))));
         assert!(parse(&["completions", "fish"]).is_ok() && parse(&["completions", "cmd"]).is_err());
+        let words = ["why", "ffff888103a4c1e0", "--control", "/tmp/s"];
+        assert!(matches!(parse(&words), Ok(Command::Control(control::Command::Why { .. }))));
+        assert!(parse(&["diff", "a", "--by", "site"]).is_ok() && parse(&["diff", "--by", "name"]).is_err());
+        assert!(parse(&["why", "x"]).is_err() && parse(&["why"]).is_err());
         assert!(parse(&["check"]).is_err() && parse(&["trim", "a"]).is_err());
     }
 }

@@ -21,6 +21,7 @@
 use crate::report::{Figures, Frame};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::str::FromStr;
 
 /// The schema's number.
 pub const SCHEMA: u32 = 1;
@@ -111,6 +112,18 @@ pub enum By {
     /// A whole stack.
     #[default]
     Stack,
+}
+
+impl FromStr for By {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<By, &'static str> {
+        match name {
+            "site" => Ok(By::Site),
+            "stack" => Ok(By::Stack),
+            _ => Err("neither stack nor site"),
+        }
+    }
 }
 
 /// Objects, and their bytes.

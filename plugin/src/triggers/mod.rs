@@ -40,6 +40,7 @@ pub fn start(session: &'static Session) {
         waiting: VecDeque::new(),
         ways: pause::ladder(session.options.qmp.as_deref()),
         is_lost: false,
+        running_until: Instant::now(),
     };
     let spawned = std::thread::Builder::new().name("libleak-scan".into()).spawn(move || {
         ffi::block_signals();
@@ -72,6 +73,8 @@ struct Scanner {
     ways: Vec<Box<dyn Pause>>,
     /// None is left, which was said.
     is_lost: bool,
+    /// Until then the guest runs: as long as it stood still before, so that no client can keep it from its work.
+    running_until: Instant,
 }
 
 /// What was done while the guest stood still.
@@ -118,12 +121,14 @@ impl Scanner {
             return Err(DemandError::Ended);
         }
         let tracker = session.tracked().map_err(DemandError::Nothing)?;
+        std::thread::sleep(self.running_until.saturating_duration_since(Instant::now()));
         while let Some(way) = self.ways.first_mut() {
             let result = Arc::new(Mutex::new(None));
             let (inner, work) = (result.clone(), what.clone());
             let began = Instant::now();
             let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, tracker, &work))));
             let pause = began.elapsed();
+            self.running_until = Instant::now() + pause;
             if session.is_ended() {
                 return Err(DemandError::Ended);
             }
