@@ -33,6 +33,7 @@ pub mod why;
 use audit::Audit;
 use blocks::{Block, Blocks, Caches};
 use detector::graph::{self, Verdict};
+use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
 use detector::report::{Checksum, Leak};
 use detector::scan::{Contents, Marker};
@@ -82,6 +83,8 @@ pub struct Outcome {
     pub audit: Option<Audit>,
     /// Of every object that was asked for, who refers to it.
     pub paths: Vec<why::Path>,
+    /// The tests that the guest ran until then.
+    pub tests: Tests,
     /// Bytes of roots read.
     pub root_bytes: u64,
     /// Bytes of live objects read.
@@ -146,6 +149,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
         known,
         suppressed,
         paths: paths.unwrap_or_default(),
+        tests: Tests::default(),
         root_bytes: marks.root_bytes,
         heap_bytes: marks.heap_bytes,
         time: start.elapsed(),

@@ -6,6 +6,7 @@ use crate::names::Names;
 use crate::text::comm;
 use crate::why::Path;
 use crate::{CheckError, Outcome, Request};
+use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
 use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
@@ -58,6 +59,8 @@ pub struct Moment<'a, M> {
     pub lines: Option<&'a Lines>,
     /// Modules as they were loaded, each with the sequence number of that load.
     pub modules: &'a [(u64, Arc<Module>)],
+    /// The tests that the guest ran until then.
+    pub tests: &'a Tests,
     /// What happened until then.
     pub counters: Counters,
     /// Milliseconds since the start of tracking, as [`Object::millis`] counts them.
@@ -82,12 +85,13 @@ impl<'a, M> Moment<'a, M> {
             stacks,
             lines,
             modules,
+            tests,
             counters,
             millis,
             min_age,
             unseen,
         } = self;
-        Moment { kernel, memory, objects, registers, stacks, lines, modules, counters, millis, min_age, unseen }
+        Moment { kernel, memory, objects, registers, stacks, lines, modules, tests, counters, millis, min_age, unseen }
     }
 }
 
@@ -123,6 +127,7 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
         let request =
             Request { objects: self.objects, registers: self.registers, unseen: self.unseen, wanted, suppressed };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
+        outcome.tests = self.tests.clone();
         outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
         outcome.unreferenced.retain_mut(|u| {
             u.leak.age = self.millis.saturating_sub(u.object.millis);

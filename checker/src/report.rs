@@ -11,18 +11,21 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Leaks whose stacks are called the same are of one group, wherever their module was loaded.
+/// Leaks of one test whose stacks are called the same are of one group, wherever their module was loaded.
 fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut by_name: HashMap<(bool, Vec<String>), usize> = HashMap::new();
-    let mut by_stack: HashMap<(bool, StackId, usize), usize> = HashMap::new();
+    let mut by_name: HashMap<(bool, Option<&str>, Vec<String>), usize> = HashMap::new();
+    let mut by_stack: HashMap<(bool, Option<&str>, StackId, usize), usize> = HashMap::new();
     for u in &outcome.unreferenced {
-        let stack = (u.direct, u.object.stack, names.loaded(u.object.sequence));
+        // An allocation that was not seen is of no time.
+        let seen = u.object.stack != StackId::NONE;
+        let test = outcome.tests.of(u.object.sequence).filter(|_| seen).map(|name| &**name);
+        let stack = (u.direct, test, u.object.stack, names.loaded(u.object.sequence));
         let group = *by_stack.entry(stack).or_insert_with(|| {
             let frames = names.frames(&u.object);
-            let name = (u.direct, frames.iter().map(Frame::to_string).collect());
+            let name = (u.direct, test, frames.iter().map(Frame::to_string).collect());
             *by_name.entry(name).or_insert_with(|| {
-                groups.push(Group { direct: u.direct, frames, leaks: Vec::new() });
+                groups.push(Group { direct: u.direct, test: test.map(str::to_owned), frames, leaks: Vec::new() });
                 groups.len() - 1
             })
         });
@@ -67,6 +70,8 @@ pub fn report(names: Names<'_>, outcome: &Outcome, counters: &Counters, asked: A
     let used = outcome.suppressed.iter().filter_map(|(&number, &counts)| Some(entry(all.get(number)?, counts)));
     let unused = asked.suppressions.unused().filter(|_| asked.unused);
     let mut report = Report {
+        test: outcome.tests.at.as_deref().map(str::to_owned),
+        tests: outcome.tests.finished.clone(),
         release: names.kernel.release.clone(),
         figures: text::figures(outcome, &groups, counters, asked.pause),
         groups,

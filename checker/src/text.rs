@@ -38,6 +38,13 @@ pub(crate) fn closing(
             counters.rewinds
         );
     }
+    if outcome.tests.dropped > 0 {
+        text += &format!(
+            "libleak: note: there was no room for {} more boundaries of tests: what was allocated since is charged to the \
+             wrong test\n",
+            outcome.tests.dropped
+        );
+    }
     text.extend(outcome.paths.iter().map(|p| path(names, p)));
     text
 }

@@ -11,10 +11,13 @@
 //! - [`graph`]: direct and indirect leaks
 //! - [`report`]: what is said of them
 //! - [`suppress`]: what the user does not want to hear of
+//! - [`guest_tests`]: tests that the guest runs, and [`ktap`], the lines that tell of them
 
 pub mod control;
 pub mod graph;
+pub mod guest_tests;
 pub mod index;
+pub mod ktap;
 pub mod objects;
 pub mod report;
 pub mod scan;

@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_was_reported_can_be_suppressed() {
-        let group = |frames: Vec<Frame>| Group { direct: true, frames, leaks: Vec::new() };
+        let group = |frames: Vec<Frame>| Group { direct: true, test: None, frames, leaks: Vec::new() };
         let unnamed =
             Frame { function: Some(Function { module: Some("m".into()), ..Function::default() }), ..frame("", None) };
         let groups = [

@@ -89,6 +89,17 @@ const KEYS: &[Key] = &[
         value: "PATH",
         what: "take requests there, a Unix socket, while the guest runs: for leak scan, watch and other programs",
     },
+    Key {
+        name: "guest-markers",
+        value: "on|off",
+        what: "let the guest ask for scans and name tests, by /proc/self/comm, /dev/kmsg or cpuid (default: on)",
+    },
+    Key {
+        name: "tests",
+        value: "ktap|off",
+        what: "take names of tests from KTAP on the guest's console and in its log (default: ktap)",
+    },
+    Key { name: "per-test", value: "on|off", what: "also scan at the end of each test (default: off)" },
     Key { name: "help", value: "", what: "print this" },
 ];
 
@@ -141,6 +152,12 @@ pub struct Options {
     pub snapshot: Option<PathBuf>,
     /// The control socket.
     pub control: Option<PathBuf>,
+    /// Whether the guest's markers are looked for.
+    pub guest_markers: bool,
+    /// Whether lines of tests are.
+    pub ktap: bool,
+    /// Whether the end of a test is a time to scan.
+    pub per_test: bool,
 }
 
 impl Default for Options {
@@ -163,6 +180,9 @@ impl Default for Options {
             why: None,
             snapshot: None,
             control: None,
+            guest_markers: true,
+            ktap: true,
+            per_test: false,
         }
     }
 }
@@ -274,6 +294,15 @@ impl Options {
                     pattern => options.why = Some(pattern.to_owned()),
                 },
                 "audit" => options.audit = switch()?,
+                "guest-markers" => options.guest_markers = switch()?,
+                "per-test" => options.per_test = switch()?,
+                "tests" => {
+                    options.ktap = match value {
+                        "ktap" => true,
+                        "off" => false,
+                        _ => return Err(bad("neither ktap nor off")),
+                    }
+                }
                 "pages" => options.pages = switch()?,
                 _ => return Err(OptionError::Help(help())),
             }
@@ -296,6 +325,8 @@ mod tests {
         assert_eq!(o.why.as_deref(), Some("kmalloc"));
         assert_eq!(Options::parse([]).unwrap(), Options::default());
         assert_eq!(Options::default().frames, 16);
+        let o = Options::parse(["guest-markers=off", "tests=off", "per-test=on"]).unwrap();
+        assert_eq!((o.guest_markers, o.ktap, o.per_test), (false, false, true));
         let o = Options::parse(["frames=64", "each=on", "suppress=a", "suppress=/b", "debug=c", "suppress-print=d"])
             .unwrap();
         assert_eq!((o.frames, o.each, o.suppress_print), (64, true, Some("d".into())));
@@ -322,6 +353,9 @@ mod tests {
         assert!(error("scan=0").contains("scan=SECONDS"));
         assert!(error("scan=x").contains("whole number"));
         assert!(error("audit=1").contains("audit=on|off"));
+        assert!(
+            error("tests=on").contains("tests=ktap|off") && error("guest-markers=x").contains("guest-markers=on|off")
+        );
         assert!(error("live=on").contains("live=hooks|slab"));
         assert!(error("why=on").contains("why=PATTERN"));
         assert!(error("report=on").contains("report=PATH"));

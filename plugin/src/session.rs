@@ -5,9 +5,11 @@ mod history;
 
 use crate::ffi::api::Block;
 use crate::ffi::ram::Ram;
+use crate::hooks::table::Wanted;
 use crate::hooks::tracker::{self, Tracker};
 use crate::options::Options;
 use crate::output::{self, Output};
+use crate::triggers::marker;
 use detector::suppress::Suppressions;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
@@ -103,6 +105,9 @@ impl Session {
             if self.blocks.load(Ordering::Relaxed) == 0 {
                 self.blocks.store(1, Ordering::Relaxed);
             }
+            if let Some(tracker) = tracker::tracker().filter(|_| self.options.guest_markers) {
+                marker::translate(tracker, block);
+            }
             return;
         }
         if tracker::tracker().is_none() {
@@ -110,6 +115,9 @@ impl Session {
         }
         if let Some(tracker) = tracker::tracker() {
             tracker.translate(block);
+            if self.options.guest_markers {
+                marker::translate(tracker, block);
+            }
         }
     }
 
@@ -168,7 +176,9 @@ impl Session {
         if let Some(Err(why)) = self.lines.as_ref().map(|lines| lines.check_kernel(&kernel, &ram)) {
             output::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
         }
-        for family in Tracker::install(kernel, ram, self.options.pages, self.options.frames) {
+        let wanted =
+            Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
+        for family in Tracker::install(kernel, ram, wanted, self.options.frames) {
             output::warning(&format!(
                 "this kernel has no known function of the family \"{family}\": such allocations or frees are not seen, and the report is not to be trusted"
             ));
@@ -215,6 +225,7 @@ impl Session {
             Ok(tracker) => tracker,
             Err(why) => return output::error(&why),
         };
+        marker::flush(self);
         let began = Instant::now();
         match self.scan(tracker, self.options.min_age.unwrap_or_default()) {
             Ok(found) => {

@@ -18,6 +18,7 @@ pub fn registers() -> Vec<u64> {
 pub fn counters(tracker: &Tracker) -> Counters {
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let (c, d) = (tracker.live.counters(), &tracker.doubts);
+    let hooks = || tracker.hooks.iter().filter(|(hook, _)| hook.action.is_of_memory());
     Counters {
         allocations: c.allocations,
         frees: c.frees,
@@ -25,8 +26,8 @@ pub fn counters(tracker: &Tracker) -> Counters {
         missed_frees: c.missed_frees,
         unmatched_returns: get(&d.unmatched_returns),
         unwatched_sites: get(&d.unwatched_returns) + get(&d.unreadable),
-        hooks_hit: tracker.hooks.iter().filter(|(_, hits)| get(hits) > 0).count() as u64,
-        hooks: tracker.hooks.len() as u64,
+        hooks_hit: hooks().filter(|(_, hits)| get(hits) > 0).count() as u64,
+        hooks: hooks().count() as u64,
         rewinds: tracker.rewinds(),
     }
 }

@@ -4,8 +4,9 @@
 use crate::error::ReadError;
 use crate::fields::{Flaw, Source};
 use crate::ram::TakeError;
-use crate::{END, MAGIC, VERSION, objects, ram};
+use crate::{END, MAGIC, VERSION, guest_tests, objects, ram};
 use checker::moment::{Counters, Moment};
+use detector::guest_tests::Tests;
 use detector::objects::Object;
 use detector::stacks::Stacks;
 use guest_symbols::Kernel;
@@ -58,6 +59,7 @@ pub(crate) struct Contents {
     counters: Counters,
     registers: Vec<u64>,
     modules: Vec<(u64, Arc<Module>)>,
+    tests: Tests,
     stacks: Stacks,
     objects: Vec<(u64, Object)>,
     memory: OwnedMemory,
@@ -107,6 +109,7 @@ impl Snapshot {
             lines: None,
             registers: &c.registers,
             modules: &c.modules,
+            tests: &c.tests,
             counters: c.counters,
             millis: c.millis,
             min_age: c.min_age,
@@ -158,6 +161,9 @@ impl Contents {
             .map(|_| Ok((from.u64()?, Arc::new(take_module(from)?))))
             .collect::<Result<_, Flaw>>()?;
 
+        from.part("tests");
+        let tests = guest_tests::take(from)?;
+
         from.part("stacks");
         let stacks = Stacks::default();
         for number in 1..=from.count(MAX_STACKS)? {
@@ -189,6 +195,7 @@ impl Contents {
             counters,
             registers,
             modules,
+            tests,
             stacks,
             objects,
             memory,

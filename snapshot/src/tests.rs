@@ -6,6 +6,7 @@ use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
 use crate::{MAGIC, VERSION};
 use checker::moment::{Counters, Moment};
+use detector::guest_tests::{Test, Tests, Verdict};
 use detector::objects::{Kind, Object, Site};
 use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
@@ -35,6 +36,7 @@ struct Guest {
     objects: Vec<(u64, Object)>,
     modules: Vec<(u64, Arc<Module>)>,
     stacks: Stacks,
+    tests: Tests,
 }
 
 impl Guest {
@@ -72,7 +74,15 @@ impl Guest {
         let stacks = Stacks::default();
         stacks.intern(&[TEXT + 8, TEXT + 0x101]);
         stacks.intern(&[TEXT + 8, TEXT + 0x102, TEXT + 0x200]);
+        let mut tests = Tests::default();
+        tests.line(b"ok 1 first", 2);
+        tests.mark(Some(b"second"), 3);
+        tests.at = tests.running.clone();
+        tests.finished.push(Test { name: "gone".into(), result: None });
+        tests.finished.push(Test { name: "skipped".into(), result: Some(Verdict::Skip) });
+        tests.dropped = 7;
         Guest {
+            tests,
             stacks,
             kernel,
             objects,
@@ -90,6 +100,7 @@ impl Guest {
             lines: None,
             registers: &[1, u64::MAX],
             modules: &self.modules,
+            tests: &self.tests,
             counters: Counters { allocations: 4, hooks: 34, rewinds: 9, ..Counters::default() },
             millis: 1234,
             min_age: Duration::from_secs(5),
@@ -152,6 +163,11 @@ fn assert_same(ours: &Moment<'_, OwnedMemory>, theirs: &Moment<'_, OwnedMemory>)
     assert_eq!(ours.registers, theirs.registers);
     assert_eq!((ours.counters, ours.millis, ours.min_age), (theirs.counters, theirs.millis, theirs.min_age));
     assert_eq!(ours.unseen, theirs.unseen);
+    assert_eq!((&ours.tests.finished, ours.tests.dropped), (&theirs.tests.finished, theirs.tests.dropped));
+    assert_eq!((&ours.tests.stretches, &ours.tests.at), (&theirs.tests.stretches, &theirs.tests.at));
+    for sequence in 0..5 {
+        assert_eq!(ours.tests.of(sequence), theirs.tests.of(sequence));
+    }
     assert_eq!(ours.memory.ranges(), theirs.memory.ranges());
     for range in ours.memory.ranges() {
         let all = |m: &OwnedMemory| m.run(PhysAddr(range.start), usize::MAX).to_vec();

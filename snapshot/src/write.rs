@@ -2,7 +2,7 @@
 
 use crate::error::WriteError;
 use crate::fields::Sink;
-use crate::{END, MAGIC, VERSION, objects, ram};
+use crate::{END, MAGIC, VERSION, guest_tests, objects, ram};
 use checker::moment::{Counters, Moment};
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
@@ -120,6 +120,8 @@ pub(crate) fn contents(
         to.u64(*sequence)?;
         put_module(to, module)?;
     }
+
+    guest_tests::put(to, moment.tests)?;
 
     // Others may be added meanwhile, which no object of this moment has.
     let stacks = moment.stacks.all();

@@ -1,7 +1,7 @@
 //! Reports as lines of JSON, for programs.
 //!
 //! Each check writes one line of `"type": "report"`, and after it as many lines of `"type": "group"` as its `groups` says,
-//! in the order of the text. Addresses and checksums are text, `"0x..."`: 64 bits are more than many readers of JSON keep of a number.
+//! in the order of the text, and as many of `"type": "test"` as its `tests` says. Addresses and checksums are text, `"0x..."`: 64 bits are more than many readers of JSON keep of a number.
 //! Fields in brackets are left out where there is nothing to say.
 //!
 //! Where there is no report, or a lesser one, a line of `"type": "message"` says why in its `text`; its `level` is `error` or
@@ -11,7 +11,9 @@
 //! |---|---|
 //! | `schema` | 1; another number if a field changes its meaning or goes. New fields may come any time |
 //! | `release` | what `uname -r` prints in the guest |
+//! | [`test`] | the test at whose end, or within which, the check was made |
 //! | `groups` | how many lines of groups follow |
+//! | `tests` | how many lines of tests follow these |
 //! | `figures` | the summary's numbers by their names, as `unreferenced_objects`, `scan_microseconds` |
 //! | `suppressed` | suppressions that were used: `template`, `file`, `line`, `objects`, `bytes` |
 //! | `unused_suppressions` | those that no check used, in the last report: the same |
@@ -20,14 +22,22 @@
 //!
 //! | a group | |
 //! |---|---|
+//! | [`test`] | the test in which its objects were allocated |
 //! | `direct` | whether nothing refers to its objects, or only other leaks do |
 //! | `count`, `bytes` | objects and bytes of the group |
 //! | `first_age_ms`, `last_age_ms` | milliseconds since the first and the last allocation |
 //! | `retains` | what hangs from them: `objects`, `bytes` |
 //! | `stack` | frames, innermost first: `address`, [`function`, `offset`, `size`, [`module`]], [`places`: [`function`], `file`, `line`, innermost inlined function first] |
 //! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), [`cache`], [`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), [`shown_cpu`], `crc`, `retains` |
+//!
+//! | a test that is over, since the report before | |
+//! |---|---|
+//! | `schema` | as of a report |
+//! | `name` | as in `test` above: those that it is a part of come before its own, each followed by `/` |
+//! | `result` | `ok`, `not ok`, `skip`, or null where only its end is known |
 
 use super::{Figures, Frame, Group, Leak, Report, Suppressed};
+use crate::guest_tests::{Test, Verdict};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -55,9 +65,14 @@ pub enum ReadError {
         /// Its schema.
         schema: u32,
     },
-    /// The last report lacks groups.
-    #[error("{0} groups are missing at the end: the file is cut off; take a whole one")]
-    Missing(usize),
+    /// The last report lacks lines.
+    #[error("{groups} groups and {tests} tests are missing at the end: the file is cut off; take a whole one")]
+    Missing {
+        /// Lines of groups that should follow.
+        groups: usize,
+        /// Lines of tests that should.
+        tests: usize,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,13 +80,25 @@ pub enum ReadError {
 enum Line<'a> {
     Report(Head<'a>),
     Group(Body<'a>),
+    Test(Finished<'a>),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Finished<'a> {
+    schema: u32,
+    name: Cow<'a, str>,
+    result: Option<Verdict>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Head<'a> {
     schema: u32,
     release: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    test: Option<Cow<'a, str>>,
     groups: usize,
+    #[serde(default)]
+    tests: usize,
     figures: Cow<'a, Figures>,
     suppressed: Cow<'a, [Suppressed]>,
     unused_suppressions: Cow<'a, [Suppressed]>,
@@ -81,6 +108,8 @@ struct Head<'a> {
 
 #[derive(Serialize, Deserialize)]
 struct Body<'a> {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    test: Option<Cow<'a, str>>,
     direct: bool,
     count: usize,
     bytes: u64,
@@ -98,7 +127,9 @@ pub fn write(report: &Report) -> String {
     let head = Line::Report(Head {
         schema: SCHEMA,
         release: report.release.as_str().into(),
+        test: report.test.as_deref().map(Cow::from),
         groups: report.groups.len(),
+        tests: report.tests.len(),
         figures: Cow::Borrowed(&report.figures),
         suppressed: report.suppressed.as_slice().into(),
         unused_suppressions: report.unused.as_slice().into(),
@@ -108,6 +139,7 @@ pub fn write(report: &Report) -> String {
     let groups = report.groups.iter().map(|group| {
         let (first_age_ms, last_age_ms) = group.ages();
         Line::Group(Body {
+            test: group.test.as_deref().map(Cow::from),
             direct: group.direct,
             count: group.leaks.len(),
             bytes: group.bytes(),
@@ -118,8 +150,10 @@ pub fn write(report: &Report) -> String {
             objects: group.leaks.as_slice().into(),
         })
     });
+    let tests = report.tests.iter();
+    let tests = tests.map(|t| Line::Test(Finished { schema: SCHEMA, name: t.name.as_str().into(), result: t.result }));
     let mut text = String::new();
-    for line in [head].into_iter().chain(groups) {
+    for line in [head].into_iter().chain(groups).chain(tests) {
         // Structures of text and numbers have no value that is none of JSON's.
         text += &serde_json::to_string(&line).unwrap_or_default();
         text.push('\n');
@@ -138,7 +172,7 @@ pub fn message(level: &str, text: &str) -> String {
 /// [`ReadError`], for the first line that cannot be read.
 pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
     let mut reports: Vec<Report> = Vec::new();
-    let mut missing = 0;
+    let (mut missing, mut tests) = (0, 0);
     for (i, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
         let line = i + 1;
         let bad = |why: String| ReadError::Line { line, why };
@@ -151,12 +185,17 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
             continue;
         }
         match serde_json::from_str(text).map_err(|e| bad(e.to_string()))? {
-            Line::Report(_) if missing > 0 => return Err(bad(format!("it should be a group, {missing} are missing"))),
+            Line::Report(_) | Line::Test(_) if missing > 0 => {
+                return Err(bad(format!("it should be a group, {missing} are missing")));
+            }
+            Line::Report(_) if tests > 0 => return Err(bad(format!("it should be a test, {tests} are missing"))),
             Line::Report(head) => {
-                missing = head.groups;
+                (missing, tests) = (head.groups, head.tests);
                 let closing = [head.summary].into_iter().chain(head.notes).map(|line| line.into_owned() + "\n");
                 reports.push(Report {
                     groups: Vec::new(),
+                    test: head.test.map(Cow::into_owned),
+                    tests: Vec::new(),
                     release: head.release.into_owned(),
                     figures: head.figures.into_owned(),
                     suppressed: head.suppressed.into_owned(),
@@ -169,11 +208,18 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
                 let report = report.ok_or_else(|| bad("it is a group without a report".to_owned()))?;
                 missing -= 1;
                 let (frames, leaks) = (body.stack.into_owned(), body.objects.into_owned());
-                report.groups.push(Group { direct: body.direct, frames, leaks });
+                let test = body.test.map(Cow::into_owned);
+                report.groups.push(Group { direct: body.direct, test, frames, leaks });
+            }
+            Line::Test(test) => {
+                let report = reports.last_mut().filter(|_| tests > 0);
+                let report = report.ok_or_else(|| bad("it is a test without a report".to_owned()))?;
+                tests -= 1;
+                report.tests.push(Test { name: test.name.into_owned(), result: test.result });
             }
         }
     }
-    if missing > 0 { Err(ReadError::Missing(missing)) } else { Ok(reports) }
+    if missing + tests > 0 { Err(ReadError::Missing { groups: missing, tests }) } else { Ok(reports) }
 }
 
 /// A report as two fields of an object: `"report":{...},"groups":[...]`, each element as the line that it would be.
@@ -282,7 +328,13 @@ mod tests {
         report.groups[0].frames[1].places = vec![Place { function: None, ..place.clone() }, place];
         let unnamed = Function { module: Some("leaky".into()), ..Function::default() };
         let frames = vec![Frame::default(), Frame { address: 5, function: Some(unnamed), places: Vec::new() }];
-        report.groups.push(Group { direct: false, frames, leaks: vec![leak()] });
+        let test = Some("suite/case".to_owned());
+        report.groups.push(Group { direct: false, test, frames, leaks: vec![leak()] });
+        report.test = Some("suite".into());
+        report.tests = vec![
+            Test { name: "suite/case".into(), result: Some(Verdict::NotOk) },
+            Test { name: "A".into(), result: None },
+        ];
         report.release = "6.12.95+deb12-cloud-amd64".into();
         report.figures = [("unreferenced_objects".to_owned(), 3)].into();
         report.suppressed =
@@ -296,9 +348,9 @@ mod tests {
     fn what_is_written_is_read() {
         let (one, two) = (whole(), report(vec![leak()]));
         let text = write(&one) + &message("warning", "a \"b\"") + &write(&two);
-        assert_eq!(text.lines().count(), 6);
+        assert_eq!(text.lines().count(), 8);
         let said = serde_json::json!({"type": "message", "schema": 1, "level": "warning", "text": "a \"b\""});
-        assert_eq!(serde_json::from_str::<serde_json::Value>(text.lines().nth(3).unwrap()).unwrap(), said);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(text.lines().nth(5).unwrap()).unwrap(), said);
         let read = read(&text).unwrap();
         assert_eq!(read, [one.clone(), two]);
         assert_eq!(Format::Text.write(&read[0], true), Format::Text.write(&one, true));
@@ -343,6 +395,10 @@ mod tests {
             "head": "68656c6c6f000000000000000000007f7e616263", "crc": "0xbeef", "retains": {"objects": 0, "bytes": 0},
         });
         assert_eq!(group["objects"][0], object);
+        assert_eq!((&head["test"], &head["tests"]), (&"suite".into(), &2.into()));
+        assert_eq!((group.get("test"), &lines[2]["test"]), (None, &"suite/case".into()));
+        let test = serde_json::json!({"type": "test", "schema": 1, "name": "suite/case", "result": "not ok"});
+        assert_eq!((&lines[3], &lines[4]["result"]), (&test, &serde_json::Value::Null));
         assert_eq!(
             lines[2]["stack"],
             serde_json::json!([
@@ -357,10 +413,13 @@ mod tests {
         let text = write(&whole());
         let lines: Vec<&str> = text.lines().collect();
         assert!(error("nonsense").contains("line 1 is no part"));
-        assert!(error(&format!("{}\n{}", lines[0], lines[1])).contains("1 groups are missing"));
+        assert!(error(&format!("{}\n{}", lines[0], lines[1])).contains("1 groups and 2 tests are missing"));
+        assert!(error(&lines[..4].join("\n")).contains("0 groups and 1 tests are missing"));
+        assert!(error(&format!("{}\n{}", lines[..4].join("\n"), lines[0])).contains("it should be a test"));
+        assert!(error(lines[3]).contains("a test without a report"));
         assert!(error(lines[1]).contains("without a report"));
         assert!(error(&format!("{}\n{}", lines[0], lines[0])).contains("line 2 is no part"));
-        assert!(error(&text[..text.len() - 9]).contains("line 3"));
+        assert!(error(&text[..text.len() - 9]).contains("line 5"));
         assert!(error(&lines[0].replace("\"schema\":1", "\"schema\":2")).contains("schema 2"));
         assert!(error(&text.replace("0xbeef", "beef")).contains("no number of the form 0x"));
         assert!(error(&text.replace("68656c", "68656")).contains("no row of bytes"));

@@ -7,6 +7,7 @@
 pub mod json;
 pub mod text;
 
+use crate::guest_tests::Test;
 use crate::objects::Kind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -185,11 +186,13 @@ pub struct Leak {
     pub retains: (u64, u64),
 }
 
-/// Leaks with equal stacks, and either all direct or all indirect.
+/// Leaks with equal stacks, of one test, and either all direct or all indirect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// Whether nothing refers to them; else only other leaks do.
     pub direct: bool,
+    /// The test in which they were allocated, if tests have names.
+    pub test: Option<String>,
     /// Their stack, innermost frame first; not empty.
     pub frames: Vec<Frame>,
     /// The leaks, in the order of their allocation; not empty.
@@ -238,6 +241,10 @@ pub struct Report {
     /// What leaked: direct ones first, each of the two by bytes with what hangs from them, the most first, then by first
     /// allocation.
     pub groups: Vec<Group>,
+    /// The test at whose end, or within which, the check was made.
+    pub test: Option<String>,
+    /// Tests that are over, since the report before.
+    pub tests: Vec<Test>,
     /// What `uname -r` prints in the guest.
     pub release: String,
     /// The summary's figures.

@@ -75,6 +75,9 @@ fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
     let seconds = |millis: u64| format!("{}.{} s", millis / 1000, millis % 1000 / 100);
     let objects = |n: u64| format!("{n} object{}", if n == 1 { "" } else { "s" });
     let (oldest, youngest) = group.ages();
+    if let Some(test) = &group.test {
+        writeln!(f, "  in test {test}")?;
+    }
     write!(
         f,
         "  {} leak: {}, {} bytes, ",
@@ -132,7 +135,7 @@ pub(super) mod tests {
 
     pub(in super::super) fn report(leaks: Vec<Leak>) -> Report {
         let frames = vec![frame("kmalloc", 0, 0x2b0, None), frame("init", 0x4a, 0xff0, Some("leaky"))];
-        let groups = vec![Group { direct: true, frames, leaks }];
+        let groups = vec![Group { direct: true, test: None, frames, leaks }];
         Report { groups, closing: "libleak: 1\n".into(), ..Report::default() }
     }
 
@@ -176,7 +179,8 @@ pub(super) mod tests {
     fn one_indirect_leak_has_one_age() {
         let mut report = report(vec![Leak { cache: None, age: 2_000, ..leak() }]);
         report.groups[0].direct = false;
-        let want = "  indirect leak: 1 object, 20 bytes, 2.0 s ago\n  by tgid 411 on cpu 1\n";
+        report.groups[0].test = Some("suite/case + 1".into());
+        let want = "  in test suite/case + 1\n  indirect leak: 1 object, 20 bytes, 2.0 s ago\n  by tgid 411 on cpu 1\n";
         assert_eq!(groups(&report, ""), format!("{OBJECT}{want}libleak: 1\n"));
     }
 

@@ -69,6 +69,10 @@ api! {
     insn_vaddr = "qemu_plugin_insn_vaddr": fn(*const qemu_plugin_insn) -> u64;
     /// (insn): despite its name a pointer into this process, null for MMIO.
     insn_haddr = "qemu_plugin_insn_haddr": fn(*const qemu_plugin_insn) -> *mut c_void;
+    /// (insn, destination, length): copies so many bytes at most, and says how many.
+    insn_data = "qemu_plugin_insn_data": fn(*const qemu_plugin_insn, *mut c_void, usize) -> usize;
+    /// (insn)
+    insn_size = "qemu_plugin_insn_size": fn(*const qemu_plugin_insn) -> usize;
     /// ()
     num_vcpus = "qemu_plugin_num_vcpus": fn() -> c_int;
     /// (): only in a vCPU's own callback; the caller frees it.
@@ -157,6 +161,20 @@ impl Block {
     }
 }
 
+/// The bytes of an instruction.
+pub struct InsnBytes {
+    bytes: [u8; 16],
+    len: usize,
+}
+
+impl std::ops::Deref for InsnBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 impl Insn {
     /// Its virtual address.
     pub fn vaddr(self) -> u64 {
@@ -168,6 +186,17 @@ impl Insn {
     pub fn host_address(self) -> *const u8 {
         // SAFETY: as above.
         unsafe { (api().insn_haddr)(self.0) }.cast_const().cast()
+    }
+
+    /// Its bytes; x86 has none of more than 15.
+    pub fn bytes(self) -> InsnBytes {
+        let mut bytes = InsnBytes { bytes: [0; 16], len: 0 };
+        // SAFETY: as above; QEMU writes no more than the length it is given, which is the buffer's.
+        unsafe {
+            (api().insn_data)(self.0, bytes.bytes.as_mut_ptr().cast(), bytes.bytes.len());
+            bytes.len = (api().insn_size)(self.0).min(bytes.bytes.len());
+        }
+        bytes
     }
 
     /// Calls `callback` with `userdata`, which is never dereferenced, each time the instruction is about to

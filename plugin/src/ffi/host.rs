@@ -125,6 +125,29 @@ pub fn qemu_version() -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
+/// Runs `f` while no vCPU executes anything, on the thread of vCPU `index`, before that executes another block: QEMU looks
+/// at a vCPU's work when a block ends. To be called in a callback of that vCPU, which must return for it.
+///
+/// # Errors
+/// Why not, in words.
+pub fn exclusive_after(index: usize, f: Box<dyn FnOnce() + Send>) -> Result<(), &'static str> {
+    type F = Box<dyn FnOnce() + Send>;
+    extern "C" fn work(_cpu: *mut c_void, data: u64) {
+        // SAFETY: `data` is the box that was given away below; QEMU runs work once.
+        let f = unsafe { Box::from_raw(data as *mut F) };
+        super::guard(f);
+    }
+    let run = function("async_safe_run_on_cpu").ok_or("this QEMU does not export async_safe_run_on_cpu")?;
+    let cpu = cpu(index).ok_or("QEMU does not know the vCPU")?;
+    // SAFETY: as in `exclusive`. With thread=single the index may be of another vCPU; they all share one thread then, and
+    // work for any of them stops it.
+    unsafe {
+        let run: unsafe extern "C" fn(*mut c_void, extern "C" fn(*mut c_void, u64), u64) = std::mem::transmute(run);
+        run(cpu.pointer(), work, Box::into_raw(Box::new(f)) as u64);
+    }
+    Ok(())
+}
+
 /// Runs `f` while no vCPU executes anything, on a vCPU's thread, and waits for it at most `timeout`.
 ///
 /// # Errors

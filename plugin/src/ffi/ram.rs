@@ -108,6 +108,37 @@ impl Ram {
         (s.len - offset >= len as u64).then_some(s.host + offset as usize)
     }
 
+    /// Whether two bytes stand one after the other among the `len` bytes of guest code at `host`, which are of one page. For
+    /// blocks by the thousand, so it looks at words, for the second byte, which is to be the rarer one in code.
+    #[inline]
+    pub fn has_pair(&self, host: *const u8, len: usize, pair: [u8; 2]) -> bool {
+        const ONES: u64 = 0x0101_0101_0101_0101;
+        let (start, wanted) = (host as usize, ONES * u64::from(pair[1]));
+        if !self.segments.iter().any(|s| start.wrapping_sub(s.host) < s.len as usize) {
+            return false;
+        }
+        // SAFETY: RAM is mapped in whole pages for as long as QEMU lives, and the bytes, and so the aligned words that they
+        // are of, lie in one page of it. A vCPU may write at the same time: the loads are atomic.
+        let word = |at: usize| u64::from_le(unsafe { (*(at as *const AtomicU64)).load(Ordering::Relaxed) });
+        let has_second = |word: u64| {
+            let differs = word ^ wanted;
+            differs.wrapping_sub(ONES) & !differs & (ONES << 7) != 0
+        };
+        let words = || (start & !7..start + len).step_by(8);
+        if !words().any(|at| has_second(word(at))) {
+            return false;
+        }
+        let mut before = 0;
+        words()
+            .flat_map(|at| (at..).zip(word(at).to_le_bytes()))
+            .filter(|(at, _)| (start..start + len).contains(at))
+            .any(|(_, byte)| {
+                let both = [before, byte] == pair;
+                before = byte;
+                both
+            })
+    }
+
     /// RAM as slices.
     ///
     /// # Safety

@@ -30,9 +30,11 @@ pub enum Reg {
     Rbp,
     /// Base of per-CPU memory in the kernel.
     GsBase,
+    /// Physical address of the page tables in use.
+    Cr3,
 }
 
-const NAMES: [&str; 10] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "rbp", "gs_base"];
+const NAMES: [&str; 11] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "rbp", "gs_base", "cr3"];
 
 impl Reg {
     /// The register of argument `index`, counted from 0.
@@ -107,10 +109,12 @@ pub fn read(reg: Reg) -> u64 {
             }
             (api().byte_array_set_size)(buffer, 0);
             (api().read_register)(handles.0[reg as usize], buffer);
-            if (*buffer).len < 8 {
-                return 0;
+            match (*buffer).len {
+                8.. => (*buffer).data.cast::<u64>().read_unaligned(),
+                // Control registers, while the code that runs is of 32 bits.
+                4 => (*buffer).data.cast::<u32>().read_unaligned().into(),
+                _ => 0,
             }
-            (*buffer).data.cast::<u64>().read_unaligned()
         }
     })
 }

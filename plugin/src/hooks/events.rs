@@ -78,6 +78,7 @@ impl Tracker {
         if self.jiffies.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.rewinds.fetch_add(1, Ordering::Relaxed);
             self.live.clear();
+            self.tests.lock().forget(self.sequence.load(Ordering::Relaxed));
             if let Some(pages) = &self.pages {
                 pages.map.clear();
             }

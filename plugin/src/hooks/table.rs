@@ -49,6 +49,18 @@ pub enum Does {
     ModuleLoad(Arg),
     /// A piece of BPF code has a name (kernel/bpf/core.c, 5.8 on).
     BpfSymbol(Arg),
+    /// Writes what a process wrote to /proc/PID/comm (fs/proc/base.c).
+    WriteComm { buf: Arg, count: Arg },
+    /// Gives a task its name (fs/exec.c).
+    SetComm,
+    /// Writes what a process wrote to /dev/kmsg (kernel/printk/printk.c).
+    WriteKmsg { from: Arg },
+    /// A record of the kernel's log is complete (kernel/printk/printk_ringbuffer.c, 5.10 on).
+    Printk { entry: Arg },
+    /// Writes what a process wrote to a terminal; the buffer is the kernel's (drivers/tty/n_tty.c).
+    WriteTty { tty: Arg, buf: Arg, count: Arg },
+    /// Writes what a process wrote to a virtio port (drivers/char/virtio_console.c).
+    WritePort { buf: Arg, count: Arg },
 }
 
 /// A row: functions of one family that do the same.
@@ -223,6 +235,51 @@ pub const PAGES: &[Row] = &[
     },
 ];
 
+/// Hooks by which the guest calls on us, with `guest-markers=on`.
+pub const MARKERS: &[Row] = &[
+    Row {
+        family: "markers by comm",
+        names: &["comm_write"],
+        does: Does::WriteComm { buf: arg(&["buf"], 1), count: arg(&["count"], 2) },
+    },
+    Row { family: "task names", names: &["__set_task_comm"], does: Does::SetComm },
+    Row { family: "markers by kmsg", names: &["devkmsg_write"], does: Does::WriteKmsg { from: arg(&["from"], 1) } },
+];
+
+/// The hook by which the kernel's own log is seen, for both of [`MARKERS`] and [`CONSOLE`].
+pub const LOG: &[Row] =
+    &[Row { family: "log", names: &["prb_final_commit"], does: Does::Printk { entry: arg(&["e"], 0) } }];
+
+/// Hooks by which lines of tests are seen, with `tests=ktap`.
+pub const CONSOLE: &[Row] = &[
+    Row {
+        family: "terminals",
+        names: &["n_tty_write"],
+        does: Does::WriteTty { tty: arg(&["tty"], 0), buf: arg(&["buf"], 2), count: arg(&["nr"], 3) },
+    },
+    Row {
+        family: "virtio ports",
+        names: &[PORT],
+        does: Does::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) },
+    },
+];
+
+/// A function that may be in a module, and is then hooked when that is loaded.
+pub const PORT: &str = "port_fops_write";
+/// The address of a hook in a module that is not loaded yet.
+pub const LATER: u64 = u64::MAX;
+
+/// Hooks that are wanted besides those of all allocators.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// [`PAGES`].
+    pub pages: bool,
+    /// [`MARKERS`].
+    pub markers: bool,
+    /// [`CONSOLE`].
+    pub console: bool,
+}
+
 /// A hook of the running kernel.
 #[derive(Debug)]
 pub struct Hook {
@@ -257,6 +314,18 @@ pub enum Action {
     ModuleLoad(Reg),
     /// See [`Does::BpfSymbol`].
     BpfSymbol(Reg),
+    /// See [`Does::WriteComm`].
+    WriteComm(Reg, Reg),
+    /// See [`Does::SetComm`].
+    SetComm,
+    /// See [`Does::WriteKmsg`].
+    WriteKmsg(Reg),
+    /// See [`Does::Printk`].
+    Printk(Reg),
+    /// See [`Does::WriteTty`].
+    WriteTty(Reg, Reg, Reg),
+    /// See [`Does::WritePort`].
+    WritePort(Reg, Reg),
 }
 
 impl Action {
@@ -264,21 +333,32 @@ impl Action {
     pub fn allocates(&self) -> bool {
         matches!(self, Action::Alloc(..) | Action::AllocPages(_) | Action::AllocPagesBulk(_) | Action::AllocBulk(..))
     }
+
+    /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
+    pub fn is_of_memory(&self) -> bool {
+        use Action::{Printk, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
+        !matches!(self, WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | WriteTty(..) | WritePort(..))
+    }
 }
 
-/// The hooks that the running kernel has, those of `pages=on` too if they are wanted, and the families it has none of.
-pub fn choose(kernel: &Kernel, pages: bool) -> (Vec<Hook>, Vec<&'static str>) {
+/// The hooks that the running kernel has, and the families of allocators it has none of.
+pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>) {
     let (mut hooks, mut missing) = (Vec::new(), Vec::new());
-    for row in TABLE.iter().chain(PAGES.iter().filter(|_| pages)).chain(CODE) {
+    let some = |rows: &'static [Row], wanted: bool| rows.iter().filter(move |_| wanted);
+    let markers = some(MARKERS, wanted.markers).chain(some(LOG, wanted.markers || wanted.console));
+    let others = CODE.iter().chain(markers).chain(some(CONSOLE, wanted.console));
+    for (row, needed) in
+        TABLE.iter().chain(some(PAGES, wanted.pages)).map(|r| (r, true)).chain(others.map(|r| (r, false)))
+    {
         let before = hooks.len();
         for &name in row.names {
-            let Some(addr) = kernel.symbols.lookup(name) else { continue };
+            let addr = kernel.symbols.lookup(name).or((name == PORT).then_some(LATER));
+            let Some(addr) = addr else { continue };
             match action(kernel, name, row.does) {
                 Some(action) => hooks.push(Hook { name, addr, action }),
                 None => log::warn!("{name} is not hooked: an argument is not in a register"),
             }
         }
-        let needed = !matches!(row.does, Does::ModuleLoad(_) | Does::BpfSymbol(_));
         if needed && hooks.len() == before {
             missing.push(row.family);
         }
@@ -306,5 +386,11 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
         Does::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
         Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
         Does::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
+        Does::WriteComm { buf, count } => Action::WriteComm(reg(buf)?, reg(count)?),
+        Does::SetComm => Action::SetComm,
+        Does::WriteKmsg { from } => Action::WriteKmsg(reg(from)?),
+        Does::Printk { entry } => Action::Printk(reg(entry)?),
+        Does::WriteTty { tty, buf, count } => Action::WriteTty(reg(tty)?, reg(buf)?, reg(count)?),
+        Does::WritePort { buf, count } => Action::WritePort(reg(buf)?, reg(count)?),
     })
 }

@@ -13,13 +13,16 @@ use super::callsite::{CallSites, LONGEST_CALL, Returns};
 use super::code::Code;
 use super::context::Context;
 use super::events::{RECENT_VFREES, ZERO_SIZE_PTR};
+use super::says::Says;
 use super::stack::Times;
-use super::table::{self, Action, Hook};
+use super::table::{self, Action, Hook, LATER, PORT, Wanted};
 use crate::ffi::api::{Block, Flag, Insn};
 use crate::ffi::guard;
 use crate::ffi::ram::Ram;
 use crate::ffi::regs::{self, Reg};
+use crate::triggers::{console, marker};
 use dashmap::DashMap;
+use detector::guest_tests::Tests;
 use detector::objects::{AddressHasher, Kind, LiveMap, Object, Removed};
 use detector::stacks::Stacks;
 use guest_symbols::Kernel;
@@ -100,6 +103,10 @@ pub struct Tracker {
     pub pages: Option<Pages>,
     /// Allocation stacks.
     pub stacks: Stacks,
+    /// The tests that the guest runs.
+    pub tests: Mutex<Tests>,
+    /// Where what the guest says is found.
+    pub says: Says,
     /// What went wrong.
     pub doubts: Doubts,
     /// Modules as they were loaded, each with the sequence number of that moment.
@@ -109,7 +116,7 @@ pub struct Tracker {
     entries: HashMap<u64, u32>,
     entry_range: std::ops::RangeInclusive<u64>,
     sites: CallSites,
-    pub(super) context: Context,
+    pub(crate) context: Context,
     pub(super) code: Code,
     /// How long unwinding takes, if somebody wants to know.
     pub times: Option<Times>,
@@ -118,6 +125,8 @@ pub struct Tracker {
     pub(super) pending: AddressMap<Pending>,
     watched: AddressMap<Watch>,
     armed: Mutex<u64>,
+    /// The address of [`PORT`] in a module; 0 for none.
+    port: AtomicU64,
     flag: Flag,
     pub(super) sequence: AtomicU64,
     pub(super) vfreed: Mutex<VecDeque<u64>>,
@@ -146,16 +155,16 @@ impl Tracker {
     /// Chooses hooks for the kernel and makes this the process's tracker. `memory` is `ram`, stopped.
     ///
     /// Returns the families of functions that the kernel has none of.
-    pub fn install(kernel: Kernel, ram: Ram, pages: bool, frames: usize) -> Vec<&'static str> {
-        let (hooks, missing) = table::choose(&kernel, pages);
-        let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| pages);
+    pub fn install(kernel: Kernel, ram: Ram, wanted: Wanted, frames: usize) -> Vec<&'static str> {
+        let (hooks, missing) = table::choose(&kernel, wanted);
+        let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let (sites, code) = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
             // translation callback now.
             let memory = unsafe { ram.stopped() };
             (analyse_calls(&kernel, &memory, &hooks), Code::new(&kernel, &memory))
         };
-        let addresses = hooks.iter().map(|h| h.addr);
+        let addresses = hooks.iter().map(|h| h.addr).filter(|&addr| addr != LATER);
         let low = addresses.clone().min().unwrap_or(u64::MAX);
         let high = addresses.max().unwrap_or(0);
         let tracker = Tracker {
@@ -166,6 +175,8 @@ impl Tracker {
             times: log::log_enabled!(log::Level::Info).then(Times::default),
             frames,
             image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
+            tests: Mutex::default(),
+            says: Says::new(&kernel),
             replaced: AtomicBool::new(false),
             jiffies: AtomicU64::new(0),
             rewinds: AtomicU64::new(0),
@@ -181,6 +192,7 @@ impl Tracker {
             pending: DashMap::with_capacity_and_hasher(4096, Default::default()),
             watched: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
             armed: Mutex::new(0),
+            port: AtomicU64::new(0),
             flag: Flag::default(),
             sequence: AtomicU64::new(1),
             vfreed: Mutex::new(VecDeque::with_capacity(RECENT_VFREES)),
@@ -254,6 +266,13 @@ impl Tracker {
                 }
             }
         }
+        let port = self.port.load(Ordering::Relaxed);
+        if (start..=last).contains(&port)
+            && let Some(insn) = (0..count).filter_map(|i| block.insn(i)).find(|insn| insn.vaddr() == port)
+            && let Some(hook) = self.hooks.iter().position(|(h, _)| h.name == PORT && h.addr == LATER)
+        {
+            insn.on_exec(on_entry, hook);
+        }
         let returns = self.before(first, start).map_or(Returns::Anything, |b| self.sites.classify(start, &b));
         let mut watch = match returns {
             Returns::Allocator => Watch::Always,
@@ -287,7 +306,7 @@ impl Tracker {
         Some(bytes)
     }
 
-    fn enter(&self, number: u32) {
+    fn enter(&self, vcpu: c_uint, number: u32) {
         let (hook, hits) = &self.hooks[number as usize];
         hits.fetch_add(1, Ordering::Relaxed);
         match hook.action {
@@ -315,6 +334,18 @@ impl Tracker {
             Action::BpfSymbol(symbol) => {
                 self.loaded(Module::read_bpf(&self.kernel, &self.ram, VirtAddr(regs::read(symbol))));
             }
+            Action::WriteComm(buf, count) => marker::comm(self, vcpu, regs::read(buf), regs::read(count)),
+            Action::SetComm => marker::comm_copied(self, vcpu),
+            Action::WriteKmsg(from) => marker::kmsg(self, vcpu, regs::read(from)),
+            Action::Printk(entry) => {
+                let text = self.says.record(self, regs::read(entry));
+                marker::kmsg_copied(self, vcpu, &text);
+                console::printk(self, vcpu, &text);
+            }
+            Action::WriteTty(tty, buf, count) => {
+                console::tty(self, vcpu, regs::read(tty), regs::read(buf), regs::read(count));
+            }
+            Action::WritePort(buf, count) => console::port(self, vcpu, regs::read(buf), regs::read(count)),
         }
     }
 
@@ -323,6 +354,9 @@ impl Tracker {
         let Some(module) = module else { return };
         log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
         self.code.add(&module);
+        if let Some(symbol) = module.symbols().find(|s| s.name == PORT) {
+            self.port.store(symbol.addr, Ordering::Relaxed);
+        }
         self.modules.lock().push((self.sequence.load(Ordering::Relaxed), Arc::new(module)));
     }
 
@@ -423,10 +457,10 @@ fn analyse_calls(kernel: &Kernel, memory: &impl StoppedMemory, hooks: &[Hook]) -
     CallSites::new(bytes, text, &functions, &allocators, &trampolines)
 }
 
-extern "C" fn on_entry(_vcpu: c_uint, hook: *mut c_void) {
+extern "C" fn on_entry(vcpu: c_uint, hook: *mut c_void) {
     guard(|| {
         if let Some(tracker) = tracker() {
-            tracker.enter(hook as usize as u32);
+            tracker.enter(vcpu, hook as usize as u32);
         }
     });
 }

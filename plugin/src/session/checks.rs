@@ -73,6 +73,11 @@ impl Session {
             }
             let outcome = moment.check(self.options.why.as_deref(), &self.suppressions)?;
             self.settle(tracker, &outcome);
+            let mut tests = tracker.tests.lock();
+            // Others may have ended meanwhile, on QEMU that cannot stop all.
+            let told = outcome.tests.finished.len().min(tests.finished.len());
+            tests.finished.drain(..told);
+            drop(tests);
             Ok(Found { outcome, counters: moment.counters })
         })
     }
@@ -173,6 +178,8 @@ impl Session {
         let modules = tracker.modules();
         // SAFETY: the vCPUs are stopped, by the contract of the methods above with their callers.
         let memory = unsafe { tracker.ram.stopped() };
+        let mut tests = tracker.tests.lock().clone();
+        tests.at = tests.at.or_else(|| tests.running.clone());
         look(&Moment {
             kernel: &tracker.kernel,
             memory: &memory,
@@ -181,6 +188,7 @@ impl Session {
             lines: self.lines.as_ref(),
             registers: &stopped::registers(),
             modules: &modules,
+            tests: &tests,
             counters: stopped::counters(tracker),
             millis: tracker.millis(),
             min_age,

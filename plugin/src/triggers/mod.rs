@@ -3,13 +3,16 @@
 //! - [`demand`]: what can be demanded
 //! - [`interval`]: every so many seconds
 //! - [`control`]: when another program asks, through a socket
+//! - [`marker`]: the guest itself, and [`console`], the tests that it tells of
 //!
 //! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the methods of
 //! [`Session`](crate::session::Session) that the thread calls.
 
+pub mod console;
 pub mod control;
 pub mod demand;
 mod interval;
+pub mod marker;
 
 use crate::ffi;
 use crate::hooks::tracker::Tracker;
@@ -33,6 +36,7 @@ static QUEUE: OnceLock<Sender<Demand>> = OnceLock::new();
 
 /// Starts the thread.
 pub fn start(session: &'static Session) {
+    marker::start(session);
     let (queue, demands) = crossbeam_channel::bounded(MAX_WAITING);
     let thread = Scanner {
         session,
@@ -141,6 +145,7 @@ impl Scanner {
             match result.lock().take() {
                 Some(Ok(Done::Found(found))) => {
                     session.paused(pause);
+                    marker::flush(session);
                     let report = session.report(tracker, &found, pause, false);
                     return Ok((Answer::Report(Arc::new(report)), pause));
                 }

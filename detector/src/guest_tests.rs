@@ -1,0 +1,286 @@
+//! Tests that the guest runs, by the allocations that were made meanwhile.
+//!
+//! Every boundary between tests is a sequence number of the live map, so an object belongs to the test in whose stretch of
+//! numbers its own lies, and nothing need be kept with it. Boundaries come from markers, which begin and end a test by its
+//! name, and from lines of [`ktap`](crate::ktap), which name a test when it is over.
+//!
+//! What the guest says is untrusted: names are cut and escaped, and there are only so many stretches.
+
+use crate::ktap::{self, Line};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Most bytes of a name that are looked at, and most bytes of it when it is escaped.
+pub const MAX_NAME: usize = 256;
+/// Most bytes of a name with those of the tests that it is a part of.
+pub const MAX_PATH: usize = 1024;
+/// Most stretches kept: a night of short tests.
+pub const MAX_STRETCHES: usize = 1 << 16;
+/// Most tests that wait for a report to tell of them.
+pub const MAX_FINISHED: usize = 1 << 16;
+/// Most tests that one test may be a part of.
+const MAX_DEPTH: usize = 16;
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// `ok`.
+    #[serde(rename = "ok")]
+    Ok,
+    /// `not ok`.
+    #[serde(rename = "not ok")]
+    NotOk,
+    /// `ok`, with the directive SKIP.
+    #[serde(rename = "skip")]
+    Skip,
+}
+
+/// A test that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Test {
+    /// Its name, with those of the tests that it is a part of before it, each followed by `/`.
+    pub name: String,
+    /// How it ended; `None` where only its end is known.
+    pub result: Option<Verdict>,
+}
+
+/// A run of sequence numbers that belongs to one test or to none, and follows the one before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    /// The first sequence number after it.
+    pub end: u64,
+    /// The test.
+    pub test: Option<Arc<str>>,
+}
+
+/// All tests until now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tests {
+    /// Ascending by their end.
+    pub stretches: Vec<Stretch>,
+    /// Those that are over and that no report has told of yet.
+    pub finished: Vec<Test>,
+    /// The one that runs now, as far as it has a name already.
+    pub running: Option<Arc<str>>,
+    /// The one at whose end, or within which, the report is made.
+    pub at: Option<Arc<str>>,
+    /// Boundaries that there was no room for.
+    pub dropped: u64,
+    /// The one that a marker has begun.
+    marked: Option<Arc<str>>,
+    /// Tests whose start was announced, with the column from which on lines are of their parts.
+    announced: Vec<(usize, String)>,
+}
+
+impl Tests {
+    /// The test in which the allocation with that sequence number was made.
+    pub fn of(&self, sequence: u64) -> Option<&Arc<str>> {
+        match self.stretches.get(self.stretches.partition_point(|s| s.end <= sequence)) {
+            Some(stretch) => stretch.test.as_ref(),
+            None => self.running.as_ref(),
+        }
+    }
+
+    /// A marker begins a test, and ends the one before; without a name, it only does that. `now` is the next sequence
+    /// number. Returns the test that it ends.
+    pub fn mark(&mut self, name: Option<&[u8]>, now: u64) -> Option<Arc<str>> {
+        self.close(self.running.clone(), now);
+        let before = self.marked.take();
+        if let Some(before) = &before {
+            self.finish(before, None);
+        }
+        self.announced.clear();
+        self.marked = name.map(|name| clean(name).into());
+        self.running = self.marked.clone();
+        before
+    }
+
+    /// A line of the guest's console. Returns the test that it ends.
+    pub fn line(&mut self, line: &[u8], now: u64) -> Option<Arc<str>> {
+        match ktap::parse(line)? {
+            Line::Start { column, name } => {
+                self.close(self.running.clone(), now);
+                self.announced.retain(|(c, _)| *c < column);
+                if self.announced.len() < MAX_DEPTH {
+                    self.announced.push((column, clean(name)));
+                }
+                self.running = Some(self.path(None).into());
+                None
+            }
+            Line::Result { column, name, verdict } => {
+                self.announced.retain(|(c, _)| *c <= column);
+                let name: Arc<str> = self.path(Some(clean(name))).into();
+                self.close(Some(name.clone()), now);
+                self.finish(&name, Some(verdict));
+                self.running =
+                    if self.announced.is_empty() { self.marked.clone() } else { Some(self.path(None).into()) };
+                Some(name)
+            }
+        }
+    }
+
+    /// The guest went back in time: sequence numbers go on, and what ran then does not.
+    pub fn forget(&mut self, now: u64) {
+        self.close(None, now);
+        (self.marked, self.running) = (None, None);
+        self.announced.clear();
+    }
+
+    /// The name of a part of what was announced, or of the innermost of that itself.
+    fn path(&self, name: Option<String>) -> String {
+        let marked = self.marked.as_deref().map(str::to_owned);
+        let parts = marked.into_iter().chain(self.announced.iter().map(|(_, name)| name.clone())).chain(name);
+        cut(parts.collect::<Vec<_>>().join("/"), MAX_PATH)
+    }
+
+    fn close(&mut self, test: Option<Arc<str>>, now: u64) {
+        let full = self.stretches.len() >= MAX_STRETCHES;
+        match self.stretches.last_mut() {
+            // Nothing was allocated.
+            Some(last) if last.end >= now => {}
+            // Nor is there a boundary.
+            Some(last) if last.test == test => last.end = now,
+            _ if full => self.dropped += 1,
+            _ => self.stretches.push(Stretch { end: now, test }),
+        }
+    }
+
+    fn finish(&mut self, name: &str, result: Option<Verdict>) {
+        match self.finished.len() {
+            MAX_FINISHED.. => self.dropped += 1,
+            _ => self.finished.push(Test { name: name.to_owned(), result }),
+        }
+    }
+}
+
+/// A name as text of one line that shows what it is: cut, and without what controls a terminal or the direction of text.
+pub fn clean(name: &[u8]) -> String {
+    let mut text = String::new();
+    for c in String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]).trim().chars() {
+        let directs = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+        if c.is_control() || directs {
+            text.extend(c.escape_unicode());
+        } else {
+            text.push(c);
+        }
+    }
+    cut(text, MAX_NAME)
+}
+
+/// At most so many bytes of a text.
+fn cut(mut text: String, most: usize) -> String {
+    let end = (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    text.truncate(end.unwrap_or(0));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(tests: &Tests, sequence: u64) -> &str {
+        tests.of(sequence).map_or("-", |name| name)
+    }
+
+    #[test]
+    fn marked_tests_own_what_is_allocated_in_them() {
+        let mut tests = Tests::default();
+        assert_eq!(of(&tests, 5), "-");
+        tests.mark(Some(b"A"), 10);
+        assert_eq!((of(&tests, 9), of(&tests, 10)), ("-", "A"));
+        tests.mark(Some(b"B"), 20);
+        tests.mark(None, 30);
+        let all: Vec<&str> = [9, 10, 19, 20, 29, 30].iter().map(|&n| of(&tests, n)).collect();
+        assert_eq!(all, ["-", "A", "A", "B", "B", "-"]);
+        assert_eq!(tests.finished.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["A", "B"]);
+        assert!(tests.finished.iter().all(|t| t.result.is_none()));
+    }
+
+    #[test]
+    fn a_result_owns_what_came_since_the_line_before() {
+        let mut tests = Tests::default();
+        let lines: [(&[u8], u64); 6] = [
+            (b"KTAP version 1", 1),
+            (b"    # Subtest: example", 10),
+            (b"    ok 1 simple", 20),
+            (b"    not ok 2 - bad # why", 30),
+            (b"not ok 1 example", 40),
+            (b"ok 2 alone # SKIP no such device", 50),
+        ];
+        let ended: Vec<_> = lines.iter().filter_map(|(line, now)| tests.line(line, *now)).collect();
+        assert_eq!(
+            ended.iter().map(|n| &**n).collect::<Vec<_>>(),
+            ["example/simple", "example/bad", "example", "alone"]
+        );
+        let all: Vec<&str> = [9, 10, 20, 30, 40, 50].iter().map(|&n| of(&tests, n)).collect();
+        assert_eq!(all, ["-", "example/simple", "example/bad", "example", "alone", "-"]);
+        let results: Vec<_> = tests.finished.iter().map(|t| t.result.unwrap()).collect();
+        assert_eq!(results, [Verdict::Ok, Verdict::NotOk, Verdict::NotOk, Verdict::Skip]);
+    }
+
+    #[test]
+    fn parts_of_a_kselftest_have_its_name() {
+        let mut tests = Tests::default();
+        let lines: [&[u8]; 7] = [
+            b"TAP version 13",
+            b"# selftests: net: a.sh",
+            b"# ok 1 first",
+            b"# not ok 2 second",
+            b"not ok 1 selftests: net: a.sh # exit=1",
+            b"# selftests: net: b.sh",
+            b"ok 2 selftests: net: b.sh",
+        ];
+        for (i, line) in lines.iter().enumerate() {
+            tests.line(line, 10 * i as u64);
+        }
+        let names: Vec<_> = tests.finished.iter().map(|t| t.name.as_str()).collect();
+        let want = [
+            "selftests: net: a.sh/first",
+            "selftests: net: a.sh/second",
+            "selftests: net: a.sh",
+            "selftests: net: b.sh",
+        ];
+        assert_eq!(names, want);
+        assert_eq!((of(&tests, 15), of(&tests, 35), of(&tests, 45)), (want[0], want[2], "-"));
+    }
+
+    #[test]
+    fn a_marked_test_holds_those_of_the_console() {
+        let mut tests = Tests::default();
+        tests.mark(Some(b"run 1"), 10);
+        tests.line(b"ok 1 a", 20);
+        assert_eq!((of(&tests, 15), of(&tests, 25)), ("run 1/a", "run 1"));
+        tests.mark(None, 30);
+        assert_eq!((of(&tests, 25), of(&tests, 35)), ("run 1", "-"));
+    }
+
+    #[test]
+    fn names_are_cut_and_show_what_they_are() {
+        let mut tests = Tests::default();
+        tests.mark(Some(b" a\x1b[2J\nb\xff\0 "), 1);
+        assert_eq!(of(&tests, 1), "a\\u{1b}[2J\\u{a}b\u{fffd}\\u{0}");
+        tests.mark(Some("a\u{202e}b".as_bytes()), 2);
+        assert_eq!(of(&tests, 2), "a\\u{202e}b");
+        tests.mark(Some(&[b'x'; 1 << 16]), 3);
+        assert_eq!(of(&tests, 3).len(), MAX_NAME);
+        tests.mark(Some(&[0x1b; 1 << 16]), 4);
+        assert!(of(&tests, 4).len() <= MAX_NAME);
+        (0..MAX_DEPTH).for_each(|i| drop(tests.line(&[&b" ".repeat(i)[..], b"# Subtest: ", &[b'y'; 300]].concat(), 5)));
+        assert_eq!(of(&tests, 5).len(), MAX_PATH);
+    }
+
+    #[test]
+    fn there_are_only_so_many() {
+        let mut tests = Tests::default();
+        for i in 0..MAX_STRETCHES as u64 + 100 {
+            tests.line(format!("ok 1 {i}").as_bytes(), i + 1);
+        }
+        assert_eq!((tests.stretches.len(), tests.finished.len(), tests.dropped), (MAX_STRETCHES, MAX_FINISHED, 200));
+        for _ in 0..1000 {
+            for column in 0..100 {
+                tests.line(format!("{:column$}# Subtest: x", "").as_bytes(), 1 << 30);
+            }
+        }
+        assert!(tests.announced.len() <= MAX_DEPTH);
+    }
+}

@@ -1,0 +1,260 @@
+//! What the guest says: text in the memory of the process that runs, and records of the kernel's log.
+//!
+//! All of it is untrusted. Nothing is read beyond a length that the caller gives, and what cannot be read ends the text.
+
+use super::tracker::Tracker;
+use crate::ffi::regs::{self, Reg};
+use guest_symbols::Kernel;
+use guest_symbols::memory::{GuestMemory, PhysAddr, VirtAddr};
+use guest_symbols::paging::PageTables;
+
+/// Most bytes of a record of the log: PRINTKRB_RECORD_MAX (kernel/printk/internal.h).
+const MAX_RECORD: usize = 1024;
+/// include/linux/tty_driver.h; a short.
+const TTY_DRIVER_TYPE_PTY: u32 = 4;
+/// Most parts of a text that is written by writev().
+const MAX_PARTS: u64 = 16;
+/// Most bits of a number of records, or of bytes of text.
+const MAX_BITS: u32 = 30;
+
+/// Where text is found, all offsets resolved once.
+pub struct Says {
+    iter: Option<Iter>,
+    log: Option<Log>,
+    /// Offsets of a terminal's driver, and of that one's type.
+    driver: Option<(u64, u64)>,
+}
+
+/// `struct iov_iter` (include/linux/uio.h).
+struct Iter {
+    /// Offset of the type, and whether it is one byte (5.14 on) and not flags of a word.
+    kind: (u64, bool),
+    /// ITER_IOVEC, and ITER_UBUF where there is such a thing (6.0 on).
+    iovec: u64,
+    ubuf: Option<u64>,
+    /// Offsets.
+    iov: u64,
+    buffer: u64,
+    skip: u64,
+    count: u64,
+}
+
+/// The log (kernel/printk/printk_ringbuffer.h, 5.10 to 7.3).
+struct Log {
+    entry_rb: u64,
+    entry_id: u64,
+    count_bits: u64,
+    descs: u64,
+    infos: u64,
+    size_bits: u64,
+    data: u64,
+    /// Size, and where the text begins and ends.
+    desc: (u64, u64, u64),
+    /// Size, and where the length of the text is.
+    info: (u64, u64),
+}
+
+/// Text that was read, and whether it is all of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// No page was missing.
+    pub whole: bool,
+}
+
+impl Says {
+    /// Finds the places; what the kernel has not is not read.
+    pub fn new(kernel: &Kernel) -> Says {
+        let driver = || Some((kernel.offset_of("tty_struct", "driver")?, kernel.offset_of("tty_driver", "type")?));
+        Says { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
+    }
+
+    /// Whether the `tty_struct` at `tty` is of a pseudo-terminal.
+    pub fn is_pty(&self, tracker: &Tracker, tty: u64) -> bool {
+        let kind = |(driver, kind): (u64, u64)| {
+            let driver = tracker.kernel.read_u64(&tracker.ram, VirtAddr(tty).offset(driver)).ok()?;
+            tracker.kernel.read_u32(&tracker.ram, VirtAddr(driver).offset(kind)).ok()
+        };
+        self.driver.and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
+    }
+
+    /// What a process is about to write, by the `iov_iter` at `iter`: at most `max` bytes.
+    pub fn iter(&self, tracker: &Tracker, iter: u64, max: usize) -> Text {
+        self.iter.as_ref().and_then(|i| i.read(tracker, iter, max)).unwrap_or_default()
+    }
+
+    /// The text of the record whose `prb_reserved_entry` is at `entry`.
+    pub fn record(&self, tracker: &Tracker, entry: u64) -> Vec<u8> {
+        self.log.as_ref().and_then(|log| log.read(tracker, entry)).unwrap_or_default()
+    }
+}
+
+/// At most `max` bytes of the process that runs on this vCPU, at `at`.
+pub fn user(tracker: &Tracker, at: u64, max: usize) -> Text {
+    let levels = tracker.kernel.page_tables(&tracker.ram).levels;
+    let tables = PageTables { root: PhysAddr(regs::read(Reg::Cr3)), levels };
+    read_user(tables, &tracker.ram, at, max)
+}
+
+fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize) -> Text {
+    let mut text = Text { bytes: Vec::new(), whole: true };
+    while text.bytes.len() < max {
+        let at = VirtAddr(at).offset(text.bytes.len() as u64);
+        let found = if at.is_kernel() { None } else { tables.translate(memory, at).ok() };
+        let Some(found) = found else { return Text { whole: false, ..text } };
+        let mut part = vec![0; (found.len as usize).min(max - text.bytes.len())];
+        if memory.read(found.phys, &mut part).is_err() {
+            return Text { whole: false, ..text };
+        }
+        text.bytes.append(&mut part);
+    }
+    text
+}
+
+/// At most `max` bytes of the kernel, at `at`; none if they cannot all be read.
+pub fn kernel(tracker: &Tracker, at: u64, max: usize) -> Vec<u8> {
+    let mut bytes = vec![0; max];
+    let is_read = VirtAddr(at).is_kernel() && tracker.kernel.read(&tracker.ram, VirtAddr(at), &mut bytes).is_ok();
+    if is_read { bytes } else { Vec::new() }
+}
+
+impl Iter {
+    fn new(kernel: &Kernel) -> Option<Iter> {
+        let field = |name| kernel.offset_of("iov_iter", name);
+        let btf = kernel.btf.as_ref()?;
+        Some(Iter {
+            kind: field("iter_type").map(|at| (at, true)).or_else(|| Some((field("type")?, false)))?,
+            iovec: btf.enumerator("iter_type", "ITER_IOVEC")?,
+            ubuf: btf.enumerator("iter_type", "ITER_UBUF"),
+            iov: field("__iov").or_else(|| field("iov"))?,
+            buffer: field("ubuf").unwrap_or(0),
+            skip: field("iov_offset")?,
+            count: field("count")?,
+        })
+    }
+
+    fn read(&self, tracker: &Tracker, iter: u64, max: usize) -> Option<Text> {
+        let word = |at: u64| tracker.kernel.read_u64(&tracker.ram, VirtAddr(at)).ok();
+        let field = |offset: u64| word(iter.wrapping_add(offset));
+        let kind = match self.kind {
+            (at, true) => field(at)? & 0xff,
+            // The lowest bit is the direction.
+            (at, false) => field(at)? & 0xfe,
+        };
+        let (skip, count) = (field(self.skip)?, field(self.count)?.min(max as u64) as usize);
+        if Some(kind) == self.ubuf {
+            return Some(user(tracker, field(self.buffer)?.wrapping_add(skip), count));
+        }
+        if kind != self.iovec {
+            return None;
+        }
+        let (array, mut skip) = (field(self.iov)?, skip);
+        let mut text = Text { bytes: Vec::new(), whole: true };
+        for i in 0..MAX_PARTS {
+            let part = array.wrapping_add(16 * i);
+            let (base, len) = (word(part)?, word(part.wrapping_add(8))?);
+            let room = count.saturating_sub(text.bytes.len());
+            if room == 0 {
+                break;
+            }
+            let more =
+                user(tracker, base.wrapping_add(skip), room.min(len.saturating_sub(skip).min(max as u64) as usize));
+            skip = 0;
+            text.bytes.extend(more.bytes);
+            if !more.whole {
+                return Some(Text { whole: false, ..text });
+            }
+        }
+        Some(text)
+    }
+}
+
+impl Log {
+    fn new(kernel: &Kernel) -> Option<Log> {
+        let entry = |name| kernel.offset_of("prb_reserved_entry", name);
+        let ring = |name| kernel.offset_of("printk_ringbuffer", name);
+        let size = |name| kernel.btf.as_ref()?.size_of(name);
+        let text = |name| kernel.offset_of("prb_desc", name);
+        Some(Log {
+            entry_rb: entry("rb")?,
+            entry_id: entry("id")?,
+            count_bits: ring("desc_ring.count_bits")?,
+            descs: ring("desc_ring.descs")?,
+            infos: ring("desc_ring.infos")?,
+            size_bits: ring("text_data_ring.size_bits")?,
+            data: ring("text_data_ring.data")?,
+            desc: (size("prb_desc")?, text("text_blk_lpos.begin")?, text("text_blk_lpos.next")?),
+            info: (size("printk_info")?, kernel.offset_of("printk_info", "text_len")?),
+        })
+    }
+
+    fn read(&self, tracker: &Tracker, entry: u64) -> Option<Vec<u8>> {
+        let word = |at: u64| tracker.kernel.read_u64(&tracker.ram, VirtAddr(at)).ok();
+        let bits = |at: u64| {
+            let bits = tracker.kernel.read_u32(&tracker.ram, VirtAddr(at)).ok()?;
+            Some(bits).filter(|bits| *bits <= MAX_BITS)
+        };
+        let (rb, id) = (word(entry.wrapping_add(self.entry_rb))?, word(entry.wrapping_add(self.entry_id))?);
+        let ring = |offset: u64| rb.wrapping_add(offset);
+        let index = id & ((1 << bits(ring(self.count_bits))?) - 1);
+        let desc = word(ring(self.descs))?.wrapping_add(index * self.desc.0);
+        let info = word(ring(self.infos))?.wrapping_add(index * self.info.0);
+        let len = tracker.kernel.read_u32(&tracker.ram, VirtAddr(info.wrapping_add(self.info.1))).ok()? & 0xffff;
+        let (begin, next) = (word(desc.wrapping_add(self.desc.1))?, word(desc.wrapping_add(self.desc.2))?);
+        let size_bits = bits(ring(self.size_bits))?;
+        let at = place(begin, next, size_bits)?;
+        Some(kernel(tracker, word(ring(self.data))?.wrapping_add(at), (len as usize).min(MAX_RECORD)))
+    }
+}
+
+/// Where in a ring of `1 << size_bits` bytes the text lies whose block goes from one logical position to the other. A block
+/// that would go round the end lies at the start, and each starts with a word of the ring's own.
+fn place(begin: u64, next: u64, size_bits: u32) -> Option<u64> {
+    // A record without text.
+    if begin & 1 != 0 {
+        return None;
+    }
+    let is_wrapped = begin >> size_bits != next.wrapping_sub(1) >> size_bits;
+    Some(if is_wrapped { 0 } else { begin & ((1 << size_bits) - 1) } + 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_symbols::memory::OwnedMemory;
+
+    /// Two pages of a process at 0x40_0000, the second of them somewhere else, and no third.
+    fn process() -> (OwnedMemory, PageTables) {
+        let mut memory = OwnedMemory::zeroed(0, 0x1_0000);
+        for (at, entry) in [(0x1000, 0x2001u64), (0x2000, 0x3001), (0x3010, 0x4001), (0x4000, 0x9001), (0x4008, 0x6001)]
+        {
+            memory.write(at, &entry.to_le_bytes());
+        }
+        memory.write(0x9ffc, b"leak");
+        memory.write(0x6000, b":scan\n");
+        (memory, PageTables { root: PhysAddr(0x1000), levels: 4 })
+    }
+
+    #[test]
+    fn text_of_a_process_is_read_across_pages_and_to_where_there_are_none() {
+        let (memory, tables) = process();
+        let read = |at, max| read_user(tables, &memory, at, max);
+        assert_eq!(read(0x40_0ffc, 9), Text { bytes: b"leak:scan".to_vec(), whole: true });
+        let cut = read(0x40_1ffe, 9);
+        assert_eq!((cut.bytes.len(), cut.whole), (2, false));
+        assert_eq!(read(0x40_2000, 9), Text { bytes: Vec::new(), whole: false });
+        assert_eq!(read(0xffff_8000_0000_0000, 9).bytes, b"");
+        assert_eq!(read(u64::MAX - 3, 9).bytes, b"");
+        assert_eq!(read(0x40_0ffc, 0), Text { bytes: Vec::new(), whole: true });
+    }
+
+    #[test]
+    fn records_lie_where_the_ring_has_them() {
+        assert_eq!(place(0x120, 0x140, 8), Some(0x28));
+        // The last of the ring, and one that does not fit there.
+        assert_eq!(place(0x1e0, 0x200, 8), Some(0xe8));
+        assert_eq!(place(0x1e0, 0x230, 8), Some(8));
+        assert_eq!(place(1, 1, 8), None);
+    }
+}
