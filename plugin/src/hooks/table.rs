@@ -57,6 +57,8 @@ pub enum Does {
     WriteKmsg { from: Arg },
     /// A record of the kernel's log is complete (kernel/printk/printk_ringbuffer.c, 5.10 on).
     Printk { entry: Arg },
+    /// The same of one whose text has no end of line, so that more may come.
+    PrintkPart { entry: Arg },
     /// Writes what a process wrote to a terminal; the buffer is the kernel's (drivers/tty/n_tty.c).
     WriteTty { tty: Arg, buf: Arg, count: Arg },
     /// Writes what a process wrote to a virtio port (drivers/char/virtio_console.c).
@@ -247,8 +249,10 @@ pub const MARKERS: &[Row] = &[
 ];
 
 /// The hook by which the kernel's own log is seen, for both of [`MARKERS`] and [`CONSOLE`].
-pub const LOG: &[Row] =
-    &[Row { family: "log", names: &["prb_final_commit"], does: Does::Printk { entry: arg(&["e"], 0) } }];
+pub const LOG: &[Row] = &[
+    Row { family: "log", names: &["prb_final_commit"], does: Does::Printk { entry: arg(&["e"], 0) } },
+    Row { family: "log", names: &["prb_commit"], does: Does::PrintkPart { entry: arg(&["e"], 0) } },
+];
 
 /// Hooks by which lines of tests are seen, with `tests=ktap`.
 pub const CONSOLE: &[Row] = &[
@@ -322,6 +326,8 @@ pub enum Action {
     WriteKmsg(Reg),
     /// See [`Does::Printk`].
     Printk(Reg),
+    /// See [`Does::PrintkPart`].
+    PrintkPart(Reg),
     /// See [`Does::WriteTty`].
     WriteTty(Reg, Reg, Reg),
     /// See [`Does::WritePort`].
@@ -336,8 +342,11 @@ impl Action {
 
     /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
     pub fn is_of_memory(&self) -> bool {
-        use Action::{Printk, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
-        !matches!(self, WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | WriteTty(..) | WritePort(..))
+        use Action::{Printk, PrintkPart, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
+        !matches!(
+            self,
+            WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | PrintkPart(_) | WriteTty(..) | WritePort(..)
+        )
     }
 }
 
@@ -390,6 +399,7 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
         Does::SetComm => Action::SetComm,
         Does::WriteKmsg { from } => Action::WriteKmsg(reg(from)?),
         Does::Printk { entry } => Action::Printk(reg(entry)?),
+        Does::PrintkPart { entry } => Action::PrintkPart(reg(entry)?),
         Does::WriteTty { tty, buf, count } => Action::WriteTty(reg(tty)?, reg(buf)?, reg(count)?),
         Does::WritePort { buf, count } => Action::WritePort(reg(buf)?, reg(count)?),
     })

@@ -338,10 +338,11 @@ impl Tracker {
             Action::SetComm => marker::comm_copied(self, vcpu),
             Action::WriteKmsg(from) => marker::kmsg(self, vcpu, regs::read(from)),
             Action::Printk(entry) => {
-                let text = self.says.record(self, regs::read(entry));
-                marker::kmsg_copied(self, vcpu, &text);
-                console::printk(self, vcpu, &text);
+                let entry = regs::read(entry);
+                marker::kmsg_copied(self, vcpu, entry);
+                console::printk(self, vcpu, entry);
             }
+            Action::PrintkPart(entry) => marker::kmsg_copied(self, vcpu, regs::read(entry)),
             Action::WriteTty(tty, buf, count) => {
                 console::tty(self, vcpu, regs::read(tty), regs::read(buf), regs::read(count));
             }

@@ -37,10 +37,10 @@ pub fn port(tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
     write(tracker, vcpu, PORT, &says::user(tracker, buf, count.min(MAX_WRITE) as usize).bytes);
 }
 
-/// A record is in the kernel's log.
-pub fn printk(tracker: &Tracker, vcpu: c_uint, record: &[u8]) {
+/// A record is in the kernel's log, its `prb_reserved_entry` at `entry`.
+pub fn printk(tracker: &Tracker, vcpu: c_uint, entry: u64) {
     if session().is_some_and(|s| s.options.ktap) {
-        lines(tracker, vcpu, record.split(|b| *b == b'\n'));
+        lines(tracker, vcpu, tracker.says.record(tracker, entry).split(|b| *b == b'\n'));
     }
 }
 

@@ -106,10 +106,11 @@ pub fn kmsg(tracker: &Tracker, vcpu: c_uint, iter: u64) {
     tell_or_defer(tracker, vcpu, tracker.says.iter(tracker, iter, MAX_TEXT), None);
 }
 
-/// A record is in the log: if it is what this task wrote to /dev/kmsg, the text is in memory now.
-pub fn kmsg_copied(tracker: &Tracker, vcpu: c_uint, record: &[u8]) {
+/// A record is in the log, its `prb_reserved_entry` at `entry`: if it is what this task wrote to /dev/kmsg, that is text that
+/// can be read.
+pub fn kmsg_copied(tracker: &Tracker, vcpu: c_uint, entry: u64) {
     if take_deferred(tracker, false).is_some() {
-        tell(tracker, vcpu, record);
+        tell(tracker, vcpu, &tracker.says.record(tracker, entry));
     }
 }
 

@@ -1,0 +1,2 @@
+// The example that users find beside the header.
+#include "../../scripts/fuzz/marker.c"

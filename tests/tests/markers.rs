@@ -1,0 +1,208 @@
+//! Markers of the guest: when it says so there is a scan, and every leak is charged to the test in which it was made.
+
+use detector::guest_tests::{Test, Verdict};
+use detector::report::{Format, Report, json};
+use std::path::PathBuf;
+use tests::program::{leak, scratch};
+use tests::{Boot, Guest, Program};
+
+/// What the steps have in common.
+const HEAD: &str = "#!/bin/sh
+lose() { echo $1 >/sys/module/loser/parameters/lose; }
+say() { echo \"$1\" >/sys/module/loser/parameters/say; }
+insmod /modules/loser.ko
+";
+
+/// Markers by all three ways.
+const MARKERS: &str = "
+lose 200
+echo 'leak:test A, the first' >/proc/self/comm
+lose 90
+echo 'libleak: test B' >/dev/kmsg
+lose 190
+echo leak:scan >/proc/self/comm
+lose 500
+/guest/marker scan
+lose 3000
+echo '<6>libleak: mark' >/dev/kmsg
+lose 1000
+echo leak:clear >/proc/self/comm
+/guest/marker test C
+lose 2000
+/guest/marker test
+lose 4000
+printf 'leak:test \\033[2J\\377</name>\\n' >/proc/self/comm
+lose 90
+echo leak:test >/proc/self/comm
+/guest/marker test \"$(head -c 65536 /dev/zero | tr '\\0' x | head -c 30000)\"
+/guest/marker test
+";
+
+/// Lines of tests, on the console and in the kernel's log.
+const LINES: &str = "
+echo TAP version 13
+echo 1..2
+lose 60
+echo '# selftests: net: foo.sh'
+lose 90
+echo '# ok 1 part'
+lose 190
+echo 'not ok 1 selftests: net: foo.sh # exit=1'
+lose 500
+echo 'ok 2 alone # SKIP there is none'
+say '    # Subtest: suite'
+say '    1..2'
+lose 1000
+say '    ok 1 case'
+say '    not ok 2 other'
+lose 2000
+say 'ok 3 suite'
+lose 4000
+";
+
+struct Files {
+    text: PathBuf,
+    lines: PathBuf,
+    snapshot: PathBuf,
+}
+
+fn guest(test: &str, kernel: &str, steps: &str) -> (Guest, Files) {
+    let folder = scratch(&format!("{test}-reports"));
+    let [text, lines, snapshot] = ["report.txt", "report.jsonl", "snapshot"].map(|name| folder.join(name));
+    let guest = Guest::new(test, kernel)
+        .groups()
+        .module("loser")
+        .program("marker")
+        .script("steps", &format!("{HEAD}{steps}"))
+        .option(&format!("report={}", text.display()))
+        .option(&format!("report={}", lines.display()))
+        .option(&format!("snapshot={}", snapshot.display()))
+        .run(&["steps"]);
+    (guest, Files { text, lines, snapshot })
+}
+
+impl Files {
+    /// The reports, which are the same as text and as lines of JSON, and the last of them once more of the snapshot.
+    fn reports(&self, boot: &Boot) -> Vec<Report> {
+        boot.assert_ended_well();
+        let read = |path| std::fs::read_to_string(path).expect("a report");
+        let reports = json::read(&read(&self.lines)).expect("lines of JSON");
+        let text: String = reports.iter().map(|r| Format::Text.write(r, false)).collect();
+        assert!(text == read(&self.text), "{}", boot.hint());
+        let last = reports.last().expect("a report");
+        let done = Program::new(leak()).arg("check").arg(&self.snapshot).args("--format jsonl").run();
+        assert_eq!(done.status, Some(0), "{}", done.stderr);
+        let again = json::read(&done.stdout).expect("lines of JSON").remove(0);
+        assert_eq!(
+            (&again.groups, &again.tests, &again.test),
+            (&last.groups, &last.tests, &last.test),
+            "{}",
+            boot.hint()
+        );
+        reports
+    }
+}
+
+/// Sizes of what `loser` lost and a report has, each with the test; of all but one of what it lost at once, which some word
+/// may hide.
+fn lost(report: &Report) -> Vec<(u64, Option<&str>)> {
+    let ours = report.groups.iter().filter(|g| g.frames.iter().any(|f| f.to_string().ends_with("[loser]")));
+    let mut lost: Vec<_> = ours
+        .inspect(|g| assert!((3..=4).contains(&g.leaks.len()), "{g:#?}"))
+        .map(|g| (g.leaks[0].size, g.test.as_deref()))
+        .collect();
+    lost.sort_unstable();
+    lost
+}
+
+fn test(name: &str, result: Option<Verdict>) -> Test {
+    Test { name: name.to_owned(), result }
+}
+
+fn markers(test_name: &str, kernel: &str) {
+    let (guest, files) = guest(test_name, kernel, MARKERS);
+    let boot = guest.boot();
+    let reports = files.reports(&boot);
+    let [first, second, last] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    // What is lost before the marker is in its report, and what is lost after it is not.
+    assert_eq!(lost(first), [(96, Some("A, the first")), (192, Some("B")), (256, None)], "{}", boot.hint());
+    assert_eq!(lost(second), [(512, Some("B"))], "{}", boot.hint());
+    let odd = "\\u{1b}[2J\u{fffd}</name>";
+    // Nothing of before the mark, and nothing that was cleared.
+    assert_eq!(lost(last), [(96, Some(odd)), (2048, Some("C")), (4096, None)], "{}", boot.hint());
+    assert_eq!([&first.test, &second.test, &last.test].map(Option::as_deref), [Some("B"), Some("B"), None]);
+    assert_eq!((&first.tests, &second.tests), (&vec![test("A, the first", None)], &vec![]));
+    let long = "x".repeat(256);
+    let ended: Vec<Test> = ["B", "C", odd, &long].iter().map(|name| test(name, None)).collect();
+    assert_eq!(last.tests, ended, "{}", boot.hint());
+    boot.assert_ended_well();
+}
+
+#[test]
+fn markers_scan_and_name_tests_on_6_1() {
+    markers("markers-6.1", "bookworm");
+}
+
+#[test]
+fn markers_scan_and_name_tests_on_7_3() {
+    markers("markers-7.3", "trixie-backports");
+}
+
+#[test]
+fn lines_of_tests_name_them_and_are_times_to_scan() {
+    let (guest, files) = guest("markers-ktap", "bookworm-backports", LINES);
+    let boot = guest.option("per-test=on").boot();
+    let reports = files.reports(&boot);
+    let foo = "selftests: net: foo.sh";
+    let part = format!("{foo}/part");
+    let want = [
+        (part.as_str(), Verdict::Ok, vec![(64, None), (96, Some(part.as_str()))]),
+        (foo, Verdict::NotOk, vec![(192, Some(foo))]),
+        ("alone", Verdict::Skip, vec![(512, Some("alone"))]),
+        ("suite/case", Verdict::Ok, vec![(1024, Some("suite/case"))]),
+        ("suite/other", Verdict::NotOk, vec![]),
+        ("suite", Verdict::Ok, vec![(2048, Some("suite"))]),
+    ];
+    assert_eq!(reports.len(), want.len() + 1, "{}", boot.hint());
+    for (report, (name, result, leaks)) in reports.iter().zip(want) {
+        assert_eq!(report.test.as_deref(), Some(name), "{}", boot.hint());
+        assert_eq!(report.tests, [test(name, Some(result))], "{}", boot.hint());
+        assert_eq!(lost(report), leaks, "{name}; {}", boot.hint());
+    }
+    let last = &reports[reports.len() - 1];
+    assert_eq!((lost(last), last.test.as_deref(), last.tests.len()), (vec![(4096, None)], None, 0), "{}", boot.hint());
+}
+
+#[test]
+fn a_guest_that_is_not_trusted_marks_nothing() {
+    let (guest, files) = guest("markers-off", "bookworm-backports", &format!("{MARKERS}{LINES}"));
+    let boot = guest.option("guest-markers=off").option("tests=off").boot();
+    let reports = files.reports(&boot);
+    assert_eq!(reports.len(), 1, "{}", boot.hint());
+    assert!(reports[0].groups.iter().all(|g| g.test.is_none()) && reports[0].tests.is_empty(), "{}", boot.hint());
+    // Even what was lost before a mark is told: all from one place.
+    let sizes: u64 = reports[0].groups.iter().map(|g| g.leaks.len() as u64).sum();
+    assert!(sizes >= 50, "{sizes}; {}", boot.hint());
+}
+
+#[test]
+fn markers_as_fast_as_two_cpus_can_do_no_harm() {
+    let (guest, files) = guest("markers-hostile", "bookworm-backports", "exec /guest/markers");
+    let boot = guest.program("markers").boot();
+    assert_eq!(boot.status, Some(0), "{}", boot.hint());
+    assert!(boot.console.contains("libleak-guest: end steps 0") && boot.console.contains("libleak-guest: off"));
+    let messages = boot.messages();
+    assert_eq!(messages.len(), 8, "{messages:?}; {}", boot.hint());
+    assert!(messages.iter().all(|m| m.contains("is none: there are scan, mark")), "{messages:?}; {}", boot.hint());
+    let text = std::fs::read_to_string(&files.text).expect("a report");
+    assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{}", boot.hint());
+    let reports = json::read(&std::fs::read_to_string(&files.lines).expect("reports")).expect("lines of JSON");
+    // Two by two processes, five times, and the last.
+    assert_eq!(reports.len(), 2 * 2 * 5 + 1, "{}", boot.hint());
+    let tests: Vec<&Test> = reports.iter().flat_map(|r| &r.tests).collect();
+    let names: Vec<&str> = tests.iter().take(3).map(|t| t.name.as_str()).collect();
+    // However the process has its text.
+    assert_eq!(names, ["fresh", "fresh line", "parts"], "{}", boot.hint());
+    assert!(tests.len() > 1000 && tests.iter().all(|t| t.name.len() <= 1024), "{}; {}", tests.len(), boot.hint());
+    assert!(reports.iter().all(|r| r.groups.is_empty()), "{}", boot.hint());
+}
