@@ -53,16 +53,30 @@ fn wrapped(folder: &Path, options: &str) -> PathBuf {
     file
 }
 
+/// A step of the guest that names tests.
+const TESTS: &str = "#!/bin/sh
+mark() { echo \"leak:test $1\" >/proc/self/comm; }
+mark before
+ls / >/dev/null
+mark leaky
+insmod /modules/leaky.ko
+mark after
+ls / >/dev/null
+mark ''
+";
+
 #[test]
 fn qemu_itself_and_every_form_of_report() {
-    let folder = scratch("run-qemu-files");
+    let folder = scratch("run-qemu-reports");
     let [xml, ktap, lines, folded] = ["r.xml", "r.ktap", "r.jsonl", "r.folded"].map(|name| folder.join(name));
     let options: String = [&xml, &ktap, &lines, &folded].map(|path| format!("--report {} ", path.display())).concat();
+    let options = options + "--per-test";
     let qemu = wrapped(&folder, &options);
     let boot = Guest::new("run-qemu", KERNEL)
         .without_plugin()
         .module("leaky")
-        .run(&["insmod:leaky", "workload"])
+        .script("tests", TESTS)
+        .run(&["tests", "workload"])
         .qemu(qemu.to_str().unwrap())
         .boot();
     assert_eq!(boot.status, Some(23), "{}", boot.stderr);
@@ -71,9 +85,16 @@ fn qemu_itself_and_every_form_of_report() {
     // Standard error has one line of ours, and no report.
     assert!(boot.stderr.contains("leak: 8 objects (32968 bytes) leaked in 7 places; see "), "{}", boot.stderr);
     assert!(!boot.stderr.contains("unreferenced object"), "{}", boot.stderr);
-    assert!(read(&xml).contains(r#"tests="1" skipped="0" failures="1" errors="0""#), "{}", read(&xml));
-    assert!(read(&ktap).starts_with("KTAP version 1\n1..1\n# 7 leaks, 32968 bytes: "), "{}", read(&ktap));
-    assert!(read(&ktap).ends_with("\nnot ok 1 kernel\n"), "{}", read(&ktap));
+    assert!(read(&xml).contains(r#"tests="4" skipped="0" failures="1" errors="0""#), "{}", read(&xml));
+    let failed = read(&xml).split("<testcase name=\"leaky\"").nth(1).unwrap_or_default().trim_start().to_owned();
+    assert!(failed.contains("<failure message=\"7 leaks, 32968 bytes: 1 object of 20000 bytes in "), "{}", read(&xml));
+    let ktap = read(&ktap);
+    let results: Vec<&str> = ktap.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(
+        results,
+        ["KTAP version 1", "1..4", "ok 1 before", "not ok 2 leaky", "ok 3 after", "ok 4 kernel"],
+        "{ktap}"
+    );
     let bytes = read(&folded).lines().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>();
     assert_eq!(bytes, 32968, "{}", read(&folded));
     // The same from the lines, later.

@@ -4,7 +4,7 @@
 //! - [`print`]: answers as text
 //! - [`watch`]: a live view
 
-mod connection;
+pub mod connection;
 mod print;
 mod watch;
 

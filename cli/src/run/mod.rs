@@ -4,6 +4,7 @@ mod arguments;
 mod child;
 mod folder;
 mod outcome;
+mod progress;
 pub mod shim;
 
 use crate::qemu;
@@ -11,6 +12,7 @@ use crate::report::Form;
 use child::Forwarding;
 use folder::{FolderError, Setup, Started, VARIABLE};
 use outcome::{FailOn, NO_RESULT, Outcome};
+use progress::Progress;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -52,6 +54,10 @@ pub struct RunCommand {
     /// More options for the plugin, in QEMU's form: k=v,k=v, a comma in a value written twice
     #[arg(long, value_name = "OPTIONS")]
     plugin_options: Option<String>,
+    /// Scan at the end of each test too, and not only when QEMU ends. Tests are those of KTAP, and what the guest names by
+    /// echo leak:test NAME > /proc/self/comm
+    #[arg(long)]
+    per_test: bool,
     /// Which leaks make the status 23
     #[arg(long, value_name = "WHICH", default_value = "any")]
     fail_on: FailOn,
@@ -65,6 +71,9 @@ pub struct RunCommand {
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
+
+/// The environment variable with the control socket of the first guest, for leak scan and its like in the command.
+const CONTROL: &str = "LIBLEAK_CONTROL";
 
 /// Why nothing was run, or nothing could be told of it.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +148,8 @@ impl RunCommand {
         folder::save(&run.path().join("setup.json"), &setup)?;
         let signals = Forwarding::start().map_err(Error::Signals)?;
         let (mut command, started) = self.command(run.path())?;
+        command.env(CONTROL, run.path().join("1/control"));
+        let progress = Progress::start(run.path());
         let start = |why| Error::Start { command: self.command[0].display().to_string(), why };
         let ended = signals
             .run(&mut command, |pid| {
@@ -149,6 +160,7 @@ impl RunCommand {
                 })
             })
             .map_err(start)?;
+        drop(progress);
         let outcome = Outcome::collect(run.path(), &plugin);
         self.tell(&outcome, &forms)?;
         Ok(outcome.status(ended.status, self.fail_on))
@@ -162,6 +174,7 @@ impl RunCommand {
             Ok::<String, Error>(format!("{key}={}", path.display().to_string().replace(',', ",,")))
         };
         let mut options: Vec<String> = self.plugin_options.iter().cloned().collect();
+        options.extend(self.per_test.then(|| "per-test=on".to_owned()));
         for path in &self.suppress {
             options.push(file("suppress", path)?);
         }

@@ -76,8 +76,7 @@ pub fn prepare(run: &Path, program: &Path, arguments: &[OsString]) -> Result<Com
         Invocation::Guest(_) => false,
     };
     let folder = folder::next(run)?;
-    let own_monitor = !setup.options.iter().any(|option| option.starts_with("qmp="));
-    let monitor = own_monitor.then(|| folder.join("qmp"));
+    let monitor = (!has(&setup, "qmp=")).then(|| folder.join("qmp"));
     let plugin = plugin(&setup, &folder, monitor.as_deref());
     let added = Added { plugin: &plugin, monitor: monitor.as_deref(), keep_kvm: setup.keep_kvm };
     let (mut changed, mut daemonized) = (Vec::new(), false);
@@ -95,6 +94,11 @@ pub fn prepare(run: &Path, program: &Path, arguments: &[OsString]) -> Result<Com
     Ok(command)
 }
 
+/// Whether the user gave this option.
+fn has(setup: &Setup, key: &str) -> bool {
+    setup.options.iter().any(|options| options.split(',').any(|option| option.starts_with(key)))
+}
+
 /// The value of `-plugin`.
 fn plugin(setup: &Setup, folder: &Path, monitor: Option<&Path>) -> OsString {
     let escaped = |path: &Path| path.display().to_string().replace(',', ",,");
@@ -103,6 +107,9 @@ fn plugin(setup: &Setup, folder: &Path, monitor: Option<&Path>) -> OsString {
     setup.options.iter().for_each(|word| add(word));
     if let Some(path) = monitor {
         add(&format!("qmp={}", escaped(path)));
+    }
+    if !has(setup, "control=") {
+        add(&format!("control={}", escaped(&folder.join("control"))));
     }
     // Last: what the user says of the form is of files of their own, or of stderr.
     add(&format!("report={}", escaped(&folder.join("report.jsonl"))));
@@ -138,7 +145,7 @@ mod tests {
                 "-qmp".to_owned(),
                 format!("unix:{at}/1/qmp,server=on,wait=off"),
                 "-plugin".to_owned(),
-                format!("/a,,b/libleak.so,scan=9,qmp={at}/1/qmp,report={at}/1/report.jsonl"),
+                format!("/a,,b/libleak.so,scan=9,qmp={at}/1/qmp,control={at}/1/control,report={at}/1/report.jsonl"),
             ]
         );
         let started: Started = folder::load(&run.join("1/started.json")).unwrap();
