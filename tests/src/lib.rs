@@ -3,6 +3,7 @@
 //! The plugin is the one that `cargo build --release` made; `scripts/test` does that first.
 
 pub mod contexts;
+pub mod control;
 pub mod guest;
 pub mod kmemleak_objects;
 pub mod planted;

@@ -37,6 +37,21 @@ fn a_qemu_that_is_too_old() {
 }
 
 #[test]
+fn a_control_socket_that_is_anothers() {
+    let folder = std::env::temp_dir().join(format!("libleak-refused-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for sockets");
+    let (socket, file) = (folder.join("socket"), folder.join("file"));
+    let live = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    assert_option_refused(&format!("control={}", socket.display()), &["another process listens there"]);
+    assert!(socket.exists());
+    drop(live);
+    std::fs::write(&file, "mine").expect("a file");
+    assert_option_refused(&format!("control={}", file.display()), &["no socket", "another path"]);
+    assert_eq!(std::fs::read_to_string(&file).expect("the file"), "mine");
+    std::fs::remove_dir_all(folder).expect("the folder goes away");
+}
+
+#[test]
 fn linux_user_qemu() {
     assert_refused(&run("user", None, "/bin/true", 60), &["linux-user", "qemu-system-x86_64"]);
 }

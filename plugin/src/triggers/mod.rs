@@ -29,8 +29,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Demands that wait, at most; more are refused.
-const MAX_WAITING: usize = 256;
+/// Demands that wait, at most; more are refused. A client has one at a time.
+const MAX_WAITING: usize = 512;
 
 static QUEUE: OnceLock<Sender<Demand>> = OnceLock::new();
 

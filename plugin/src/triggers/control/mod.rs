@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Clients at once; others are told so.
-const MAX_CLIENTS: usize = 128;
+const MAX_CLIENTS: usize = 256;
 /// Stack of a client's thread, in bytes: JSON is read 128 levels deep at most.
 const STACK: usize = 512 << 10;
 /// How long QEMU's exit waits for subscribers to read the last events.

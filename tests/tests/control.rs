@@ -1,0 +1,278 @@
+//! Requests to a guest that runs and works: what they say is right, whoever asks, and the guest does not mind.
+//!
+//! LIBLEAK_CONTROL_SCANS asks for that many scans under load.
+
+use serde_json::{Value, json};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+use tests::control::{Client, Places, order};
+use tests::{Boot, Guest};
+
+/// Boots a guest and talks to it.
+fn talk(guest: &Guest, talk: impl FnOnce()) -> Boot {
+    std::thread::scope(|scope| {
+        let boot = scope.spawn(|| guest.boot());
+        talk();
+        boot.join().expect("the guest's thread")
+    })
+}
+
+/// Waits until something is tracked.
+fn wait_until_it_tracks(client: &mut Client) {
+    let began = Instant::now();
+    while client.ask(&json!({"do": "status"}))["tracking"] != true {
+        assert!(began.elapsed() < Duration::from_secs(100));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Functions of a stack, with their modules.
+fn functions(stack: &Value) -> Vec<(String, String)> {
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    stack.as_array().into_iter().flatten().map(|f| (text(&f["function"]), text(&f["module"]))).collect()
+}
+
+fn is_of(stack: &Value, function: &str) -> bool {
+    functions(stack).contains(&(function.to_owned(), "grower".to_owned()))
+}
+
+/// Every `zoo: KIND SPECIES 0xADDRESS SIZE` of a console.
+fn specimens(console: &str, kind: &str) -> Vec<(String, u64, u64)> {
+    let lines = console.lines().filter_map(|l| l.split_once("zoo: ")?.1.strip_prefix(kind)?.strip_prefix(' '));
+    lines
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let species = words.next()?.to_owned();
+            let address = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+            Some((species, address, words.next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+/// Of everything that is held, who holds it is told, for its last byte too; of what is lost, that nobody does.
+fn reasons_are_told(client: &mut Client, console: &str) {
+    let held = specimens(console, "held");
+    assert!(held.len() > 50, "{}", held.len());
+    for (species, address, size) in &held {
+        let answer = client.ask(&json!({"do": "why", "address": format!("{:#x}", address + size - 1)}));
+        let path = &answer["paths"][0];
+        assert_eq!((&path["address"], &path["size"]), (&json!(format!("{address:#x}")), &json!(size)), "{species}");
+        let holders = path["holders"].as_array().expect("holders");
+        let last = holders.last().unwrap_or_else(|| panic!("{species} has no holder: {answer}"));
+        assert!(last["what"] != "object" || holders.len() > 1, "{species}: {answer}");
+        if species == "in-vmalloc" {
+            // zoo_held.c: vmalloc_holder[700].
+            assert_eq!((&holders[0]["offset"], &holders[0]["kind"]), (&json!(0x15e0), &"vmalloc".into()), "{answer}");
+            assert_eq!(last["what"], "root", "{answer}");
+        }
+    }
+    let lost = specimens(console, "leak");
+    let alone = lost.iter().filter(|(species, ..)| species == "kmalloc" || species == "vmalloc");
+    let nobody = alone.filter(|(_, address, _)| {
+        let answer = client.ask(&json!({"do": "why", "address": format!("{address:#x}")}));
+        answer["paths"][0]["holders"] == json!([])
+    });
+    // But what a dead word hides.
+    assert!(nobody.count() > 0);
+    let refused = client.answer(&json!({"do": "why", "address": "0x10", "id": "x"}));
+    assert_eq!((&refused["ok"], &refused["id"]), (&false.into(), &"x".into()));
+}
+
+/// What grows is told by its stack and its site, and how much, though all of it is referred to.
+fn growth_is_told(places: &Places, client: &mut Client, orders: &mut UnixStream) {
+    client.ask(&json!({"do": "mark", "name": "first"}));
+    order(orders, "add 40");
+    places.wait_for("obey: done add 40");
+    let second = client.ask(&json!({"do": "mark"}));
+    order(orders, "add 2");
+    places.wait_for("obey: done add 2");
+    for (mark, objects) in [(json!("first"), 42), (second["name"].clone(), 2)] {
+        for by in ["stack", "site"] {
+            let answer = client.ask(&json!({"do": "diff", "name": mark, "by": by, "limit": 1000}));
+            let place = answer["places"].as_array().expect("places").iter().find(|p| is_of(&p["stack"], "grower_add"));
+            let place = place.unwrap_or_else(|| panic!("{mark} by {by}: {answer}"));
+            let count = |which: &str| place[which]["objects"].as_u64().expect("a number");
+            assert_eq!(count("now") - count("then"), objects, "{place}");
+            // Of kmalloc-256.
+            assert_eq!(place["now"]["bytes"], 256 * 42, "{place}");
+        }
+    }
+    // The last mark without a name, in words.
+    let text = places.leak(&["diff", "--limit", "1000"]);
+    assert_eq!(text.status, Some(0), "{}", text.stderr);
+    assert!(text.stdout.contains("+2 objects, +512 bytes, now 42 objects, 10752 bytes\n"), "{}", text.stdout);
+    let refused = client.answer(&json!({"do": "diff", "name": "never made"}));
+    assert!(refused["error"].as_str().is_some_and(|e| e.contains("first")), "{refused}");
+    let top = client.ask(&json!({"do": "top", "limit": 5}));
+    assert_eq!(top["places"].as_array().map(Vec::len), Some(5), "{top}");
+}
+
+/// Objects that a scan reports from the function that loses them.
+fn lost(answer: &Value) -> u64 {
+    let groups = answer["groups"].as_array().expect("groups").iter();
+    for group in groups.clone() {
+        assert!(is_of(&group["stack"], "grower_lose"), "a false report: {group}");
+    }
+    groups.map(|g| g["count"].as_u64().expect("a count")).sum()
+}
+
+/// A scan reports what is new, once; marks and clear leave out what was before. A dead word may hide one of many.
+fn news_are_told_once(places: &Places, client: &mut Client, orders: &mut UnixStream) {
+    let mut lose = |count: u32| {
+        order(orders, &format!("lose {count}"));
+        places.wait_for(&format!("obey: done lose {count}"));
+    };
+    lose(30);
+    let first = client.ask(&json!({"do": "scan", "min_age": 0, "id": 1}));
+    assert!((28..=30).contains(&lost(&first)), "{first}");
+    assert_eq!((&first["id"], &first["report"]["schema"]), (&1.into(), &1.into()));
+    assert!(lost(&client.ask(&json!({"do": "scan", "min_age": 0}))) <= 2);
+    // Too young.
+    lose(31);
+    assert!(lost(&client.ask(&json!({"do": "scan", "min_age": 100_000}))) == 0);
+    let cleared = client.ask(&json!({"do": "clear"}));
+    assert!(cleared["objects"].as_u64() >= Some(29), "{cleared}");
+    assert!(lost(&client.ask(&json!({"do": "scan", "min_age": 0}))) <= 2);
+    lose(32);
+    client.ask(&json!({"do": "mark", "name": "third"}));
+    assert!(lost(&client.ask(&json!({"do": "scan", "min_age": 0}))) == 0);
+    lose(33);
+    let scan = places.leak(&["scan", "--min-age", "0"]);
+    assert_eq!(scan.status, Some(23), "{}\n{}", scan.stdout, scan.stderr);
+    let report = tests::report::parse(&scan.stdout);
+    let [object] = report[0].objects.as_slice() else { panic!("{}", scan.stdout) };
+    assert!((31..=33).contains(&object.count()) && object.frames[1].starts_with("grower_lose"), "{}", scan.stdout);
+    // Those that a dead word hid before may come yet.
+    assert!(places.leak(&["scan", "--json"]).stdout.starts_with("{\"do\":\"scan\""));
+}
+
+/// Whatever clients do, others are served.
+fn bad_clients_do_no_harm(places: &Places, client: &mut Client) {
+    let mut garbage = places.client();
+    for line in [&b"\xff\x00garbage"[..], b"[]", &b"x".repeat(1 << 20), b"{\"do\":\"dance\"}"] {
+        garbage.send(line);
+        garbage.send(b"\n");
+        let answer = garbage.line().expect("an answer");
+        assert!(answer["error"].as_str().is_some_and(|e| e.contains("send ")), "{answer}");
+    }
+    garbage.ask(&json!({"do": "status"}));
+    // In the middle of a request, of an answer, and without ever reading.
+    for _ in 0..20 {
+        places.client().send(b"{\"do\":\"sc");
+        let mut unread = places.client();
+        unread.send(&b"{\"do\":\"top\",\"limit\":5000}\n".repeat(3));
+        drop(unread);
+    }
+    let mut silent = places.client();
+    silent.send(&b"{\"do\":\"status\"}\n".repeat(2000));
+    let mut crowd: Vec<Client> = (0..100).map(|_| places.client()).collect();
+    crowd.iter_mut().for_each(|c| c.send(b"{\"do\":\"scan\"}\n"));
+    for each in &mut crowd {
+        let answer = each.line().expect("an answer");
+        assert_eq!((&answer["ok"], &answer["groups"]), (&true.into(), &json!([])), "{answer}");
+    }
+    // Nobody is left without a word.
+    let mut more: Vec<Client> = (0..250).map(|_| places.client()).collect();
+    let refused = more.iter_mut().filter_map(|c| {
+        // A refused one may be closed already.
+        let answer = c.line_after(b"{\"do\":\"status\"}\n");
+        answer.is_none_or(|a| a["ok"] == false).then_some(())
+    });
+    assert!(refused.count() >= 90);
+    drop((crowd, more, silent));
+    assert_eq!(client.ask(&json!({"do": "status"}))["tracking"], true);
+}
+
+#[test]
+fn a_running_guest_is_asked() {
+    let places = Places::new("control");
+    // Left behind by a process that was killed.
+    drop(UnixListener::bind(&places.control).expect("a stale socket"));
+    let guest = places.guest(Guest::new("control", "bookworm-backports").module("zoo").run(&["insmod:zoo"]));
+    let snapshot = places.control.with_file_name("snapshot");
+    let boot = talk(&guest, || {
+        let mut orders = places.orders();
+        let mut client = places.client();
+        assert_eq!(std::fs::metadata(&places.control).expect("the socket").mode() & 0o7777, 0o600);
+        let mut events = places.client();
+        events.ask(&json!({"do": "events"}));
+        wait_until_it_tracks(&mut client);
+        reasons_are_told(&mut client, &places.console_text());
+        client.ask(&json!({"do": "snapshot", "path": snapshot}));
+        // What the zoo lost is no news from here on.
+        growth_is_told(&places, &mut client, &mut orders);
+        news_are_told_once(&places, &mut client, &mut orders);
+        order(&mut orders, "workload 1 &");
+        client.ask(&json!({"do": "mark", "name": "last"}));
+        bad_clients_do_no_harm(&places, &mut client);
+        let status = places.leak(&["status"]);
+        assert!(status.status == Some(0) && status.stdout.contains("tracking     yes"), "{}", status.stdout);
+        let watch = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| places.leak(&["watch", "--every", "0.2"]));
+            std::thread::sleep(Duration::from_secs(2));
+            order(&mut orders, "end");
+            watch.join().expect("leak watch")
+        });
+        assert_eq!(watch.status, Some(0), "{}", watch.stderr);
+        let lines: Vec<&str> = watch.stdout.lines().collect();
+        assert!(lines.len() > 2 && lines[0].contains(" allocations/s"), "{lines:#?}");
+        assert_eq!(lines.last(), Some(&"the guest has ended"));
+        let events: Vec<Value> = std::iter::from_fn(|| events.line()).collect();
+        let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
+        assert!(count("mark") == 4 && count("clear") == 1 && count("scan") > 5, "{events:#?}");
+        assert_eq!(events.last().map(|e| &e["event"]), Some(&"end".into()));
+    });
+    boot.assert_ended_well();
+    boot.assert_trustworthy();
+    assert!(!places.control.exists(), "the socket is still there");
+    // Which is not the same as that there are no leaks.
+    let late = places.leak(&["scan"]);
+    assert!(late.status == Some(24) && late.stderr.contains("cannot reach libleak at "), "{}", late.stderr);
+    assert!(snapshot.exists());
+}
+
+/// So many scans of a guest under load, and nothing is reported that is not lost.
+#[test]
+fn many_scans_under_load_report_nothing() {
+    let scans: usize = match std::env::var("LIBLEAK_CONTROL_SCANS") {
+        Ok(n) => n.parse().expect("LIBLEAK_CONTROL_SCANS is a number"),
+        Err(_) => return,
+    };
+    let kernel = std::env::var("LIBLEAK_CONTROL_KERNEL").unwrap_or_else(|_| "bookworm-backports".to_owned());
+    let places = Places::new("control-many");
+    let guest = places.guest(Guest::new("control-many", &kernel).memory(1024).limit(3600));
+    let boot = talk(&guest, || {
+        let mut orders = places.orders();
+        let mut client = places.client();
+        wait_until_it_tracks(&mut client);
+        let (mut times, mut reported, mut loads) = (Vec::new(), Vec::new(), 0);
+        while times.len() < scans {
+            // Another turn of the load when the last one is over.
+            if places.console_text().matches("stress: done").count() == loads {
+                loads += 1;
+                order(&mut orders, "stress 60 &");
+            }
+            let began = Instant::now();
+            let answer = client.ask(&json!({"do": "scan", "min_age": 0}));
+            times.push(began.elapsed());
+            reported.extend(answer["groups"].as_array().expect("groups").iter().cloned());
+        }
+        times.sort();
+        let summary = client.ask(&json!({"do": "status"}));
+        println!(
+            "{kernel}: {scans} scans, {} groups reported, median answer {:?}, longest {:?}; {} turns of load, {}",
+            reported.len(),
+            times[scans / 2],
+            times[scans - 1],
+            loads,
+            summary["figures"]
+        );
+        order(&mut orders, "end");
+        assert_eq!(reported, [] as [Value; 0]);
+    });
+    boot.assert_ended_well();
+    boot.assert_trustworthy();
+    let _ = std::io::stdout().flush();
+}
