@@ -6,9 +6,9 @@
 //! | `do` | may have | is answered by |
 //! |---|---|---|
 //! | `scan` | `min_age`: seconds, no object younger than this is reported | [`report`, `groups`](crate::report::json::fields): what no scan has reported before, as in a file of reports; `pause_microseconds` |
-//! | `mark` | `name` | [`Marked`]. What is allocated before a mark is in no later report, but searched for references |
+//! | `mark` | `name`, of at most 256 bytes; one of the same name is replaced, and of more than 32 the oldest | [`Marked`]. What is allocated before a mark is in no later report, but searched for references |
 //! | `diff` | `name` of a mark, the last one without; `limit` (20), `by`: `stack` (whole stacks) or `site` (allocator and caller) | [`Grown`]: where there is more than at the mark, referred to or not |
-//! | `clear` | | [`Count`]: what is unreferenced now, and is in no later report |
+//! | `clear` | | [`Count`]: what is unreferenced now and was not reported; it is in no later report |
 //! | `status` | | [`Status`], without stopping the guest |
 //! | `top` | `limit` (20), `by` (`site`) | [`Live`]: where most of the live bytes are from |
 //! | `why` | must have `address`, of any byte of a live object | [`Reasons`]: who refers to it, up to the root |

@@ -1,5 +1,9 @@
 //! A snapshot that is kept in the tree gives the report that is kept beside it. `scripts/golden` makes both.
 
+use checker::sites::Sites;
+use detector::control::By;
+use detector::suppress::Suppressions;
+use snapshot::Snapshot;
 use std::path::PathBuf;
 use tests::program::{leak, workspace};
 use tests::report::without_times;
@@ -35,4 +39,34 @@ fn the_golden_report_has_the_planted_leaks_and_no_others() {
     let differences = planted::differences(&planted, &reports[0].objects);
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     assert!(reports[0].summary.is_trustworthy(), "{}", reports[0].summary.line);
+}
+
+/// Live objects by site and by stack, and who refers to them, without a guest.
+#[test]
+fn the_golden_snapshot_is_counted_and_explained() {
+    let snapshot = Snapshot::open(&golden("snapshot")).expect("the snapshot");
+    let moment = snapshot.moment();
+    let outcome = moment.check(None, &Suppressions::default()).expect("a check");
+    let sites = Sites::of(&moment).expect("a count");
+    assert_eq!((sites.total().objects, sites.total().bytes), outcome.live);
+    for by in [By::Site, By::Stack] {
+        let top = sites.top(moment.names(), by);
+        let sum = top.iter().fold((0, 0), |(n, b), place| (n + place.now.objects, b + place.now.bytes));
+        assert_eq!(sum, outcome.live, "{by:?}");
+        assert!(top.is_sorted_by(|a, b| a.now.bytes >= b.now.bytes) && top.len() > 100, "{by:?}");
+        assert_eq!(sites.grown_since(&sites, moment.names(), by), [], "{by:?}");
+        // All of it has come since there was nothing.
+        let grown = sites.grown_since(&Sites::default(), moment.names(), by);
+        assert_eq!(grown.len(), top.len(), "{by:?}");
+    }
+    let leaks: Vec<u64> = outcome.unreferenced.iter().filter(|u| u.direct).map(|u| u.leak.addr).collect();
+    for &address in &leaks {
+        let paths = moment.why(address + 1).expect("a check");
+        assert!(paths.len() == 1 && paths[0].of.0 == address && paths[0].holders.is_empty(), "{address:#x} {paths:?}");
+    }
+    let live = moment.objects.iter().filter(|(address, _)| !leaks.contains(address));
+    let (address, _) = live.min_by_key(|(_, object)| object.sequence).expect("an object");
+    let paths = moment.why(*address).expect("a check");
+    assert!(paths.len() == 1 && !paths[0].holders.is_empty(), "{address:#x} {paths:?}");
+    assert!(moment.why(16).expect("a check").is_empty());
 }

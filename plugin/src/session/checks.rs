@@ -23,8 +23,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Marks that are kept for [`Session::mark`]'s `diff`; the oldest goes.
-const MAX_MARKS: usize = 64;
+/// Marks that are kept to compare with, each of some hundred KiB; the oldest goes.
+const MAX_MARKS: usize = 32;
 
 /// What a scan found.
 pub struct Found {

@@ -15,6 +15,9 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// Bytes of a mark's name.
+const MAX_NAME: usize = 256;
+
 /// Why a request is not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
@@ -30,6 +33,9 @@ pub enum Problem {
     /// A number that makes no sense.
     #[error("min_age is no number of seconds; send one of at least 0")]
     MinAge,
+    /// A name that is no name.
+    #[error("the mark's name has {0} bytes; send one of at most {MAX_NAME}")]
+    Name(usize),
     /// A path from nowhere.
     #[error("path {0:?} does not start at the root, and QEMU may run in any folder; send one that starts with /")]
     Path(String),
@@ -113,6 +119,7 @@ fn done(session: &'static Session, request: Request, name: &str, id: Option<&Val
                 _ => return Err(confused()),
             }
         }
+        Request::Mark { name: Some(name) } if name.len() > MAX_NAME => return Err(Problem::Name(name.len())),
         Request::Mark { name } => match demand(What::Mark { name })? {
             (Answer::Mark(mark), pause) => told(pause, value(mark.told())),
             _ => return Err(confused()),
