@@ -1,6 +1,6 @@
 //! Requests to a guest that runs and works: what they say is right, whoever asks, and the guest does not mind.
 //!
-//! LIBLEAK_CONTROL_SCANS asks for that many scans under load.
+//! LIBLEAK_CONTROL_SCANS asks for that many scans under load; `scripts/many-scans` does.
 
 use serde_json::{Value, json};
 use std::io::Write;
