@@ -1,6 +1,7 @@
 //! Registers of the current vCPU, read in its own callbacks.
 
 use super::api::{api, string};
+use super::direct;
 use libc::{c_char, c_void};
 use qemu_plugin_sys::{GByteArray, qemu_plugin_register};
 use std::cell::Cell;
@@ -34,7 +35,10 @@ pub enum Reg {
     Cr3,
 }
 
-const NAMES: [&str; 11] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "rbp", "gs_base", "cr3"];
+/// How many there are.
+pub const REGISTERS: usize = 11;
+
+const NAMES: [&str; REGISTERS] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "rbp", "gs_base", "cr3"];
 
 impl Reg {
     /// The register of argument `index`, counted from 0.
@@ -96,6 +100,14 @@ pub fn init_vcpu() -> Result<(), &'static str> {
 /// The current vCPU's register. Only in callbacks registered with register access; 0 where QEMU cannot say.
 #[inline]
 pub fn read(reg: Reg) -> u64 {
+    direct::read(reg).unwrap_or_else(|| {
+        direct::learn(ask);
+        ask(reg)
+    })
+}
+
+/// The same of QEMU's API.
+fn ask(reg: Reg) -> u64 {
     let Some(handles) = HANDLES.get() else { return 0 };
     BUFFER.with(|cell| {
         // SAFETY: the array is this thread's own, made by GLib on first use and never freed; set_size and
