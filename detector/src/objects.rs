@@ -163,8 +163,8 @@ impl LiveMap {
         }
     }
 
-    /// Enters an allocation. `since` is the sequence number when the allocator was entered: an object
-    /// already live at the address with a later one was entered by a function inside this call, and only
+    /// Enters an allocation. `since` is the next sequence number when the allocator was entered: an object
+    /// already live at the address with that or a later one was entered by a function inside this call, and only
     /// its site is replaced, by the outer one.
     pub fn insert(&self, addr: u64, object: Object, since: u64) -> Inserted {
         match self.map.entry(addr) {
@@ -175,7 +175,7 @@ impl LiveMap {
             }
             Entry::Occupied(mut o) => {
                 let old = o.get_mut();
-                if old.sequence > since && !old.dying {
+                if old.sequence >= since && !old.dying {
                     old.site = object.site;
                     return Inserted::Refined;
                 }
@@ -281,8 +281,8 @@ mod tests {
     fn an_outer_allocator_refines_and_a_missed_free_replaces() {
         let map = LiveMap::with_capacity(4);
         assert_eq!(map.insert(0x1000, object(5, 10), 4), Inserted::New);
-        // The outer function was entered at sequence 3, before the inner one inserted number 5.
-        assert_eq!(map.insert(0x1000, object(6, 20), 3), Inserted::Refined);
+        // The outer function was entered when the next number was 5, which the inner one's object then got.
+        assert_eq!(map.insert(0x1000, object(6, 20), 5), Inserted::Refined);
         assert_eq!(map.get(0x1000).unwrap().site.caller, 20);
         assert_eq!(map.insert(0x1000, object(9, 30), 8), Inserted::Replaced);
         let c = map.counters();

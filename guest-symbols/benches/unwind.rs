@@ -4,7 +4,7 @@
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use guest_symbols::unwind::cache::Cache;
 use guest_symbols::unwind::orc::{Base, Kind, Rule, Saved};
-use guest_symbols::unwind::step::State;
+use guest_symbols::unwind::step::{Bp, State};
 use guest_symbols::unwind::walk::{Context, Method, walk};
 use std::hint::black_box;
 
@@ -69,7 +69,7 @@ fn unwind(criterion: &mut Criterion) {
         for frames in [2, 16, 64] {
             let mut guest = Guest::new(cache.then(Cache::default));
             let mut out = vec![0; frames];
-            let start = State::returned(TEXT + 0x20, STACK, 0);
+            let start = State::returned(TEXT + 0x20, STACK, Bp::Is(0));
             assert_eq!(walk(&mut guest, start, &mut out), frames, "the stack is as deep as is asked for");
             group.bench_function(BenchmarkId::new(name, frames), |bencher| {
                 bencher.iter(|| walk(&mut guest, black_box(start), &mut out));

@@ -12,6 +12,7 @@ use crate::paging::{PageTables, Translation};
 use crate::symbol_file::{SymbolFile, SymbolFileError};
 use crate::symbols::SymbolTable;
 use crate::unwind::orc::Orc;
+use crate::view::View;
 use memchr::memmem;
 use std::ops::Range;
 
@@ -165,78 +166,50 @@ impl Kernel {
         memory.read_u64(self.image_phys(self.symbol(name)?)).ok()
     }
 
+    /// Kernel virtual memory as it is mapped now.
+    #[inline]
+    pub fn view<'a, M: GuestMemory>(&self, memory: &'a M) -> View<'a, M> {
+        let direct_map = self.page_offset_base.and_then(|at| memory.read_u64(self.image_phys(VirtAddr(at))).ok());
+        View::new(memory, direct_map, self.root)
+    }
+
     /// The kernel's own page tables. The depth is read anew each time: it is decided during early boot.
     #[inline]
     pub fn page_tables(&self, memory: &impl GuestMemory) -> PageTables {
-        self.tables(self.direct_map(memory))
+        self.view(memory).tables()
     }
 
-    /// The tables, where the direct map is at `base`.
-    #[inline]
-    fn tables(&self, base: Option<u64>) -> PageTables {
-        // With LA57 the direct map lies at 0xff11..., without it at 0xffff88... or above.
-        let levels = if base.is_some_and(|b| b < 0xffff_8000_0000_0000) { 5 } else { 4 };
-        PageTables { root: self.root, levels }
-    }
-
-    /// Where `at` lies: in the direct map by its offset, which is RAM's, and elsewhere by the kernel's page tables.
+    /// As [`View::translate`].
     ///
     /// # Errors
-    /// As [`PageTables::translate`].
+    /// As there.
     #[inline]
     pub fn translate(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
-        let base = self.direct_map(memory);
-        let phys = base.and_then(|base| at.0.checked_sub(base)).map(PhysAddr);
-        if let Some(phys) = phys.filter(|phys| memory.ranges().iter().any(|r| r.contains(&phys.0))) {
-            return Ok(Translation { phys, len: PAGE_SIZE - at.0 % PAGE_SIZE });
-        }
-        self.tables(base).translate(memory, at)
+        self.view(memory).translate(at)
     }
 
-    /// Virtual address of physical address 0 in the direct map: the value of `page_offset_base`, which is decided during
-    /// early boot.
-    #[inline]
-    fn direct_map(&self, memory: &impl GuestMemory) -> Option<u64> {
-        memory.read_u64(self.image_phys(VirtAddr(self.page_offset_base?))).ok()
-    }
-
-    /// Fills `buf` from kernel virtual memory, which may cross pages.
+    /// As [`View::read`].
     ///
     /// # Errors
-    /// As [`PageTables::translate`] and [`GuestMemory::read`].
+    /// As there.
     pub fn read(&self, memory: &impl GuestMemory, at: VirtAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let mut done = 0;
-        while done < buf.len() {
-            let t = self.translate(memory, at.offset(done as u64))?;
-            let n = t.len.min((buf.len() - done) as u64) as usize;
-            memory.read(t.phys, &mut buf[done..done + n])?;
-            done += n;
-        }
-        Ok(())
+        self.view(memory).read(at, buf)
     }
 
-    /// A `u64` in kernel virtual memory.
+    /// As [`View::read_u64`].
     ///
     /// # Errors
-    /// As [`Kernel::read`].
+    /// As there.
     pub fn read_u64(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<u64, MemoryError> {
-        let t = self.translate(memory, at)?;
-        if t.len >= 8 {
-            return memory.read_u64(t.phys);
-        }
-        let mut buf = [0; 8];
-        self.read(memory, at, &mut buf)?;
-        Ok(u64::from_le_bytes(buf))
+        self.view(memory).read_u64(at)
     }
 
-    /// A `u32` in kernel virtual memory.
+    /// As [`View::read_u32`].
     ///
     /// # Errors
-    /// As [`Kernel::read`].
+    /// As there.
     pub fn read_u32(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<u32, MemoryError> {
-        let mut buf = [0; 4];
-        self.read(memory, at, &mut buf)?;
-        Ok(u32::from_le_bytes(buf))
+        self.view(memory).read_u32(at)
     }
 
     /// A NUL-terminated string of at most `max` bytes in kernel virtual memory; bytes that are no UTF-8

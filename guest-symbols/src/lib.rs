@@ -2,7 +2,7 @@
 //! [`GuestMemory`], and needs neither the guest's help nor a file of it.
 //!
 //! - [`memory`]: addresses, the trait, and a memory made of byte slices for tests
-//! - [`paging`]: virtual to physical
+//! - [`paging`], [`view`]: virtual to physical
 //! - [`kallsyms`], [`symbols`], [`symbol_file`]: names and addresses
 //! - [`btf`]: types and function prototypes
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
@@ -27,6 +27,7 @@ pub mod symbol_file;
 pub mod symbols;
 pub mod tasks;
 pub mod unwind;
+pub mod view;
 pub mod vmap;
 
 pub use kernel::Kernel;

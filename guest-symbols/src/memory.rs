@@ -72,6 +72,12 @@ pub trait GuestMemory {
     /// The ranges of physical addresses that are RAM, ascending and disjoint.
     fn ranges(&self) -> &[Range<u64>];
 
+    /// Whether an address is one of RAM.
+    #[inline]
+    fn contains(&self, at: PhysAddr) -> bool {
+        self.ranges().iter().any(|r| r.contains(&at.0))
+    }
+
     /// The little-endian `u64` at `at`, which should be 8-byte aligned so that a running guest cannot
     /// tear it.
     ///

@@ -1,7 +1,7 @@
 //! The frames of a task that sleeps, over a function that reads its stack.
 
 use super::orc::{Kind, Orc};
-use super::step::{self, State};
+use super::step::{self, Bp, State};
 
 /// More frames than this are a circle.
 const MAX_FRAMES: usize = 512;
@@ -30,7 +30,7 @@ pub struct Frame {
 /// virtual address.
 pub fn frames(orc: &Orc, registers: Registers, mut read: impl FnMut(u64) -> Option<u64>) -> Vec<Frame> {
     let mut found = Vec::new();
-    let mut state = State::returned(registers.ip, registers.sp, registers.bp);
+    let mut state = State::returned(registers.ip, registers.sp, Bp::Is(registers.bp));
     while found.len() < MAX_FRAMES {
         let Some(rule) = orc.lookup(state.lookup_address()).filter(|rule| rule.kind == Kind::Call) else { break };
         let Some((caller, _)) = step::by_rule(&state, rule, &mut read) else { break };

@@ -71,6 +71,14 @@ pub struct Rule {
     pub signal: bool,
 }
 
+impl Rule {
+    /// Whether everything about the caller comes from the frame pointer.
+    #[inline]
+    pub fn starts_from_frame_pointer(&self) -> bool {
+        self.sp == Base::Bp && self.kind == Kind::Call && self.bp != Saved::Register
+    }
+}
+
 /// Where a caller's frame pointer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Saved {

@@ -11,11 +11,30 @@ pub struct State {
     /// Stack pointer in that frame.
     pub sp: u64,
     /// Frame pointer in that frame.
-    pub bp: u64,
+    pub bp: Bp,
     /// Whether the frame was interrupted, or is the innermost: `ip` is of the instruction that comes next.
     pub signal: bool,
     /// Where the registers of the frame lie, if it was interrupted.
     regs: Option<Regs>,
+}
+
+/// A frame pointer. Where frames are counted from the stack pointer, what was pushed of it on the way is never needed, so it is
+/// not read before it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bp {
+    /// Its value.
+    Is(u64),
+    /// The virtual address where it was saved.
+    SavedAt(u64),
+}
+
+impl Bp {
+    fn value(self, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u64> {
+        match self {
+            Bp::Is(value) => Some(value),
+            Bp::SavedAt(at) => read(at),
+        }
+    }
 }
 
 /// A `struct pt_regs`.
@@ -29,8 +48,13 @@ enum Regs {
 
 impl State {
     /// The caller of a function that has just returned to `ip`.
-    pub fn returned(ip: u64, sp: u64, bp: u64) -> State {
+    pub fn returned(ip: u64, sp: u64, bp: Bp) -> State {
         State { ip, sp, bp, signal: false, regs: None }
+    }
+
+    /// A frame that was called, and is counted from its frame pointer alone ([`Rule::starts_from_frame_pointer`]).
+    pub fn with_frame_pointer(ip: u64, bp: u64) -> State {
+        State::returned(ip, bp, Bp::Is(bp))
     }
 
     /// The address whose rule holds. A call may be a function's last instruction, and its return address the next
@@ -39,34 +63,33 @@ impl State {
         if self.signal { self.ip } else { self.ip.wrapping_sub(1) }
     }
 
-    /// Whether the frame is one of user space that was interrupted.
-    pub fn is_user(&self, mut read: impl FnMut(u64) -> Option<u64>) -> bool {
-        let cs = match self.regs {
-            None => return false,
-            Some(Regs::Full(at)) => at.wrapping_add(pt_regs::CS.into()),
-            Some(Regs::Partial { iret, .. }) => iret.wrapping_add((pt_regs::CS - pt_regs::IP).into()),
-        };
-        read(cs).is_none_or(|cs| cs & 3 != 0)
-    }
-
-    fn register(&self, register: u8, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u64> {
+    /// Where a register of the frame is saved.
+    fn register(&self, register: u8) -> Option<u64> {
         match self.regs? {
-            Regs::Full(at) | Regs::Partial { rest: Some(at), .. } => read(at.wrapping_add(register.into())),
+            Regs::Full(at) | Regs::Partial { rest: Some(at), .. } => Some(at.wrapping_add(register.into())),
             Regs::Partial { rest: None, .. } => None,
         }
     }
 }
 
-/// The caller's state by the rule that holds, and where the return address was read, if it was. `None` at the last frame,
-/// and where memory does not make sense. `read` gives words by virtual address.
+/// Whether registers whose code segment is saved at `cs` are those of the kernel; what cannot be read is none.
+fn is_kernel(cs: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> bool {
+    read(cs).is_some_and(|cs| cs & 3 == 0)
+}
+
+/// The caller's state by the rule that holds, and where the return address was read, if it was. `None` at the last frame, before
+/// user space, and where memory does not make sense. `read` gives words by virtual address.
 pub fn by_rule(s: &State, rule: Rule, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<(State, Option<u64>)> {
     let from = |base: u64, offset: i16| base.wrapping_add_signed(offset.into());
     let cfa = match rule.sp {
         Base::Sp => from(s.sp, rule.sp_offset),
-        Base::Bp => from(s.bp, rule.sp_offset),
+        Base::Bp => from(s.bp.value(read)?, rule.sp_offset),
         Base::SpIndirect => from(read(s.sp)?, rule.sp_offset),
-        Base::BpIndirect => read(from(s.bp, rule.sp_offset))?,
-        Base::Register(register) => s.register(register, read)?,
+        Base::BpIndirect => {
+            let bp = s.bp.value(read)?;
+            read(from(bp, rule.sp_offset))?
+        }
+        Base::Register(register) => read(s.register(register)?)?,
         Base::Unknown | Base::Undefined => return None,
     };
     let mut slot = None;
@@ -79,6 +102,10 @@ pub fn by_rule(s: &State, rule: Rule, read: &mut impl FnMut(u64) -> Option<u64>)
         }
         Kind::Regs => {
             let word = |at: u8| cfa.wrapping_add(at.into());
+            // First, since what user space has in the others is different each time.
+            if !is_kernel(word(pt_regs::CS), read) {
+                return None;
+            }
             (next.ip, next.sp) = (read(word(pt_regs::IP))?, read(word(pt_regs::SP))?);
             next.regs = Some(Regs::Full(cfa));
         }
@@ -88,15 +115,18 @@ pub fn by_rule(s: &State, rule: Rule, read: &mut impl FnMut(u64) -> Option<u64>)
                 Some(Regs::Partial { rest, .. }) => rest,
                 None => None,
             };
+            if !is_kernel(cfa.wrapping_add((pt_regs::CS - pt_regs::IP).into()), read) {
+                return None;
+            }
             (next.ip, next.sp) = (read(cfa)?, read(cfa.wrapping_add((pt_regs::SP - pt_regs::IP).into()))?);
             next.regs = Some(Regs::Partial { iret: cfa, rest });
         }
         Kind::End | Kind::Undefined => return None,
     }
     next.bp = match rule.bp {
-        Saved::Register => next.register(pt_regs::BP, read).unwrap_or(s.bp),
-        Saved::FromCaller => read(from(cfa, rule.bp_offset))?,
-        Saved::FromBp => read(from(s.bp, rule.bp_offset))?,
+        Saved::Register => next.register(pt_regs::BP).map_or(s.bp, Bp::SavedAt),
+        Saved::FromCaller => Bp::SavedAt(from(cfa, rule.bp_offset)),
+        Saved::FromBp => Bp::SavedAt(from(s.bp.value(read)?, rule.bp_offset)),
     };
     Some((next, slot))
 }
@@ -109,15 +139,20 @@ pub const GENERATED: Rule =
 /// has saved by their address with bit 0 set in place of a frame pointer (ENCODE_FRAME_POINTER,
 /// arch/x86/include/asm/frame.h).
 pub fn by_frame_pointer(s: &State, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<(State, Option<u64>)> {
-    if s.bp & 1 != 0 {
-        let at = s.bp & !1;
-        let mut word = |offset: u8| read(at.wrapping_add(offset.into()));
-        let (ip, sp, bp) = (word(pt_regs::IP)?, word(pt_regs::SP)?, word(pt_regs::BP)?);
+    let bp = s.bp.value(read)?;
+    if bp & 1 != 0 {
+        let at = bp & !1;
+        let word = |offset: u8| at.wrapping_add(offset.into());
+        if !is_kernel(word(pt_regs::CS), read) {
+            return None;
+        }
+        let (ip, sp) = (read(word(pt_regs::IP))?, read(word(pt_regs::SP))?);
+        let bp = Bp::SavedAt(word(pt_regs::BP));
         return Some((State { ip, sp, bp, signal: true, regs: Some(Regs::Full(at)) }, None));
     }
-    let slot = s.bp.wrapping_add(8);
-    let (bp, ip) = (read(s.bp)?, read(slot)?);
-    Some((State { ip, sp: s.bp.wrapping_add(16), bp, signal: false, regs: None }, Some(slot)))
+    let slot = bp.wrapping_add(8);
+    let ip = read(slot)?;
+    Some((State { ip, sp: bp.wrapping_add(16), bp: Bp::SavedAt(bp), signal: false, regs: None }, Some(slot)))
 }
 
 /// Whether functions keep frame pointers (CONFIG_FRAME_POINTER): whether those that start at `starts`, offsets into `text`,
@@ -148,37 +183,37 @@ mod tests {
 
     #[test]
     fn across_saved_registers() {
-        let s = State::returned(0x100, 0x1000, 7);
+        let s = State::returned(0x100, 0x1000, Bp::Is(7));
         let mut read =
             memory(&[(0x1008 + 128, 0x222), (0x1008 + 136, 0x10), (0x1008 + 152, 0x2000), (0x1008 + 32, 0xb)]);
         let (next, slot) = by_rule(&s, REGS, &mut read).unwrap();
-        assert_eq!((next.ip, next.sp, next.bp, next.signal, slot), (0x222, 0x2000, 0xb, true, None));
+        assert_eq!((next.ip, next.sp, next.signal, slot), (0x222, 0x2000, true, None));
+        assert_eq!((next.bp, next.bp.value(&mut read)), (Bp::SavedAt(0x1008 + 32), Some(0xb)));
         assert_eq!(next.lookup_address(), 0x222);
-        assert!(!next.is_user(&mut read));
-        assert!(next.is_user(memory(&[(0x1008 + 136, 0x33)])));
+        assert_eq!(by_rule(&s, REGS, &mut memory(&[(0x1008 + 136, 0x33)])), None, "user space");
         // A realigned stack: the frame is counted from r10, which the interrupted function had.
         let rule = Rule { sp: Base::Register(pt_regs::R10), kind: Kind::Call, signal: false, ..REGS };
         let mut read = memory(&[(0x1008 + 56, 0x3000), (0x2ff8, 0x333)]);
         let (caller, slot) = by_rule(&next, rule, &mut read).unwrap();
-        assert_eq!((caller.ip, caller.sp, caller.bp, slot), (0x333, 0x3000, 0xb, Some(0x2ff8)));
+        assert_eq!((caller.ip, caller.sp, caller.bp, slot), (0x333, 0x3000, next.bp, Some(0x2ff8)));
         assert_eq!(by_rule(&s, rule, &mut read), None, "no registers, no r10");
     }
 
     #[test]
     fn the_part_that_the_cpu_pushes() {
-        let s = State::returned(0x100, 0x1000, 7);
+        let s = State::returned(0x100, 0x1000, Bp::Is(7));
         let rule = Rule { kind: Kind::PartialRegs, sp_offset: 0, ..REGS };
-        let mut read = memory(&[(0x1000, 0x444), (0x1008, 0x33), (0x1018, 0x5000)]);
+        let mut read = memory(&[(0x1000, 0x444), (0x1008, 0x10), (0x1018, 0x5000)]);
         let (next, _) = by_rule(&s, rule, &mut read).unwrap();
-        assert_eq!((next.ip, next.sp, next.bp), (0x444, 0x5000, 7));
-        assert!(next.is_user(&mut read));
+        assert_eq!((next.ip, next.sp, next.bp), (0x444, 0x5000, Bp::Is(7)));
+        assert_eq!(by_rule(&s, rule, &mut memory(&[(0x1008, 0x33)])), None, "user space");
     }
 
     #[test]
     fn another_stack_by_the_word_on_top() {
         let rule = Rule { sp: Base::SpIndirect, kind: Kind::Call, sp_offset: 8, ..REGS };
         let mut read = memory(&[(0x1000, 0x9000), (0x9000, 0x555)]);
-        let (next, slot) = by_rule(&State::returned(0x100, 0x1000, 7), rule, &mut read).unwrap();
+        let (next, slot) = by_rule(&State::returned(0x100, 0x1000, Bp::Is(7)), rule, &mut read).unwrap();
         assert_eq!((next.ip, next.sp, slot), (0x555, 0x9008, Some(0x9000)));
     }
 
@@ -195,7 +230,7 @@ mod tests {
 
     #[test]
     fn frame_pointers_and_marked_registers() {
-        let s = State::returned(0x100, 0x1000, 0x1010);
+        let s = State::returned(0x100, 0x1000, Bp::Is(0x1010));
         let mut read = memory(&[
             (0x1010, 0x1101),
             (0x1018, 0x666),
@@ -205,10 +240,9 @@ mod tests {
             (0x1100 + 32, 0),
         ]);
         let (entry, slot) = by_frame_pointer(&s, &mut read).unwrap();
-        assert_eq!((entry.ip, entry.bp, slot), (0x666, 0x1101, Some(0x1018)));
+        assert_eq!((entry.ip, entry.bp.value(&mut read), slot), (0x666, Some(0x1101), Some(0x1018)));
         let (interrupted, _) = by_frame_pointer(&entry, &mut read).unwrap();
-        assert_eq!((interrupted.ip, interrupted.sp, interrupted.bp), (0x777, 0x8000, 0));
-        assert!(!interrupted.is_user(&mut read));
+        assert_eq!((interrupted.ip, interrupted.sp, interrupted.bp.value(&mut read)), (0x777, 0x8000, Some(0)));
         assert_eq!(by_frame_pointer(&interrupted, &mut read), None);
     }
 }

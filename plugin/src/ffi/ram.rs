@@ -32,8 +32,17 @@ struct Segment {
     host: usize,
 }
 
+impl Segment {
+    #[inline]
+    fn contains(&self, at: PhysAddr) -> bool {
+        at.0.wrapping_sub(self.phys) < self.len
+    }
+}
+
 /// Guest RAM, by physical address. Readable at any time; only [`Ram::stopped`] lends slices.
 pub struct Ram {
+    /// The first of the segments, which in most guests is all of them.
+    first: Segment,
     segments: Vec<Segment>,
     ranges: Vec<Range<u64>>,
 }
@@ -50,7 +59,8 @@ impl Ram {
             _ => Self::guess(code)?,
         };
         let ranges = segments.iter().map(|s| s.phys..s.phys + s.len).collect();
-        Ok(Ram { segments, ranges })
+        let first = *segments.first().ok_or(RamError::NotMapped(code))?;
+        Ok(Ram { first, segments, ranges })
     }
 
     /// Asks QEMU what lies where.
@@ -103,7 +113,7 @@ impl Ram {
     /// The host address of `len` bytes at `at`.
     #[inline]
     fn host_of(&self, at: PhysAddr, len: usize) -> Option<usize> {
-        let s = self.segments.iter().find(|s| at.0.wrapping_sub(s.phys) < s.len)?;
+        let s = if self.first.contains(at) { &self.first } else { self.segments.iter().find(|s| s.contains(at))? };
         let offset = at.0 - s.phys;
         (s.len - offset >= len as u64).then_some(s.host + offset as usize)
     }
@@ -176,6 +186,11 @@ impl GuestMemory for Ram {
 
     fn ranges(&self) -> &[Range<u64>] {
         &self.ranges
+    }
+
+    #[inline]
+    fn contains(&self, at: PhysAddr) -> bool {
+        self.first.contains(at) || self.segments.iter().any(|s| s.contains(at))
     }
 
     #[inline]

@@ -1,6 +1,7 @@
 //! Who is running: the task, or the kind of interrupt, on the current CPU.
 
 use guest_symbols::memory::{GuestMemory, VirtAddr};
+use guest_symbols::view::View;
 use guest_symbols::{Kernel, PhysAddr};
 
 /// include/linux/preempt.h: hardirq nesting, and a softirq being served.
@@ -61,21 +62,21 @@ impl Context {
     }
 
     /// The task that runs on the CPU whose per-CPU base is `gs_base`; none before there are tasks.
-    pub fn task(&self, kernel: &Kernel, memory: &impl GuestMemory, gs_base: u64) -> Option<VirtAddr> {
+    pub fn task(&self, memory: &View<'_, impl GuestMemory>, gs_base: u64) -> Option<VirtAddr> {
         let at = VirtAddr(self.current?.wrapping_add(gs_base));
-        kernel.read_u64(memory, at).ok().filter(|&task| task != 0).map(VirtAddr)
+        memory.read_u64(at).ok().filter(|&task| task != 0).map(VirtAddr)
     }
 
     /// Who runs on the CPU whose per-CPU base is `gs_base`.
-    pub fn who(&self, kernel: &Kernel, memory: &impl GuestMemory, gs_base: u64) -> Who {
+    pub fn who(&self, memory: &View<'_, impl GuestMemory>, gs_base: u64) -> Who {
         let percpu = |at: Option<u64>| at.map(|a| VirtAddr(a.wrapping_add(gs_base)));
-        let cpu = percpu(self.cpu).and_then(|at| kernel.read_u32(memory, at).ok()).unwrap_or(0);
+        let cpu = percpu(self.cpu).and_then(|at| memory.read_u32(at).ok()).unwrap_or(0);
         let named = |name: &[u8]| {
             let mut comm = [0; 16];
             comm[..name.len()].copy_from_slice(name);
             Who { comm, pid: 0, tgid: 0, cpu }
         };
-        let count = percpu(self.preempt_count).and_then(|at| kernel.read_u32(memory, at).ok()).unwrap_or(0);
+        let count = percpu(self.preempt_count).and_then(|at| memory.read_u32(at).ok()).unwrap_or(0);
         if count & HARDIRQ_MASK != 0 {
             return named(b"hardirq");
         }
@@ -83,10 +84,10 @@ impl Context {
             return named(b"softirq");
         }
         let read = || {
-            let task = self.task(kernel, memory, gs_base)?;
+            let task = self.task(memory, gs_base)?;
             let mut comm = [0; 16];
-            kernel.read(memory, task.offset(self.comm), &mut comm).ok()?;
-            let id = |at| kernel.read_u32(memory, task.offset(at)).ok();
+            memory.read(task.offset(self.comm), &mut comm).ok()?;
+            let id = |at| memory.read_u32(task.offset(at)).ok();
             Some(Who { comm, pid: id(self.pid)?, tgid: id(self.tgid)?, cpu })
         };
         // Before there are tasks, the kernel runs as what becomes the idle task.

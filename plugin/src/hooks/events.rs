@@ -25,7 +25,7 @@ impl Tracker {
             return;
         }
         let jiffies = self.check_time();
-        let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel, &self.ram, regs::read(Reg::GsBase));
+        let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
         let object = Object {
             kind,
             dying: false,

@@ -7,7 +7,8 @@ use detector::stacks::StackId;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, PhysAddr, VirtAddr};
 use guest_symbols::paging::PageTables;
 use guest_symbols::unwind::cache::Cache;
-use guest_symbols::unwind::step::State;
+use guest_symbols::unwind::memo::{Found, Log, Memo, Start};
+use guest_symbols::unwind::step::{Bp, State};
 use guest_symbols::unwind::walk::{self, Context, Method};
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -16,16 +17,37 @@ use std::time::Instant;
 
 /// Most frames of a stack, the allocator's included.
 pub const MAX_FRAMES: usize = 64;
+/// Fewest: the rules that go by an object's site need the first caller that is no allocator itself.
+const MIN_FRAMES: usize = 4;
+
+/// The "address" of the frame pointer: read as a word, so that it is only where a walk depends on it. It is none of a stack.
+const FRAME_POINTER: u64 = u64::MAX - 7;
 
 thread_local! {
-    static CACHE: RefCell<Cache> = RefCell::default();
+    static KNOWN: RefCell<Memory> = RefCell::default();
+}
+
+/// What this thread has learnt.
+#[derive(Default)]
+struct Memory {
+    rules: Cache,
+    walks: Memo<Known>,
+}
+
+/// What a part of a walk came to.
+#[derive(Clone, Copy)]
+enum Known {
+    /// To the end: the stack.
+    Stack(StackId),
+    /// To a frame pointer, with the frames until then, and the address in the frame that is counted from it.
+    Part(StackId, u64),
 }
 
 /// How long unwinding took, for LIBLEAK_LOG=info: of every so many stacks one is timed.
 #[derive(Default)]
 pub struct Times {
     count: AtomicU64,
-    /// Nanoseconds, and frames.
+    /// Nanoseconds, and frames; none where the walk was known.
     samples: Mutex<Vec<(u64, usize)>>,
 }
 
@@ -35,18 +57,18 @@ const EVERY: u64 = 16;
 const MAX_SAMPLES: usize = 1 << 20;
 
 impl Times {
-    fn measure(&self, frames: impl FnOnce() -> usize) -> usize {
+    fn measure(&self, find: impl FnOnce() -> (StackId, usize)) -> StackId {
         if !self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY) {
-            return frames();
+            return find().0;
         }
         let began = Instant::now();
-        let n = frames();
+        let (id, n) = find();
         let took = began.elapsed().as_nanos() as u64;
         let mut samples = self.samples.lock();
         if samples.len() < MAX_SAMPLES {
             samples.push((took, n));
         }
-        n
+        id
     }
 
     /// Says how long it took.
@@ -55,14 +77,16 @@ impl Times {
         let mut times: Vec<u64> = samples.iter().map(|(took, _)| *took).collect();
         times.sort_unstable();
         let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(0);
+        let walked = samples.iter().filter(|(_, n)| *n > 0).count();
         let frames: usize = samples.iter().map(|(_, n)| n).sum();
         log::info!(
-            "unwinding took {} ns in the median of {} samples, {} at 90 % and {} at 99 %, of {:.1} frames on average; {stacks} different stacks",
+            "unwinding took {} ns in the median of {} samples, {} at 90 % and {} at 99 %; {:.1} % were walked, {:.1} frames on average; {stacks} different stacks",
             at(50),
             times.len(),
             at(90),
             at(99),
-            frames as f64 / samples.len().max(1) as f64
+            100.0 * walked as f64 / samples.len().max(1) as f64,
+            frames as f64 / walked.max(1) as f64
         );
     }
 }
@@ -71,52 +95,96 @@ impl Tracker {
     /// The stack of a call of the function at `allocator` that has just returned to `ret`, its stack pointer then being
     /// `sp`.
     pub(super) fn stack(&self, allocator: u64, ret: u64, sp: u64) -> StackId {
-        let mut frames = [0; MAX_FRAMES];
-        frames[0] = allocator;
-        let wanted = self.frames.clamp(2, MAX_FRAMES);
-        let unwind = |frames: &mut [u64]| {
-            CACHE.with_borrow_mut(|cache| {
-                let mut stack = Stack {
-                    tracker: self,
-                    code: &self.code,
-                    tables: self.kernel.page_tables(&self.ram),
-                    page: 1,
-                    frame: 0,
-                    generation: self.code.generation(),
-                    cache,
-                };
-                walk::walk(&mut stack, State::returned(ret, sp, regs::read(Reg::Rbp)), frames)
-            })
-        };
-        let n = match &self.times {
-            None => unwind(&mut frames[1..wanted]),
-            Some(times) => times.measure(|| unwind(&mut frames[1..wanted])),
-        };
-        if n == 0 {
-            // Code that is in no known place; the call itself was seen.
-            frames[1] = ret;
+        let find = || KNOWN.with_borrow_mut(|known| self.find(known, Start { function: allocator, ret, sp }));
+        match &self.times {
+            None => find().0,
+            Some(times) => times.measure(find),
         }
-        self.stacks.intern(&frames[..1 + n.max(1)])
+    }
+
+    /// The stack, and how many of its frames were walked: 0 if it was known.
+    #[inline]
+    fn find(&self, known: &mut Memory, mut start: Start) -> (StackId, usize) {
+        let generation = self.code.generation();
+        let mut words = Words { tracker: self, tables: self.kernel.page_tables(&self.ram), page: 1, frame: 0 };
+        let (mut state, mut before) = (State::returned(start.ret, start.sp, Bp::SavedAt(FRAME_POINTER)), StackId::NONE);
+        let mut walked = 0;
+        loop {
+            let found = known.walks.find(start, generation, |at| words.read(at)).unwrap_or_else(|| {
+                let (found, frames) = self.walk_on(known, &mut words, start, state, before);
+                walked += frames;
+                found
+            });
+            let (part, ip) = match found.result {
+                Known::Stack(id) => return (id, walked),
+                Known::Part(part, ip) => (part, ip),
+            };
+            let Some(bp) = found.frame_pointer_at.and_then(|at| words.read(at)) else {
+                let frames = self.parts.frames(part);
+                return (self.stacks.intern(&[&frames, &[ip][..]].concat()), walked);
+            };
+            // The part before stands for what was called.
+            start = Start { function: part.0.into(), ret: ip, sp: bp };
+            (state, before) = (State::with_frame_pointer(ip, bp), part);
+        }
+    }
+
+    /// Walks one part, `before` being the frames until there, and keeps it.
+    #[cold]
+    fn walk_on<'a>(
+        &'a self,
+        known: &mut Memory,
+        words: &mut Words<'a>,
+        start: Start,
+        state: State,
+        before: StackId,
+    ) -> (Found<Known>, usize) {
+        let mut frames = [start.function; MAX_FRAMES];
+        let earlier = self.parts.frames(before);
+        // Of the first part the function itself is the first frame.
+        let done = earlier.len().max(1);
+        frames[..earlier.len()].copy_from_slice(&earlier);
+        let wanted = self.frames.clamp(MIN_FRAMES, MAX_FRAMES);
+        let generation = self.code.generation();
+        let mut stack = Stack { words, code: &self.code, generation, rules: &mut known.rules, log: Log::new(start.sp) };
+        let walked = walk::walk_on(&mut stack, state, &mut frames[done..wanted]);
+        let mut log = stack.log;
+        let all = done + walked.frames;
+        let result = match walked.frame_pointer_at {
+            // The frame that is counted from it comes again.
+            Some(at) if all < wanted => {
+                log.end_at(at);
+                Known::Part(self.parts.intern(&frames[..all - 1]), frames[all - 1])
+            }
+            _ => {
+                // In no known place, there is no frame; the call itself was seen.
+                frames[1] = if all == 1 { start.ret } else { frames[1] };
+                Known::Stack(self.stacks.intern(&frames[..all.max(2)]))
+            }
+        };
+        let frame_pointer_at = walked.frame_pointer_at;
+        known.walks.keep(start, log, result);
+        (Found { result, frame_pointer_at }, walked.frames)
     }
 }
 
-/// A walk in progress.
-struct Stack<'a> {
+/// Words of the stack that this CPU runs on.
+struct Words<'a> {
     tracker: &'a Tracker,
-    code: &'a Code,
     tables: PageTables,
     /// The page that was read last, by virtual address; 1 is none. Within one walk it does not move: it is of the stack
     /// that this CPU runs on.
     page: u64,
     /// Where it lies in physical memory.
     frame: u64,
-    generation: u64,
-    cache: &'a mut Cache,
 }
 
-impl Context for Stack<'_> {
+impl Words<'_> {
     #[inline]
     fn read(&mut self, at: u64) -> Option<u64> {
+        if at == FRAME_POINTER {
+            return Some(regs::read(Reg::Rbp));
+        }
         let within = at % PAGE_SIZE;
         let page = at - within;
         let ram = &self.tracker.ram;
@@ -129,11 +197,32 @@ impl Context for Stack<'_> {
         }
         ram.read_u64(PhysAddr(self.frame + within)).ok()
     }
+}
+
+/// A walk in progress.
+struct Stack<'s, 'a> {
+    words: &'s mut Words<'a>,
+    code: &'s Code,
+    generation: u64,
+    rules: &'s mut Cache,
+    log: Log,
+}
+
+impl Context for Stack<'_, '_> {
+    #[inline]
+    fn read(&mut self, at: u64) -> Option<u64> {
+        let word = self.words.read(at);
+        match word {
+            Some(word) => self.log.note(at, word),
+            None => self.log.spoil(),
+        }
+        word
+    }
 
     #[inline]
     fn method(&mut self, at: u64) -> Method {
-        let (tracker, code) = (self.tracker, self.code);
-        self.cache.get(at, self.generation, || code.method(&tracker.kernel, &tracker.ram, at))
+        let (tracker, code) = (self.words.tracker, self.code);
+        self.rules.get(at, self.generation, || code.method(&tracker.kernel, &tracker.ram, at))
     }
 
     #[inline]
@@ -143,6 +232,11 @@ impl Context for Stack<'_> {
 
     #[inline]
     fn original(&mut self, ip: u64, slot: u64) -> u64 {
-        if self.code.is_tracer(ip) { self.tracker.untraced(ip, slot) } else { ip }
+        if !self.code.is_tracer(ip) {
+            return ip;
+        }
+        // That depends on the task's shadow stack.
+        self.log.spoil();
+        self.words.tracker.untraced(ip, slot)
     }
 }

@@ -13,7 +13,7 @@ impl Tracker {
     /// `ip` itself where it cannot be found.
     #[cold]
     pub(super) fn untraced(&self, ip: u64, slot: u64) -> u64 {
-        let task = self.context.task(&self.kernel, &self.ram, regs::read(Reg::GsBase));
+        let task = self.context.task(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
         let original = task.and_then(|task| self.graphed(task, slot).or_else(|| self.probed(task, slot)));
         original.unwrap_or(ip)
     }

@@ -54,6 +54,7 @@ pub(super) struct Pending {
     /// again first, as it is where another module's code was before.
     doubtful: bool,
     pub(super) ret: u64,
+    /// The number of the next object when the function was entered.
     pub(super) sequence: u64,
     /// Size, or count.
     pub(super) size: u64,
@@ -103,6 +104,8 @@ pub struct Tracker {
     pub pages: Option<Pages>,
     /// Allocation stacks.
     pub stacks: Stacks,
+    /// Parts of them, from the allocator to a frame pointer, for walks that are known.
+    pub(super) parts: Stacks,
     /// The tests that the guest runs.
     pub tests: Mutex<Tests>,
     /// Where what the guest says is found.
@@ -111,8 +114,8 @@ pub struct Tracker {
     pub doubts: Doubts,
     /// Modules as they were loaded, each with the sequence number of that moment.
     modules: Mutex<Vec<(u64, Arc<Module>)>>,
-    /// Functions watched, and how often each was entered.
-    pub hooks: Vec<(Hook, AtomicU64)>,
+    /// Functions watched, and whether each was entered.
+    pub hooks: Vec<(Hook, AtomicBool)>,
     entries: HashMap<u64, u32>,
     entry_range: std::ops::RangeInclusive<u64>,
     sites: CallSites,
@@ -185,9 +188,10 @@ impl Tracker {
             live: LiveMap::with_capacity(LIVE_CAPACITY),
             pages: descriptor.map(|descriptor| Pages { map: LiveMap::with_capacity(LIVE_CAPACITY), descriptor }),
             stacks: Stacks::default(),
+            parts: Stacks::default(),
             doubts: Doubts::default(),
             modules: Mutex::default(),
-            hooks: hooks.into_iter().map(|h| (h, AtomicU64::new(0))).collect(),
+            hooks: hooks.into_iter().map(|h| (h, AtomicBool::new(false))).collect(),
             sites,
             pending: DashMap::with_capacity_and_hasher(4096, Default::default()),
             watched: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
@@ -307,8 +311,11 @@ impl Tracker {
     }
 
     fn enter(&self, vcpu: c_uint, number: u32) {
-        let (hook, hits) = &self.hooks[number as usize];
-        hits.fetch_add(1, Ordering::Relaxed);
+        let (hook, hit) = &self.hooks[number as usize];
+        // Written once, since all CPUs read it all the time.
+        if !hit.load(Ordering::Relaxed) {
+            hit.store(true, Ordering::Relaxed);
+        }
         match hook.action {
             Action::Alloc(_, size) => self.begin(number, size.map_or(0, regs::read), 0),
             Action::AllocPages(order) => self.begin(number, PAGE_SIZE << order.map_or(0, regs::read).min(MAX_ORDER), 0),
@@ -364,7 +371,7 @@ impl Tracker {
     /// An allocator was entered.
     fn begin(&self, hook: u32, size: u64, array: u64) {
         let rsp = regs::read(Reg::Rsp);
-        let Ok(ret) = self.kernel.read_u64(&self.ram, VirtAddr(rsp)) else {
+        let Ok(ret) = self.kernel.view(&self.ram).read_u64(VirtAddr(rsp)) else {
             self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
@@ -379,7 +386,7 @@ impl Tracker {
         if doubtful || watch.is_none() {
             self.watched.insert(ret, Watch::Wanted);
         }
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let sequence = self.sequence.load(Ordering::Relaxed);
         let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });
         if armed {
             self.arm(1);

@@ -115,7 +115,7 @@ pub fn kmsg_copied(tracker: &Tracker, vcpu: c_uint, entry: u64) {
 }
 
 fn task(tracker: &Tracker) -> Option<VirtAddr> {
-    tracker.context.task(&tracker.kernel, &tracker.ram, regs::read(Reg::GsBase))
+    tracker.context.task(&tracker.kernel.view(&tracker.ram), regs::read(Reg::GsBase))
 }
 
 fn tell_or_defer(tracker: &Tracker, vcpu: c_uint, text: Text, comm: Option<(u64, usize)>) {

@@ -1,0 +1,300 @@
+//! Walks that were made before. Most allocations come from where others came from, and their walks read the same words of
+//! the stack: where all of them are what they were, the walk would lead to the same frames, and need not be made.
+//!
+//! A walk is a function of where it starts, of the words that it reads, and of the rules. Words and places on the stack at hand
+//! are kept relative to where the stack pointer was, so that the same path is known on another task's stack; what lies elsewhere, as where an interrupt
+//! stack leads to the stack of who was interrupted, is kept as it is. Kernels move the stack pointer by a random number
+//! at each system call (CONFIG_RANDOMIZE_KSTACK_OFFSET): a walk is therefore known in parts, from one frame pointer to the
+//! next.
+
+/// Words that one part of a walk may have read.
+const WORDS: usize = 24;
+/// Parts kept. Those that start from the same call share a set.
+const SETS: usize = 256;
+const WAYS: usize = 8;
+/// Up to so many bytes from the stack pointer a place is taken as one of the same stack (THREAD_SIZE,
+/// arch/x86/include/asm/page_64_types.h, with KASAN's doubling). An address is a word and an offset of 16 bits, and must be of the same
+/// kind as that word: a walk with one that is between the two is not kept.
+const NEAR: u64 = 32 << 10;
+const FAR: u64 = NEAR + (64 << 10);
+
+/// Where a part of a walk starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// What was called: virtual address of a function, or any number that stands for the part before.
+    pub function: u64,
+    /// Where it returned to.
+    pub ret: u64,
+    /// The stack pointer then, or the frame pointer that all that follows is counted from.
+    pub sp: u64,
+}
+
+impl Start {
+    fn hash(&self) -> u64 {
+        (self.function ^ self.ret.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// A number that lies on the stack at hand, or anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Near,
+    Elsewhere,
+    /// It cannot be told.
+    Between,
+}
+
+fn place(value: u64, sp: u64) -> Place {
+    let distance = value.wrapping_sub(sp) as i64;
+    match distance.unsigned_abs() {
+        ..NEAR => Place::Near,
+        NEAR..FAR => Place::Between,
+        _ => Place::Elsewhere,
+    }
+}
+
+/// The words that a walk reads, as it reads them.
+#[derive(Clone)]
+pub struct Log {
+    sp: u64,
+    count: usize,
+    usable: bool,
+    /// Bit by bit, whether an address, or a word, is relative to the stack pointer.
+    near_addresses: u32,
+    near_words: u32,
+    addresses: [u64; WORDS],
+    words: [u64; WORDS],
+    /// The address of the frame pointer at which this part ends, and whether it is relative.
+    end: Option<(bool, u64)>,
+}
+
+impl Log {
+    /// Of a walk that starts with the stack pointer at `sp`.
+    pub fn new(sp: u64) -> Log {
+        Log {
+            sp,
+            count: 0,
+            usable: true,
+            near_addresses: 0,
+            near_words: 0,
+            addresses: [0; WORDS],
+            words: [0; WORDS],
+            end: None,
+        }
+    }
+
+    /// `word` was read at `address`.
+    #[inline]
+    pub fn note(&mut self, address: u64, word: u64) {
+        let n = self.count;
+        let (at, value) = (place(address, self.sp), place(word, self.sp));
+        if n == WORDS || at == Place::Between || value == Place::Between {
+            self.usable = false;
+            return;
+        }
+        let (near_address, near_word) = (at == Place::Near, value == Place::Near);
+        self.near_addresses |= u32::from(near_address) << n;
+        self.near_words |= u32::from(near_word) << n;
+        self.addresses[n] = if near_address { address.wrapping_sub(self.sp) } else { address };
+        self.words[n] = if near_word { word.wrapping_sub(self.sp) } else { word };
+        self.count = n + 1;
+    }
+
+    /// The walk depends on more than was noted.
+    pub fn spoil(&mut self) {
+        self.usable = false;
+    }
+
+    /// This part ends at the frame pointer that is saved at `address`, whatever it is.
+    pub fn end_at(&mut self, address: u64) {
+        match place(address, self.sp) {
+            Place::Near => self.end = Some((true, address.wrapping_sub(self.sp))),
+            Place::Elsewhere => self.end = Some((false, address)),
+            Place::Between => self.usable = false,
+        }
+    }
+
+    /// Whether all is there as it was, on the stack at `sp`. From the last word on: where walks differ, it is in outer frames.
+    #[inline]
+    fn holds(&self, sp: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> bool {
+        (0..self.count).rev().all(|i| {
+            let base = |near: u32| if near >> i & 1 != 0 { sp } else { 0 };
+            let address = self.addresses[i].wrapping_add(base(self.near_addresses));
+            let word = self.words[i].wrapping_add(base(self.near_words));
+            read(address) == Some(word)
+        })
+    }
+}
+
+/// A part of a walk that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found<T> {
+    /// What came of it.
+    pub result: T,
+    /// The virtual address of the frame pointer at which it ends.
+    pub frame_pointer_at: Option<u64>,
+}
+
+struct Entry<T> {
+    function: u64,
+    ret: u64,
+    log: Log,
+    result: T,
+}
+
+/// Parts of walks and what came of them, for one thread.
+pub struct Memo<T> {
+    /// Hashes of the entries, 0 where there is none.
+    hashes: Box<[[u64; WAYS]]>,
+    entries: Box<[Option<Entry<T>>]>,
+    next: usize,
+    generation: u64,
+}
+
+impl<T> Default for Memo<T> {
+    fn default() -> Memo<T> {
+        let entries = (0..SETS * WAYS).map(|_| None).collect();
+        Memo { hashes: vec![[0; WAYS]; SETS].into(), entries, next: 0, generation: 0 }
+    }
+}
+
+impl<T: Copy> Memo<T> {
+    /// What came of the same part before, if there was one since rules last changed: `generation` is their number. `read`
+    /// gives words as the walk would have them.
+    #[inline]
+    pub fn find(
+        &mut self,
+        start: Start,
+        generation: u64,
+        mut read: impl FnMut(u64) -> Option<u64>,
+    ) -> Option<Found<T>> {
+        if self.generation != generation {
+            self.hashes.fill([0; WAYS]);
+            self.entries.fill_with(|| None);
+            self.generation = generation;
+        }
+        let hash = start.hash();
+        let set = set_of(hash);
+        for way in (0..WAYS).filter(|way| self.hashes[set][*way] == hash) {
+            let entry = self.entries[set * WAYS + way].as_ref()?;
+            if (entry.function, entry.ret) == (start.function, start.ret) && entry.log.holds(start.sp, &mut read) {
+                let end = entry.log.end.map(|(near, at)| if near { at.wrapping_add(start.sp) } else { at });
+                return Some(Found { result: entry.result, frame_pointer_at: end });
+            }
+        }
+        None
+    }
+
+    /// Keeps a part in place of another.
+    pub fn keep(&mut self, start: Start, log: Log, result: T) {
+        if !log.usable {
+            return;
+        }
+        let hash = start.hash();
+        let (set, way) = (set_of(hash), self.next % WAYS);
+        self.next += 1;
+        self.hashes[set][way] = hash;
+        self.entries[set * WAYS + way] = Some(Entry { function: start.function, ret: start.ret, log, result });
+    }
+}
+
+fn set_of(hash: u64) -> usize {
+    (hash >> 40) as usize % SETS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn result(found: Option<Found<i32>>) -> Option<i32> {
+        found.map(|f| f.result)
+    }
+
+    const STACK: u64 = 0xffff_c900_0000_4000;
+
+    fn start(sp: u64) -> Start {
+        Start { function: 0x1000, ret: 0x2000, sp }
+    }
+
+    /// A stack whose words at 8 and 24 lead to one far away.
+    fn stack(at: u64) -> HashMap<u64, u64> {
+        [(at + 8, 0x1234), (at + 24, at + 64), (at + 64, 0xffff_c900_0100_0000), (0xffff_c900_0100_0000, 7)].into()
+    }
+
+    fn walk(memory: &HashMap<u64, u64>, sp: u64) -> Log {
+        let mut log = Log::new(sp);
+        let mut read = |at: u64| {
+            log.note(at, memory[&at]);
+            memory[&at]
+        };
+        read(sp + 8);
+        let saved = read(sp + 24);
+        let far = read(saved);
+        read(far);
+        log
+    }
+
+    #[test]
+    fn the_same_path_on_another_stack() {
+        let mut memo = Memo::default();
+        let here = stack(STACK);
+        memo.keep(start(STACK), walk(&here, STACK), 5);
+        assert_eq!(result(memo.find(start(STACK), 0, |at| here.get(&at).copied())), Some(5));
+        let other = STACK + (64 << 14);
+        let there = stack(other);
+        assert_eq!(result(memo.find(start(other), 0, |at| there.get(&at).copied())), Some(5));
+    }
+
+    #[test]
+    fn any_word_that_differs_counts() {
+        let mut memo = Memo::default();
+        let here = stack(STACK);
+        memo.keep(start(STACK), walk(&here, STACK), 5);
+        for at in here.keys() {
+            let mut changed = here.clone();
+            *changed.get_mut(at).unwrap() += 8;
+            assert_eq!(memo.find(start(STACK), 0, |at| changed.get(&at).copied()), None, "{at:#x}");
+            changed.remove(at);
+            assert_eq!(memo.find(start(STACK), 0, |at| changed.get(&at).copied()), None, "{at:#x}");
+        }
+        // The pointer to its own stack, on another.
+        let other = STACK + (64 << 14);
+        let mut there = stack(other);
+        there.insert(other + 24, STACK + 64);
+        there.insert(STACK + 64, 0xffff_c900_0100_0000);
+        assert_eq!(result(memo.find(start(other), 0, |at| there.get(&at).copied())), None);
+        let elsewhere = Start { ret: 0x2001, ..start(STACK) };
+        assert_eq!(memo.find(elsewhere, 0, |at| here.get(&at).copied()), None);
+    }
+
+    #[test]
+    fn a_part_ends_at_a_frame_pointer_whatever_it_is() {
+        let mut memo = Memo::default();
+        let mut log = Log::new(STACK);
+        log.note(STACK + 8, 5);
+        log.end_at(STACK + 16);
+        memo.keep(start(STACK), log, 1);
+        let other = STACK + (3 << 14);
+        let found = memo.find(start(other), 0, |at| (at == other + 8).then_some(5));
+        assert_eq!(found, Some(Found { result: 1, frame_pointer_at: Some(other + 16) }));
+    }
+
+    #[test]
+    fn rules_that_change_and_walks_that_cannot_be_kept() {
+        let mut memo = Memo::default();
+        let here = stack(STACK);
+        memo.keep(start(STACK), walk(&here, STACK), 5);
+        assert_eq!(memo.find(start(STACK), 1, |at| here.get(&at).copied()), None, "a module was loaded");
+        let mut spoilt = walk(&here, STACK);
+        spoilt.spoil();
+        memo.keep(start(STACK), spoilt, 6);
+        let mut long = Log::new(STACK);
+        (0..=WORDS as u64).for_each(|i| long.note(STACK + 8 * i, 0));
+        memo.keep(start(STACK), long, 7);
+        let mut between = Log::new(STACK);
+        between.note(STACK + NEAR + 8, 0);
+        memo.keep(start(STACK), between, 8);
+        assert_eq!(memo.find(start(STACK), 1, |_| Some(0)), None);
+    }
+}
