@@ -28,31 +28,39 @@ pub struct Audit {
 
 impl Audit {
     /// Compares the slab objects of `objects`, which ascend, with what the slabs count. Calls `each` with every
-    /// object that is one: address, size in bytes, and what the live map knows of it, if anything.
+    /// object that is one: address, the number of its cache, and its place in `objects`, if it has one.
     pub(crate) fn compare(
         kernel: &Kernel,
         objects: &[(u64, Object)],
         allocated: &Allocated,
-        each: &mut dyn FnMut(u64, u64, Option<Object>),
+        each: &mut impl FnMut(u64, u32, Option<usize>),
     ) -> Audit {
         let mut audit =
             Audit { allocated: allocated.objects.len() as u64, broken: allocated.broken, ..Audit::default() };
-        let mut ours = objects.iter().filter(|(_, o)| o.kind == Kind::Slab).peekable();
+        let is_ours = |i: &usize| objects[*i].1.kind == Kind::Slab;
+        let mut ours = (0..objects.len()).filter(is_ours);
+        let mut next = ours.next();
         for &(addr, cache) in &allocated.objects {
-            while let Some((addr, object)) = ours.next_if(|(a, _)| *a < addr) {
-                audit.freed(kernel, *addr, object);
+            let mut at = next.map(|i| objects[i].0);
+            while let Some(i) = next.filter(|_| at.is_some_and(|at| at < addr)) {
+                audit.freed(kernel, objects[i].0, &objects[i].1);
+                next = ours.next();
+                at = next.map(|i| objects[i].0);
             }
-            let cache = &allocated.caches[cache as usize];
-            match ours.next_if(|(a, _)| *a == addr) {
-                Some((_, object)) if object.dying => {}
-                Some((_, object)) => each(addr, cache.object_size, Some(*object)),
+            match next.filter(|_| at == Some(addr)) {
+                Some(i) => {
+                    next = ours.next();
+                    if !objects[i].1.dying {
+                        each(addr, cache, Some(i));
+                    }
+                }
                 None => {
-                    audit.unknown(&cache.name);
-                    each(addr, cache.object_size, None);
+                    audit.unknown(&allocated.caches[cache as usize].name);
+                    each(addr, cache, None);
                 }
             }
         }
-        ours.for_each(|(addr, object)| audit.freed(kernel, *addr, object));
+        next.into_iter().chain(ours).for_each(|i| audit.freed(kernel, objects[i].0, &objects[i].1));
         audit
     }
 

@@ -1,10 +1,11 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
 use crate::audit::Audit;
+use crate::skips::Skips;
 use crate::{dead, known, page_blocks, stacks};
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
-use detector::scan::Rule;
+use detector::scan::Rules;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::Pages;
@@ -32,18 +33,49 @@ pub struct Block {
     pub addr: u64,
     /// Bytes, as kmemleak counts them.
     pub size: u64,
-    /// What the live map knows.
-    pub object: Object,
+    /// What it is made of.
+    pub kind: Kind,
+    /// Its place in the live map's snapshot.
+    object: u32,
+}
+
+impl Block {
+    /// No place: what only the kernel's books know.
+    const UNSEEN: u32 = u32::MAX;
+
+    /// A block of the live map's object number `object`.
+    pub(crate) fn of(addr: u64, size: u64, kind: Kind, object: usize) -> Block {
+        Block { addr, size, kind, object: u32::try_from(object).unwrap_or(Block::UNSEEN) }
+    }
+
+    /// A block that only the kernel's books know.
+    fn unseen(addr: u64, size: u64, kind: Kind) -> Block {
+        Block { addr, size, kind, object: Block::UNSEEN }
+    }
+
     /// Whether its allocation was seen: what only the kernel's books know is never a leak.
-    pub seen: bool,
+    pub fn seen(&self) -> bool {
+        self.object != Block::UNSEEN
+    }
 }
 
 /// Names of slab caches by the virtual address of their `struct kmem_cache`.
 pub type Caches = HashMap<VirtAddr, Option<String>>;
 
+/// By kind, what is known of an object whose allocation was not seen.
+static UNSEEN: [Object; 5] = [
+    Object::unseen(Kind::Slab),
+    Object::unseen(Kind::Large),
+    Object::unseen(Kind::Vmalloc),
+    Object::unseen(Kind::Percpu),
+    Object::unseen(Kind::Pages),
+];
+
 /// All blocks, with what the scan needs to know of them.
 pub struct Blocks<'a, M> {
     pub(crate) memory: &'a M,
+    /// The live map's snapshot, ascending by address.
+    objects: &'a [(u64, Object)],
     pages: &'a Pages,
     tables: PageTables,
     /// Per-CPU memory.
@@ -51,17 +83,21 @@ pub struct Blocks<'a, M> {
     /// By number.
     pub blocks: Vec<Block>,
     /// By number.
-    pub rules: Vec<Rule>,
+    pub rules: Rules,
     /// Finds blocks by virtual address, per-CPU ones by that of each CPU's copy.
     pub addresses: Index,
     /// Finds per-CPU blocks by `__percpu` pointer.
     pub percpu_pointers: Index,
     /// Byte ranges within a block that are not references.
-    pub(crate) skip: HashMap<u32, Vec<Range<u64>>>,
+    pub(crate) skip: Skips,
     /// The CPUs' stack pointers, and those that they left for an interrupt stack.
     pub(crate) stack_pointers: Vec<u64>,
     /// Virtual ranges in no block that hold nothing.
     pub(crate) dead: Vec<Range<u64>>,
+    /// Slab caches (addresses of their `struct kmem_cache`s) for whose objects there are rules of their own.
+    odd_caches: HashSet<VirtAddr>,
+    /// Blocks from these, each with its cache.
+    odd_objects: Vec<(u32, VirtAddr)>,
     /// Objects left out because their memory is no longer what it was.
     pub stale: u64,
     /// The live map against the slabs, where those can be walked.
@@ -70,37 +106,51 @@ pub struct Blocks<'a, M> {
 
 impl<'a, M: StoppedMemory> Blocks<'a, M> {
     /// Lays out `objects`, which ascend by address; `registers` are as in [`Request`](crate::Request).
-    pub fn new(kernel: &Kernel, memory: &'a M, pages: &'a Pages, objects: &[(u64, Object)], registers: &[u64]) -> Self {
+    pub fn new(
+        kernel: &Kernel,
+        memory: &'a M,
+        pages: &'a Pages,
+        objects: &'a [(u64, Object)],
+        registers: &[u64],
+    ) -> Self {
         let mut this = Blocks {
             memory,
+            objects,
             pages,
             tables: kernel.page_tables(memory),
             percpu: PerCpu::read(kernel, memory),
             blocks: Vec::with_capacity(objects.len()),
-            rules: Vec::new(),
+            rules: Rules::default(),
             addresses: Index::new(Vec::new()),
             percpu_pointers: Index::new(Vec::new()),
-            skip: HashMap::new(),
+            skip: Skips::default(),
             dead: Vec::new(),
             stack_pointers: registers.as_chunks::<REGISTERS>().0.iter().map(|cpu| cpu[RSP]).collect(),
+            odd_caches: HashSet::new(),
+            odd_objects: Vec::new(),
             stale: 0,
             audit: None,
         };
+        let untraced = untraced_caches(kernel, memory);
+        this.odd_caches = untraced.keys().copied().collect();
+        this.odd_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
         let sheaves = this.sheaves(kernel, objects);
         this.take_slab_objects(kernel, objects, &sheaves);
         let areas = vmap::areas(kernel, memory);
-        let others = objects.iter().filter(|(_, o)| !matches!(o.kind, Kind::Slab | Kind::Pages) && !o.dying);
-        this.blocks.extend(others.map(|&(addr, object)| Block { addr, size: object.size, object, seen: true }));
+        let others =
+            objects.iter().enumerate().filter(|(_, (_, o))| !matches!(o.kind, Kind::Slab | Kind::Pages) && !o.dying);
+        this.blocks.extend(others.map(|(i, (addr, o))| Block::of(*addr, o.size, o.kind, i)));
         let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));
         this.take_blocks(kernel, Kind::Vmalloc, objects, areas_of_blocks.collect());
         let percpu = this.percpu.allocated.take();
         this.take_blocks(kernel, Kind::Percpu, objects, percpu.into_iter().flatten().map(|b| (b, None)).collect());
         this.blocks.extend(page_blocks::blocks(kernel, memory, pages, objects));
-        this.rules = vec![Rule::default(); this.blocks.len()];
+        this.rules = Rules::new(this.blocks.len());
+        this.skip = Skips::new(this.blocks.len());
         this.index();
         this.apply_sheaf_rules(kernel, &sheaves);
         this.apply_vmap_rules(kernel, areas.as_deref());
-        this.apply_leak_tracer_rules(kernel);
+        this.apply_leak_tracer_rules(kernel, &untraced);
         this.dead = dead::skip(kernel, &mut this);
         stacks::apply_rules(&mut this, kernel);
         this
@@ -115,9 +165,17 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             return self.trust_live_map(kernel, objects);
         };
         let blocks = &mut self.blocks;
-        self.audit = Some(Audit::compare(kernel, objects, &allocated, &mut |addr, size, object| {
-            let seen = object.is_some();
-            blocks.push(Block { addr, size, object: object.unwrap_or(Object::unseen(Kind::Slab)), seen });
+        let odd: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.odd_caches.contains(at)).collect();
+        let odd_objects = &mut self.odd_objects;
+        self.audit = Some(Audit::compare(kernel, objects, &allocated, &mut |addr, cache, object| {
+            let size = allocated.caches[cache as usize].object_size;
+            if odd[cache as usize] {
+                odd_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
+            }
+            blocks.push(match object {
+                Some(object) => Block::of(addr, size, Kind::Slab, object),
+                None => Block::unseen(addr, size, Kind::Slab),
+            });
         }));
     }
 
@@ -139,9 +197,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         // With those that kfree_rcu() was given: their areas are busy until they are freed.
         let ours: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind == kind).map(|(addr, _)| *addr).collect();
         self.blocks.retain(|b| {
-            let busy = b.object.kind != kind || theirs.contains(&b.addr);
-            if !busy {
-                audit.freed(kernel, b.addr, &b.object);
+            let busy = b.kind != kind || theirs.contains(&b.addr);
+            if let Some((_, object)) = objects.get(b.object as usize).filter(|_| !busy) {
+                audit.freed(kernel, b.addr, object);
             }
             busy
         });
@@ -150,43 +208,49 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
                 Some(area) => format!("vmalloc by {}", area.caller(kernel, self.memory).unwrap_or("?")),
                 None => "percpu".to_owned(),
             });
-            self.blocks.push(Block { addr, size, object: Object::unseen(kind), seen: false });
+            self.blocks.push(Block::unseen(addr, size, kind));
         }
     }
 
     /// Slab objects as the live map has them; the slabs only say their sizes.
     fn trust_live_map(&mut self, kernel: &Kernel, objects: &[(u64, Object)]) {
         let mut sizes = HashMap::new();
-        for &(addr, object) in objects.iter().filter(|(_, o)| o.kind == Kind::Slab && !o.dying) {
+        for (i, &(addr, _)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind == Kind::Slab && !o.dying) {
             let cache = self.pages.slab_cache(self.memory, VirtAddr(addr));
             let mut size_of =
                 |at| *sizes.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.object_size));
+            let odd = cache.filter(|cache| self.odd_caches.contains(cache));
+            self.odd_objects.extend(odd.map(|cache| (self.blocks.len() as u32, cache)));
             match cache.and_then(&mut size_of) {
-                Some(size) => self.blocks.push(Block { addr, size, object, seen: true }),
+                Some(size) => self.blocks.push(Block::of(addr, size, Kind::Slab, i)),
                 None => self.stale += 1,
             }
         }
     }
 
     fn index(&mut self) {
-        let (mut addresses, mut pointers) = (Vec::new(), Vec::new());
-        for (i, b) in self.blocks.iter().enumerate() {
-            let span = |start: u64| Span { start, end: start.saturating_add(b.size), block: i as u32 };
-            if b.object.kind == Kind::Percpu {
-                let whole = span(b.addr);
-                let end = if VirtAddr(b.addr).is_kernel() { whole.end } else { whole.end.min(b.addr + POINTER_FLAGS) };
-                pointers.push(Span { end, ..whole });
-                addresses.extend(self.percpu.offsets.iter().map(|o| span(b.addr.wrapping_add(*o))));
-            } else {
-                addresses.push(span(b.addr));
-            }
-            if let Some((first, count)) = self.frames(b) {
-                let Range { start, end } = self.pages.descriptor_range(first, count);
-                addresses.push(Span { start, end, block: i as u32 });
-            }
-        }
-        self.addresses = Index::new(addresses);
+        let span =
+            |i: usize, start: u64| Span { start, end: start.saturating_add(self.blocks[i].size), block: i as u32 };
+        let of_kind = |percpu: bool| {
+            let blocks = self.blocks.iter().enumerate();
+            blocks.filter(move |(_, b)| (b.kind == Kind::Percpu) == percpu).map(|(i, b)| (i, b.addr))
+        };
+        let copies =
+            of_kind(true).flat_map(|(i, at)| self.percpu.offsets.iter().map(move |o| (i, at.wrapping_add(*o))));
+        let places = of_kind(false).chain(copies).map(|(i, at)| span(i, at));
+        let descriptors = self.blocks.iter().enumerate().filter_map(|(i, b)| {
+            let (first, count) = self.frames(b)?;
+            let Range { start, end } = self.pages.descriptor_range(first, count);
+            Some(Span { start, end, block: i as u32 })
+        });
+        let pointers = of_kind(true).map(|(i, at)| {
+            let whole = span(i, at);
+            let end = if VirtAddr(at).is_kernel() { whole.end } else { whole.end.min(at + POINTER_FLAGS) };
+            Span { end, ..whole }
+        });
+        let addresses = Index::new(places.chain(descriptors));
         self.percpu_pointers = Index::new(pointers);
+        self.addresses = addresses;
     }
 
     /// A vm_struct and a vmap_area describe their area, which does not make it referenced. But who holds
@@ -201,27 +265,26 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
         let mut is_vmap_area_site = known::vmap_area_sites(kernel);
-        for (i, b) in self.blocks.iter().enumerate() {
-            if b.object.kind == Kind::Slab
-                && is_vmap_area_site(&b.object)
-                && self.pages.slab_cache(self.memory, VirtAddr(b.addr)) == vmap_area_cache
-            {
+        for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
+            let b = &self.blocks[i as usize];
+            if is_vmap_area_site(self.object(b)) {
                 let vm = if purged.contains(&b.addr) { 0 } else { 8 };
-                self.skip.entry(i as u32).or_default().extend([0..16, offsets.vm..offsets.vm + vm]);
+                self.skip.extend(i, [0..16, offsets.vm..offsets.vm + vm]);
             }
         }
         for area in areas {
             if let Some(block) = self.addresses.find(area.area.0) {
                 let at = area.area.0 - self.blocks[block as usize].addr;
-                self.skip.entry(block).or_default().extend([at..at + 16, at + offsets.vm..at + offsets.vm + 8]);
+                self.skip.extend(block, [at..at + 16, at + offsets.vm..at + offsets.vm + 8]);
             }
             if let Some(block) = self.addresses.find(area.vm.0) {
                 let at = area.vm.0 - self.blocks[block as usize].addr;
-                self.skip.entry(block).or_default().push(at + offsets.addr..at + offsets.addr + 8);
+                self.skip.push(block, at + offsets.addr..at + offsets.addr + 8);
                 // Areas of per-CPU chunks and the like hold many blocks.
                 let own = self.addresses.find(area.start);
-                let own = own.filter(|own| self.blocks[*own as usize].object.kind == Kind::Vmalloc);
-                self.rules[block as usize] = Rule { weak: true, marks: own };
+                let own = own.filter(|own| self.blocks[*own as usize].kind == Kind::Vmalloc);
+                self.rules.set_weak(block);
+                self.rules.set_next(block, own);
             }
         }
     }
@@ -245,39 +308,33 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let Some(objects) = kernel.offset_of("slab_sheaf", "objects") else { return };
         for block in sheaves.iter().filter_map(|s| self.addresses.find(s.0)) {
             let size = self.blocks[block as usize].size;
-            self.skip.entry(block).or_default().push(objects..size);
+            self.skip.push(block, objects..size);
         }
     }
 
     /// A kernel with kmemleak in it has an address of every object in kmemleak's own ones, and debugobjects does
     /// the like. These caches are the ones that kmemleak does not look into (SLAB_NOLEAKTRACE).
-    fn apply_leak_tracer_rules(&mut self, kernel: &Kernel) {
-        let Some(flags) = kernel.offset_of("kmem_cache", "flags") else { return };
-        // A number of the kernel's configuration from 6.9 on, and always the same before.
-        let bit = kernel.btf.as_ref().and_then(|b| b.enumerator("_slab_flag_bits", "_SLAB_NOLEAKTRACE"));
-        let flag = bit.map_or(0x0080_0000, |bit| 1u32.checked_shl(bit as u32).unwrap_or(0));
-        let mut caches = HashMap::new();
-        for at in slab::caches(kernel, self.memory).unwrap_or_default() {
-            if kernel.read_u32(self.memory, at.offset(flags)).is_ok_and(|f| f & flag != 0) {
-                caches.insert(at, Cache::read(kernel, self.memory, at).is_some_and(|c| c.name == "kmemleak_object"));
-            }
-        }
-        if caches.is_empty() {
-            return;
-        }
+    fn apply_leak_tracer_rules(&mut self, kernel: &Kernel, caches: &HashMap<VirtAddr, bool>) {
         // What kmemleak has done with waits for a grace period: a link in the chain of everything that waits.
         let link = kernel.offset_of("kmemleak_object", "flags").zip(kernel.offset_of("kmemleak_object", "rcu.next"));
-        for (i, b) in self.blocks.iter().enumerate().filter(|(_, b)| b.object.kind == Kind::Slab) {
-            let cache = self.pages.slab_cache(self.memory, VirtAddr(b.addr));
-            let Some(is_kmemleak) = cache.and_then(|c| caches.get(&c)) else { continue };
+        for (i, cache) in &self.odd_objects {
+            let (b, Some(is_kmemleak)) = (&self.blocks[*i as usize], caches.get(cache)) else { continue };
             let link = link.filter(|(flags, _)| {
                 // OBJECT_ALLOCATED, mm/kmemleak.c
                 *is_kmemleak && kernel.read_u32(self.memory, VirtAddr(b.addr + flags)).is_ok_and(|f| f & 1 == 0)
             });
             // Without a link, there is nothing between the two.
             let end = link.map_or(b.size, |(_, next)| next);
-            self.rules[i].weak = true;
-            self.skip.entry(i as u32).or_default().extend([0..end, (end + 8).min(b.size)..b.size]);
+            self.rules.set_weak(*i);
+            self.skip.extend(*i, [0..end, (end + 8).min(b.size)..b.size]);
+        }
+    }
+
+    /// What the live map knows of a block.
+    pub fn object(&self, block: &Block) -> &'a Object {
+        match self.objects.get(block.object as usize) {
+            Some((_, object)) => object,
+            None => &UNSEEN[block.kind as usize],
         }
     }
 
@@ -305,7 +362,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// Calls `each` with the virtual ranges of a block: one, or one for each CPU.
     pub fn places(&self, block: &Block, each: &mut dyn FnMut(VirtAddr)) {
-        if block.object.kind == Kind::Percpu {
+        if block.kind == Kind::Percpu {
             self.percpu.offsets.iter().for_each(|o| each(VirtAddr(block.addr.wrapping_add(*o))));
         } else {
             each(VirtAddr(block.addr));
@@ -314,11 +371,11 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// First frame and number of frames of a block that is pages of its own.
     pub fn frames(&self, block: &Block) -> Option<(u64, u64)> {
-        let first = self.pages.direct(VirtAddr(block.addr)).filter(|_| block.object.kind == Kind::Pages)?;
+        let first = self.pages.direct(VirtAddr(block.addr)).filter(|_| block.kind == Kind::Pages)?;
         Some((first.pfn(), block.size / PAGE_SIZE))
     }
 
-    fn virtual_bytes(&self, kind: Kind, start: VirtAddr, len: u64, each: &mut dyn FnMut(PhysAddr, &[u8])) {
+    pub(crate) fn virtual_bytes(&self, kind: Kind, start: VirtAddr, len: u64, each: &mut dyn FnMut(PhysAddr, &[u8])) {
         let mut each = |phys: PhysAddr, len: u64| {
             if let Some(bytes) = self.memory.slice(phys, len as usize) {
                 each(phys, bytes);
@@ -334,7 +391,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// The name of the slab cache that a block comes from. `caches` keeps those that were read.
     pub fn cache(&self, kernel: &Kernel, caches: &mut Caches, block: &Block) -> Option<String> {
-        let slab = Some(block.addr).filter(|_| block.object.kind == Kind::Slab)?;
+        let slab = Some(block.addr).filter(|_| block.kind == Kind::Slab)?;
         let at = self.pages.slab_cache(self.memory, VirtAddr(slab))?;
         caches.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.name)).clone()
     }
@@ -346,7 +403,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     fn located_bytes(&self, number: u32, each: &mut dyn FnMut(PhysAddr, &[u8])) {
         let b = &self.blocks[number as usize];
-        self.places(b, &mut |at| self.virtual_bytes(b.object.kind, at, b.size, each));
+        self.places(b, &mut |at| self.virtual_bytes(b.kind, at, b.size, each));
     }
 
     /// The bytes of a block that may hold references, and where they are.
@@ -356,16 +413,31 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         for pfn in self.frames(b).into_iter().flat_map(|(first, count)| first..first + count) {
             self.pages.descriptor_of(self.memory, pfn, &mut *each);
         }
-        let Some(skip) = self.skip.get(&number) else { return self.located_bytes(number, each) };
-        let mut skip = skip.clone();
+        let Some(skip) = self.skip.get(number) else { return self.located_bytes(number, each) };
+        let mut skip = skip.to_vec();
         skip.sort_by_key(|r| r.start);
         let mut at = 0;
         for hole in skip.iter().chain([&(b.size..b.size)]) {
             let end = hole.start.min(b.size);
             if end > at {
-                self.virtual_bytes(b.object.kind, VirtAddr(b.addr + at), end - at, each);
+                self.virtual_bytes(b.kind, VirtAddr(b.addr + at), end - at, each);
             }
             at = at.max(hole.end);
         }
     }
+}
+
+/// The caches that kmemleak does not look into (SLAB_NOLEAKTRACE), each with whether it is the one of its own objects.
+fn untraced_caches(kernel: &Kernel, memory: &impl StoppedMemory) -> HashMap<VirtAddr, bool> {
+    let mut caches = HashMap::new();
+    let Some(flags) = kernel.offset_of("kmem_cache", "flags") else { return caches };
+    // A number of the kernel's configuration from 6.9 on, and always the same before.
+    let bit = kernel.btf.as_ref().and_then(|b| b.enumerator("_slab_flag_bits", "_SLAB_NOLEAKTRACE"));
+    let flag = bit.map_or(0x0080_0000, |bit| 1u32.checked_shl(bit as u32).unwrap_or(0));
+    for at in slab::caches(kernel, memory).unwrap_or_default() {
+        if kernel.read_u32(memory, at.offset(flags)).is_ok_and(|f| f & flag != 0) {
+            caches.insert(at, Cache::read(kernel, memory, at).is_some_and(|c| c.name == "kmemleak_object"));
+        }
+    }
+    caches
 }

@@ -212,7 +212,7 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
         let block = blocks.addresses.find(range.start);
         if let Some(block) = block {
             let start = blocks.blocks[block as usize].addr;
-            blocks.skip.entry(block).or_default().push(range.start - start..range.end - start);
+            blocks.skip.push(block, range.start - start..range.end - start);
         }
         block.is_none()
     });
@@ -230,7 +230,7 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
             }
         });
         for (block, dead) in found {
-            blocks.skip.entry(block).or_default().extend(dead);
+            blocks.skip.extend(block, dead);
         }
     }
     dead
@@ -244,7 +244,7 @@ fn skip_numbers_of_caches<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks
         if let Some(block) = blocks.addresses.find(cache.0) {
             let at = cache.0 - blocks.blocks[block as usize].addr;
             let numbers = numbers.iter().map(|r| at + r.start..at + r.end);
-            blocks.skip.entry(block).or_default().extend(numbers);
+            blocks.skip.extend(block, numbers);
         }
     }
 }

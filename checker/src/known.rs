@@ -3,11 +3,12 @@
 //! kernel's structures is no entry here.
 
 use crate::blocks::{Block, Blocks};
-use detector::objects::Object;
+use detector::objects::{AddressHasher, Object};
 use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
 /// When an entry applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,16 +97,19 @@ const TABLE: &[Known] = &[
 /// returns the reason of each that nothing else referred to. Call it when everything else is marked.
 pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &mut Marker) -> Vec<&'static str> {
     let mut hits = Vec::new();
-    for (i, block) in blocks.blocks.iter().enumerate() {
-        if marker.is_marked(i as u32) || blocks.rules[i].weak {
+    let unmarked: Vec<u32> = marker.unmarked().filter(|&i| !blocks.rules.is_weak(i)).collect();
+    for i in unmarked {
+        let block = &blocks.blocks[i as usize];
+        // One of those before may have marked it.
+        if marker.is_marked(i) {
             continue;
         }
-        let reason = match block.seen {
-            true => explain(kernel, &block.object).map(|entry| entry.reason),
+        let reason = match block.seen() {
+            true => explain(kernel, blocks.object(block)).map(|entry| entry.reason),
             false => is_sysctl_header(kernel, blocks, block).then_some(SYSCTL_HEADER),
         };
         if let Some(reason) = reason {
-            marker.root_block(i as u32);
+            marker.root_block(i);
             hits.push(reason);
         }
     }
@@ -143,7 +147,7 @@ fn caller<'a>(kernel: &'a Kernel, object: &Object) -> Option<&'a str> {
 /// Tells objects by the function that called the allocator. Names are looked up once for each place of call: there are a few
 /// thousand of them, and a hundred times as many objects.
 fn by_caller<'a>(kernel: &'a Kernel, is: fn(&str) -> bool) -> impl FnMut(&Object) -> bool + 'a {
-    let mut known: HashMap<u64, bool> = HashMap::new();
+    let mut known: HashMap<u64, bool, BuildHasherDefault<AddressHasher>> = HashMap::default();
     move |object| *known.entry(object.site.caller).or_insert_with(|| caller(kernel, object).is_some_and(is))
 }
 

@@ -26,6 +26,7 @@ pub mod report;
 pub mod roots;
 mod semaphores;
 pub mod sites;
+mod skips;
 mod stacks;
 pub mod text;
 pub mod why;
@@ -36,13 +37,19 @@ use detector::graph::{self, Verdict};
 use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
 use detector::report::{Checksum, Leak};
-use detector::scan::{Contents, Marker};
+use detector::scan::{self, Contents, Marker, Options};
 use guest_symbols::Kernel;
-use guest_symbols::memory::StoppedMemory;
+use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, PagesError};
 use semaphores::Semaphores;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
+
+/// Of an object that is read soon so many lines are fetched; those behind follow by themselves.
+const PREFETCH_LINES: usize = 12;
+/// In bytes.
+const CACHE_LINE: usize = 64;
 
 /// Why a check could not be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -93,6 +100,9 @@ pub struct Outcome {
     pub time: Duration,
 }
 
+/// Whether the path to a block is wanted, of which the live map knows an object.
+pub type Wanted<'a> = dyn Fn(&Block, &Object) -> bool + 'a;
+
 /// The number of the reason to leave an unreferenced object out, if there is one.
 pub type Suppressed<'a> = dyn Fn(&Object) -> Option<usize> + 'a;
 
@@ -107,7 +117,7 @@ pub struct Request<'a> {
     /// Whether objects that only the kernel's own books know may be leaks too.
     pub unseen: bool,
     /// Picks the objects whose [`why::Path`] is to be told.
-    pub wanted: Option<&'a dyn Fn(&Block) -> bool>,
+    pub wanted: Option<&'a Wanted<'a>>,
     /// Picks unreferenced objects that are to be left out, and all that hangs from them, with the number of the reason.
     pub suppressed: Option<&'a Suppressed<'a>>,
 }
@@ -116,15 +126,22 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// [`CheckError`].
+#[inline(never)]
 pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>) -> Result<Outcome, CheckError> {
     let start = Instant::now();
+    let mut steps = Steps(start);
     let pages = Pages::read(kernel, memory)?;
+    steps.done("page descriptors");
     let blocks = Blocks::new(kernel, memory, &pages, request.objects, request.registers);
+    steps.done("blocks");
     let semaphores = Semaphores::of(kernel, memory);
-    let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules, &semaphores);
+    let options = Options { origins: request.wanted.is_some(), ..Options::default() };
+    let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules, &semaphores, options);
     roots::scan(kernel, memory, &pages, &blocks, &mut marker);
     request.registers.iter().for_each(|&word| marker.root_word(word));
+    steps.done("roots");
     marker.run(&blocks);
+    steps.done("marking");
     let known = known::mark(kernel, &blocks, &mut marker);
     marker.run(&blocks);
     let suppressed = suppress(&blocks, &mut marker, request);
@@ -132,11 +149,10 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     if marks.root_bytes == 0 {
         return Err(CheckError::NoRoots);
     }
-    let paths = request.wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.marked, wanted));
-    let mut leaked: Vec<u32> = (0..blocks.blocks.len() as u32)
-        .filter(|&i| marks.marked[i as usize].is_none() && may_leak(&blocks, i, request))
-        .collect();
-    leaked.sort_by_key(|&i| blocks.blocks[i as usize].object.sequence);
+    steps.done("what is known and suppressed");
+    let paths = request.wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.origins, wanted));
+    let mut leaked: Vec<u32> = marks.marked.zeros().filter(|&i| may_leak(&blocks, i, request)).collect();
+    leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence);
     let verdicts = judge(&blocks, &leaked);
     let mut caches = Caches::new();
     let described = leaked.iter().zip(verdicts).map(|(&i, v)| describe(kernel, &blocks, &mut caches, i, v));
@@ -156,10 +172,19 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     })
 }
 
+/// Tells how long each step took.
+struct Steps(Instant);
+
+impl Steps {
+    fn done(&mut self, what: &str) {
+        let now = Instant::now();
+        log::debug!("{what}: {:?}", now - std::mem::replace(&mut self.0, now));
+    }
+}
+
 /// Whether an unreferenced block is a leak.
 fn may_leak<M: StoppedMemory>(blocks: &Blocks<'_, M>, number: u32, request: Request<'_>) -> bool {
-    let i = number as usize;
-    !blocks.rules[i].weak && (blocks.blocks[i].seen || request.unseen)
+    !blocks.rules.is_weak(number) && (blocks.blocks[number as usize].seen() || request.unseen)
 }
 
 /// Takes unreferenced objects that the user does not want to hear of as reachable.
@@ -170,11 +195,10 @@ fn suppress<M: StoppedMemory>(
 ) -> BTreeMap<usize, (u64, u64)> {
     let mut counts = BTreeMap::new();
     let Some(suppressed) = request.suppressed else { return counts };
-    let leaked = |i: &u32| !marker.is_marked(*i) && may_leak(blocks, *i, request);
-    let leaked: Vec<u32> = (0..blocks.blocks.len() as u32).filter(leaked).collect();
+    let leaked: Vec<u32> = marker.unmarked().filter(|&i| may_leak(blocks, i, request)).collect();
     for i in leaked {
         let block = &blocks.blocks[i as usize];
-        if let Some(reason) = suppressed(&block.object) {
+        if let Some(reason) = suppressed(blocks.object(block)) {
             let (objects, bytes) = counts.entry(reason).or_default();
             (*objects, *bytes) = (*objects + 1, *bytes + block.size);
             marker.root_block(i);
@@ -193,7 +217,7 @@ fn judge<M: StoppedMemory>(blocks: &Blocks<'_, M>, leaked: &[u32]) -> Vec<Verdic
                 blocks.percpu_pointers.find(word).into_iter().for_each(&mut *each);
             }
         });
-        blocks.rules[block as usize].marks.into_iter().for_each(each);
+        blocks.rules.next(block).into_iter().for_each(each);
     })
 }
 
@@ -213,7 +237,7 @@ fn describe<M: StoppedMemory>(
             head.extend_from_slice(&bytes[..bytes.len().min(32 - head.len())]);
         }
     });
-    let object = block.object;
+    let object = *blocks.object(block);
     let leak = Leak {
         addr: block.addr,
         size: block.size,
@@ -238,5 +262,22 @@ fn describe<M: StoppedMemory>(
 impl<M: StoppedMemory> Contents for Blocks<'_, M> {
     fn read(&self, block: u32, each: &mut dyn FnMut(u64, &[u8])) {
         self.references(block, &mut |at, bytes| each(at.0, bytes));
+    }
+
+    fn place(&self, block: u32) -> Range<u64> {
+        let block = &self.blocks[block as usize];
+        // Where blocks overlap, an address may be another's.
+        let is_its_own = block.kind != Kind::Percpu && !self.addresses.overlaps();
+        if is_its_own { block.addr..block.addr.saturating_add(block.size) } else { 0..0 }
+    }
+
+    fn prefetch(&self, block: u32) {
+        let block = &self.blocks[block as usize];
+        if block.kind != Kind::Slab {
+            return;
+        }
+        self.virtual_bytes(Kind::Slab, VirtAddr(block.addr), block.size, &mut |_, bytes| {
+            bytes.chunks(CACHE_LINE).take(PREFETCH_LINES).for_each(scan::prefetch);
+        });
     }
 }

@@ -108,14 +108,13 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
     /// [`CheckError`].
     pub fn check(&self, why: Option<&str>, suppressions: &Suppressions) -> Result<Outcome, CheckError> {
         let names = self.names();
-        let wanted = |block: &Block| {
-            let object = &block.object;
+        let wanted = |block: &Block, object: &Object| {
             let site =
                 [object.site.allocator, object.site.caller].map(|at| names.frame(at, object.sequence).to_string());
             let named = |part| [comm(object)].into_iter().chain(site).any(|name| name.contains(part));
-            block.seen && why.is_some_and(named)
+            block.seen() && why.is_some_and(named)
         };
-        let wanted: Option<&dyn Fn(&Block) -> bool> = if why.is_some() { Some(&wanted) } else { None };
+        let wanted: Option<&crate::Wanted> = if why.is_some() { Some(&wanted) } else { None };
         // A leak may have come from one stack a hundred thousand times.
         let known: RefCell<HashMap<(StackId, usize), Option<usize>>> = RefCell::default();
         let suppressed = |object: &Object| {
@@ -143,9 +142,9 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
     /// [`CheckError`].
     pub fn why(&self, address: u64) -> Result<Vec<Path>, CheckError> {
         let copies = PerCpu::read(self.kernel, self.memory).offsets;
-        let wanted = |block: &Block| {
+        let wanted = |block: &Block, _: &Object| {
             let has = |address: u64| address.checked_sub(block.addr).is_some_and(|offset| offset < block.size);
-            let is_percpu = block.object.kind == Kind::Percpu;
+            let is_percpu = block.kind == Kind::Percpu;
             has(address) || is_percpu && copies.iter().any(|copy| has(address.wrapping_sub(*copy)))
         };
         let request = Request {

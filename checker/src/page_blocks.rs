@@ -39,7 +39,7 @@ pub(crate) fn blocks<M: StoppedMemory>(
         .flat_map(|(addr, o)| within(*addr, o).filter(|a| starts.get(a).is_some_and(|&then| then < o.sequence)))
         .collect();
     let mut blocks = Vec::new();
-    for &(addr, object) in ours {
+    for (number, &(addr, object)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind == Kind::Pages) {
         if gone.contains(&addr) {
             continue;
         }
@@ -52,7 +52,7 @@ pub(crate) fn blocks<M: StoppedMemory>(
         };
         let count = (0..object.size / PAGE_SIZE).take_while(|&i| is_ours(i)).count() as u64;
         if count > 0 && !pages.is_tail(first) && !large.contains(&addr) {
-            blocks.push(Block { addr, size: count * PAGE_SIZE, object, seen: true });
+            blocks.push(Block::of(addr, count * PAGE_SIZE, Kind::Pages, number));
         }
     }
     blocks

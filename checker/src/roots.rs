@@ -2,12 +2,12 @@
 //! memblock allocations, static per-CPU variables, and the page descriptors in use.
 
 use crate::blocks::Blocks;
+use detector::bits::Bits;
 use detector::objects::Kind;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
-use std::collections::HashSet;
 use std::ops::Range;
 
 /// Variables of kmemleak's, where the kernel has it, that tell addresses of objects and hold none: the lowest and the
@@ -29,10 +29,22 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
     for range in &blocks.dead {
         blocks.runs(VirtAddr(range.start), range.end - range.start, &mut |phys, n| part.holes.push(phys.0..phys.0 + n));
     }
-    part.scan(memory, marker);
-    let tracked: HashSet<u64> =
-        blocks.blocks.iter().filter_map(|b| blocks.frames(b)).flat_map(|(first, count)| first..first + count).collect();
-    pages.descriptors(memory, |pfn| tracked.contains(&pfn), |at, page| marker.root(at.0, page));
+    let runs = part.runs();
+    marker.roots(runs.len(), &|i, each| each(runs[i].start, run(memory, &runs[i])));
+    let tracked = Bits::new(pages.end() as usize);
+    for (first, count) in blocks.blocks.iter().filter_map(|b| blocks.frames(b)) {
+        for pfn in (first..first + count).filter(|&pfn| pfn < pages.end()) {
+            tracked.set(pfn as u32);
+        }
+    }
+    marker.roots(pages.descriptor_runs(), &|i, each| {
+        pages.descriptors(memory, i, |pfn| tracked.get(pfn as u32), |at, page| each(at.0, page));
+    });
+}
+
+/// The bytes of a physical range. RAM may end within one only where the machine's does.
+fn run<'a>(memory: &'a impl StoppedMemory, range: &Range<u64>) -> &'a [u8] {
+    memory.run(PhysAddr(range.start), (range.end - range.start) as usize)
 }
 
 /// For each page frame, how much of it is root memory: a page may start as static per-CPU variables and end
@@ -46,8 +58,8 @@ struct Part {
 
 impl Part {
     fn all(pages: &Pages) -> Part {
-        let whole = |pfn| if matches!(pages.usage(pfn), Use::Kernel | Use::Reserved) { PAGE_SIZE as u16 } else { 0 };
-        Part { keep: (0..pages.end()).map(whole).collect(), holes: Vec::new() }
+        let whole = |of: &Use| if matches!(of, Use::Kernel | Use::Reserved) { PAGE_SIZE as u16 } else { 0 };
+        Part { keep: pages.uses().iter().map(whole).collect(), holes: Vec::new() }
     }
 
     fn cut(&mut self, phys: PhysAddr, len: u64) {
@@ -93,7 +105,7 @@ impl Part {
     /// Pages of tracked objects are read only where the object is reachable.
     fn leave_out_blocks<M: StoppedMemory>(&mut self, blocks: &Blocks<'_, M>) {
         for b in &blocks.blocks {
-            match b.object.kind {
+            match b.kind {
                 Kind::Slab | Kind::Percpu => {}
                 Kind::Large | Kind::Vmalloc | Kind::Pages => {
                     self.leave_out(blocks, VirtAddr(b.addr), b.size.next_multiple_of(PAGE_SIZE));
@@ -102,40 +114,37 @@ impl Part {
         }
     }
 
-    fn scan(&mut self, memory: &impl StoppedMemory, marker: &mut Marker) {
+    /// What is left, in runs of some pages at most: physical ranges.
+    fn runs(&mut self) -> Vec<Range<u64>> {
         self.holes.sort_unstable_by_key(|h| h.start);
-        let end = self.keep.len() as u64;
-        let mut pfn = 0;
-        while pfn < end {
-            let keep = u64::from(self.keep[pfn as usize]);
-            let mut len = keep;
-            let first = pfn;
-            pfn += 1;
-            while keep == PAGE_SIZE && pfn < end && pfn - first < RUN && u64::from(self.keep[pfn as usize]) == PAGE_SIZE
+        let mut runs = Vec::new();
+        let mut frames = (0..).zip(&self.keep).filter(|(_, keep)| **keep > 0).peekable();
+        while let Some((first, &keep)) = frames.next() {
+            let start = first * PAGE_SIZE;
+            let mut end = start + u64::from(keep);
+            while end.is_multiple_of(PAGE_SIZE)
+                && end - start < RUN * PAGE_SIZE
+                && let Some((_, _)) = frames.next_if(|(pfn, keep)| pfn * PAGE_SIZE == end && **keep == PAGE_SIZE as u16)
             {
-                len += PAGE_SIZE;
-                pfn += 1;
+                end += PAGE_SIZE;
             }
-            if len > 0 {
-                self.scan_run(memory, marker, first * PAGE_SIZE..first * PAGE_SIZE + len);
-            }
+            self.without_holes(start..end, &mut runs);
         }
+        runs
     }
 
-    /// Scans a physical range but for the holes in it.
-    fn scan_run(&self, memory: &impl StoppedMemory, marker: &mut Marker, run: Range<u64>) {
+    /// A physical range but for the holes in it.
+    fn without_holes(&self, run: Range<u64>, runs: &mut Vec<Range<u64>>) {
         let mut at = run.start;
         let first = self.holes.partition_point(|h| h.end <= at);
-        // RAM may end within a run only where the machine's does.
-        let mut read = |from: u64, to: u64| {
-            if from < to {
-                marker.root(from, memory.run(PhysAddr(from), (to - from) as usize));
-            }
-        };
         for hole in self.holes[first..].iter().take_while(|h| h.start < run.end) {
-            read(at, hole.start);
+            if at < hole.start {
+                runs.push(at..hole.start);
+            }
             at = at.max(hole.end);
         }
-        read(at, run.end);
+        if at < run.end {
+            runs.push(at..run.end);
+        }
     }
 }

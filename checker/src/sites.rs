@@ -38,7 +38,8 @@ impl Sites {
         let names = moment.names();
         let mut sites = Sites { at_ms: moment.millis, ..Sites::default() };
         for b in &blocks.blocks {
-            sites.add((b.object.site, b.object.stack, names.loaded(b.object.sequence)), b.size, b.object);
+            let object = blocks.object(b);
+            sites.add((object.site, object.stack, names.loaded(object.sequence)), b.size, *object);
         }
         Ok(sites)
     }

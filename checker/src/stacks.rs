@@ -34,7 +34,7 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
     for stack in &tasks.stacks {
         let Some(block) = blocks.addresses.find(stack.base) else { continue };
         let b = &blocks.blocks[block as usize];
-        if b.addr != stack.base || b.object.kind != Kind::Vmalloc {
+        if b.addr != stack.base || b.kind != Kind::Vmalloc {
             continue;
         }
         let size = b.size;
@@ -54,7 +54,7 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
             let words = threads.dead_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
             dead.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
         }
-        blocks.skip.entry(block).or_default().extend(dead);
+        blocks.skip.extend(block, dead);
     }
 }
 
@@ -64,7 +64,7 @@ fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kern
         for task in &tasks.tasks {
             if let Some(block) = blocks.addresses.find(task.0) {
                 let at = task.0 - blocks.blocks[block as usize].addr + offset;
-                blocks.skip.entry(block).or_default().push(at..at + len);
+                blocks.skip.push(block, at..at + len);
             }
         }
     }
@@ -77,9 +77,9 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
     let owned: HashSet<u64> = tasks.stacks.iter().map(|s| s.base).collect();
     let mut is_stack_site = known::stack_sites(kernel);
     for (i, b) in blocks.blocks.iter().enumerate() {
-        let is_stack = b.object.kind == Kind::Vmalloc && is_stack_site(&b.object);
+        let is_stack = b.kind == Kind::Vmalloc && is_stack_site(blocks.object(b));
         if is_stack && !owned.contains(&b.addr) {
-            blocks.skip.entry(i as u32).or_default().push(head.min(b.size)..b.size);
+            blocks.skip.push(i as u32, head.min(b.size)..b.size);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A leak that is not reported has some word somewhere that looks like a reference to it. This tells which.
 
-use crate::blocks::{Block, Blocks};
+use crate::blocks::Blocks;
 use detector::objects::{Kind, Object};
 use detector::scan::Origin;
 use guest_symbols::Kernel;
@@ -66,22 +66,22 @@ pub(crate) fn paths<M: StoppedMemory>(
     memory: &M,
     pages: &Pages,
     blocks: &Blocks<'_, M>,
-    marked: &[Option<Origin>],
-    wanted: &dyn Fn(&Block) -> bool,
+    origins: &[Option<Origin>],
+    wanted: &crate::Wanted,
 ) -> Vec<Path> {
     let mut paths = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
-        if !wanted(block) {
+        if !block.seen() || !wanted(block, blocks.object(block)) {
             continue;
         }
         let mut holders = Vec::new();
         let mut at = i as u32;
-        while let Some(origin) = marked[at as usize].filter(|_| holders.len() < MAX_STEPS) {
+        while let Some(origin) = origins[at as usize].filter(|_| holders.len() < MAX_STEPS) {
             match origin {
                 Origin::Block(holder) => {
                     holders.push(object(kernel, memory, pages, blocks, holder, Some(at)));
                     at = holder;
-                    if blocks.rules[at as usize].weak {
+                    if blocks.rules.is_weak(at) {
                         break;
                     }
                 }
@@ -103,7 +103,7 @@ pub(crate) fn paths<M: StoppedMemory>(
                 }
             }
         }
-        paths.push(Path { of: (block.addr, block.size, block.object), holders });
+        paths.push(Path { of: (block.addr, block.size, *blocks.object(block)), holders });
     }
     paths
 }
@@ -118,7 +118,7 @@ fn object<M: StoppedMemory>(
     to: Option<u32>,
 ) -> Holder {
     let b = &blocks.blocks[number as usize];
-    let cache = Some(b.addr).filter(|_| b.object.kind == Kind::Slab);
+    let cache = Some(b.addr).filter(|_| b.kind == Kind::Slab);
     let cache = cache.and_then(|addr| Cache::read(kernel, memory, pages.slab_cache(memory, VirtAddr(addr))?));
     let mut words = Vec::new();
     blocks.bytes(number, &mut |bytes| words.extend(bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w))));
@@ -128,7 +128,14 @@ fn object<M: StoppedMemory>(
     let first = at.unwrap_or(0) & !(AROUND as usize - 1);
     let words = words.into_iter().skip(first).take(AROUND as usize).collect();
     let cache = cache.map(|c| c.name);
-    Holder::Object { addr: b.addr, size: b.size, object: b.object, cache, offset: at.map(|at| 8 * at as u64), words }
+    Holder::Object {
+        addr: b.addr,
+        size: b.size,
+        object: *blocks.object(b),
+        cache,
+        offset: at.map(|at| 8 * at as u64),
+        words,
+    }
 }
 
 fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, percpu: &PerCpu, phys: PhysAddr) -> Holder {

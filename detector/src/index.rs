@@ -1,12 +1,19 @@
 //! From a word to the block it points into.
 //!
 //! Blocks lie in a few dense regions of a vast address space (the direct map, vmalloc space, modules), so
-//! the index is a short list of regions, each with one entry a page: the first span that ends after the
-//! page's start. A lookup is two compares, one load and a step or two.
+//! the index is a short list of regions, each with one entry a page: how many spans have a part of it, and the first of them. Where
+//! in a page a span is to be expected follows from the address, since the objects of a slab are all of one size: a lookup is
+//! two compares and mostly two loads.
+
+use std::ops::Range;
 
 const PAGE_SHIFT: u32 = 12;
-/// Spans further apart than this are in different regions. A page without spans costs 4 bytes.
+const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
+/// Spans further apart than this are in different regions. A page without spans costs 8 bytes of address space, and no memory
+/// where its neighbours have none either.
 const REGION_GAP: u64 = 256 << 20;
+/// Longer spans are kept in parts.
+const MAX_LEN: u64 = 1 << 31;
 
 /// A half-open range of addresses that belongs to a block. A block may have several, as per-CPU blocks do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,39 +26,82 @@ pub struct Span {
     pub block: u32,
 }
 
+/// A span as it is kept: 16 bytes, of which four are in a cache line. None overlaps another.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    start: u64,
+    len: u32,
+    block: u32,
+}
+
+impl Entry {
+    #[inline]
+    fn end(&self) -> u64 {
+        self.start.saturating_add(self.len.into())
+    }
+}
+
 struct Region {
     start: u64,
     len: u64,
-    /// For each page, the index of the first span that ends after the page's start.
-    pages: Vec<u32>,
+    /// For each page the first span that has a part of it, and in the upper half how many have.
+    pages: Vec<u64>,
 }
 
 /// An immutable index over spans.
 pub struct Index {
-    spans: Vec<Span>,
+    entries: Vec<Entry>,
+    /// The one with the most spans first.
     regions: Vec<Region>,
+    /// The first address of all, and the bytes from there to the end of the last.
     low: u64,
     len: u64,
+    /// Whether there were spans that overlap.
+    overlaps: bool,
 }
 
 impl Index {
-    /// Builds the index. Empty spans are dropped; of overlapping spans the one that starts first is found.
-    pub fn new(mut spans: Vec<Span>) -> Index {
-        spans.retain(|s| s.start < s.end);
-        // Mostly runs that ascend, one for each slab, which a stable sort merges.
-        spans.sort_by_key(|s| (s.start, s.end));
-        let mut regions: Vec<Region> = Vec::new();
+    /// Builds the index. Empty spans are dropped; of overlapping spans the one that starts first is found. Spans that ascend
+    /// are taken as they come, and so only those that come after the first that does not are sorted.
+    pub fn new(spans: impl IntoIterator<Item = Span>) -> Index {
+        let spans = spans.into_iter();
+        let mut entries: Vec<Entry> = Vec::with_capacity(spans.size_hint().0);
+        let mut late: Vec<Entry> = Vec::new();
+        let mut end = 0;
+        // Not a loop: what the spans come from may be chained.
+        spans.for_each(|span| {
+            let mut start = span.start;
+            while start < span.end {
+                let len = (span.end - start).min(MAX_LEN);
+                let entry = Entry { start, len: len as u32, block: span.block };
+                start += len;
+                if end <= entry.start {
+                    entries.push(entry);
+                    end = start;
+                } else {
+                    // From now on, all are.
+                    end = u64::MAX;
+                    late.push(entry);
+                }
+            }
+        });
+        // Mostly runs that ascend, which a stable sort merges.
+        late.sort_by_key(|e| (e.start, e.len));
+        merge(&mut entries, late);
+        let overlaps = cut_overlaps(&mut entries);
+        let mut regions: Vec<(usize, Region)> = Vec::new();
         let mut first = 0;
-        for i in 0..spans.len() {
-            let last = i + 1 == spans.len() || spans[i + 1].start - spans[i].end.min(spans[i + 1].start) > REGION_GAP;
+        for i in 0..entries.len() {
+            let last = i + 1 == entries.len() || entries[i + 1].start - entries[i].end() > REGION_GAP;
             if last {
-                regions.push(region(&spans, first, i + 1));
+                regions.push((i + 1 - first, region(&entries, first, i + 1)));
                 first = i + 1;
             }
         }
-        let low = spans.first().map_or(0, |s| s.start);
-        let high = spans.iter().map(|s| s.end).max().unwrap_or(0);
-        Index { spans, regions, low, len: high - low }
+        regions.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        let low = entries.first().map_or(0, |e| e.start);
+        let len = entries.last().map_or(0, |e| e.end()) - low;
+        Index { entries, low, len, regions: regions.into_iter().map(|(_, region)| region).collect(), overlaps }
     }
 
     /// The block that `addr` points into, its first byte and its interior alike.
@@ -60,32 +110,106 @@ impl Index {
         if addr.wrapping_sub(self.low) >= self.len {
             return None;
         }
-        self.find_in_regions(addr)
+        let (first, count) = self.page(addr)?;
+        let entries = self.entries.get(first..first + count)?;
+        let mut at = expected(addr, count);
+        let entry = loop {
+            let entry = entries.get(at)?;
+            match entry.start {
+                start if start > addr => at = at.checked_sub(1)?,
+                _ if entries.get(at + 1).is_some_and(|next| next.start <= addr) => at += 1,
+                _ => break entry,
+            }
+        };
+        (addr - entry.start < entry.len.into()).then_some(entry.block)
     }
 
-    fn find_in_regions(&self, addr: u64) -> Option<u32> {
+    /// Has the memory that [`Index::find`] is about to read of this address brought closer.
+    #[inline]
+    pub(crate) fn prefetch(&self, addr: u64) {
+        if let Some((first, count)) = self.page(addr)
+            && let Some(entry) = self.entries.get(first + expected(addr, count))
+        {
+            crate::scan::prefetch(entry);
+        }
+    }
+
+    /// The first span and the number of spans that have a part of the page of `addr`; `None` if none has.
+    #[inline]
+    fn page(&self, addr: u64) -> Option<(usize, usize)> {
         let region = self.regions.iter().find(|r| addr.wrapping_sub(r.start) < r.len)?;
-        let page = ((addr - region.start) >> PAGE_SHIFT) as usize;
-        let from = region.pages[page] as usize;
-        self.spans[from..].iter().take_while(|s| s.start <= addr).find(|s| addr < s.end).map(|s| s.block)
+        let page = *region.pages.get(((addr - region.start) >> PAGE_SHIFT) as usize)?;
+        (page != 0).then_some((page as u32 as usize, (page >> 32) as usize))
+    }
+
+    /// Whether some spans overlapped, so that not all addresses of a span lead to its block.
+    pub fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    /// The ranges outside of which it finds nothing, those with most spans first.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.regions.iter().map(|r| r.start..r.start + r.len)
     }
 }
 
-/// The region of `spans[first..end]`.
-fn region(spans: &[Span], first: usize, end: usize) -> Region {
-    let start = spans[first].start >> PAGE_SHIFT << PAGE_SHIFT;
-    let high = spans[first..end].iter().map(|s| s.end).max().unwrap_or(start);
-    let count = ((high - 1 - start) >> PAGE_SHIFT) as usize + 1;
-    let mut pages = Vec::with_capacity(count);
-    let mut at = first;
-    for page in 0..count as u64 {
-        let page_start = start + (page << PAGE_SHIFT);
-        while at < end && spans[at].end <= page_start {
-            at += 1;
-        }
-        pages.push(at as u32);
+/// Where among the spans of a page one is to be expected: at its place if they are of one size and fill the page.
+#[inline]
+fn expected(addr: u64, count: usize) -> usize {
+    ((addr % PAGE_SIZE) as usize * count) >> PAGE_SHIFT
+}
+
+/// Merges `late` into `entries`, both sorted. There are few of `late`: what lies between two of them is moved as one.
+fn merge(entries: &mut Vec<Entry>, late: Vec<Entry>) {
+    let mut from = entries.len();
+    entries.extend_from_slice(&late);
+    let mut to = entries.len();
+    for entry in late.into_iter().rev() {
+        // Of equal ones those that came first stay first.
+        let at = entries[..from].partition_point(|e| (e.start, e.len) <= (entry.start, entry.len));
+        to -= from - at;
+        entries.copy_within(at..from, to);
+        from = at;
+        to -= 1;
+        entries[to] = entry;
     }
-    Region { start, len: high - start, pages }
+}
+
+/// Leaves of each span what no earlier one has; tells whether any had something.
+fn cut_overlaps(entries: &mut Vec<Entry>) -> bool {
+    let mut end = 0;
+    let overlap = |e: &Entry| {
+        let overlaps = e.start < end;
+        end = end.max(e.end());
+        overlaps
+    };
+    if !entries.iter().any(overlap) {
+        return false;
+    }
+    let mut end = 0;
+    entries.retain_mut(|e| {
+        let start = e.start.max(end);
+        let rest = e.end().saturating_sub(start);
+        end = end.max(e.end());
+        (e.start, e.len) = (start, rest as u32);
+        rest > 0
+    });
+    true
+}
+
+/// The region of `entries[first..end]`.
+fn region(entries: &[Entry], first: usize, end: usize) -> Region {
+    let start = entries[first].start >> PAGE_SHIFT << PAGE_SHIFT;
+    let len = entries[end - 1].end() - start;
+    // Zeroes from the system cost nothing until they are written.
+    let mut pages = vec![0u64; ((len - 1) >> PAGE_SHIFT) as usize + 1];
+    for (i, entry) in entries[first..end].iter().enumerate() {
+        let last = (entry.start - start + u64::from(entry.len) - 1) >> PAGE_SHIFT;
+        for page in &mut pages[((entry.start - start) >> PAGE_SHIFT) as usize..=last as usize] {
+            *page = if *page == 0 { (1 << 32) | (first + i) as u64 } else { *page + (1 << 32) };
+        }
+    }
+    Region { start, len, pages }
 }
 
 #[cfg(test)]
@@ -145,5 +269,27 @@ mod tests {
             let naive = spans.iter().find(|s| (s.start..s.end).contains(&addr)).map(|s| s.block);
             assert_eq!(index.find(addr), naive);
         }
+    }
+
+    #[test]
+    fn of_spans_that_overlap_the_one_that_starts_first_is_found() {
+        let mut x = 7u64;
+        let mut random = || {
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            x >> 33
+        };
+        for _ in 0..50 {
+            let spans: Vec<Span> = (0..60).map(|i| span(0x10_0000 + random() % 20_000, random() % 3000, i)).collect();
+            let index = Index::new(spans.clone());
+            assert!(index.overlaps());
+            let mut sorted = spans;
+            sorted.sort_by_key(|s| (s.start, s.end));
+            for _ in 0..2000 {
+                let addr = 0x10_0000 + random() % 24_000;
+                let naive = sorted.iter().find(|s| (s.start..s.end).contains(&addr)).map(|s| s.block);
+                assert_eq!(index.find(addr), naive);
+            }
+        }
+        assert!(!Index::new([span(8, 8, 0), span(16, 8, 1), span(0, 8, 2)]).overlaps());
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`objects`]: the map of live objects that allocation and free events keep
 //! - [`index`]: from an address, the block it lies in
+//! - [`bits`]: a bit for each block
 //! - [`scan`]: marks blocks that are referenced, from roots on
 //! - [`stacks`]: allocation stacks, each kept once
 //! - [`control`]: what a control socket and its clients say
@@ -13,6 +14,7 @@
 //! - [`suppress`]: what the user does not want to hear of
 //! - [`guest_tests`]: tests that the guest runs, and [`ktap`], the lines that tell of them
 
+pub mod bits;
 pub mod control;
 pub mod graph;
 pub mod guest_tests;

@@ -69,13 +69,13 @@ pub struct Object {
 
 impl Object {
     /// An object whose allocation was not seen.
-    pub fn unseen(kind: Kind) -> Object {
+    pub const fn unseen(kind: Kind) -> Object {
         Object {
             kind,
             dying: false,
             reported: false,
             size: 0,
-            site: Site::default(),
+            site: Site { allocator: 0, caller: 0 },
             stack: StackId::NONE,
             sequence: 0,
             jiffies: 0,

@@ -90,8 +90,8 @@ pub trait GuestMemory {
     }
 }
 
-/// Guest RAM while nothing writes to it: the vCPUs are stopped, or it is a copy.
-pub trait StoppedMemory: GuestMemory {
+/// Guest RAM while nothing writes to it: the vCPUs are stopped, or it is a copy. Several threads may read it.
+pub trait StoppedMemory: GuestMemory + Sync {
     /// `len` bytes at `at` without a copy, or `None` where they are not one run of RAM.
     fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]>;
 

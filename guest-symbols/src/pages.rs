@@ -336,22 +336,27 @@ impl Pages {
         self.layout.slab_cache
     }
 
-    /// Calls `each` with what may be references, and its address, in the descriptor of every page that is in use, but for
-    /// those of frames that `leave_out` names.
+    /// How many runs of descriptors there are.
+    pub fn descriptor_runs(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Calls `each` with what may be references, and its address, in the descriptor of every page of a run that is in use, but
+    /// for those of frames that `leave_out` names.
     pub fn descriptors(
         &self,
         memory: &impl StoppedMemory,
+        run: usize,
         leave_out: impl Fn(u64) -> bool,
         mut each: impl FnMut(PhysAddr, &[u8]),
     ) {
         let size = self.layout.size;
-        for &(first, count, phys) in &self.runs {
-            let run = memory.run(phys, (count * size) as usize);
-            for (i, page) in run.chunks_exact(size as usize).enumerate() {
-                let pfn = first + i as u64;
-                if !leave_out(pfn) {
-                    self.descriptor_references(pfn, PhysAddr(phys.0 + i as u64 * size), page, &mut each);
-                }
+        let (first, count, phys) = self.runs[run];
+        let run = memory.run(phys, (count * size) as usize);
+        for (i, page) in run.chunks_exact(size as usize).enumerate() {
+            let pfn = first + i as u64;
+            if !matches!(self.usage(pfn), Use::Free | Use::Absent) && !leave_out(pfn) {
+                self.descriptor_references(pfn, PhysAddr(phys.0 + i as u64 * size), page, &mut each);
             }
         }
     }
@@ -394,6 +399,11 @@ impl Pages {
     /// The use of a frame.
     pub fn usage(&self, pfn: u64) -> Use {
         self.uses.get(pfn as usize).copied().unwrap_or_default()
+    }
+
+    /// The use of every frame.
+    pub fn uses(&self) -> &[Use] {
+        &self.uses
     }
 
     /// One past the highest frame.

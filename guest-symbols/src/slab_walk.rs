@@ -59,6 +59,8 @@ pub struct Allocated {
     pub objects: Vec<(u64, u32)>,
     /// Caches.
     pub caches: Vec<Cache>,
+    /// Virtual addresses of their `struct kmem_cache`s, in the same order.
+    pub cache_addresses: Vec<VirtAddr>,
     /// Freelists that lead out of their slab, or in a circle.
     pub broken: u64,
 }
@@ -118,6 +120,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
         };
         let links = read().map(|links| {
             self.out.caches.push(links.cache.clone());
+            self.out.cache_addresses.push(VirtAddr(at));
             (self.out.caches.len() as u32 - 1, links)
         });
         self.links.insert(at, links);

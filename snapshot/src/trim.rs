@@ -5,8 +5,8 @@ use checker::moment::Moment;
 use checker::{CheckError, Outcome};
 use detector::suppress::Suppressions;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PhysAddr, StoppedMemory};
-use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that are kept or left out together.
 const WORD: u64 = 8;
@@ -33,12 +33,13 @@ pub fn trim(moment: &Moment<'_, impl StoppedMemory>, why: Option<&str>) -> Resul
 struct Recorder<'a, M> {
     memory: &'a M,
     /// For each range of the memory, a bit for each word.
-    read: Vec<Vec<Cell<u64>>>,
+    read: Vec<Vec<AtomicU64>>,
 }
 
 impl<'a, M: StoppedMemory> Recorder<'a, M> {
     fn new(memory: &'a M) -> Self {
-        let cells = |range: &Range<u64>| vec![Cell::new(0); (range.end - range.start).div_ceil(CELL) as usize];
+        let cells =
+            |range: &Range<u64>| (range.start..range.end).step_by(CELL as usize).map(|_| AtomicU64::new(0)).collect();
         Recorder { memory, read: memory.ranges().iter().map(cells).collect() }
     }
 
@@ -52,8 +53,7 @@ impl<'a, M: StoppedMemory> Recorder<'a, M> {
             for i in first / 64..=last / 64 {
                 let above_first = if i == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
                 let below_last = if i == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
-                let cell = &cells[i as usize];
-                cell.set(cell.get() | above_first & below_last);
+                cells[i as usize].fetch_or(above_first & below_last, Ordering::Relaxed);
             }
         }
     }
@@ -62,7 +62,9 @@ impl<'a, M: StoppedMemory> Recorder<'a, M> {
     fn recorded(&self) -> OwnedMemory {
         let mut copy = OwnedMemory::sparse(self.memory.ranges().to_vec()).expect("as much memory as there is already");
         for (range, cells) in self.memory.ranges().iter().zip(&self.read) {
-            for (start, bits) in (range.start..).step_by(CELL as usize).zip(cells.iter().map(Cell::get)) {
+            for (start, bits) in
+                (range.start..).step_by(CELL as usize).zip(cells.iter().map(|c| c.load(Ordering::Relaxed)))
+            {
                 for word in (0..64).filter(|i| bits >> i & 1 != 0) {
                     let at = start + word * WORD;
                     let bytes = self.memory.run(PhysAddr(at), WORD as usize);

@@ -1,0 +1,72 @@
+//! A bit for each block, which several threads may set.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A set of block numbers below a fixed bound.
+#[derive(Debug, Default)]
+pub struct Bits {
+    words: Vec<AtomicU64>,
+    len: usize,
+}
+
+impl Bits {
+    /// The empty set of numbers below `len`.
+    pub fn new(len: usize) -> Bits {
+        Bits { words: (0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(), len }
+    }
+
+    /// Whether a number is in it; none is that is not below the bound.
+    #[inline]
+    pub fn get(&self, i: u32) -> bool {
+        self.words.get(i as usize / 64).is_some_and(|w| w.load(Ordering::Relaxed) >> (i % 64) & 1 != 0)
+    }
+
+    /// Adds a number, and tells whether it was not in it before. Of threads that add the same, one is told so.
+    ///
+    /// # Panics
+    /// If it is not below the bound.
+    #[inline]
+    pub fn set(&self, i: u32) -> bool {
+        assert!((i as usize) < self.len);
+        // Nothing but the bit itself is handed from thread to thread.
+        self.words[i as usize / 64].fetch_or(1 << (i % 64), Ordering::Relaxed) >> (i % 64) & 1 == 0
+    }
+
+    /// The numbers in it, ascending.
+    pub fn ones(&self) -> impl Iterator<Item = u32> + '_ {
+        self.each_bit(|word| word)
+    }
+
+    /// The numbers below the bound that are not in it, ascending.
+    pub fn zeros(&self) -> impl Iterator<Item = u32> + '_ {
+        self.each_bit(|word| !word).take_while(|&i| (i as usize) < self.len)
+    }
+
+    fn each_bit(&self, of: impl Fn(u64) -> u64 + Copy + 'static) -> impl Iterator<Item = u32> + '_ {
+        self.words.iter().enumerate().flat_map(move |(i, word)| {
+            let mut rest = of(word.load(Ordering::Relaxed));
+            std::iter::from_fn(move || {
+                let bit = rest.trailing_zeros();
+                (rest != 0).then(|| {
+                    rest &= rest - 1;
+                    i as u32 * 64 + bit
+                })
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_back() {
+        let bits = Bits::new(130);
+        assert!(bits.set(0) && bits.set(64) && bits.set(129) && !bits.set(64));
+        assert_eq!(bits.ones().collect::<Vec<_>>(), [0, 64, 129]);
+        assert_eq!(bits.zeros().count(), 127);
+        assert!(bits.get(129) && !bits.get(128) && !bits.get(1000));
+        assert_eq!(Bits::new(0).zeros().count(), 0);
+    }
+}
