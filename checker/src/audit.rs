@@ -4,6 +4,7 @@
 //! that is not hooked; it may hold references, and is never a leak. One that we hold and the kernel has freed is a free that was
 //! missed; it is no object any more.
 
+use crate::allocations::Allocations;
 use detector::objects::{Kind, Object};
 use guest_symbols::Kernel;
 use guest_symbols::slab_walk::Allocated;
@@ -27,30 +28,31 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Compares the slab objects of `objects`, which ascend, with what the slabs count. Calls `each` with every
-    /// object that is one: address, the number of its cache, and its place in `objects`, if it has one.
+    /// Compares `ours`, as far as it is slab objects, with what the slabs count. Calls `each` with every
+    /// object that is one: address, the number of its cache, and its place in the live map's list, if it has one.
     pub(crate) fn compare(
         kernel: &Kernel,
-        objects: &[(u64, Object)],
+        ours: Allocations<'_>,
         allocated: &Allocated,
         each: &mut impl FnMut(u64, u32, Option<usize>),
     ) -> Audit {
         let mut audit =
             Audit { allocated: allocated.objects.len() as u64, broken: allocated.broken, ..Audit::default() };
-        let is_ours = |i: &usize| objects[*i].1.kind == Kind::Slab;
+        let (allocations, objects) = (ours, ours.objects.list());
+        let is_ours = |i: &usize| objects[*i].1.kind() == Kind::Slab;
         let mut ours = (0..objects.len()).filter(is_ours);
         let mut next = ours.next();
         for &(addr, cache) in &allocated.objects {
             let mut at = next.map(|i| objects[i].0);
             while let Some(i) = next.filter(|_| at.is_some_and(|at| at < addr)) {
-                audit.freed(kernel, objects[i].0, &objects[i].1);
+                audit.freed(kernel, allocations, objects[i].0, &objects[i].1);
                 next = ours.next();
                 at = next.map(|i| objects[i].0);
             }
             match next.filter(|_| at == Some(addr)) {
                 Some(i) => {
                     next = ours.next();
-                    if !objects[i].1.dying {
+                    if !objects[i].1.is_dying() {
                         each(addr, cache, Some(i));
                     }
                 }
@@ -60,7 +62,7 @@ impl Audit {
                 }
             }
         }
-        next.into_iter().chain(ours).for_each(|i| audit.freed(kernel, objects[i].0, &objects[i].1));
+        next.into_iter().chain(ours).for_each(|i| audit.freed(kernel, allocations, objects[i].0, &objects[i].1));
         audit
     }
 
@@ -71,10 +73,10 @@ impl Audit {
 
     /// Counts an object that we hold and the kernel does not; what kfree_rcu() was given may be freed where we
     /// do not look.
-    pub(crate) fn freed(&mut self, kernel: &Kernel, addr: u64, object: &Object) {
-        if !object.dying {
-            self.gone.push((addr, object.sequence));
-            let caller = kernel.symbols.resolve(object.site.caller).map_or("?", |r| r.name);
+    pub(crate) fn freed(&mut self, kernel: &Kernel, ours: Allocations<'_>, addr: u64, object: &Object) {
+        if !object.is_dying() {
+            self.gone.push((addr, object.sequence()));
+            let caller = ours.caller(kernel, object.stack()).unwrap_or("?");
             *self.freed.entry(caller.to_owned()).or_default() += 1;
         }
     }

@@ -1,5 +1,6 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
+use crate::allocations::Allocations;
 use crate::audit::Audit;
 use crate::skips::Skips;
 use crate::{dead, known, page_blocks, stacks};
@@ -74,8 +75,8 @@ static UNSEEN: [Object; 5] = [
 /// All blocks, with what the scan needs to know of them.
 pub struct Blocks<'a, M> {
     pub(crate) memory: &'a M,
-    /// The live map's snapshot, ascending by address.
-    objects: &'a [(u64, Object)],
+    /// The live map.
+    pub(crate) allocations: Allocations<'a>,
     pages: &'a Pages,
     tables: PageTables,
     /// Per-CPU memory.
@@ -105,17 +106,18 @@ pub struct Blocks<'a, M> {
 }
 
 impl<'a, M: StoppedMemory> Blocks<'a, M> {
-    /// Lays out `objects`, which ascend by address; `registers` are as in [`Request`](crate::Request).
+    /// Lays out what the live map has; `registers` are as in [`Request`](crate::Request).
     pub fn new(
         kernel: &Kernel,
         memory: &'a M,
         pages: &'a Pages,
-        objects: &'a [(u64, Object)],
+        allocations: Allocations<'a>,
         registers: &[u64],
     ) -> Self {
+        let objects = allocations.objects.list();
         let mut this = Blocks {
             memory,
-            objects,
+            allocations,
             pages,
             tables: kernel.page_tables(memory),
             percpu: PerCpu::read(kernel, memory),
@@ -137,14 +139,17 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let sheaves = this.sheaves(kernel, objects);
         this.take_slab_objects(kernel, objects, &sheaves);
         let areas = vmap::areas(kernel, memory);
-        let others =
-            objects.iter().enumerate().filter(|(_, (_, o))| !matches!(o.kind, Kind::Slab | Kind::Pages) && !o.dying);
-        this.blocks.extend(others.map(|(i, (addr, o))| Block::of(*addr, o.size, o.kind, i)));
+        let others = objects
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, o))| !matches!(o.kind(), Kind::Slab | Kind::Pages) && !o.is_dying());
+        let size = |addr, o: &Object| allocations.objects.size(addr, o);
+        this.blocks.extend(others.map(|(i, (addr, o))| Block::of(*addr, size(*addr, o), o.kind(), i)));
         let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));
         this.take_blocks(kernel, Kind::Vmalloc, objects, areas_of_blocks.collect());
         let percpu = this.percpu.allocated.take();
         this.take_blocks(kernel, Kind::Percpu, objects, percpu.into_iter().flatten().map(|b| (b, None)).collect());
-        this.blocks.extend(page_blocks::blocks(kernel, memory, pages, objects));
+        this.blocks.extend(page_blocks::blocks(kernel, memory, pages, allocations.objects));
         this.rules = Rules::new(this.blocks.len());
         this.skip = Skips::new(this.blocks.len());
         this.index();
@@ -167,7 +172,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let blocks = &mut self.blocks;
         let odd: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.odd_caches.contains(at)).collect();
         let odd_objects = &mut self.odd_objects;
-        self.audit = Some(Audit::compare(kernel, objects, &allocated, &mut |addr, cache, object| {
+        self.audit = Some(Audit::compare(kernel, self.allocations, &allocated, &mut |addr, cache, object| {
             let size = allocated.caches[cache as usize].object_size;
             if odd[cache as usize] {
                 odd_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
@@ -195,11 +200,11 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
         let theirs: HashSet<u64> = books.iter().map(|((addr, _), _)| *addr).collect();
         // With those that kfree_rcu() was given: their areas are busy until they are freed.
-        let ours: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind == kind).map(|(addr, _)| *addr).collect();
+        let ours: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind() == kind).map(|(addr, _)| *addr).collect();
         self.blocks.retain(|b| {
             let busy = b.kind != kind || theirs.contains(&b.addr);
             if let Some((_, object)) = objects.get(b.object as usize).filter(|_| !busy) {
-                audit.freed(kernel, b.addr, object);
+                audit.freed(kernel, self.allocations, b.addr, object);
             }
             busy
         });
@@ -215,7 +220,8 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     /// Slab objects as the live map has them; the slabs only say their sizes.
     fn trust_live_map(&mut self, kernel: &Kernel, objects: &[(u64, Object)]) {
         let mut sizes = HashMap::new();
-        for (i, &(addr, _)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind == Kind::Slab && !o.dying) {
+        for (i, &(addr, _)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind() == Kind::Slab && !o.is_dying())
+        {
             let cache = self.pages.slab_cache(self.memory, VirtAddr(addr));
             let mut size_of =
                 |at| *sizes.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.object_size));
@@ -264,7 +270,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         // what was once their vm_struct.
         let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
-        let mut is_vmap_area_site = known::vmap_area_sites(kernel);
+        let mut is_vmap_area_site = known::vmap_area_sites(kernel, self.allocations);
         for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
             let b = &self.blocks[i as usize];
             if is_vmap_area_site(self.object(b)) {
@@ -293,9 +299,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     fn sheaves(&self, kernel: &Kernel, objects: &[(u64, Object)]) -> Vec<VirtAddr> {
         let Some(cache) = kernel.offset_of("slab_sheaf", "cache") else { return Vec::new() };
         let caches = slab::caches(kernel, self.memory).unwrap_or_default();
-        let mut is_sheaf_site = known::sheaf_sites(kernel);
+        let mut is_sheaf_site = known::sheaf_sites(kernel, self.allocations);
         let is_sheaf = |&&(addr, object): &&(u64, Object)| {
-            matches!(object.kind, Kind::Slab | Kind::Large) && is_sheaf_site(&object) && {
+            matches!(object.kind(), Kind::Slab | Kind::Large) && is_sheaf_site(&object) && {
                 let cache = kernel.read_u64(self.memory, VirtAddr(addr).offset(cache));
                 cache.is_ok_and(|c| caches.contains(&VirtAddr(c)))
             }
@@ -332,7 +338,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// What the live map knows of a block.
     pub fn object(&self, block: &Block) -> &'a Object {
-        match self.objects.get(block.object as usize) {
+        match self.allocations.objects.list().get(block.object as usize) {
             Some((_, object)) => object,
             None => &UNSEEN[block.kind as usize],
         }

@@ -2,13 +2,12 @@
 //! kmemleak_ignore), which from outside only the allocation site shows. What can be understood from the
 //! kernel's structures is no entry here.
 
+use crate::allocations::Allocations;
 use crate::blocks::{Block, Blocks};
-use detector::objects::{AddressHasher, Object};
+use detector::objects::Object;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 
 /// When an entry applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +104,7 @@ pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &
             continue;
         }
         let reason = match block.seen() {
-            true => explain(kernel, blocks.object(block)).map(|entry| entry.reason),
+            true => explain(kernel, blocks.allocations, blocks.object(block)).map(|entry| entry.reason),
             false => is_sysctl_header(kernel, blocks, block).then_some(SYSCTL_HEADER),
         };
         if let Some(reason) = reason {
@@ -127,9 +126,9 @@ fn is_sysctl_header<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, b
 }
 
 /// The entry that explains an unreferenced object, if there is one.
-fn explain(kernel: &Kernel, object: &Object) -> Option<&'static Known> {
-    let caller = caller(kernel, object)?;
-    let at_boot = object.comm.starts_with(b"swapper") && object.pid <= 1;
+fn explain(kernel: &Kernel, allocations: Allocations<'_>, object: &Object) -> Option<&'static Known> {
+    let caller = allocations.caller(kernel, object.stack())?;
+    let at_boot = allocations.objects.comm(object).starts_with(b"swapper") && object.pid() <= 1;
     TABLE.iter().find(|k| {
         k.caller == caller
             && match k.when {
@@ -139,31 +138,19 @@ fn explain(kernel: &Kernel, object: &Object) -> Option<&'static Known> {
     })
 }
 
-/// The function that called the allocator, without the suffixes that compilers add.
-fn caller<'a>(kernel: &'a Kernel, object: &Object) -> Option<&'a str> {
-    kernel.symbols.resolve(object.site.caller).map(|r| r.name.split('.').next().unwrap_or(r.name))
-}
-
-/// Tells objects by the function that called the allocator. Names are looked up once for each place of call: there are a few
-/// thousand of them, and a hundred times as many objects.
-fn by_caller<'a>(kernel: &'a Kernel, is: fn(&str) -> bool) -> impl FnMut(&Object) -> bool + 'a {
-    let mut known: HashMap<u64, bool, BuildHasherDefault<AddressHasher>> = HashMap::default();
-    move |object| *known.entry(object.site.caller).or_insert_with(|| caller(kernel, object).is_some_and(is))
-}
-
 /// Functions that allocate `struct vmap_area` (mm/vmalloc.c, 5.10 to 7.3), whose first two words are the
 /// bounds of an area and no pointers: kmemleak_scan_area() says so there.
 const VMAP_AREA_SITES: [&str; 6] =
     ["alloc_vmap_area", "adjust_va_to_fit_type", "va_clip", "va_alloc", "preload_this_cpu_lock", "pcpu_get_vm_areas"];
 
 /// Whether an object of the cache that vmap areas come from is a vmap area.
-pub fn vmap_area_sites(kernel: &Kernel) -> impl FnMut(&Object) -> bool + '_ {
-    by_caller(kernel, |name| VMAP_AREA_SITES.contains(&name))
+pub fn vmap_area_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl FnMut(&Object) -> bool + 'a {
+    allocations.by_caller(kernel, |name| VMAP_AREA_SITES.contains(&name))
 }
 
 /// Whether an object that refers to a slab cache where a sheaf does is a sheaf (mm/slub.c, 6.18 on).
-pub fn sheaf_sites(kernel: &Kernel) -> impl FnMut(&Object) -> bool + '_ {
-    by_caller(kernel, |name| {
+pub fn sheaf_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl FnMut(&Object) -> bool + 'a {
+    allocations.by_caller(kernel, |name| {
         name.contains("sheaf")
             || name.contains("sheaves")
             || name.starts_with("__pcs_")
@@ -176,6 +163,6 @@ const STACK_SITES: [&str; 4] =
     ["alloc_thread_stack_node", "alloc_thread_stack_node_from_cache", "dup_task_struct", "copy_process"];
 
 /// Whether a vmalloc block is the stack of a task.
-pub fn stack_sites(kernel: &Kernel) -> impl FnMut(&Object) -> bool + '_ {
-    by_caller(kernel, |name| STACK_SITES.contains(&name))
+pub fn stack_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl FnMut(&Object) -> bool + 'a {
+    allocations.by_caller(kernel, |name| STACK_SITES.contains(&name))
 }

@@ -14,6 +14,7 @@
 //! - [`sites`]: live objects by the place of their allocation, and what grows
 //! - [`text`]: the summary line and what follows it
 
+pub mod allocations;
 pub mod audit;
 pub mod blocks;
 mod dead;
@@ -31,6 +32,7 @@ mod stacks;
 pub mod text;
 pub mod why;
 
+use allocations::Allocations;
 use audit::Audit;
 use blocks::{Block, Blocks, Caches};
 use detector::graph::{self, Verdict};
@@ -109,8 +111,8 @@ pub type Suppressed<'a> = dyn Fn(&Object) -> Option<usize> + 'a;
 /// What a check is to be made of.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
-    /// The live map's snapshot, ascending by address.
-    pub objects: &'a [(u64, Object)],
+    /// The live map.
+    pub allocations: Allocations<'a>,
     /// The CPUs' registers, 17 words each: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip. Empty where they are not
     /// known.
     pub registers: &'a [u64],
@@ -132,7 +134,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     let mut steps = Steps(start);
     let pages = Pages::read(kernel, memory)?;
     steps.done("page descriptors");
-    let blocks = Blocks::new(kernel, memory, &pages, request.objects, request.registers);
+    let blocks = Blocks::new(kernel, memory, &pages, request.allocations, request.registers);
     steps.done("blocks");
     let semaphores = Semaphores::of(kernel, memory);
     let options = Options { origins: request.wanted.is_some(), ..Options::default() };
@@ -152,7 +154,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     steps.done("what is known and suppressed");
     let paths = request.wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.origins, wanted));
     let mut leaked: Vec<u32> = marks.marked.zeros().filter(|&i| may_leak(&blocks, i, request)).collect();
-    leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence);
+    leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence());
     let verdicts = judge(&blocks, &leaked);
     let mut caches = Caches::new();
     let described = leaked.iter().zip(verdicts).map(|(&i, v)| describe(kernel, &blocks, &mut caches, i, v));
@@ -241,17 +243,17 @@ fn describe<M: StoppedMemory>(
     let leak = Leak {
         addr: block.addr,
         size: block.size,
-        kind: object.kind,
+        kind: object.kind(),
         cache: blocks.cache(kernel, caches, block),
         guess: None,
-        comm: text::comm(&object),
-        pid: object.pid,
-        tgid: object.tgid,
-        cpu: object.cpu,
-        jiffies: object.jiffies,
+        comm: text::comm(blocks.allocations.objects, &object),
+        pid: object.pid(),
+        tgid: object.tgid(),
+        cpu: object.cpu(),
+        jiffies: blocks.allocations.objects.jiffies(&object),
         age: 0,
         head,
-        shown_cpu: (object.kind == Kind::Percpu).then_some(0),
+        shown_cpu: (object.kind() == Kind::Percpu).then_some(0),
         crc: crc.value(),
         retains: verdict.retains,
     };

@@ -1,11 +1,13 @@
 //! A guest at one moment, with everything that its report depends on: what the plugin sees when it has stopped the
 //! guest, and what a snapshot keeps. Either way the same report comes of it.
 
+use crate::allocations::Allocations;
 use crate::blocks::Block;
 use crate::names::Names;
 use crate::text::comm;
 use crate::why::Path;
 use crate::{CheckError, Outcome, Request};
+use detector::frozen::Objects;
 use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
 use detector::stacks::{StackId, Stacks};
@@ -49,8 +51,8 @@ pub struct Moment<'a, M> {
     pub kernel: &'a Kernel,
     /// Its RAM, in which nothing changes.
     pub memory: &'a M,
-    /// The live map's snapshot, ascending by virtual address or `__percpu` pointer.
-    pub objects: &'a [(u64, Object)],
+    /// The live map's snapshot.
+    pub objects: &'a Objects,
     /// Words held in the CPUs' registers.
     pub registers: &'a [u64],
     /// The stacks of allocations.
@@ -63,7 +65,7 @@ pub struct Moment<'a, M> {
     pub tests: &'a Tests,
     /// What happened until then.
     pub counters: Counters,
-    /// Milliseconds since the start of tracking, as [`Object::millis`] counts them.
+    /// Milliseconds since the start of tracking, as [`Objects::millis`] counts them.
     pub millis: u64,
     /// Objects younger than this are not reported.
     pub min_age: Duration,
@@ -101,6 +103,11 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
         Names { kernel: self.kernel, modules: self.modules, stacks: self.stacks, lines: self.lines }
     }
 
+    /// The live map.
+    pub fn allocations(&self) -> Allocations<'a> {
+        Allocations { objects: self.objects, stacks: self.stacks }
+    }
+
     /// Makes the check, and leaves out what was reported before or is too young, and what `suppressions` fit, with all
     /// that hangs from it. `why` is a part of the names of the functions, modules or tasks whose live objects are explained.
     ///
@@ -109,28 +116,32 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
     pub fn check(&self, why: Option<&str>, suppressions: &Suppressions) -> Result<Outcome, CheckError> {
         let names = self.names();
         let wanted = |block: &Block, object: &Object| {
-            let site =
-                [object.site.allocator, object.site.caller].map(|at| names.frame(at, object.sequence).to_string());
-            let named = |part| [comm(object)].into_iter().chain(site).any(|name| name.contains(part));
+            let site = names.site(object).into_iter().map(|frame| frame.to_string());
+            let named = |part| [comm(self.objects, object)].into_iter().chain(site).any(|name| name.contains(part));
             block.seen() && why.is_some_and(named)
         };
         let wanted: Option<&crate::Wanted> = if why.is_some() { Some(&wanted) } else { None };
         // A leak may have come from one stack a hundred thousand times.
         let known: RefCell<HashMap<(StackId, usize), Option<usize>>> = RefCell::default();
         let suppressed = |object: &Object| {
-            let loaded = names.loaded(object.sequence);
+            let loaded = names.loaded(object.sequence());
             let find = || suppressions.find(&names.frames(object));
-            *known.borrow_mut().entry((object.stack, loaded)).or_insert_with(find)
+            *known.borrow_mut().entry((object.stack(), loaded)).or_insert_with(find)
         };
         let suppressed: Option<&crate::Suppressed> = if suppressions.is_empty() { None } else { Some(&suppressed) };
-        let request =
-            Request { objects: self.objects, registers: self.registers, unseen: self.unseen, wanted, suppressed };
+        let request = Request {
+            allocations: self.allocations(),
+            registers: self.registers,
+            unseen: self.unseen,
+            wanted,
+            suppressed,
+        };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
         outcome.tests = self.tests.clone();
         outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
         outcome.unreferenced.retain_mut(|u| {
-            u.leak.age = self.millis.saturating_sub(u.object.millis);
-            !u.object.reported && Duration::from_millis(u.leak.age) >= self.min_age
+            u.leak.age = self.millis.saturating_sub(self.objects.millis(&u.object));
+            !u.object.is_reported() && Duration::from_millis(u.leak.age) >= self.min_age
         });
         Ok(outcome)
     }
@@ -148,7 +159,7 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
             has(address) || is_percpu && copies.iter().any(|copy| has(address.wrapping_sub(*copy)))
         };
         let request = Request {
-            objects: self.objects,
+            allocations: self.allocations(),
             registers: self.registers,
             unseen: self.unseen,
             wanted: Some(&wanted),

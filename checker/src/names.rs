@@ -1,5 +1,6 @@
 //! What addresses are called, in the kernel and in its modules.
 
+use crate::allocations::caller_of;
 use detector::objects::Object;
 use detector::report::{Frame, Function, Place};
 use detector::stacks::{StackId, Stacks};
@@ -25,7 +26,7 @@ pub struct Names<'a> {
 impl Names<'_> {
     /// The frames of an allocation: the allocator, whose own place of call is not known from outside, and its callers.
     pub fn frames(&self, object: &Object) -> Vec<Frame> {
-        match object.stack {
+        match object.stack() {
             StackId::NONE => vec![Frame::default()],
             stack => self
                 .stacks
@@ -33,7 +34,7 @@ impl Names<'_> {
                 .iter()
                 .enumerate()
                 .map(|(i, &at)| {
-                    let frame = self.frame(at, object.sequence);
+                    let frame = self.frame(at, object.sequence());
                     Frame { places: self.places(&frame, i == 0), ..frame }
                 })
                 .collect(),
@@ -55,6 +56,19 @@ impl Names<'_> {
     /// How many modules had been loaded at allocation `sequence`: equal stacks have equal names as long as that is the same.
     pub fn loaded(&self, sequence: u64) -> usize {
         self.modules.partition_point(|(load, _)| *load <= sequence)
+    }
+
+    /// Who called the allocator: of what allocates and nothing else the outermost. `None` if the allocation was not seen.
+    pub fn caller(&self, object: &Object) -> Option<Frame> {
+        let frames = self.stacks.frames(object.stack());
+        let name = |at| self.kernel.symbols.resolve(at).map(|r| r.name);
+        caller_of(&frames, name).map(|i| self.frame(frames[i], object.sequence()))
+    }
+
+    /// The allocator and who called it; empty if the allocation was not seen.
+    pub fn site(&self, object: &Object) -> Vec<Frame> {
+        let allocator = self.stacks.frames(object.stack()).first().map(|&at| self.frame(at, object.sequence()));
+        allocator.into_iter().chain(self.caller(object)).collect()
     }
 
     /// An address as it was called at the time of allocation `sequence`.

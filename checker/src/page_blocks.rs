@@ -5,6 +5,7 @@
 //! Numbers of frames are not looked for: they would match anything.
 
 use crate::blocks::Block;
+use detector::frozen::Objects;
 use detector::objects::{Kind, Object};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
@@ -15,14 +16,10 @@ use std::collections::{HashMap, HashSet};
 /// Page tables read of one address space, at most.
 const MAX_TABLES: usize = 1 << 18;
 
-/// Blocks for those of `objects` that are pages and still what they were allocated as. They are no roots then.
-pub(crate) fn blocks<M: StoppedMemory>(
-    kernel: &Kernel,
-    memory: &M,
-    pages: &Pages,
-    objects: &[(u64, Object)],
-) -> Vec<Block> {
-    let ours = objects.iter().filter(|(_, o)| o.kind == Kind::Pages);
+/// Blocks for those of the live objects that are pages and still what they were allocated as. They are no roots then.
+pub(crate) fn blocks<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, allocated: &Objects) -> Vec<Block> {
+    let objects = allocated.list();
+    let ours = objects.iter().filter(|(_, o)| o.kind() == Kind::Pages);
     if ours.clone().next().is_none() {
         return Vec::new();
     }
@@ -30,16 +27,17 @@ pub(crate) fn blocks<M: StoppedMemory>(
         log::warn!("page tables cannot be read: pages are not checked for leaks");
         return Vec::new();
     };
-    let large: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind == Kind::Large).map(|(a, _)| *a).collect();
-    let starts: HashMap<u64, u64> = ours.clone().map(|(a, o)| (*a, o.sequence)).collect();
-    let within = |addr: u64, object: &Object| (1..object.size / PAGE_SIZE).map(move |i| addr + i * PAGE_SIZE);
+    let large: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind() == Kind::Large).map(|(a, _)| *a).collect();
+    let starts: HashMap<u64, u64> = ours.clone().map(|(a, o)| (*a, o.sequence())).collect();
+    let within =
+        |addr: u64, object: &Object| (1..allocated.size(addr, object) / PAGE_SIZE).map(move |i| addr + i * PAGE_SIZE);
     // What was given out before, and is a part of a larger block now.
     let gone: HashSet<u64> = ours
         .clone()
-        .flat_map(|(addr, o)| within(*addr, o).filter(|a| starts.get(a).is_some_and(|&then| then < o.sequence)))
+        .flat_map(|(addr, o)| within(*addr, o).filter(|a| starts.get(a).is_some_and(|&then| then < o.sequence())))
         .collect();
     let mut blocks = Vec::new();
-    for (number, &(addr, object)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind == Kind::Pages) {
+    for (number, &(addr, object)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind() == Kind::Pages) {
         if gone.contains(&addr) {
             continue;
         }
@@ -48,9 +46,9 @@ pub(crate) fn blocks<M: StoppedMemory>(
         let is_ours = |i: u64| {
             pages.usage(first + i) == Use::Kernel
                 && !mapped[(first + i) as usize]
-                && (i == 0 || starts.get(&(addr + i * PAGE_SIZE)).is_none_or(|&then| then < object.sequence))
+                && (i == 0 || starts.get(&(addr + i * PAGE_SIZE)).is_none_or(|&then| then < object.sequence()))
         };
-        let count = (0..object.size / PAGE_SIZE).take_while(|&i| is_ours(i)).count() as u64;
+        let count = (0..allocated.size(addr, &object) / PAGE_SIZE).take_while(|&i| is_ours(i)).count() as u64;
         if count > 0 && !pages.is_tail(first) && !large.contains(&addr) {
             blocks.push(Block::of(addr, count * PAGE_SIZE, Kind::Pages, number));
         }
@@ -84,7 +82,7 @@ fn mapped<M: StoppedMemory>(
         }
     });
     let (cache, pgd) = (kernel.variable(memory, "mm_cachep")?, kernel.offset_of("mm_struct", "pgd")?);
-    for (mm, _) in objects.iter().filter(|(_, o)| o.kind == Kind::Slab) {
+    for (mm, _) in objects.iter().filter(|(_, o)| o.kind() == Kind::Slab) {
         if pages.slab_cache(memory, VirtAddr(*mm)) != Some(VirtAddr(cache)) {
             continue;
         }

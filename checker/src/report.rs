@@ -18,9 +18,9 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let mut by_stack: HashMap<(bool, Option<&str>, StackId, usize), usize> = HashMap::new();
     for u in &outcome.unreferenced {
         // An allocation that was not seen is of no time.
-        let seen = u.object.stack != StackId::NONE;
-        let test = outcome.tests.of(u.object.sequence).filter(|_| seen).map(|name| &**name);
-        let stack = (u.direct, test, u.object.stack, names.loaded(u.object.sequence));
+        let seen = u.object.stack() != StackId::NONE;
+        let test = outcome.tests.of(u.object.sequence()).filter(|_| seen).map(|name| &**name);
+        let stack = (u.direct, test, u.object.stack(), names.loaded(u.object.sequence()));
         let group = *by_stack.entry(stack).or_insert_with(|| {
             let frames = names.frames(&u.object);
             let name = (u.direct, test, frames.iter().map(Frame::to_string).collect());

@@ -6,7 +6,7 @@ use crate::blocks::Blocks;
 use crate::moment::Moment;
 use crate::names::Names;
 use detector::control::{By, Count, Place};
-use detector::objects::{Object, Site};
+use detector::objects::Object;
 use detector::report::Frame;
 use detector::stacks::StackId;
 use guest_symbols::memory::StoppedMemory;
@@ -14,9 +14,9 @@ use guest_symbols::pages::Pages;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-/// Live objects by site and stack. Where code was loaded, an address may have been another function's before: the number of
+/// Live objects by stack. Where code was loaded, an address may have been another function's before: the number of
 /// modules that had been loaded tells them apart.
-type Key = (Site, StackId, usize);
+type Key = (StackId, usize);
 
 /// Live objects of one moment, reachable or not.
 #[derive(Debug, Default)]
@@ -34,12 +34,12 @@ impl Sites {
     /// [`CheckError::Pages`].
     pub fn of(moment: &Moment<'_, impl StoppedMemory>) -> Result<Sites, CheckError> {
         let pages = Pages::read(moment.kernel, moment.memory)?;
-        let blocks = Blocks::new(moment.kernel, moment.memory, &pages, moment.objects, moment.registers);
+        let blocks = Blocks::new(moment.kernel, moment.memory, &pages, moment.allocations(), moment.registers);
         let names = moment.names();
         let mut sites = Sites { at_ms: moment.millis, ..Sites::default() };
         for b in &blocks.blocks {
             let object = blocks.object(b);
-            sites.add((object.site, object.stack, names.loaded(object.sequence)), b.size, *object);
+            sites.add((object.stack(), names.loaded(object.sequence())), b.size, *object);
         }
         Ok(sites)
     }
@@ -87,26 +87,18 @@ impl Sites {
 fn merge(names: Names<'_>, by: By, counts: impl Iterator<Item = (Count, Count, Object)>) -> Vec<Place> {
     let mut places: Vec<Place> = Vec::new();
     let mut by_name: HashMap<Vec<String>, usize> = HashMap::new();
-    let mut by_site: HashMap<(Site, usize), usize> = HashMap::new();
     for (then, now, object) in counts {
-        let mut named = || {
-            let frames = match by {
-                By::Stack => names.frames(&object),
-                By::Site if object.site == Site::default() => vec![Frame::default()],
-                By::Site => vec![
-                    names.frame(object.site.allocator, object.sequence),
-                    names.frame(object.site.caller, object.sequence),
-                ],
-            };
-            *by_name.entry(frames.iter().map(Frame::to_string).collect()).or_insert_with(|| {
-                places.push(Place { stack: frames, then: Count::default(), now: Count::default() });
-                places.len() - 1
-            })
+        let frames = match by {
+            By::Stack => names.frames(&object),
+            By::Site => match &names.site(&object)[..] {
+                [] => vec![Frame::default()],
+                site => site.to_vec(),
+            },
         };
-        let number = match by {
-            By::Stack => named(),
-            By::Site => *by_site.entry((object.site, names.loaded(object.sequence))).or_insert_with(named),
-        };
+        let number = *by_name.entry(frames.iter().map(Frame::to_string).collect()).or_insert_with(|| {
+            places.push(Place { stack: frames, then: Count::default(), now: Count::default() });
+            places.len() - 1
+        });
         let place = &mut places[number];
         for (sum, count) in [(&mut place.then, then), (&mut place.now, now)] {
             *sum = Count { objects: sum.objects + count.objects, bytes: sum.bytes + count.bytes };

@@ -6,6 +6,7 @@ use crate::moment::Counters;
 use crate::names::Names;
 use crate::report::Asked;
 use crate::why::{Holder, Path};
+use detector::frozen::Objects;
 use detector::objects::Object;
 use detector::report::{Figures, Group, Report};
 use guest_symbols::Kernel;
@@ -50,8 +51,8 @@ pub(crate) fn closing(
 }
 
 /// The name of the task that allocated an object, as far as it is text.
-pub fn comm(object: &Object) -> String {
-    String::from_utf8_lossy(object.comm.split(|&b| b == 0).next().unwrap_or_default()).into_owned()
+pub fn comm(objects: &Objects, object: &Object) -> String {
+    String::from_utf8_lossy(objects.comm(object).split(|&b| b == 0).next().unwrap_or_default()).into_owned()
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -190,9 +191,9 @@ fn known(reasons: &[&'static str]) -> String {
 
 /// Who refers to an object, a line for each step towards the root.
 pub fn path(names: Names<'_>, path: &Path) -> String {
-    let site = |object: &Object| match object.site.caller {
-        0 => "allocation not seen".to_owned(),
-        caller => format!("by {}", names.frame(caller, object.sequence)),
+    let site = |object: &Object| match names.caller(object) {
+        None => "allocation not seen".to_owned(),
+        Some(caller) => format!("by {caller}"),
     };
     let words = |words: &[u64]| words.iter().map(|w| format!("{w:x}")).collect::<Vec<_>>().join(" ");
     let (addr, size, object) = &path.of;
@@ -204,7 +205,7 @@ pub fn path(names: Names<'_>, path: &Path) -> String {
     for holder in &path.holders {
         let _ = match holder {
             Holder::Object { addr, size, object, cache, offset, words: around } => {
-                let cache = cache.as_ref().map_or(format!("{:?}", object.kind).to_lowercase(), |c| c.clone());
+                let cache = cache.as_ref().map_or(format!("{:?}", object.kind()).to_lowercase(), |c| c.clone());
                 let at = offset.map_or("the rule of".to_owned(), |o| format!("+{o:#x} of"));
                 writeln!(
                     text,

@@ -28,7 +28,7 @@ fn live_map(criterion: &mut Criterion) {
     let map = LiveMap::with_capacity(LIVE as usize);
     let object = Object::unseen(Kind::Slab);
     for i in 0..LIVE {
-        map.insert(DIRECT_MAP + i * 256, object, 0);
+        map.insert(DIRECT_MAP + i * 256, object, 0, 0);
     }
     for threads in [1, 2, 4] {
         group.throughput(Throughput::Elements(threads));
@@ -37,7 +37,7 @@ fn live_map(criterion: &mut Criterion) {
                 side_by_side(threads, rounds, |thread, round| {
                     // Each CPU takes its objects from a slab of its own, and the same ones again.
                     let addr = DIRECT_MAP + (1 << 32) + thread * 0x1_0000 + round % 64 * 256;
-                    map.insert(black_box(addr), object, 0);
+                    map.insert(black_box(addr), object, 0, 0);
                     map.remove(black_box(addr));
                 })
             });

@@ -3,7 +3,8 @@
 //! Pure: it knows neither QEMU nor Linux. Addresses are virtual addresses of the guest kernel; memory
 //! arrives as byte slices.
 //!
-//! - [`objects`]: the map of live objects that allocation and free events keep
+//! - [`objects`]: the map of live objects that allocation and free events keep, and what it keeps of each ([`object`])
+//! - [`frozen`]: the live objects of one moment, with the names of tasks ([`comms`]) and the time ([`clock`])
 //! - [`index`]: from an address, the block it lies in
 //! - [`bits`]: a bit for each block
 //! - [`scan`]: marks blocks that are referenced, from roots on
@@ -15,13 +16,18 @@
 //! - [`guest_tests`]: tests that the guest runs, and [`ktap`], the lines that tell of them
 
 pub mod bits;
+pub mod clock;
+pub mod comms;
 pub mod control;
+pub mod frozen;
 pub mod graph;
 pub mod guest_tests;
 pub mod index;
 pub mod ktap;
+pub mod object;
 pub mod objects;
 pub mod report;
 pub mod scan;
 pub mod stacks;
+mod striped;
 pub mod suppress;

@@ -3,99 +3,23 @@
 //! Written from every vCPU thread at once; it takes one shard's lock an event and allocates nothing but
 //! when it grows.
 
-use crate::stacks::StackId;
+pub use crate::object::{Allocation, Kind, Object};
+use crate::striped::Striped;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What an object is made of, which decides where its size and its memory are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A slab object; its size is the cache's, known to the slab itself.
-    Slab,
-    /// A kmalloc too large for the slab caches, made of pages.
-    Large,
-    /// A block of vmalloc space.
-    Vmalloc,
-    /// A per-CPU block; its address is the `__percpu` pointer, not a place in memory.
-    Percpu,
-    /// Pages from the page allocator; the address is that of the first in the direct map, where other objects may
-    /// lie too: slabs are made of pages.
-    Pages,
-}
-
-/// The call that allocated an object: of allocators that call each other, the outermost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Site {
-    /// Virtual address of the allocator function that was entered.
-    pub allocator: u64,
-    /// The return address of that call.
-    pub caller: u64,
-}
-
-/// A live object.
-#[derive(Debug, Clone, Copy)]
-pub struct Object {
-    /// What it is made of.
-    pub kind: Kind,
-    /// Handed to kfree_rcu(): nobody's any more, though its memory is not free yet.
-    pub dying: bool,
-    /// Already in a report.
-    pub reported: bool,
-    /// Size in bytes as requested; 0 for slab objects.
-    pub size: u64,
-    /// Its allocation site.
-    pub site: Site,
-    /// Its allocation's stack, from the innermost allocator on.
-    pub stack: StackId,
-    /// Rises with every allocation.
-    pub sequence: u64,
-    /// The guest's jiffies at allocation.
-    pub jiffies: u64,
-    /// Host time of the allocation, in milliseconds since the start of tracking.
-    pub millis: u64,
-    /// The task's pid, 0 in interrupts.
-    pub pid: u32,
-    /// The pid of its process, 0 in interrupts.
-    pub tgid: u32,
-    /// The CPU, as the kernel numbers them.
-    pub cpu: u32,
-    /// The task's comm, or `hardirq` or `softirq`; NUL-padded.
-    pub comm: [u8; 16],
-}
-
-impl Object {
-    /// An object whose allocation was not seen.
-    pub const fn unseen(kind: Kind) -> Object {
-        Object {
-            kind,
-            dying: false,
-            reported: false,
-            size: 0,
-            site: Site { allocator: 0, caller: 0 },
-            stack: StackId::NONE,
-            sequence: 0,
-            jiffies: 0,
-            millis: 0,
-            pid: 0,
-            tgid: 0,
-            cpu: 0,
-            comm: [0; 16],
-        }
-    }
-}
+/// Bytes of objects by address and kind: pages may start where another object does.
+pub(crate) type Sizes = HashMap<(u64, Kind), u64>;
 
 /// What an insertion met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
     /// A new object.
     New,
-    /// The same allocation seen before at an inner function; the outer call site was taken over, and the inner stack stays,
-    /// which has both.
-    Refined,
+    /// The same allocation as seen at a function inside the call, whose stack has both.
+    Inside,
     /// Another object was live at the address: its free was missed.
     Replaced,
 }
@@ -130,13 +54,18 @@ impl Hasher for AddressHasher {
 }
 
 /// Live objects by address, with the counters that tell whether the events can be trusted.
+#[derive(Default)]
 pub struct LiveMap {
-    map: DashMap<u64, Object, BuildHasherDefault<AddressHasher>>,
-    allocations: AtomicU64,
-    frees: AtomicU64,
-    unknown_frees: AtomicU64,
-    missed_frees: AtomicU64,
+    map: AddressMap<Object>,
+    /// Bytes as requested, of what is no slab object.
+    sizes: AddressMap<u64>,
+    allocations: Striped,
+    frees: Striped,
+    unknown_frees: Striped,
+    missed_frees: Striped,
 }
+
+type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
 /// [`LiveMap`]'s counters at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -154,81 +83,90 @@ pub struct Counters {
 impl LiveMap {
     /// An empty map with room for `capacity` objects.
     pub fn with_capacity(capacity: usize) -> LiveMap {
-        LiveMap {
-            map: DashMap::with_capacity_and_hasher(capacity, Default::default()),
-            allocations: AtomicU64::new(0),
-            frees: AtomicU64::new(0),
-            unknown_frees: AtomicU64::new(0),
-            missed_frees: AtomicU64::new(0),
-        }
+        LiveMap { map: DashMap::with_capacity_and_hasher(capacity, Default::default()), ..LiveMap::default() }
     }
 
-    /// Enters an allocation. `since` is the next sequence number when the allocator was entered: an object
-    /// already live at the address with that or a later one was entered by a function inside this call, and only
-    /// its site is replaced, by the outer one.
-    pub fn insert(&self, addr: u64, object: Object, since: u64) -> Inserted {
-        match self.map.entry(addr) {
+    /// Enters an allocation of `size` bytes as requested, which for slab objects the slab knows. `since` is the next sequence number
+    /// when the allocator was entered: an object already live at the address with that or a later one was entered by a
+    /// function inside this call, and stays.
+    pub fn insert(&self, addr: u64, object: Object, size: u64, since: u64) -> Inserted {
+        let inserted = match self.map.entry(addr) {
             Entry::Vacant(v) => {
                 v.insert(object);
-                self.allocations.fetch_add(1, Ordering::Relaxed);
                 Inserted::New
             }
             Entry::Occupied(mut o) => {
                 let old = o.get_mut();
-                if old.sequence >= since && !old.dying {
-                    old.site = object.site;
-                    return Inserted::Refined;
+                let was_dying = old.is_dying();
+                if old.sequence() >= since && !was_dying {
+                    return Inserted::Inside;
                 }
-                let missed = !old.dying;
                 *old = object;
-                self.allocations.fetch_add(1, Ordering::Relaxed);
-                if !missed {
-                    return Inserted::New;
-                }
-                self.missed_frees.fetch_add(1, Ordering::Relaxed);
-                Inserted::Replaced
+                if was_dying { Inserted::New } else { Inserted::Replaced }
             }
+        };
+        if object.kind() != Kind::Slab {
+            self.sizes.insert(addr, size);
+        }
+        self.allocations.add(1);
+        if inserted == Inserted::Replaced {
+            self.missed_frees.add(1);
+        }
+        inserted
+    }
+
+    /// Whether [`LiveMap::insert`] would find the object of a function inside the call.
+    #[inline]
+    pub fn is_inside(&self, addr: u64, since: u64) -> bool {
+        self.map.get(&addr).is_some_and(|o| o.sequence() >= since && !o.is_dying())
+    }
+
+    fn removed(&self, addr: u64, object: &Object) {
+        if object.kind() != Kind::Slab {
+            self.sizes.remove(&addr);
         }
     }
 
     /// Removes the object at `addr`.
     pub fn remove(&self, addr: u64) -> Removed {
-        match self.map.remove(&addr) {
-            Some((_, object)) if object.dying => Removed::Dying,
-            Some(_) => {
-                self.frees.fetch_add(1, Ordering::Relaxed);
-                Removed::Object
-            }
-            None => {
-                self.unknown_frees.fetch_add(1, Ordering::Relaxed);
-                Removed::Unknown
-            }
+        let Some((_, object)) = self.map.remove(&addr) else {
+            self.unknown_frees.add(1);
+            return Removed::Unknown;
+        };
+        self.removed(addr, &object);
+        if object.is_dying() {
+            return Removed::Dying;
         }
+        self.frees.add(1);
+        Removed::Object
     }
 
     /// Forgets the object at `addr` if it is the one with that sequence number: the kernel has freed it where nobody
     /// looked.
     pub fn forget(&self, addr: u64, sequence: u64) {
-        self.map.remove_if(&addr, |_, object| object.sequence == sequence);
+        if let Some((_, object)) = self.map.remove_if(&addr, |_, object| object.sequence() == sequence) {
+            self.removed(addr, &object);
+        }
     }
 
     /// Forgets all objects.
     pub fn clear(&self) {
         self.map.clear();
+        self.sizes.clear();
     }
 
     /// Marks the object at `addr` as given to kfree_rcu(). Its entry stays, so that the free to come, which
     /// some kernels do not show, is known.
     pub fn retire(&self, addr: u64) -> Removed {
         match self.map.get_mut(&addr) {
-            Some(mut object) if !object.dying => {
-                object.dying = true;
-                self.frees.fetch_add(1, Ordering::Relaxed);
+            Some(mut object) if !object.is_dying() => {
+                object.set_dying();
+                self.frees.add(1);
                 Removed::Object
             }
             Some(_) => Removed::Dying,
             None => {
-                self.unknown_frees.fetch_add(1, Ordering::Relaxed);
+                self.unknown_frees.add(1);
                 Removed::Unknown
             }
         }
@@ -236,21 +174,14 @@ impl LiveMap {
 
     /// Takes back one unknown free that turned out to be known.
     pub fn forgive_unknown_free(&self) {
-        self.unknown_frees.fetch_sub(1, Ordering::Relaxed);
+        self.unknown_frees.add(u64::MAX);
     }
 
     /// Marks an object as reported.
     pub fn set_reported(&self, addr: u64) {
         if let Some(mut object) = self.map.get_mut(&addr) {
-            object.reported = true;
+            object.set_reported();
         }
-    }
-
-    /// All objects, those given to kfree_rcu() too, ascending by address.
-    pub fn snapshot(&self) -> Vec<(u64, Object)> {
-        let mut all: Vec<_> = self.map.iter().map(|e| (*e.key(), *e.value())).collect();
-        all.sort_unstable_by_key(|(addr, _)| *addr);
-        all
     }
 
     /// The object at exactly `addr`.
@@ -258,13 +189,33 @@ impl LiveMap {
         self.map.get(&addr).map(|o| *o)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Adds all objects, those given to kfree_rcu() too, to `list` in any order, and their bytes to `sizes`.
+    pub(crate) fn copy_to(&self, list: &mut Vec<(u64, Object)>, sizes: &mut Sizes) {
+        list.extend(self.map.iter().map(|e| (*e.key(), *e.value())));
+        for entry in &self.sizes {
+            if let Some(object) = self.map.get(entry.key()) {
+                sizes.insert((*entry.key(), object.kind()), *entry.value());
+            }
+        }
+    }
+
     /// The counters.
     pub fn counters(&self) -> Counters {
         Counters {
-            allocations: self.allocations.load(Ordering::Relaxed),
-            frees: self.frees.load(Ordering::Relaxed),
-            unknown_frees: self.unknown_frees.load(Ordering::Relaxed),
-            missed_frees: self.missed_frees.load(Ordering::Relaxed),
+            allocations: self.allocations.get(),
+            frees: self.frees.get(),
+            unknown_frees: self.unknown_frees.get(),
+            missed_frees: self.missed_frees.get(),
         }
     }
 }
@@ -272,19 +223,23 @@ impl LiveMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comms::CommId;
+    use crate::stacks::StackId;
 
-    fn object(sequence: u64, caller: u64) -> Object {
-        Object { site: Site { allocator: 1, caller }, sequence, ..Object::unseen(Kind::Slab) }
+    fn object(sequence: u64) -> Object {
+        let (kind, stack, comm) = (Kind::Slab, StackId(7), CommId(1));
+        Allocation { kind, stack, sequence, jiffies: 0, pid: 0, tgid: 0, cpu: 0, comm }.into()
     }
 
     #[test]
-    fn an_outer_allocator_refines_and_a_missed_free_replaces() {
+    fn an_inner_allocator_stays_and_a_missed_free_replaces() {
         let map = LiveMap::with_capacity(4);
-        assert_eq!(map.insert(0x1000, object(5, 10), 4), Inserted::New);
+        assert_eq!(map.insert(0x1000, object(5), 0, 4), Inserted::New);
         // The outer function was entered when the next number was 5, which the inner one's object then got.
-        assert_eq!(map.insert(0x1000, object(6, 20), 5), Inserted::Refined);
-        assert_eq!(map.get(0x1000).unwrap().site.caller, 20);
-        assert_eq!(map.insert(0x1000, object(9, 30), 8), Inserted::Replaced);
+        assert!(map.is_inside(0x1000, 5) && !map.is_inside(0x1000, 6) && !map.is_inside(0x2000, 0));
+        assert_eq!(map.insert(0x1000, object(6), 0, 5), Inserted::Inside);
+        assert_eq!(map.get(0x1000).unwrap().sequence(), 5);
+        assert_eq!(map.insert(0x1000, object(9), 0, 8), Inserted::Replaced);
         let c = map.counters();
         assert_eq!((c.allocations, c.missed_frees), (2, 1));
     }
@@ -292,15 +247,17 @@ mod tests {
     #[test]
     fn kfree_rcu_frees_once() {
         let map = LiveMap::with_capacity(4);
-        map.insert(0x1000, object(1, 0), 0);
+        map.insert(0x1000, object(1), 0, 0);
         assert_eq!(map.retire(0x1000), Removed::Object);
-        assert!(map.snapshot().iter().all(|(_, o)| o.dying));
+        assert!(map.get(0x1000).is_some_and(|o| o.is_dying()));
         assert_eq!(map.remove(0x1000), Removed::Dying);
         assert_eq!(map.remove(0x1000), Removed::Unknown);
         // Where the later free is not seen, the address is simply used again.
-        map.insert(0x2000, object(2, 0), 1);
+        map.insert(0x2000, object(2), 0, 1);
         map.retire(0x2000);
-        assert_eq!(map.insert(0x2000, object(3, 0), 2), Inserted::New);
+        assert_eq!(map.insert(0x2000, object(3), 0, 2), Inserted::New);
         assert_eq!(map.counters().frees, 2);
+        map.forgive_unknown_free();
+        assert_eq!(map.counters().unknown_frees, 0);
     }
 }

@@ -26,7 +26,7 @@ pub fn counters(tracker: &Tracker) -> Counters {
         missed_frees: c.missed_frees,
         unmatched_returns: get(&d.unmatched_returns),
         unwatched_sites: get(&d.unwatched_returns) + get(&d.unreadable),
-        hooks_hit: hooks().filter(|(_, hit)| hit.load(Ordering::Relaxed)).count() as u64,
+        hooks_hit: hooks().filter(|(_, seen)| seen.hit.load(Ordering::Relaxed)).count() as u64,
         hooks: hooks().count() as u64,
         rewinds: tracker.rewinds(),
     }

@@ -6,6 +6,10 @@ use std::io::{self, Read, Write};
 pub(crate) struct Sink<W>(pub W);
 
 impl<W: Write> Sink<W> {
+    pub fn u8(&mut self, n: u8) -> io::Result<()> {
+        self.0.write_all(&[n])
+    }
+
     pub fn u32(&mut self, n: u32) -> io::Result<()> {
         self.0.write_all(&n.to_le_bytes())
     }

@@ -23,7 +23,7 @@
 //! | modules | u32 number; for each u64 sequence number of the load, text name, u32 number of ranges and for each u64 start and end, u32 number of symbols and for each u64 address, u8 letter, text name |
 //! | tests | u32 number of stretches, and for each u64 end, text name of the test, empty for none; u32 number of tests that are over and told of in this report first, and for each text name, u8 result (0 none, 1 ok, 2 not ok, 3 skip); text name of the test that runs, and of the one that the report is of, both empty for none; u64 boundaries left out |
 //! | stacks | u32 number, and for each u32 number of frames and as many u64, innermost first; the first is number 1 |
-//! | objects | u64 number, and as many records of 90 bytes (see [`objects`]), ascending by address |
+//! | objects | names of tasks, readings of clocks, sizes, and the live objects, 32 bytes each: see [`objects`] |
 //! | memory | u32 number of ranges of RAM, for each u64 start and u64 end, ascending; then runs: u64 physical address, u64 length and the bytes, ascending, ended by a run of length 0 at address 0. What is in no run is zero |
 //! | end | `LEAKSEND` |
 //!

@@ -6,8 +6,8 @@ use crate::fields::{Flaw, Source};
 use crate::ram::TakeError;
 use crate::{END, MAGIC, VERSION, guest_tests, objects, ram};
 use checker::moment::{Counters, Moment};
+use detector::frozen::Objects;
 use detector::guest_tests::Tests;
-use detector::objects::Object;
 use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
@@ -61,7 +61,7 @@ pub(crate) struct Contents {
     modules: Vec<(u64, Arc<Module>)>,
     tests: Tests,
     stacks: Stacks,
-    objects: Vec<(u64, Object)>,
+    objects: Objects,
     memory: OwnedMemory,
 }
 

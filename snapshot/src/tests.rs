@@ -6,8 +6,11 @@ use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
 use crate::{MAGIC, VERSION};
 use checker::moment::{Counters, Moment};
+use detector::clock::Clock;
+use detector::comms::Comms;
+use detector::frozen::Objects;
 use detector::guest_tests::{Test, Tests, Verdict};
-use detector::objects::{Kind, Object, Site};
+use detector::objects::{Allocation, Kind, LiveMap};
 use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
 use guest_symbols::kernel::Kernel;
@@ -33,7 +36,7 @@ ffffffff81004000 B _end
 struct Guest {
     memory: OwnedMemory,
     kernel: Kernel,
-    objects: Vec<(u64, Object)>,
+    objects: Objects,
     modules: Vec<(u64, Arc<Module>)>,
     stacks: Stacks,
     tests: Tests,
@@ -49,23 +52,24 @@ impl Guest {
         let map = SymbolFile::from_map(Path::new("map"), MAP.as_bytes(), None).unwrap();
         let image = ImageOnly(&memory);
         let kernel = Kernel::find(&image, VirtAddr(TEXT), PhysAddr(TEXT_PHYS), Some(&map)).unwrap();
-        let object = |sequence, kind| Object {
-            kind,
-            dying: sequence == 2,
-            reported: sequence == 3,
-            size: 100 * sequence,
-            site: Site { allocator: TEXT + 8, caller: TEXT + 0x100 + sequence },
-            sequence,
-            jiffies: 4_294_900_000 + sequence,
-            millis: 50 + sequence,
-            stack: StackId(sequence as u32 % 3),
-            pid: 12,
-            tgid: 11,
-            cpu: 1,
-            comm: *b"insmod\0\0\0\0\0\0\0\0\0\0",
-        };
-        let kinds = [Kind::Percpu, Kind::Slab, Kind::Large, Kind::Vmalloc];
-        let objects = (1..).zip(kinds).map(|(i, kind)| (0xffff_8880_0000_0000 + 64 * i, object(i, kind))).collect();
+        let (map, comms, clock) = (LiveMap::default(), Comms::default(), Clock::default());
+        clock.tick(4_294_900_000, || 50);
+        for (sequence, kind) in (1..).zip([Kind::Percpu, Kind::Slab, Kind::Large, Kind::Vmalloc]) {
+            let allocation = Allocation {
+                kind,
+                sequence,
+                jiffies: 4_294_900_000 + sequence,
+                stack: StackId(sequence as u32 % 3),
+                pid: 12,
+                tgid: 11,
+                cpu: 1,
+                comm: comms.intern(*b"insmod\0\0\0\0\0\0\0\0\0\0"),
+            };
+            map.insert(0xffff_8880_0000_0000 + 64 * sequence, allocation.into(), 100 * sequence, 0);
+        }
+        map.retire(0xffff_8880_0000_0080);
+        map.set_reported(0xffff_8880_0000_00c0);
+        let objects = Objects::of(&[&map], &comms, &clock, (4_294_900_100, 450));
         let module = |name: &str| {
             let symbols = [Symbol { addr: 0xffff_ffff_c000_0010, kind: b't', name: "init_module" }];
             let parts = [0xffff_ffff_c000_0000..0xffff_ffff_c000_1000, 0xffff_ffff_c000_3000..0xffff_ffff_c000_4000];
@@ -258,7 +262,7 @@ fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
                 let moment = snapshot.moment();
                 // No BTF, so there is no check, but neither may it end the process.
                 assert!(moment.check(Some("insmod"), &Suppressions::default()).is_err());
-                for (_, o) in moment.objects {
+                for (_, o) in moment.objects.list() {
                     moment.names().frames(o);
                 }
             }
@@ -280,17 +284,25 @@ fn flaws_say_what_and_where() {
     assert_eq!(message(&contents), "kernel 4: 4294967295 is more than the 65536 there may be");
     // The record of an object is found by its address.
     let contents = guest.contents();
-    let second = guest.objects[1].0.to_le_bytes();
+    let second = guest.objects.list()[1].0.to_le_bytes();
     let at = contents.windows(8).position(|w| w == second).unwrap();
     let with = |offset: usize, byte: u8| {
         let mut bad = contents.clone();
         bad[at + offset] = byte;
         message(&bad)
     };
-    assert!(with(8, 9).starts_with("objects ") && with(8, 9).ends_with("unknown kind 9"), "{}", with(8, 9));
-    assert!(with(9, 9).contains("unknown flags 0x9"), "{}", with(9, 9));
+    assert!(with(15, 0x80).starts_with("objects ") && with(15, 0x80).contains("unknown kind"), "{}", with(15, 0x80));
     assert!(with(0, 0).contains("comes after a higher one"), "{}", with(0, 0));
-    assert!(with(17, 1).contains("an object of 72057594037928136 bytes"), "{}", with(17, 1));
+    // The first of the sizes is that of the first object.
+    let first = guest.objects.list()[0].0.to_le_bytes();
+    let at = contents.windows(8).position(|w| w == first).unwrap();
+    let with = |offset: usize, byte: u8| {
+        let mut bad = contents.clone();
+        bad[at + offset] = byte;
+        message(&bad)
+    };
+    assert!(with(8, 9).ends_with("unknown kind 9"), "{}", with(8, 9));
+    assert!(with(16, 1).contains("an object of 72057594037928036 bytes"), "{}", with(16, 1));
     // A range of RAM as large as physical addresses go.
     let end = 0x2_8000u64.to_le_bytes();
     let at = contents.windows(8).position(|w| w == end).unwrap();

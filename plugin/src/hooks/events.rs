@@ -3,10 +3,12 @@
 use super::context::Who;
 use super::tracker::{Pending, Tracker};
 use crate::ffi::regs::{self, Reg};
-use detector::objects::{Inserted, Kind, Object, Removed, Site};
+use detector::comms::{Comm, CommId};
+use detector::objects::{Allocation, Inserted, Kind, Removed};
 use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use guest_symbols::pages::Maps;
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 /// ZERO_SIZE_PTR and NULL are freed and returned, and are no objects (include/linux/slab.h).
@@ -18,6 +20,10 @@ const MAX_BULK: u64 = 1 << 16;
 /// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
 pub(super) const RECENT_VFREES: usize = 256;
 
+thread_local! {
+    static LAST_COMM: Cell<(Comm, CommId)> = Cell::default();
+}
+
 impl Tracker {
     pub(super) fn allocated(&self, addr: u64, kind: Kind, pending: Pending, stack: StackId) {
         let is_error = addr.wrapping_neg() < PAGE_SIZE;
@@ -25,34 +31,39 @@ impl Tracker {
             return;
         }
         let jiffies = self.check_time();
+        self.clock.tick(jiffies, || self.millis());
         let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
-        let object = Object {
-            kind,
-            dying: false,
-            reported: false,
-            size: match kind {
-                Kind::Slab => 0,
-                Kind::Large => pending.size,
-                Kind::Vmalloc => pending.size.next_multiple_of(PAGE_SIZE),
-                Kind::Percpu => pending.size.next_multiple_of(PERCPU_ALIGN),
-                Kind::Pages => pending.size,
-            },
-            site: Site { allocator: self.hooks[pending.hook as usize].0.addr, caller: pending.ret },
-            stack,
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
-            jiffies,
-            millis: self.millis(),
-            pid,
-            tgid,
-            cpu,
-            comm,
+        let (comm, sequence) = (self.comm(comm), self.sequence.fetch_add(1, Ordering::Relaxed));
+        let object = Allocation { kind, stack, sequence, jiffies, pid, tgid, cpu, comm }.into();
+        let size = match kind {
+            Kind::Slab => 0,
+            Kind::Large | Kind::Pages => pending.size,
+            Kind::Vmalloc => pending.size.next_multiple_of(PAGE_SIZE),
+            Kind::Percpu => pending.size.next_multiple_of(PERCPU_ALIGN),
         };
         if let (Kind::Pages, Some(pages)) = (kind, &self.pages) {
             let address = Maps::read(&self.kernel, &self.ram).address_of(addr, pages.descriptor);
-            pages.map.insert(address, object, pending.sequence);
-        } else if self.live.insert(addr, object, pending.sequence) == Inserted::Replaced {
-            log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret);
+            pages.map.insert(address, object, size, pending.sequence);
+            return;
         }
+        match self.live.insert(addr, object, size, pending.sequence) {
+            Inserted::New => {}
+            Inserted::Inside => self.hooks[pending.hook as usize].1.wraps.store(true, Ordering::Relaxed),
+            Inserted::Replaced => log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret),
+        }
+    }
+
+    /// The number of a task's name, which is mostly the one that this thread saw last.
+    fn comm(&self, comm: Comm) -> CommId {
+        LAST_COMM.with(|last| {
+            let (name, id) = last.get();
+            if name == comm && id != CommId::default() {
+                return id;
+            }
+            let id = self.comms.intern(comm);
+            last.set((comm, id));
+            id
+        })
     }
 
     /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's throwing away its
@@ -78,6 +89,7 @@ impl Tracker {
         if self.jiffies.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.rewinds.fetch_add(1, Ordering::Relaxed);
             self.live.clear();
+            self.clock.clear();
             self.tests.lock().forget(self.sequence.load(Ordering::Relaxed));
             if let Some(pages) = &self.pages {
                 pages.map.clear();

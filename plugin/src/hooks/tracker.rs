@@ -22,8 +22,11 @@ use crate::ffi::ram::Ram;
 use crate::ffi::regs::{self, Reg};
 use crate::triggers::{console, marker};
 use dashmap::DashMap;
+use detector::clock::Clock;
+use detector::comms::Comms;
+use detector::frozen::Objects;
 use detector::guest_tests::Tests;
-use detector::objects::{AddressHasher, Kind, LiveMap, Object, Removed};
+use detector::objects::{AddressHasher, Kind, LiveMap, Removed};
 use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::kernel::START_KERNEL_MAP;
@@ -92,6 +95,15 @@ pub struct Doubts {
     pub unreadable: AtomicU64,
 }
 
+/// What was seen of a hook.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// It was entered.
+    pub hit: AtomicBool,
+    /// It returned what another inside had allocated.
+    pub(super) wraps: AtomicBool,
+}
+
 /// Everything that is known of a guest whose kernel has been found.
 pub struct Tracker {
     /// The kernel.
@@ -104,7 +116,11 @@ pub struct Tracker {
     pub pages: Option<Pages>,
     /// Allocation stacks.
     pub stacks: Stacks,
-    /// Parts of them, from the allocator to a frame pointer, for walks that are known.
+    /// Names of tasks.
+    pub(super) comms: Comms,
+    /// The guest's time and the host's.
+    pub(super) clock: Clock,
+    /// Parts of stacks, from the allocator to a frame pointer, for walks that are known.
     pub(super) parts: Stacks,
     /// The tests that the guest runs.
     pub tests: Mutex<Tests>,
@@ -114,8 +130,8 @@ pub struct Tracker {
     pub doubts: Doubts,
     /// Modules as they were loaded, each with the sequence number of that moment.
     modules: Mutex<Vec<(u64, Arc<Module>)>>,
-    /// Functions watched, and whether each was entered.
-    pub hooks: Vec<(Hook, AtomicBool)>,
+    /// Functions watched, and what was seen of each.
+    pub hooks: Vec<(Hook, Seen)>,
     entries: HashMap<u64, u32>,
     entry_range: std::ops::RangeInclusive<u64>,
     sites: CallSites,
@@ -189,9 +205,11 @@ impl Tracker {
             pages: descriptor.map(|descriptor| Pages { map: LiveMap::with_capacity(LIVE_CAPACITY), descriptor }),
             stacks: Stacks::default(),
             parts: Stacks::default(),
+            comms: Comms::default(),
+            clock: Clock::default(),
             doubts: Doubts::default(),
             modules: Mutex::default(),
-            hooks: hooks.into_iter().map(|h| (h, AtomicBool::new(false))).collect(),
+            hooks: hooks.into_iter().map(|h| (h, Seen::default())).collect(),
             sites,
             pending: DashMap::with_capacity_and_hasher(4096, Default::default()),
             watched: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
@@ -207,13 +225,10 @@ impl Tracker {
     }
 
     /// Every live object, ascending by address; with `pages=on`, pages too, at whose address there may be an object as well.
-    pub fn objects(&self) -> Vec<(u64, Object)> {
-        let mut objects = self.live.snapshot();
-        if let Some(pages) = &self.pages {
-            objects.extend(pages.map.snapshot());
-            objects.sort_by_key(|(addr, _)| *addr);
-        }
-        objects
+    pub fn objects(&self) -> Objects {
+        let maps: Vec<&LiveMap> = [&self.live].into_iter().chain(self.pages.as_ref().map(|p| &p.map)).collect();
+        let jiffies = self.jiffies.load(Ordering::Relaxed).max(self.context.jiffies(&self.ram));
+        Objects::of(&maps, &self.comms, &self.clock, (jiffies, self.millis()))
     }
 
     /// Modules as they were loaded until now, each with the sequence number of that moment. They are lent to nobody: the
@@ -311,10 +326,10 @@ impl Tracker {
     }
 
     fn enter(&self, vcpu: c_uint, number: u32) {
-        let (hook, hit) = &self.hooks[number as usize];
+        let (hook, seen) = &self.hooks[number as usize];
         // Written once, since all CPUs read it all the time.
-        if !hit.load(Ordering::Relaxed) {
-            hit.store(true, Ordering::Relaxed);
+        if !seen.hit.load(Ordering::Relaxed) {
+            seen.hit.store(true, Ordering::Relaxed);
         }
         match hook.action {
             Action::Alloc(_, size) => self.begin(number, size.map_or(0, regs::read), 0),
@@ -424,10 +439,10 @@ impl Tracker {
         if pending.doubtful {
             self.doubts.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
         }
-        let hook = &self.hooks[pending.hook as usize].0;
+        let (hook, seen) = &self.hooks[pending.hook as usize];
         let rax = regs::read(Reg::Rax);
-        // Nothing came of it.
-        if rax == 0 {
+        // Nothing came of it, or nothing new.
+        if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.live.is_inside(rax, pending.sequence) {
             return;
         }
         let stack = self.stack(hook.addr, ret, slot.wrapping_add(8));

@@ -174,7 +174,7 @@ impl Session {
         let baseline = self.marks.lock().baseline;
         let mut objects = tracker.objects();
         // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
-        objects.iter_mut().filter(|(_, object)| object.sequence < baseline).for_each(|(_, o)| o.reported = true);
+        objects.set_reported_before(baseline);
         let modules = tracker.modules();
         // SAFETY: the vCPUs are stopped, by the contract of the methods above with their callers.
         let memory = unsafe { tracker.ram.stopped() };
@@ -202,7 +202,7 @@ impl Session {
         for &(addr, sequence) in outcome.audit.iter().flat_map(|a| &a.gone) {
             tracker.live.forget(addr, sequence);
         }
-        outcome.unreferenced.iter().for_each(|u| tracker.set_reported(u.leak.addr, u.object.kind));
+        outcome.unreferenced.iter().for_each(|u| tracker.set_reported(u.leak.addr, u.object.kind()));
     }
 
     /// Writes what a scan found to all destinations of reports, and gives it back. `pause` is how long the guest stood still

@@ -198,13 +198,10 @@ fn value(of: impl Serialize) -> Value {
 
 /// A path of references in words and fields.
 fn path(names: Names<'_>, path: &checker::why::Path) -> Path {
-    let caller = |object: &Object| match object.site.caller {
-        0 => Value::Null,
-        at => names.frame(at, object.sequence).to_string().into(),
-    };
+    let caller = |object: &Object| names.caller(object).map(|frame| frame.to_string());
     let holder = |holder: &Holder| match holder {
         Holder::Object { addr, size, object, cache, offset, words: _ } => json!({
-            "what": "object", "address": format!("{addr:#x}"), "size": size, "kind": value(object.kind), "cache": cache,
+            "what": "object", "address": format!("{addr:#x}"), "size": size, "kind": value(object.kind()), "cache": cache,
             "caller": caller(object), "offset": offset,
         }),
         Holder::Root { phys, usage, symbol, words: _ } => json!({

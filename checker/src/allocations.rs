@@ -1,0 +1,94 @@
+//! What the live map knows, and who called the allocators.
+
+use detector::frozen::Objects;
+use detector::objects::Object;
+use detector::stacks::{StackId, Stacks};
+use guest_symbols::Kernel;
+use std::collections::HashMap;
+
+/// The live objects of a moment, and the stacks that they were allocated with.
+#[derive(Clone, Copy)]
+pub struct Allocations<'a> {
+    /// The live map's snapshot.
+    pub objects: &'a Objects,
+    /// By number.
+    pub stacks: &'a Stacks,
+}
+
+/// Starts of the names of functions that do nothing but allocate what they return (mm/slub.c, mm/util.c, mm/vmalloc.c and their
+/// headers, 5.10 to 7.3): who called them is of interest.
+const WRAPPERS: [&str; 14] = [
+    "kmalloc",
+    "__kmalloc",
+    "___kmalloc",
+    "kmem_cache_",
+    "__kmem_cache_alloc",
+    "vmalloc",
+    "__vmalloc",
+    "vzalloc",
+    "kvmalloc",
+    "__kvmalloc",
+    "krealloc",
+    "kmemdup",
+    "kstrdup",
+    "pcpu_alloc",
+];
+
+/// Whether a function does nothing but allocate what it returns.
+pub(crate) fn is_wrapper(function: &str) -> bool {
+    WRAPPERS.iter().any(|start| function.starts_with(start))
+}
+
+/// Of frames, innermost first, the number of the first that is no allocator, or where there is none the second; the first is the
+/// allocator that was entered.
+pub(crate) fn caller_of<'n>(frames: &[u64], mut name: impl FnMut(u64) -> Option<&'n str>) -> Option<usize> {
+    let found = (1..frames.len()).find(|&i| !name(frames[i]).is_some_and(is_wrapper));
+    found.or_else(|| (frames.len() > 1).then_some(1))
+}
+
+/// A function's name without the suffixes that compilers add.
+fn function(kernel: &Kernel, at: u64) -> Option<&str> {
+    kernel.symbols.resolve(at).map(|r| r.name.split('.').next().unwrap_or(r.name))
+}
+
+impl<'a> Allocations<'a> {
+    /// The function of the kernel that called the allocator.
+    pub(crate) fn caller<'k>(&self, kernel: &'k Kernel, stack: StackId) -> Option<&'k str> {
+        let frames = self.stacks.frames(stack);
+        caller_of(&frames, |at| function(kernel, at)).and_then(|i| function(kernel, frames[i]))
+    }
+
+    /// Tells objects by the function that called the allocator. Names are looked up once for each place of call: there are a few
+    /// thousand of them, and a hundred times as many objects.
+    pub(crate) fn by_caller(self, kernel: &'a Kernel, is: fn(&str) -> bool) -> impl FnMut(&Object) -> bool + 'a {
+        let mut known: HashMap<StackId, bool> = HashMap::new();
+        let mut names: HashMap<u64, Option<&'a str>> = HashMap::new();
+        move |object| {
+            *known.entry(object.stack()).or_insert_with(|| {
+                let frames = self.stacks.frames(object.stack());
+                let mut name = |at| *names.entry(at).or_insert_with(|| function(kernel, at));
+                caller_of(&frames, &mut name).and_then(|i| name(frames[i])).is_some_and(is)
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_called_the_allocator() {
+        let name = |at| match at {
+            1 => Some("__kmalloc_node_noprof"),
+            2 => Some("__kvmalloc_node_noprof"),
+            3 => Some("seq_read"),
+            _ => None,
+        };
+        assert_eq!(caller_of(&[1, 2, 3], name), Some(2));
+        assert_eq!(caller_of(&[1, 3, 2], name), Some(1));
+        assert_eq!(caller_of(&[1, 9], name), Some(1), "a module's function");
+        assert_eq!(caller_of(&[1, 2, 2], name), Some(1), "nobody else is known");
+        assert_eq!(caller_of(&[1], name), None);
+    }
+}

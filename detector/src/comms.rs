@@ -1,0 +1,59 @@
+//! Names of tasks, each kept once.
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+/// Most names. A guest that makes up more than these has the last ones without.
+const MAX: usize = 1 << 20;
+
+/// The number of a name; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct CommId(pub u32);
+
+/// A task's comm, NUL-padded (TASK_COMM_LEN, include/linux/sched.h).
+pub type Comm = [u8; 16];
+
+/// All names that were seen.
+#[derive(Default)]
+pub struct Comms {
+    ids: DashMap<Comm, CommId>,
+    /// By number less one.
+    names: RwLock<Vec<Comm>>,
+}
+
+impl Comms {
+    /// The number of a name.
+    pub fn intern(&self, comm: Comm) -> CommId {
+        if let Some(id) = self.ids.get(&comm) {
+            return *id;
+        }
+        // The shard is locked while the number is given, so that no name gets two.
+        *self.ids.entry(comm).or_insert_with(|| {
+            let mut names = self.names.write();
+            if names.len() == MAX {
+                return CommId::default();
+            }
+            names.push(comm);
+            CommId(names.len() as u32)
+        })
+    }
+
+    /// All names, by number less one.
+    pub fn all(&self) -> Vec<Comm> {
+        self.names.read().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_number_each() {
+        let comms = Comms::default();
+        let (a, b) = (comms.intern(*b"kworker/u8:1\0\0\0\0"), comms.intern([0; 16]));
+        assert!(a != b && a != CommId::default() && b != CommId::default());
+        assert_eq!(comms.intern(*b"kworker/u8:1\0\0\0\0"), a);
+        assert_eq!(comms.all().len(), 2);
+    }
+}

@@ -1,0 +1,204 @@
+//! What is kept of a live object: 24 bytes, since there may be millions.
+
+use crate::comms::CommId;
+use crate::stacks::StackId;
+use serde::{Deserialize, Serialize};
+
+/// What an object is made of, which decides where its size and its memory are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A slab object; its size is the cache's, known to the slab itself.
+    Slab,
+    /// A kmalloc too large for the slab caches, made of pages.
+    Large,
+    /// A block of vmalloc space.
+    Vmalloc,
+    /// A per-CPU block; its address is the `__percpu` pointer, not a place in memory.
+    Percpu,
+    /// Pages from the page allocator; the address is that of the first in the direct map, where other objects may
+    /// lie too: slabs are made of pages.
+    Pages,
+}
+
+const KINDS: [Kind; 5] = [Kind::Slab, Kind::Large, Kind::Vmalloc, Kind::Percpu, Kind::Pages];
+
+/// Numbers side by side in a word: where each starts, and how many bits it has.
+struct Field {
+    at: u32,
+    bits: u32,
+}
+
+impl Field {
+    const fn get(&self, word: u64) -> u64 {
+        word >> self.at & ((1 << self.bits) - 1)
+    }
+
+    const fn put(&self, value: u64) -> u64 {
+        (value & ((1 << self.bits) - 1)) << self.at
+    }
+}
+
+/// PID_MAX_LIMIT is 1 << 22 (include/linux/threads.h), NR_CPUS at most 1 << 13 (arch/x86/Kconfig).
+const PID: Field = Field { at: 0, bits: 22 };
+const TGID: Field = Field { at: 22, bits: 22 };
+const CPU: Field = Field { at: 44, bits: 13 };
+const KIND: Field = Field { at: 57, bits: 3 };
+const DYING: Field = Field { at: 60, bits: 1 };
+const REPORTED: Field = Field { at: 61, bits: 1 };
+/// A million allocations a second for 12 days.
+const SEQUENCE: Field = Field { at: 0, bits: 40 };
+const COMM: Field = Field { at: 40, bits: 24 };
+
+/// An allocation, all in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocation {
+    /// What the object is made of.
+    pub kind: Kind,
+    /// Its stack, from the innermost allocator on.
+    pub stack: StackId,
+    /// Rises with every allocation.
+    pub sequence: u64,
+    /// The guest's jiffies.
+    pub jiffies: u64,
+    /// The task's pid, 0 in interrupts.
+    pub pid: u32,
+    /// The pid of its process, 0 in interrupts.
+    pub tgid: u32,
+    /// The CPU, as the kernel numbers them.
+    pub cpu: u32,
+    /// The task's comm, or `hardirq` or `softirq`.
+    pub comm: CommId,
+}
+
+/// A live object. Numbers that the kernel itself bounds are kept in as many bits; a guest that has spoilt them gets what fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Object {
+    who: u64,
+    entry: u64,
+    stack: StackId,
+    jiffies: u32,
+}
+
+impl From<Allocation> for Object {
+    #[inline]
+    fn from(a: Allocation) -> Object {
+        Object {
+            who: PID.put(a.pid.into()) | TGID.put(a.tgid.into()) | CPU.put(a.cpu.into()) | KIND.put(a.kind as u64),
+            entry: SEQUENCE.put(a.sequence) | COMM.put(a.comm.0.into()),
+            stack: a.stack,
+            jiffies: a.jiffies as u32,
+        }
+    }
+}
+
+impl Object {
+    /// An object whose allocation was not seen.
+    pub const fn unseen(kind: Kind) -> Object {
+        Object { who: KIND.put(kind as u64), entry: 0, stack: StackId::NONE, jiffies: 0 }
+    }
+
+    /// What it is made of.
+    #[inline]
+    pub fn kind(&self) -> Kind {
+        KINDS.get(KIND.get(self.who) as usize).copied().unwrap_or(Kind::Slab)
+    }
+
+    /// Handed to kfree_rcu(): nobody's any more, though its memory is not free yet.
+    #[inline]
+    pub fn is_dying(&self) -> bool {
+        DYING.get(self.who) != 0
+    }
+
+    /// Already in a report.
+    pub fn is_reported(&self) -> bool {
+        REPORTED.get(self.who) != 0
+    }
+
+    pub(crate) fn set_dying(&mut self) {
+        self.who |= DYING.put(1);
+    }
+
+    pub(crate) fn set_reported(&mut self) {
+        self.who |= REPORTED.put(1);
+    }
+
+    /// Its allocation's stack, from the innermost allocator on.
+    pub fn stack(&self) -> StackId {
+        self.stack
+    }
+
+    /// Rises with every allocation.
+    #[inline]
+    pub fn sequence(&self) -> u64 {
+        SEQUENCE.get(self.entry)
+    }
+
+    /// The low half of the guest's jiffies at allocation.
+    pub fn jiffies(&self) -> u32 {
+        self.jiffies
+    }
+
+    /// The task's pid, 0 in interrupts.
+    pub fn pid(&self) -> u32 {
+        PID.get(self.who) as u32
+    }
+
+    /// The pid of its process, 0 in interrupts.
+    pub fn tgid(&self) -> u32 {
+        TGID.get(self.who) as u32
+    }
+
+    /// The CPU, as the kernel numbers them.
+    pub fn cpu(&self) -> u32 {
+        CPU.get(self.who) as u32
+    }
+
+    /// The task's comm, or `hardirq` or `softirq`.
+    pub fn comm(&self) -> CommId {
+        CommId(COMM.get(self.entry) as u32)
+    }
+
+    /// As it is kept, for files.
+    pub fn to_words(self) -> [u64; 3] {
+        [self.who, self.entry, u64::from(self.stack.0) | u64::from(self.jiffies) << 32]
+    }
+
+    /// The other way; `None` for what is no object.
+    pub fn from_words([who, entry, rest]: [u64; 3]) -> Option<Object> {
+        let known = KIND.get(who) < KINDS.len() as u64 && who >> 62 == 0;
+        known.then_some(Object { who, entry, stack: StackId(rest as u32), jiffies: (rest >> 32) as u32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_fields_come_back() {
+        assert_eq!(size_of::<Object>(), 24);
+        let a = Allocation {
+            kind: Kind::Pages,
+            stack: StackId(u32::MAX),
+            sequence: (1 << 40) - 1,
+            jiffies: 0x1_fffe_ffff,
+            pid: (1 << 22) - 1,
+            tgid: 1 << 21,
+            cpu: 8191,
+            comm: CommId((1 << 24) - 2),
+        };
+        let mut o = Object::from(a);
+        assert_eq!((o.kind(), o.stack(), o.sequence(), o.jiffies()), (a.kind, a.stack, a.sequence, 0xfffe_ffff));
+        assert_eq!((o.pid(), o.tgid(), o.cpu(), o.comm()), (a.pid, a.tgid, a.cpu, a.comm));
+        assert!(!o.is_dying() && !o.is_reported());
+        o.set_dying();
+        o.set_reported();
+        assert!(o.is_dying() && o.is_reported() && o.cpu() == 8191 && o.kind() == Kind::Pages);
+        assert_eq!(Object::from_words(o.to_words()), Some(o));
+        assert_eq!(Object::from_words([u64::MAX, 0, 0]), None);
+        // What does not fit spoils nothing else.
+        let o = Object::from(Allocation { pid: u32::MAX, cpu: u32::MAX, tgid: 0, ..a });
+        assert_eq!((o.tgid(), o.kind(), o.is_dying()), (0, Kind::Pages, false));
+    }
+}
