@@ -2,6 +2,7 @@
 
 use crate::allocations::Allocations;
 use crate::audit::Audit;
+pub use crate::block::Block;
 use crate::skips::Skips;
 use crate::{dead, known, page_blocks, stacks};
 use detector::index::{Index, Span};
@@ -28,49 +29,8 @@ const POINTER_FLAGS: u64 = 4;
 const REGISTERS: usize = 17;
 const RSP: usize = 7;
 
-/// A live object whose place and size are known.
-pub struct Block {
-    /// Virtual address, or `__percpu` pointer.
-    pub addr: u64,
-    /// Bytes, as kmemleak counts them.
-    pub size: u64,
-    /// What it is made of.
-    pub kind: Kind,
-    /// Its place in the live map's snapshot.
-    object: u32,
-}
-
-impl Block {
-    /// No place: what only the kernel's books know.
-    const UNSEEN: u32 = u32::MAX;
-
-    /// A block of the live map's object number `object`.
-    pub(crate) fn of(addr: u64, size: u64, kind: Kind, object: usize) -> Block {
-        Block { addr, size, kind, object: u32::try_from(object).unwrap_or(Block::UNSEEN) }
-    }
-
-    /// A block that only the kernel's books know.
-    fn unseen(addr: u64, size: u64, kind: Kind) -> Block {
-        Block { addr, size, kind, object: Block::UNSEEN }
-    }
-
-    /// Whether its allocation was seen: what only the kernel's books know is never a leak.
-    pub fn seen(&self) -> bool {
-        self.object != Block::UNSEEN
-    }
-}
-
 /// Names of slab caches by the virtual address of their `struct kmem_cache`.
 pub type Caches = HashMap<VirtAddr, Option<String>>;
-
-/// By kind, what is known of an object whose allocation was not seen.
-static UNSEEN: [Object; 5] = [
-    Object::unseen(Kind::Slab),
-    Object::unseen(Kind::Large),
-    Object::unseen(Kind::Vmalloc),
-    Object::unseen(Kind::Percpu),
-    Object::unseen(Kind::Pages),
-];
 
 /// All blocks, with what the scan needs to know of them.
 pub struct Blocks<'a, M> {
@@ -133,23 +93,30 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             stale: 0,
             audit: None,
         };
-        let untraced = untraced_caches(kernel, memory);
+        let untraced = known::untraced_caches(kernel, memory);
         this.odd_caches = untraced.keys().copied().collect();
         this.odd_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
+        let others = (0..).zip(objects).filter(|(_, (_, o))| o.kind() != Kind::Slab).map(|(i, _)| i);
+        let others: Vec<u32> = others.collect();
         let sheaves = this.sheaves(kernel, objects);
         this.take_slab_objects(kernel, objects, &sheaves);
         let areas = vmap::areas(kernel, memory);
-        let others = objects
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, o))| !matches!(o.kind(), Kind::Slab | Kind::Pages) && !o.is_dying());
-        let size = |addr, o: &Object| allocations.objects.size(addr, o);
-        this.blocks.extend(others.map(|(i, (addr, o))| Block::of(*addr, size(*addr, o), o.kind(), i)));
+        // Slab objects are nearly all, and looked at once.
+        let each = || others.iter().map(|&i| (i as usize, &objects[i as usize]));
+        let blocks = each().filter(|(_, (_, o))| o.kind() != Kind::Pages && !o.is_dying());
+        this.blocks
+            .extend(blocks.map(|(i, (addr, o))| Block::of(*addr, allocations.objects.size(*addr, o), o.kind(), i)));
+        let of_kind = |kind| each().filter(move |(_, (_, o))| o.kind() == kind).map(|(_, (addr, _))| *addr).collect();
         let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));
-        this.take_blocks(kernel, Kind::Vmalloc, objects, areas_of_blocks.collect());
+        this.take_blocks(kernel, Kind::Vmalloc, of_kind(Kind::Vmalloc), areas_of_blocks.collect());
         let percpu = this.percpu.allocated.take();
-        this.take_blocks(kernel, Kind::Percpu, objects, percpu.into_iter().flatten().map(|b| (b, None)).collect());
-        this.blocks.extend(page_blocks::blocks(kernel, memory, pages, allocations.objects));
+        this.take_blocks(
+            kernel,
+            Kind::Percpu,
+            of_kind(Kind::Percpu),
+            percpu.into_iter().flatten().map(|b| (b, None)).collect(),
+        );
+        this.blocks.extend(page_blocks::blocks(kernel, memory, pages, allocations.objects, &others));
         this.rules = Rules::new(this.blocks.len());
         this.skip = Skips::new(this.blocks.len());
         this.index();
@@ -185,12 +152,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     }
 
     /// Blocks of another kind, held in the same way against the kernel's books on them: address and bytes, and the area
-    /// where there is one. No books, no comparison.
+    /// where there is one. No books, no comparison. `ours` are the live map's addresses, with those that kfree_rcu() was given:
+    /// their areas are busy until they are freed.
     fn take_blocks(
         &mut self,
         kernel: &Kernel,
         kind: Kind,
-        objects: &[(u64, Object)],
+        ours: HashSet<u64>,
         books: Vec<((u64, u64), Option<&vmap::Area>)>,
     ) {
         let Some(audit) = self.audit.as_mut().filter(|_| !books.is_empty()) else { return };
@@ -199,8 +167,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             _ => audit.blocks.1 = books.len() as u64,
         }
         let theirs: HashSet<u64> = books.iter().map(|((addr, _), _)| *addr).collect();
-        // With those that kfree_rcu() was given: their areas are busy until they are freed.
-        let ours: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind() == kind).map(|(addr, _)| *addr).collect();
+        let objects = self.allocations.objects.list();
         self.blocks.retain(|b| {
             let busy = b.kind != kind || theirs.contains(&b.addr);
             if let Some((_, object)) = objects.get(b.object as usize).filter(|_| !busy) {
@@ -338,10 +305,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// What the live map knows of a block.
     pub fn object(&self, block: &Block) -> &'a Object {
-        match self.allocations.objects.list().get(block.object as usize) {
-            Some((_, object)) => object,
-            None => &UNSEEN[block.kind as usize],
-        }
+        block.object(self.allocations.objects.list())
     }
 
     /// From where on a stack is in use, if a CPU is on it.
@@ -431,19 +395,4 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             at = at.max(hole.end);
         }
     }
-}
-
-/// The caches that kmemleak does not look into (SLAB_NOLEAKTRACE), each with whether it is the one of its own objects.
-fn untraced_caches(kernel: &Kernel, memory: &impl StoppedMemory) -> HashMap<VirtAddr, bool> {
-    let mut caches = HashMap::new();
-    let Some(flags) = kernel.offset_of("kmem_cache", "flags") else { return caches };
-    // A number of the kernel's configuration from 6.9 on, and always the same before.
-    let bit = kernel.btf.as_ref().and_then(|b| b.enumerator("_slab_flag_bits", "_SLAB_NOLEAKTRACE"));
-    let flag = bit.map_or(0x0080_0000, |bit| 1u32.checked_shl(bit as u32).unwrap_or(0));
-    for at in slab::caches(kernel, memory).unwrap_or_default() {
-        if kernel.read_u32(memory, at.offset(flags)).is_ok_and(|f| f & flag != 0) {
-            caches.insert(at, Cache::read(kernel, memory, at).is_some_and(|c| c.name == "kmemleak_object"));
-        }
-    }
-    caches
 }

@@ -8,6 +8,8 @@ use detector::objects::Object;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
+use guest_symbols::slab::{self, Cache};
+use std::collections::HashMap;
 
 /// When an entry applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,4 +167,19 @@ const STACK_SITES: [&str; 4] =
 /// Whether a vmalloc block is the stack of a task.
 pub fn stack_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl FnMut(&Object) -> bool + 'a {
     allocations.by_caller(kernel, |name| STACK_SITES.contains(&name))
+}
+
+/// The caches that kmemleak does not look into (SLAB_NOLEAKTRACE), each with whether it is the one of its own objects.
+pub fn untraced_caches(kernel: &Kernel, memory: &impl StoppedMemory) -> HashMap<VirtAddr, bool> {
+    let mut caches = HashMap::new();
+    let Some(flags) = kernel.offset_of("kmem_cache", "flags") else { return caches };
+    // A number of the kernel's configuration from 6.9 on, and always the same before.
+    let bit = kernel.btf.as_ref().and_then(|b| b.enumerator("_slab_flag_bits", "_SLAB_NOLEAKTRACE"));
+    let flag = bit.map_or(0x0080_0000, |bit| 1u32.checked_shl(bit as u32).unwrap_or(0));
+    for at in slab::caches(kernel, memory).unwrap_or_default() {
+        if kernel.read_u32(memory, at.offset(flags)).is_ok_and(|f| f & flag != 0) {
+            caches.insert(at, Cache::read(kernel, memory, at).is_some_and(|c| c.name == "kmemleak_object"));
+        }
+    }
+    caches
 }

@@ -13,9 +13,11 @@
 //! - [`report`]: the result, ready to be written
 //! - [`sites`]: live objects by the place of their allocation, and what grows
 //! - [`text`]: the summary line and what follows it
+//! - [`threads`]: who makes the check
 
 pub mod allocations;
 pub mod audit;
+mod block;
 pub mod blocks;
 mod dead;
 mod guess;
@@ -30,6 +32,7 @@ pub mod sites;
 mod skips;
 mod stacks;
 pub mod text;
+pub mod threads;
 pub mod why;
 
 use allocations::Allocations;
@@ -49,7 +52,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Of an object that is read soon so many lines are fetched; those behind follow by themselves.
-const PREFETCH_LINES: usize = 12;
+const PREFETCH_LINES: usize = 4;
 /// In bytes.
 const CACHE_LINE: usize = 64;
 

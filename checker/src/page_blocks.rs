@@ -16,10 +16,18 @@ use std::collections::{HashMap, HashSet};
 /// Page tables read of one address space, at most.
 const MAX_TABLES: usize = 1 << 18;
 
-/// Blocks for those of the live objects that are pages and still what they were allocated as. They are no roots then.
-pub(crate) fn blocks<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, allocated: &Objects) -> Vec<Block> {
+/// Blocks for those of the live objects that are pages and still what they were allocated as. They are no roots then. `others` are the
+/// places of those that are no slab objects.
+pub(crate) fn blocks<M: StoppedMemory>(
+    kernel: &Kernel,
+    memory: &M,
+    pages: &Pages,
+    allocated: &Objects,
+    others: &[u32],
+) -> Vec<Block> {
     let objects = allocated.list();
-    let ours = objects.iter().filter(|(_, o)| o.kind() == Kind::Pages);
+    let of_kind = |kind| others.iter().map(|&i| &objects[i as usize]).filter(move |(_, o)| o.kind() == kind);
+    let ours = of_kind(Kind::Pages);
     if ours.clone().next().is_none() {
         return Vec::new();
     }
@@ -27,7 +35,7 @@ pub(crate) fn blocks<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Page
         log::warn!("page tables cannot be read: pages are not checked for leaks");
         return Vec::new();
     };
-    let large: HashSet<u64> = objects.iter().filter(|(_, o)| o.kind() == Kind::Large).map(|(a, _)| *a).collect();
+    let large: HashSet<u64> = of_kind(Kind::Large).map(|(a, _)| *a).collect();
     let starts: HashMap<u64, u64> = ours.clone().map(|(a, o)| (*a, o.sequence())).collect();
     let within =
         |addr: u64, object: &Object| (1..allocated.size(addr, object) / PAGE_SIZE).map(move |i| addr + i * PAGE_SIZE);
@@ -37,8 +45,9 @@ pub(crate) fn blocks<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Page
         .flat_map(|(addr, o)| within(*addr, o).filter(|a| starts.get(a).is_some_and(|&then| then < o.sequence())))
         .collect();
     let mut blocks = Vec::new();
-    for (number, &(addr, object)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind() == Kind::Pages) {
-        if gone.contains(&addr) {
+    for &number in others {
+        let (addr, object) = objects[number as usize];
+        if object.kind() != Kind::Pages || gone.contains(&addr) {
             continue;
         }
         let Some(first) = pages.direct(VirtAddr(addr)).map(|p| p.pfn()) else { continue };
@@ -50,7 +59,7 @@ pub(crate) fn blocks<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Page
         };
         let count = (0..allocated.size(addr, &object) / PAGE_SIZE).take_while(|&i| is_ours(i)).count() as u64;
         if count > 0 && !pages.is_tail(first) && !large.contains(&addr) {
-            blocks.push(Block::of(addr, count * PAGE_SIZE, Kind::Pages, number));
+            blocks.push(Block::of(addr, count * PAGE_SIZE, Kind::Pages, number as usize));
         }
     }
     blocks

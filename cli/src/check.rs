@@ -6,6 +6,7 @@ use detector::report::Format;
 use detector::suppress::{SuppressError, Suppressions};
 use lines::{Lines, LinesError};
 use snapshot::{ReadError, Snapshot};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Check a snapshot, and print the report that the plugin printed when it wrote it
@@ -32,6 +33,9 @@ pub struct Check {
     /// Print every object, in kmemleak's very words, and not one of each group
     #[arg(long)]
     each: bool,
+    /// Threads that make the check; as many as there are processors, and 8 at most, unless said
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     /// Form of the report: text, jsonl or console
     #[arg(long, value_name = "FORM", default_value = "text")]
     format: Format,
@@ -77,7 +81,12 @@ impl Check {
         }
         moment.lines = lines.as_ref();
         let failed = |why| Error::Check { path: self.snapshot.clone(), why };
-        let outcome = moment.check(self.why.as_deref(), &suppressions).map_err(failed)?;
+        let why = self.why.as_deref();
+        let outcome = match checker::threads::pool(self.threads) {
+            Some(pool) => pool.install(|| moment.check(why, &suppressions)),
+            None => moment.check(why, &suppressions),
+        };
+        let outcome = outcome.map_err(failed)?;
         let asked = Asked { audit: self.audit, pause: None, suppressions: &suppressions, unused: true };
         let text = self.format.write(&report(moment.names(), &outcome, &moment.counters, asked), self.each);
         lines.iter().flat_map(Lines::take_problems).for_each(|why| log::warn!("{why}"));

@@ -26,7 +26,7 @@ pub struct Span {
     pub block: u32,
 }
 
-/// A span as it is kept: 16 bytes, of which four are in a cache line. None overlaps another.
+/// A span as it is made ready. None overlaps another.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     start: u64,
@@ -46,6 +46,21 @@ struct Region {
     len: u64,
     /// For each page the first span that has a part of it, and in the upper half how many have.
     pages: Vec<u64>,
+}
+
+/// The spans that have a part of a page: the first of them, and how many.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    first: u32,
+    count: u32,
+}
+
+impl Place {
+    /// Which of them is to be expected at an address: that at its place, if they are of one size and fill the page.
+    #[inline]
+    fn expected(self, addr: u64) -> usize {
+        ((addr % PAGE_SIZE * u64::from(self.count)) >> PAGE_SHIFT) as usize
+    }
 }
 
 /// An immutable index over spans.
@@ -107,12 +122,31 @@ impl Index {
     /// The block that `addr` points into, its first byte and its interior alike.
     #[inline]
     pub fn find(&self, addr: u64) -> Option<u32> {
-        if addr.wrapping_sub(self.low) >= self.len {
+        if !self.may_find(addr) {
             return None;
         }
-        let (first, count) = self.page(addr)?;
-        let entries = self.entries.get(first..first + count)?;
-        let mut at = expected(addr, count);
+        self.find_at(self.place(addr)?, addr)
+    }
+
+    /// Whether an address lies between the first and the last of all.
+    #[inline]
+    pub(crate) fn may_find(&self, addr: u64) -> bool {
+        addr.wrapping_sub(self.low) < self.len
+    }
+
+    /// What is known of the page of an address; `None` if no span has a part of it.
+    #[inline]
+    pub(crate) fn place(&self, addr: u64) -> Option<Place> {
+        let region = self.regions.iter().find(|r| addr.wrapping_sub(r.start) < r.len)?;
+        let page = *region.pages.get(((addr - region.start) >> PAGE_SHIFT) as usize)?;
+        (page != 0).then_some(Place { first: page as u32, count: (page >> 32) as u32 })
+    }
+
+    /// As [`Index::find`], of an address whose place is known.
+    #[inline]
+    pub(crate) fn find_at(&self, place: Place, addr: u64) -> Option<u32> {
+        let entries = self.entries.get(place.first as usize..)?.get(..place.count as usize)?;
+        let mut at = place.expected(addr);
         let entry = loop {
             let entry = entries.get(at)?;
             match entry.start {
@@ -124,22 +158,12 @@ impl Index {
         (addr - entry.start < entry.len.into()).then_some(entry.block)
     }
 
-    /// Has the memory that [`Index::find`] is about to read of this address brought closer.
+    /// Has the memory that [`Index::find_at`] is about to read brought closer.
     #[inline]
-    pub(crate) fn prefetch(&self, addr: u64) {
-        if let Some((first, count)) = self.page(addr)
-            && let Some(entry) = self.entries.get(first + expected(addr, count))
-        {
+    pub(crate) fn prefetch(&self, place: Place, addr: u64) {
+        if let Some(entry) = self.entries.get(place.first as usize + place.expected(addr)) {
             crate::scan::prefetch(entry);
         }
-    }
-
-    /// The first span and the number of spans that have a part of the page of `addr`; `None` if none has.
-    #[inline]
-    fn page(&self, addr: u64) -> Option<(usize, usize)> {
-        let region = self.regions.iter().find(|r| addr.wrapping_sub(r.start) < r.len)?;
-        let page = *region.pages.get(((addr - region.start) >> PAGE_SHIFT) as usize)?;
-        (page != 0).then_some((page as u32 as usize, (page >> 32) as usize))
     }
 
     /// Whether some spans overlapped, so that not all addresses of a span lead to its block.
@@ -151,12 +175,6 @@ impl Index {
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.regions.iter().map(|r| r.start..r.start + r.len)
     }
-}
-
-/// Where among the spans of a page one is to be expected: at its place if they are of one size and fill the page.
-#[inline]
-fn expected(addr: u64, count: usize) -> usize {
-    ((addr % PAGE_SIZE) as usize * count) >> PAGE_SHIFT
 }
 
 /// Merges `late` into `entries`, both sorted. There are few of `late`: what lies between two of them is moved as one.

@@ -172,11 +172,13 @@ impl StoppedMemory for OwnedMemory {
 }
 
 /// The little-endian `u32` at byte `at` of `bytes`.
+#[inline]
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
 /// The little-endian `u64` at byte `at` of `bytes`.
+#[inline]
 pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }

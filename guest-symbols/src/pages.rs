@@ -144,15 +144,16 @@ impl Layout {
     }
 
     /// The use of the page with descriptor `page`; `None` for a compound page's tail, which is used as its head.
+    #[inline]
     fn classify(&self, page: &[u8]) -> Option<Use> {
         let word = |at| u64_at(page, at).unwrap_or(0);
+        if word(self.compound) & 1 != 0 {
+            return None;
+        }
         let flags = word(self.flags);
         let page_type = u32_at(page, self.page_type).unwrap_or(0);
         let refcount = u32_at(page, self.refcount).unwrap_or(0);
         let mapping = word(self.mapping);
-        if word(self.compound) & 1 != 0 {
-            return None;
-        }
         let (buddy, offline, table, large) = match self.types {
             Types::ClearedBits { buddy, offline, table } => {
                 let is = |bit| page_type >= 0xf000_0000 && page_type & bit == 0;
@@ -276,20 +277,28 @@ impl Pages {
             let first = pfn;
             let count = (t.len / size).max(1).min(end - pfn);
             let run = memory.run(t.phys, (count * size) as usize);
-            for page in run.chunks_exact(size as usize) {
+            let mut descriptors = run.chunks_exact(size as usize);
+            while let Some(page) = descriptors.next() {
                 last = match self.layout.classify(page) {
                     Some(kind) => (kind, 0),
                     None => (last.0, last.1.saturating_add(1)),
                 };
-                if last == (Use::Free, 0) {
-                    let order = u64_at(page, self.layout.private).unwrap_or(0);
-                    free_to = pfn + (1 << order.min(MAX_ORDER));
-                } else if last.0 == Use::Idle && pfn < free_to {
-                    last.0 = Use::Free;
-                }
                 self.uses[pfn as usize] = last.0;
                 self.tails[pfn as usize] = last.1;
                 pfn += 1;
+                if last == (Use::Free, 0) {
+                    let order = u64_at(page, self.layout.private).unwrap_or(0);
+                    free_to = pfn - 1 + (1 << order.min(MAX_ORDER));
+                }
+                if pfn < free_to {
+                    // What is in a free block is free. There may be gigabytes of it.
+                    let rest = (free_to - pfn).min(descriptors.len() as u64);
+                    self.uses[pfn as usize..(pfn + rest) as usize].fill(Use::Free);
+                    pfn += rest;
+                    if rest > 0 {
+                        descriptors.nth(rest as usize - 1);
+                    }
+                }
             }
             self.runs.push((first, pfn - first, t.phys));
             if run.len() < size as usize {

@@ -1,6 +1,7 @@
 //! The plugin's options: QEMU's `key=value` words after `-plugin FILE,`.
 
 use detector::report::Format;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -100,6 +101,11 @@ const KEYS: &[Key] = &[
         what: "take names of tests from KTAP on the guest's console and in its log (default: ktap)",
     },
     Key { name: "per-test", value: "on|off", what: "also scan at the end of each test (default: off)" },
+    Key {
+        name: "threads",
+        value: "NUMBER",
+        what: "threads that make a check, 1 to 64 (default: as many as the host has processors, and 8 at most)",
+    },
     Key { name: "help", value: "", what: "print this" },
 ];
 
@@ -158,6 +164,8 @@ pub struct Options {
     pub ktap: bool,
     /// Whether the end of a test is a time to scan.
     pub per_test: bool,
+    /// Threads that make a check.
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl Default for Options {
@@ -183,6 +191,7 @@ impl Default for Options {
             guest_markers: true,
             ktap: true,
             per_test: false,
+            threads: None,
         }
     }
 }
@@ -275,6 +284,10 @@ impl Options {
                     Ok(n) if (1..=64).contains(&n) => options.frames = n,
                     _ => return Err(bad("not a number from 1 to 64")),
                 },
+                "threads" => match value.parse::<NonZeroUsize>() {
+                    Ok(n) if n.get() <= 64 => options.threads = Some(n),
+                    _ => return Err(bad("not a number from 1 to 64")),
+                },
                 "debug" => options.debug.push(path()?),
                 "scan" => options.scan = seconds(1)?,
                 "min-age" => options.min_age = seconds(0)?,
@@ -327,6 +340,7 @@ mod tests {
         assert_eq!(Options::default().frames, 16);
         let o = Options::parse(["guest-markers=off", "tests=off", "per-test=on"]).unwrap();
         assert_eq!((o.guest_markers, o.ktap, o.per_test), (false, false, true));
+        assert_eq!(Options::parse(["threads=2"]).unwrap().threads.map(usize::from), Some(2));
         let o = Options::parse(["frames=64", "each=on", "suppress=a", "suppress=/b", "debug=c", "suppress-print=d"])
             .unwrap();
         assert_eq!((o.frames, o.each, o.suppress_print), (64, true, Some("d".into())));
@@ -364,6 +378,7 @@ mod tests {
         assert!(error("suppress=").contains("suppress=PATH") && error("debug=on").contains("debug=PATH"));
         assert!(error("frames=0").contains("from 1 to 64") && error("frames=65").contains("frames=NUMBER"));
         assert!(Options::parse(["report=a", "report=a"]).unwrap_err().to_string().contains("given twice"));
+        assert!(error("threads=0").contains("threads=NUMBER") && error("threads=65").contains("from 1 to 64"));
         assert!(error("snapshot").contains("snapshot=PATH"));
         assert!(error("control=on").contains("control=PATH"));
         assert!(error("help=on").contains("usage:"));

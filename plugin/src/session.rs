@@ -16,6 +16,7 @@ use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
 use lines::Lines;
 use parking_lot::Mutex;
+use rayon::ThreadPool;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -48,6 +49,8 @@ pub struct Session {
     history: Mutex<history::History>,
     /// QEMU exits.
     ended: AtomicBool,
+    /// The threads that make a check, where it is more than one.
+    pool: OnceLock<Option<ThreadPool>>,
 }
 
 /// What is said after a panic of ours.
@@ -90,6 +93,7 @@ impl Session {
             marks: Mutex::default(),
             history: Mutex::default(),
             ended: AtomicBool::new(false),
+            pool: OnceLock::new(),
         }))
     }
 

@@ -9,23 +9,24 @@
 //! reference to a block was the first one does depend on it: where that is asked for, one thread reads, in one order.
 
 mod kernels;
+mod rules;
 #[cfg(test)]
 mod tests;
 
 use crate::bits::Bits;
-use crate::index::Index;
+use crate::index::{Index, Place};
 use kernels::{WORDS, Windows};
 use rayon::prelude::*;
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use kernels::{Variant, prefetch};
+pub use rules::Rules;
 
 /// Blocks that are read next are so many, so that their memory can be fetched meanwhile.
 const BATCH: usize = 16;
-/// Where at least so many of [`WORDS`] words may be addresses, what is known of these is fetched before any is looked up.
-const MANY: u32 = 3;
+/// Words that a thread remembers: few enough for the fastest cache.
+const SETTLED: usize = 1024;
 /// A thread that has more blocks than this to read gives half of them to others.
 const SHARE: usize = 256;
 
@@ -52,48 +53,6 @@ pub trait Surroundings: Sync {
     /// Whether the word at guest physical address `at`, which is one in a block, is no reference. Asked only of
     /// words that would mark a block; the answer depends on memory alone.
     fn is_dead(&self, word: u64, at: u64) -> bool;
-}
-
-/// What is known of blocks besides their contents.
-#[derive(Debug, Default)]
-pub struct Rules {
-    weak: Bits,
-    has_next: Bits,
-    next: HashMap<u32, u32>,
-    len: usize,
-}
-
-impl Rules {
-    /// No rules, for `len` blocks.
-    pub fn new(len: usize) -> Rules {
-        Rules { weak: Bits::new(len), has_next: Bits::new(len), next: HashMap::new(), len }
-    }
-
-    /// Makes a block weak: scanned from the start, though that does not mark it, and never a leak.
-    pub fn set_weak(&mut self, block: u32) {
-        self.weak.set(block);
-    }
-
-    /// Says which block is marked as soon as `block` is: a vm_struct's own area.
-    pub fn set_next(&mut self, block: u32, next: Option<u32>) {
-        self.has_next.set(block);
-        match next {
-            Some(next) => self.next.insert(block, next),
-            None => self.next.remove(&block),
-        };
-    }
-
-    /// Whether a block is weak.
-    #[inline]
-    pub fn is_weak(&self, block: u32) -> bool {
-        self.weak.get(block)
-    }
-
-    /// The block that is marked with this one.
-    #[inline]
-    pub fn next(&self, block: u32) -> Option<u32> {
-        self.has_next.get(block).then(|| self.next.get(&block).copied()).flatten()
-    }
 }
 
 /// Where the reference was found that marked a block first.
@@ -155,6 +114,27 @@ struct Found {
     queue: Vec<u32>,
     origins: Option<Vec<Option<Origin>>>,
     bytes: u64,
+    /// Words that need not be looked up again: they are of no block, or of one that is marked. Many objects refer to a few, and
+    /// to tables of functions, which are no blocks.
+    settled: Settled,
+    /// Words that are about to be looked up, where they stand, and their places in the index.
+    waiting: Vec<(u64, u64, Option<Place>)>,
+}
+
+/// As many as there is room for, each in its [`slot`].
+struct Settled(Box<[u64; SETTLED]>);
+
+impl Default for Settled {
+    fn default() -> Settled {
+        // A word that is the address of nothing.
+        Settled(Box::new([u64::MAX; SETTLED]))
+    }
+}
+
+/// The place of a word in [`Settled`].
+#[inline]
+fn slot(word: u64) -> usize {
+    (word ^ word >> 12 ^ word >> 3) as usize % SETTLED
 }
 
 /// What all threads share.
@@ -180,7 +160,7 @@ impl<'a> Marker<'a> {
         let windows = Windows::new(addresses.ranges().chain(percpu.ranges()), options.variant);
         let scan = Scan { addresses, percpu, rules, surroundings, windows, marked: Bits::new(rules.len) };
         let origins = options.origins.then(|| vec![None; rules.len]);
-        let found = Found { queue: rules.weak.ones().collect(), origins, bytes: 0 };
+        let found = Found { queue: rules.weak.ones().collect(), origins, ..Found::default() };
         let shared = !options.origins && rayon::current_thread_index().is_some() && rayon::current_num_threads() > 1;
         Marker { scan, shared, found, bytes: (0, 0) }
     }
@@ -212,7 +192,7 @@ impl<'a> Marker<'a> {
 
     /// Takes one word as a root: a register.
     pub fn root_word(&mut self, word: u64) {
-        self.scan.word(word, None, || Origin::Register, &mut self.found);
+        self.scan.word(word, self.scan.addresses.place(word), None, || Origin::Register, &mut self.found);
     }
 
     /// Takes a block as reachable, though no reference to it is known.
@@ -315,39 +295,56 @@ impl Scan<'_> {
         let own_len = own.end - own.start;
         for (i, words) in bytes.as_chunks::<8>().0.chunks(WORDS).enumerate() {
             let mut mask = self.windows.candidates(words);
-            if mask.count_ones() >= MANY {
-                let mut rest = mask;
-                while rest != 0 {
-                    self.addresses.prefetch(u64::from_le_bytes(words[rest.trailing_zeros() as usize]));
-                    rest &= rest - 1;
-                }
-            }
+            let mut waiting = std::mem::take(&mut found.waiting);
+            // First all of them are looked at, so that what is known of their pages is here when it is needed.
             while mask != 0 {
                 let bit = mask.trailing_zeros() as usize;
                 mask &= mask - 1;
                 let word = u64::from_le_bytes(words[bit]);
-                if word.wrapping_sub(own.start) >= own_len {
-                    let at = at + 8 * (i * WORDS + bit) as u64;
-                    self.word(word, Some(at), || origin(at), found);
+                if word.wrapping_sub(own.start) < own_len || found.settled.0[slot(word)] == word {
+                    continue;
+                }
+                let place = self.addresses.place(word);
+                if place.is_some() || self.percpu.may_find(word) {
+                    place.inspect(|place| self.addresses.prefetch(*place, word));
+                    waiting.push((word, at + 8 * (i * WORDS + bit) as u64, place));
                 }
             }
+            for (word, at, place) in waiting.drain(..) {
+                if self.word(word, place, Some(at), || origin(at), found) {
+                    found.settled.0[slot(word)] = word;
+                }
+            }
+            found.waiting = waiting;
         }
     }
 
-    /// Takes a word, which stands at guest physical address `at`.
+    /// Takes a word, which has that place in the index and stands at guest physical address `at`. Tells whether the same word is
+    /// of no interest any more, wherever it stands.
     #[inline]
-    fn word(&self, word: u64, at: Option<u64>, origin: impl Fn() -> Origin, found: &mut Found) {
-        if let Some(block) = self.addresses.find(word)
+    fn word(
+        &self,
+        word: u64,
+        place: Option<Place>,
+        at: Option<u64>,
+        origin: impl Fn() -> Origin,
+        found: &mut Found,
+    ) -> bool {
+        let mut settled = true;
+        if let Some(block) = place.and_then(|place| self.addresses.find_at(place, word))
             && !self.marked.get(block)
-            && !at.is_some_and(|at| self.surroundings.is_dead(word, at))
         {
-            self.mark(block, &origin, found);
+            settled = !at.is_some_and(|at| self.surroundings.is_dead(word, at));
+            if settled {
+                self.mark(block, &origin, found);
+            }
         }
         if let Some(block) = self.percpu.find(word)
             && !self.marked.get(block)
         {
             self.mark(block, &origin, found);
         }
+        settled
     }
 
     fn mark(&self, mut block: u32, origin: &impl Fn() -> Origin, found: &mut Found) {

@@ -7,6 +7,7 @@ mod direct;
 pub mod host;
 pub mod ram;
 pub mod regs;
+pub mod signals;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,16 +38,6 @@ fn disable(what: &str) {
         eprintln!(
             "libleak: error: internal error, leak detection is off: {what}; please report this with the command line of QEMU"
         );
-    }
-}
-
-/// Blocks all signals for this thread, one of ours: they are QEMU's, for its own threads.
-pub fn block_signals() {
-    // SAFETY: a set on the stack, filled by libc, applied to this thread only.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigfillset(&mut set);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
     }
 }
 

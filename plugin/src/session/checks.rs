@@ -5,6 +5,7 @@
 //! that wait for it. What can be done when the guest runs again (names, text, files) is left for then: [`Session::report`].
 
 use super::Session;
+use crate::ffi::signals;
 use crate::hooks::tracker::Tracker;
 use crate::output;
 use crate::stopped;
@@ -14,7 +15,7 @@ use checker::names::Names;
 use checker::report::Asked;
 use checker::sites::Sites;
 use checker::why::Path;
-use checker::{CheckError, Outcome};
+use checker::{CheckError, Outcome, threads};
 use detector::control::{Count, Marked};
 use detector::report::Report;
 use lines::Lines;
@@ -71,7 +72,7 @@ impl Session {
             if let Some(Err(why)) = self.options.snapshot.as_deref().map(|path| stopped::save(path, moment)) {
                 output::warning(&why.to_string());
             }
-            let outcome = moment.check(self.options.why.as_deref(), &self.suppressions)?;
+            let outcome = self.shared(|| moment.check(self.options.why.as_deref(), &self.suppressions))?;
             self.settle(tracker, &outcome);
             let mut tests = tracker.tests.lock();
             // Others may have ended meanwhile, on QEMU that cannot stop all.
@@ -80,6 +81,16 @@ impl Session {
             drop(tests);
             Ok(Found { outcome, counters: moment.counters })
         })
+    }
+
+    /// Makes a check where several threads can share the work.
+    fn shared<T: Send>(&self, check: impl FnOnce() -> T + Send) -> T {
+        // Started when it is needed: QEMU may fork before.
+        let pool = self.pool.get_or_init(|| signals::while_blocked(|| threads::pool(self.options.threads)));
+        match pool {
+            Some(pool) => pool.install(check),
+            None => check(),
+        }
     }
 
     /// The guest is stopped: takes all that is live now as the state of things. No later scan reports any of it, though it
@@ -126,7 +137,7 @@ impl Session {
     /// [`CheckError`].
     pub fn clear(&self, tracker: &Tracker) -> Result<Count, CheckError> {
         self.stopped(tracker, Duration::ZERO, |moment| {
-            let outcome = moment.check(None, &self.suppressions)?;
+            let outcome = self.shared(|| moment.check(None, &self.suppressions))?;
             self.settle(tracker, &outcome);
             let unreferenced = &outcome.unreferenced;
             Ok(Count { objects: unreferenced.len() as u64, bytes: unreferenced.iter().map(|u| u.leak.size).sum() })

@@ -237,7 +237,7 @@ pub fn start(session: &'static Session) {
     }
     let (wake, woken) = bounded(1);
     let spawned = std::thread::Builder::new().name("libleak-markers".into()).spawn(move || {
-        ffi::block_signals();
+        ffi::signals::block();
         ffi::guard(|| woken.iter().for_each(|()| flush(session)));
     });
     if spawned.is_ok() {

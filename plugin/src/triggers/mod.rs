@@ -47,7 +47,7 @@ pub fn start(session: &'static Session) {
         running_until: Instant::now(),
     };
     let spawned = std::thread::Builder::new().name("libleak-scan".into()).spawn(move || {
-        ffi::block_signals();
+        ffi::signals::block();
         ffi::guard(|| thread.run());
     });
     match spawned {

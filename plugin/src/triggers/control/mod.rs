@@ -35,7 +35,7 @@ static CLIENTS: AtomicUsize = AtomicUsize::new(0);
 pub fn start(socket: Socket) {
     let socket = SOCKET.get_or_init(|| socket);
     let spawned = std::thread::Builder::new().name("libleak-control".into()).spawn(move || {
-        ffi::block_signals();
+        ffi::signals::block();
         ffi::guard(|| accept(socket));
     });
     if let Err(why) = spawned {
@@ -75,7 +75,7 @@ fn welcome(stream: UnixStream) {
         return;
     }
     let spawned = std::thread::Builder::new().name("libleak-client".into()).stack_size(STACK).spawn(move || {
-        ffi::block_signals();
+        ffi::signals::block();
         ffi::guard(|| {
             if let Err(why) = client::serve(&stream) {
                 log::debug!("a client was given up: {why}");
