@@ -119,6 +119,16 @@ impl Tests {
         }
     }
 
+    /// The guest is over, and so is what runs in it. Returns that.
+    pub fn end(&mut self, now: u64) -> Option<Arc<str>> {
+        let running = self.running.clone();
+        if let Some(running) = running.as_deref().filter(|_| running != self.marked) {
+            self.finish(running, None);
+        }
+        self.mark(None, now);
+        running
+    }
+
     /// The guest went back in time: sequence numbers go on, and what ran then does not.
     pub fn forget(&mut self, now: u64) {
         self.close(None, now);
@@ -252,6 +262,18 @@ mod tests {
         assert_eq!((of(&tests, 15), of(&tests, 25)), ("run 1/a", "run 1"));
         tests.mark(None, 30);
         assert_eq!((of(&tests, 25), of(&tests, 35)), ("run 1", "-"));
+    }
+
+    #[test]
+    fn what_runs_at_the_end_is_told_of() {
+        let mut tests = Tests::default();
+        assert_eq!(tests.end(5), None);
+        tests.mark(Some(b"run 1"), 10);
+        tests.line(b"# selftests: net: a.sh", 20);
+        assert_eq!(tests.end(30).as_deref(), Some("run 1/selftests: net: a.sh"));
+        assert_eq!((of(&tests, 25), of(&tests, 30)), ("run 1/selftests: net: a.sh", "-"));
+        let names: Vec<_> = tests.finished.iter().map(|t| (t.name.as_str(), t.result)).collect();
+        assert_eq!(names, [("run 1/selftests: net: a.sh", None), ("run 1", None)]);
     }
 
     #[test]

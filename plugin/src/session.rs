@@ -230,6 +230,10 @@ impl Session {
             Err(why) => return output::error(&why),
         };
         marker::flush(self);
+        // What had no end is told of all the same: the guest may have crashed in it, or was turned off for it.
+        let mut tests = tracker.tests.lock();
+        tests.at = tests.end(tracker.sequence());
+        drop(tests);
         let began = Instant::now();
         match self.scan(tracker, self.options.min_age.unwrap_or_default()) {
             Ok(found) => {

@@ -35,7 +35,8 @@ printf 'leak:test \\033[2J\\377</name>\\n' >/proc/self/comm
 lose 90
 echo leak:test >/proc/self/comm
 /guest/marker test \"$(head -c 65536 /dev/zero | tr '\\0' x | head -c 30000)\"
-/guest/marker test
+/guest/marker test 'the last, which has no end'
+lose 500
 ";
 
 /// Lines of tests, on the console and in the kernel's log.
@@ -119,6 +120,8 @@ fn test(name: &str, result: Option<Verdict>) -> Test {
     Test { name: name.to_owned(), result }
 }
 
+const END: &str = "the last, which has no end";
+
 fn markers(test_name: &str, kernel: &str) {
     let (guest, files) = guest(test_name, kernel, MARKERS);
     let boot = guest.boot();
@@ -129,11 +132,11 @@ fn markers(test_name: &str, kernel: &str) {
     assert_eq!(lost(second), [(512, Some("B"))], "{}", boot.hint());
     let odd = "\\u{1b}[2J\u{fffd}</name>";
     // Nothing of before the mark, and nothing that was cleared.
-    assert_eq!(lost(last), [(96, Some(odd)), (2048, Some("C")), (4096, None)], "{}", boot.hint());
-    assert_eq!([&first.test, &second.test, &last.test].map(Option::as_deref), [Some("B"), Some("B"), None]);
+    assert_eq!(lost(last), [(96, Some(odd)), (512, Some(END)), (2048, Some("C")), (4096, None)], "{}", boot.hint());
+    assert_eq!([&first.test, &second.test, &last.test].map(Option::as_deref), [Some("B"), Some("B"), Some(END)]);
     assert_eq!((&first.tests, &second.tests), (&vec![test("A, the first", None)], &vec![]));
     let long = "x".repeat(256);
-    let ended: Vec<Test> = ["B", "C", odd, &long].iter().map(|name| test(name, None)).collect();
+    let ended: Vec<Test> = ["B", "C", odd, &long, END].iter().map(|name| test(name, None)).collect();
     assert_eq!(last.tests, ended, "{}", boot.hint());
     boot.assert_ended_well();
 }
