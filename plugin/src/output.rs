@@ -16,6 +16,8 @@ pub struct Output {
     stderr: Format,
     each: bool,
     suppressions: Option<Mutex<Suppressions>>,
+    /// Held by who writes: there are several threads that do.
+    writing: Mutex<()>,
 }
 
 /// A file for reports.
@@ -54,11 +56,13 @@ impl Output {
             }
             Mutex::new(Suppressions { file, lines: BTreeSet::new() })
         });
-        Output { files: files.collect(), stderr: options.stderr, each: options.each, suppressions }
+        let files = files.collect();
+        Output { files, stderr: options.stderr, each: options.each, suppressions, writing: Mutex::new(()) }
     }
 
     /// Writes a report. If a file fails, that is said once, and the report goes to stderr.
     pub fn write(&self, report: &Report) {
+        let _one = self.writing.lock();
         let written = self.files.iter().filter(|destination| destination.write(report, self.each)).count();
         if written < self.files.len() || self.files.is_empty() {
             // A closed stderr is no reason to take QEMU down.

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define ROUNDS 2000
+#define ROUNDS 600
 #define SCANS 5
 #define LONG 65536
 

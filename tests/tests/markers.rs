@@ -191,7 +191,7 @@ fn a_guest_that_is_not_trusted_marks_nothing() {
 #[test]
 fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     let (guest, files) = guest("markers-hostile", "bookworm-backports", "exec /guest/markers");
-    let boot = guest.program("markers").boot();
+    let boot = guest.program("markers").option("scan=1").boot();
     assert_eq!(boot.status, Some(0), "{}", boot.hint());
     assert!(boot.console.contains("libleak-guest: end steps 0") && boot.console.contains("libleak-guest: off"));
     let messages = boot.messages();
@@ -200,8 +200,8 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     let text = std::fs::read_to_string(&files.text).expect("a report");
     assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{}", boot.hint());
     let reports = json::read(&std::fs::read_to_string(&files.lines).expect("reports")).expect("lines of JSON");
-    // Two by two processes, five times, and the last.
-    assert_eq!(reports.len(), 2 * 2 * 5 + 1, "{}", boot.hint());
+    // Two by two processes, five times, and the last; besides those of every second, written by another thread.
+    assert!(reports.len() > 2 * 2 * 5 + 1, "{}; {}", reports.len(), boot.hint());
     let tests: Vec<&Test> = reports.iter().flat_map(|r| &r.tests).collect();
     let names: Vec<&str> = tests.iter().take(3).map(|t| t.name.as_str()).collect();
     // However the process has its text.
