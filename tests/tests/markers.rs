@@ -77,12 +77,16 @@ fn guest(test: &str, kernel: &str, steps: &str) -> (Guest, Files) {
         .script("steps", &format!("{HEAD}{steps}"))
         .option(&format!("report={}", text.display()))
         .option(&format!("report={}", lines.display()))
-        .option(&format!("snapshot={}", snapshot.display()))
         .run(&["steps"]);
     (guest, Files { text, lines, snapshot })
 }
 
 impl Files {
+    /// Has a snapshot written with each report.
+    fn snapshot_option(&self) -> String {
+        format!("snapshot={}", self.snapshot.display())
+    }
+
     /// The reports, which are the same as text and as lines of JSON, and the last of them once more of the snapshot.
     fn reports(&self, boot: &Boot) -> Vec<Report> {
         boot.assert_ended_well();
@@ -124,7 +128,7 @@ const END: &str = "the last, which has no end";
 
 fn markers(test_name: &str, kernel: &str) {
     let (guest, files) = guest(test_name, kernel, MARKERS);
-    let boot = guest.boot();
+    let boot = guest.option(&files.snapshot_option()).boot();
     let reports = files.reports(&boot);
     let [first, second, last] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
     // What is lost before the marker is in its report, and what is lost after it is not.
@@ -154,7 +158,7 @@ fn markers_scan_and_name_tests_on_7_3() {
 #[test]
 fn lines_of_tests_name_them_and_are_times_to_scan() {
     let (guest, files) = guest("markers-ktap", "bookworm-backports", LINES);
-    let boot = guest.option("per-test=on").boot();
+    let boot = guest.option("per-test=on").option(&files.snapshot_option()).boot();
     let reports = files.reports(&boot);
     let foo = "selftests: net: foo.sh";
     let part = format!("{foo}/part");
@@ -179,7 +183,7 @@ fn lines_of_tests_name_them_and_are_times_to_scan() {
 #[test]
 fn a_guest_that_is_not_trusted_marks_nothing() {
     let (guest, files) = guest("markers-off", "bookworm-backports", &format!("{MARKERS}{LINES}"));
-    let boot = guest.option("guest-markers=off").option("tests=off").boot();
+    let boot = guest.option("guest-markers=off").option("tests=off").option(&files.snapshot_option()).boot();
     let reports = files.reports(&boot);
     assert_eq!(reports.len(), 1, "{}", boot.hint());
     assert!(reports[0].groups.iter().all(|g| g.test.is_none()) && reports[0].tests.is_empty(), "{}", boot.hint());
