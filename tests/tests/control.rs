@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use tests::control::{Client, Places, order};
-use tests::{Boot, Guest};
+use tests::program::{plugin_argument, qemu};
+use tests::{Boot, Guest, Program};
 
 /// Boots a guest and talks to it.
 fn talk(guest: &Guest, talk: impl FnOnce()) -> Boot {
@@ -231,6 +232,31 @@ fn a_running_guest_is_asked() {
     let late = places.leak(&["scan"]);
     assert!(late.status == Some(24) && late.stderr.contains("cannot reach libleak at "), "{}", late.stderr);
     assert!(snapshot.exists());
+}
+
+/// That nothing is found is not said where nothing can be.
+#[test]
+fn a_guest_without_linux_is_no_guest_without_leaks() {
+    let places = Places::new("control-bare");
+    let plugin = plugin_argument(&[format!("control={}", places.control.display())]);
+    let bare =
+        Program::new(qemu("installed")).args("-nodefaults -no-user-config -display none -plugin").arg(plugin).limit(15);
+    let done = std::thread::scope(|scope| {
+        let bare = scope.spawn(|| bare.run());
+        let mut client = places.client();
+        let status = client.ask(&json!({"do": "status"}));
+        assert!(status["tracking"] == false && status["why"].is_string(), "{status}");
+        for request in ["scan", "mark", "clear", "top"] {
+            let answer = client.answer(&json!({"do": request}));
+            assert!(answer["error"].as_str().is_some_and(|e| e.contains("nothing was tracked")), "{answer}");
+        }
+        let scan = places.leak(&["scan"]);
+        assert!(scan.status == Some(24) && scan.stderr.contains("nothing was tracked"), "{}", scan.stderr);
+        assert_eq!(places.leak(&["status"]).status, Some(24));
+        bare.join().expect("QEMU's thread")
+    });
+    let [message] = done.messages()[..] else { panic!("{}", done.stderr) };
+    assert!(message.contains("nothing was tracked"), "{message}");
 }
 
 /// So many scans of a guest under load, and nothing is reported that is not lost.
