@@ -28,7 +28,7 @@ pub enum Command {
     /// The status is 0 if there is nothing new, 23 if there is, and 24 if libleak cannot be reached or does not work.
     Scan {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
         /// Report no object that is younger
         #[arg(long, value_name = "SECONDS")]
         min_age: Option<f64>,
@@ -39,14 +39,14 @@ pub enum Command {
     /// Take what is live in a running guest as the state of things, which is reported by no later scan
     Mark {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
         /// What it is called, for leak diff; it gets a number without
         name: Option<String>,
     },
     /// Show where a running guest has allocated more than it freed since a mark, referred to or not
     Diff {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
         /// The mark, if not the last one
         name: Option<String>,
         #[command(flatten)]
@@ -55,24 +55,24 @@ pub enum Command {
     /// Never report what is unreferenced in a running guest by now
     Clear {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
     },
     /// Show what libleak knows of a running guest, without stopping it
     Status {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
     },
     /// Show where most of a running guest's live bytes are from
     Top {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
         #[command(flatten)]
         places: Places,
     },
     /// Show who refers to a live object of a running guest, step by step to the root
     Why {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
         /// The address of any byte of it, in hexadecimal
         #[arg(value_parser = address)]
         address: u64,
@@ -80,7 +80,7 @@ pub enum Command {
     /// Write a snapshot of a running guest, for leak check
     Snapshot {
         #[command(flatten)]
-        socket: Socket,
+        asking: Asking,
         /// The file
         file: PathBuf,
     },
@@ -108,6 +108,13 @@ pub struct Socket {
     /// The socket of the plugin's option control=; the environment variable LIBLEAK_CONTROL without
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+}
+
+/// How libleak is asked.
+#[derive(clap::Args)]
+pub struct Asking {
+    #[command(flatten)]
+    socket: Socket,
     /// Print the answer as it came, a line of JSON
     #[arg(long)]
     json: bool,
@@ -144,49 +151,49 @@ impl Command {
     fn try_run(self) -> Result<ExitCode, Error> {
         let done = Ok(ExitCode::SUCCESS);
         match self {
-            Command::Scan { socket, min_age, each } => {
-                let answer = socket.ask(&Request::Scan { min_age })?;
+            Command::Scan { asking, min_age, each } => {
+                let answer = asking.ask(&Request::Scan { min_age })?;
                 let report = json::read_fields(&answer).map_err(|why| Error::Answer(why.to_string()))?;
-                socket.print(&answer, || Ok(Format::Text.write(&report, each)))?;
+                asking.print(&answer, || Ok(Format::Text.write(&report, each)))?;
                 Ok(if report.groups.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(LEAKS) })
             }
-            Command::Mark { socket, name } => {
-                let answer = socket.ask(&Request::Mark { name })?;
-                socket.print(&answer, || Ok(print::marked(&read::<Marked>(&answer)?)))?;
+            Command::Mark { asking, name } => {
+                let answer = asking.ask(&Request::Mark { name })?;
+                asking.print(&answer, || Ok(print::marked(&read::<Marked>(&answer)?)))?;
                 done
             }
-            Command::Diff { socket, name, places: Places { limit, by } } => {
-                let answer = socket.ask(&Request::Diff { name, limit: Some(limit), by })?;
-                socket.print(&answer, || Ok(print::grown(&read::<Grown>(&answer)?)))?;
+            Command::Diff { asking, name, places: Places { limit, by } } => {
+                let answer = asking.ask(&Request::Diff { name, limit: Some(limit), by })?;
+                asking.print(&answer, || Ok(print::grown(&read::<Grown>(&answer)?)))?;
                 done
             }
-            Command::Clear { socket } => {
-                let answer = socket.ask(&Request::Clear {})?;
-                socket.print(&answer, || Ok(print::cleared(read::<Count>(&answer)?)))?;
+            Command::Clear { asking } => {
+                let answer = asking.ask(&Request::Clear {})?;
+                asking.print(&answer, || Ok(print::cleared(read::<Count>(&answer)?)))?;
                 done
             }
-            Command::Status { socket } => {
-                let answer = socket.ask(&Request::Status {})?;
+            Command::Status { asking } => {
+                let answer = asking.ask(&Request::Status {})?;
                 let status = read::<Status>(&answer)?;
-                socket.print(&answer, || Ok(print::status(&status)))?;
+                asking.print(&answer, || Ok(print::status(&status)))?;
                 Ok(if status.tracking { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
             }
-            Command::Top { socket, places: Places { limit, by } } => {
-                let answer = socket.ask(&Request::Top { limit: Some(limit), by })?;
-                socket.print(&answer, || Ok(print::live(&read::<Live>(&answer)?)))?;
+            Command::Top { asking, places: Places { limit, by } } => {
+                let answer = asking.ask(&Request::Top { limit: Some(limit), by })?;
+                asking.print(&answer, || Ok(print::live(&read::<Live>(&answer)?)))?;
                 done
             }
-            Command::Why { socket, address } => {
-                let answer = socket.ask(&Request::Why { address })?;
-                socket.print(&answer, || Ok(print::reasons(&read::<Reasons>(&answer)?)))?;
+            Command::Why { asking, address } => {
+                let answer = asking.ask(&Request::Why { address })?;
+                asking.print(&answer, || Ok(print::reasons(&read::<Reasons>(&answer)?)))?;
                 done
             }
-            Command::Snapshot { socket, file } => {
+            Command::Snapshot { asking, file } => {
                 // QEMU may run in another folder.
                 let path = std::path::absolute(&file).map_err(|_| Error::Path(file.clone()))?;
                 let path = path.to_str().ok_or(Error::Path(file))?.to_owned();
-                let answer = socket.ask(&Request::Snapshot { path: path.clone() })?;
-                socket.print(&answer, || Ok(format!("{path}: written\n")))?;
+                let answer = asking.ask(&Request::Snapshot { path: path.clone() })?;
+                asking.print(&answer, || Ok(format!("{path}: written\n")))?;
                 done
             }
             Command::Events { socket } => {
@@ -211,9 +218,11 @@ impl Socket {
             || std::env::var_os("LIBLEAK_CONTROL").filter(|path| !path.is_empty()).map(PathBuf::from);
         Connection::open(&self.control.clone().or_else(from_environment).ok_or(Error::NoPath)?)
     }
+}
 
+impl Asking {
     fn ask(&self, request: &Request) -> Result<Value, Error> {
-        self.connect()?.ask(request)
+        self.socket.connect()?.ask(request)
     }
 
     /// Prints an answer in the form that was asked for.
