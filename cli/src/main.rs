@@ -8,6 +8,7 @@ mod doctor;
 mod qemu;
 mod report;
 mod run;
+mod symbols;
 mod trim;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +30,7 @@ enum Command {
     Compare(compare::Compare),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
+    Symbols(symbols::Symbols),
     Check(check::Check),
     Trim(trim::Trim),
     #[command(flatten)]
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Doctor(doctor) => return doctor.run(),
         Command::Completions(completions) => completions.run().map_err(|why| why.to_string()),
         Command::Report(report) => report.run().map_err(|why| why.to_string()),
+        Command::Symbols(symbols) => symbols.run().map_err(|why| why.to_string()),
         Command::Check(check) => check.run().map_err(|why| why.to_string()),
         Command::Control(control) => return control.run(),
         Command::Trim(trim) => trim.run().map_err(|why| why.to_string()),

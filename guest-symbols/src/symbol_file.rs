@@ -97,11 +97,7 @@ impl SymbolFile {
     ) -> Result<SymbolTable, SymbolFileError> {
         let other =
             |theirs: String, ours: String| SymbolFileError::OtherKernel { path: self.path.clone(), theirs, ours };
-        let mut table = SymbolTableBuilder::with_capacity(self.symbols.len());
-        for (addr, kind, name) in &self.symbols {
-            table.push(*addr, *kind, name);
-        }
-        let mut table = table.build();
+        let mut table = self.table();
         if let Some(theirs) = &self.banner
             && memmem::find(image, theirs.as_bytes()).is_none()
         {
@@ -133,6 +129,15 @@ impl SymbolFile {
             }
         }
         Ok(table)
+    }
+
+    /// The file's symbols, at the addresses that it gives.
+    pub fn table(&self) -> SymbolTable {
+        let mut table = SymbolTableBuilder::with_capacity(self.symbols.len());
+        for (addr, kind, name) in &self.symbols {
+            table.push(*addr, *kind, name);
+        }
+        table.build()
     }
 
     fn name_of(&self, banner: &str) -> String {

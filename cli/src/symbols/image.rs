@@ -1,0 +1,155 @@
+//! A kernel's image on disk: unpacked, and laid out as it will lie in memory.
+//!
+//! The format is that of Documentation/arch/x86/boot.rst: a header with `HdrS` in it, and the compressed vmlinux at
+//! `payload_offset` behind the sectors of set-up code.
+
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Endianness, Object};
+use std::io::Read;
+
+/// What a kernel unpacks to, at most; the largest that distributions have are a tenth of it.
+const MOST: u64 = 1 << 30;
+/// Where the kernel is mapped, and the end of what it may take: __START_KERNEL_map, and 1 GiB (KERNEL_IMAGE_SIZE).
+const START: u64 = 0xffff_ffff_8000_0000;
+/// See there.
+const SIZE: u64 = 1 << 30;
+
+/// Why an image cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Its header leads out of it.
+    #[error("its boot header names a payload that is not in it")]
+    Payload,
+    /// Another compression, by its first bytes.
+    #[error(
+        "its payload is packed in a way that is not known (it starts with {0:02x?}); known are gzip, xz, LZ4 and zstd"
+    )]
+    Packing(Vec<u8>),
+    /// It does not unpack.
+    #[error("it does not unpack: {0}")]
+    Unpack(String),
+    /// What it holds is no vmlinux.
+    #[error("it holds no x86-64 ELF file: {0}")]
+    Elf(String),
+}
+
+/// Whether this is a compressed kernel.
+pub fn is_boot_image(data: &[u8]) -> bool {
+    data.get(0x202..0x206) == Some(b"HdrS")
+}
+
+/// Whether this is an ELF file with symbols of its own.
+pub fn has_symbol_table(data: &[u8]) -> bool {
+    data.starts_with(b"\x7fELF")
+        && object::File::parse(data).is_ok_and(|elf| {
+            elf.symbol_table().is_some_and(|t| object::ObjectSymbolTable::symbols(&t).next().is_some())
+        })
+}
+
+/// The vmlinux in a compressed kernel.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn unpack(data: &[u8]) -> Result<Vec<u8>, ImageError> {
+    let field = |at: usize| data.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
+    // 0 means 4.
+    let sectors = data.get(0x1f1).map(|&n| if n == 0 { 4 } else { usize::from(n) });
+    let payload = (|| {
+        let start = (sectors? + 1) * 512 + field(0x248)?;
+        data.get(start..start.checked_add(field(0x24c)?)?)
+    })();
+    let payload = payload.filter(|p| !p.is_empty()).ok_or(ImageError::Payload)?;
+    let fail = |why: &dyn std::fmt::Display| ImageError::Unpack(why.to_string());
+    match payload {
+        [0x1f, 0x8b, ..] => read(flate2::read::GzDecoder::new(payload)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read(lzma_rust2::XzReader::new(payload, false)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            read(ruzstd::decoding::StreamingDecoder::new(payload).map_err(|why| fail(&why))?)
+        }
+        [0x02, 0x21, 0x4c, 0x18, ..] => lz4(&payload[4..]),
+        other => Err(ImageError::Packing(other[..other.len().min(8)].to_vec())),
+    }
+}
+
+fn read(from: impl Read) -> Result<Vec<u8>, ImageError> {
+    let mut data = Vec::new();
+    from.take(MOST).read_to_end(&mut data).map_err(|why| ImageError::Unpack(why.to_string()))?;
+    Ok(data)
+}
+
+/// LZ4's old form: blocks of 8 MiB, each after its packed size. The unpacked size of all, which the kernel's makefile adds, ends it.
+fn lz4(mut packed: &[u8]) -> Result<Vec<u8>, ImageError> {
+    const BLOCK: usize = 8 << 20;
+    let mut data = Vec::new();
+    while let Some((size, rest)) = packed.split_first_chunk::<4>()
+        && let Some(block) = rest.get(..u32::from_le_bytes(*size) as usize)
+        && !block.is_empty()
+        && (data.len() as u64) < MOST
+    {
+        data.extend(lz4_flex::block::decompress(block, BLOCK).map_err(|why| ImageError::Unpack(why.to_string()))?);
+        packed = &rest[block.len()..];
+    }
+    Ok(data)
+}
+
+/// The parts of a vmlinux that lie where the kernel is mapped, as one piece of memory, and its address.
+///
+/// # Errors
+/// [`ImageError::Elf`].
+pub fn load(vmlinux: &[u8]) -> Result<(u64, Vec<u8>), ImageError> {
+    let elf = ElfFile64::<Endianness>::parse(vmlinux).map_err(|why| ImageError::Elf(why.to_string()))?;
+    let endian = elf.endian();
+    let parts: Vec<(u64, &[u8])> = elf
+        .elf_program_headers()
+        .iter()
+        .filter(|header| header.p_type(endian) == object::elf::PT_LOAD)
+        .filter_map(|header| Some((header.p_vaddr(endian), header.data(endian, vmlinux).ok()?)))
+        // The per-CPU part of older kernels lies at 0.
+        .filter(|(at, bytes)| *at >= START && (at - START).saturating_add(bytes.len() as u64) <= SIZE)
+        .collect();
+    let start =
+        parts.iter().map(|(at, _)| *at).min().ok_or_else(|| ImageError::Elf("no part of it is loaded".to_owned()))?;
+    let end = parts.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap_or(start);
+    let mut memory = vec![0; (end - start) as usize];
+    for (at, bytes) in parts {
+        memory[(at - start) as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+    Ok((start, memory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A boot image of one set-up sector with this payload.
+    fn image(payload: &[u8]) -> Vec<u8> {
+        let mut image = vec![0; 1024];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        image.extend(payload);
+        image
+    }
+
+    #[test]
+    fn payloads_unpack() {
+        // What gzip and lz4 -l make of it.
+        let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xcbH\xcd\xc9\xc9\xe7\x02\x00 0:6\x06\x00\x00\x00";
+        assert!(is_boot_image(&image(gzip)) && !is_boot_image(b"HdrS"));
+        assert_eq!(unpack(&image(gzip)).unwrap(), b"hello\n");
+        let lz4 = b"\x02\x21\x4c\x18\x07\x00\x00\x00\x60hello\n\x06\x00\x00\x00";
+        assert_eq!(unpack(&image(lz4)).unwrap(), b"hello\n");
+    }
+
+    #[test]
+    fn flaws_are_named() {
+        let error = |image: &[u8]| unpack(image).unwrap_err().to_string();
+        assert!(error(&image(b"BZh9")).contains("known are gzip"));
+        assert!(error(&image(b"\x1f\x8b\x08")).contains("does not unpack"));
+        assert!(error(&image(b"")).contains("not in it"));
+        let mut far = image(b"x");
+        far[0x24b] = 0xff;
+        assert!(error(&far).contains("not in it"));
+        assert!(load(b"no").unwrap_err().to_string().contains("no x86-64 ELF"));
+    }
+}
