@@ -1,0 +1,44 @@
+# A kernel with KUnit's tests, built by the kernel's own kunit.py.
+#
+# Source it after common.sh and selfbuilt.sh; do not run it.
+
+# kunit_tree: prints a kernel tree with a suite more, which leaks (scripts/kunit), and a kernel built in .kunit there. Some
+# four minutes of a processor, when the sources or the configuration are new.
+kunit_tree() {
+    local version source tree=$CACHE/kunit wanted
+    apt_tree "$SELFBUILT_SUITE"
+    version=$(in_tree "$SELFBUILT_SUITE" apt-cache policy "linux-source-$SELFBUILT_SERIES" | awk '/Candidate:/ { print $2 }')
+    source=$(selfbuilt_source "$version") || return
+    wanted="$version $(cat "$TOP"/scripts/kunit/* | sha256sum | cut -c 1-20)"
+    if [ "$(cat "$tree/.built" 2>/dev/null)" != "$wanted" ]; then
+        need_packages "$SELFBUILT_CC" make libc6-dev binutils bc bison flex libelf-dev dwarves python3
+        say "building a kernel with KUnit: some minutes"
+        rm -rf "$tree"
+        # Links to the files there, but for what is changed, and for kunit.py, which looks where it lies itself.
+        cp -as "$source" "$tree"
+        rm -rf "$tree/tools/testing/kunit"
+        cp -a "$source/tools/testing/kunit" "$tree/tools/testing/kunit"
+        rm "$tree/lib/kunit/Makefile" "$tree/lib/kunit/Kconfig"
+        { cat "$source/lib/kunit/Makefile"; echo 'obj-$(CONFIG_KUNIT_LEAKY_TEST) += leaky_kunit.o'; } >"$tree/lib/kunit/Makefile"
+        {
+            cat "$source/lib/kunit/Kconfig"
+            printf 'config KUNIT_LEAKY_TEST\n\tbool "A suite that leaks"\n\tdepends on KUNIT=y\n'
+        } >"$tree/lib/kunit/Kconfig"
+        cp "$TOP/scripts/kunit/leaky_kunit.c" "$tree/lib/kunit/"
+        # It says on stdout what it does.
+        kunit_py "$tree" build --jobs="$(nproc)" --kunitconfig="$TOP/scripts/kunit/kunitconfig" >"$tree/build.log" 2>&1 || {
+            tail -n 20 "$tree/build.log" >&2
+            die "could not build a kernel with KUnit; see $tree/build.log"
+        }
+        echo "$wanted" >"$tree/.built"
+    fi
+    echo "$tree"
+}
+
+# kunit_py TREE COMMAND ARGUMENT...: the tree's kunit.py, there.
+kunit_py() {
+    local tree=$1 command=$2
+    shift 2
+    (cd "$tree" && ./tools/testing/kunit/kunit.py "$command" --arch=x86_64 --build_dir=.kunit \
+        --make_options "CC=$SELFBUILT_CC" --make_options "HOSTCC=$SELFBUILT_CC" "$@")
+}

@@ -1,0 +1,214 @@
+# The recipes that scripts/recipes runs, and what it makes of them.
+#
+# Source it after common.sh, kernels.sh, roots.sh, guest.sh, qemu.sh, selfbuilt.sh and vng.sh; do not run it. A recipe is a
+# function that gets a folder, runs `$leak run` there, and returns its status; what it sees wrong besides it writes to
+# FOLDER/trouble.
+
+# row NAME STATUS FUNCTION ARGUMENT...: runs a recipe and prints its row.
+row() {
+    local name=$1 wanted=$2 folder began=$SECONDS status=0 verdict=ok trouble
+    shift 2
+    is_wanted "$name" || return 0
+    rows=$((rows + 1))
+    # shellcheck disable=SC2001 # more than one character
+    folder=$out/$(sed 's/[^a-zA-Z0-9.]\+/-/g' <<<"$name")
+    mkdir -p "$folder"
+    # A subshell that does not end at the first failure: the last command's status is the recipe's.
+    (set +e; "$1" "$folder" "${@:2}") >"$folder/stdout" 2>"$folder/stderr" </dev/null || status=$?
+    trouble=$(cat "$folder/trouble" 2>/dev/null || true)
+    if [ "$status" != "$wanted" ] || [ -n "$trouble" ]; then
+        failed=$((failed + 1))
+        verdict="FAILED${trouble:+: $trouble}"
+    fi
+    printf '%-44s %6s %6s %8s  %s\n' "$name" "$status" "$wanted" $((SECONDS - began)) "$verdict"
+}
+
+# is_wanted NAME: is it one of those that were asked for?
+is_wanted() {
+    local word
+    [ ${#words[@]} -gt 0 ] || return 0
+    for word in "${words[@]}"; do
+        case "$1" in *"$word"*) return 0 ;; esac
+    done
+    return 1
+}
+
+# expect FOLDER FILE WORDS...: each of them is in that file.
+expect() {
+    local folder=$1 file=$2 word
+    shift 2
+    for word in "$@"; do
+        grep -qF -- "$word" "$file" 2>/dev/null || echo "no \"$word\" in $(basename "$file")" >>"$folder/trouble"
+    done
+}
+
+# booted FOLDER OPTION... -- SCRIPTS-BOOT-ARGUMENT...: a guest of this project's own, whose script is the harness.
+booted() {
+    local folder=$1 options=()
+    shift
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    "$leak" run --report "$folder/leaks.xml" "${options[@]}" -- scripts/boot bookworm-backports --smp 2 "$@"
+}
+
+qemu_leaky() {
+    local status
+    booted "$1" -- --module leaky --run insmod:leaky,workload
+    status=$?
+    expect "$1" "$1/leaks.xml" '<failure message="7 leaks, 32968 bytes' 'leak_list+0x'
+    return $status
+}
+
+qemu_clean() { booted "$1" -- --run workload; }
+
+# QEMU itself fails where there is no KVM.
+qemu_kvm() {
+    local status
+    "$leak" run --keep-kvm --report "$1/leaks.xml" -- \
+        sh -c 'timeout 10 qemu-system-x86_64 -nodefaults -display none -accel kvm -cpu host || true'
+    status=$?
+    expect "$1" "$1/leaks.xml" '<error message='
+    return $status
+}
+
+disk_leaky() {
+    local status
+    booted "$1" -- --loader grub --module leaky --run insmod:leaky,workload
+    status=$?
+    expect "$1" "$1/leaks.xml" '<failure message="7 leaks, 32968 bytes'
+    return $status
+}
+
+# under_vng FOLDER KERNEL LEAK-OPTION... -- VNG-ARGUMENT...: vng, whose output must not be a file, which QEMU would empty.
+under_vng() {
+    local folder=$1 kernel image path options=() status
+    kernel=$(guest_kernel "$2") || return
+    shift 2
+    image=$(vng_image "$kernel") && path=$(virtme_ng) || return
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    PATH=$path:$PATH "$leak" run --report "$folder/leaks.xml" --report "$folder/leaks.jsonl" "${options[@]}" -- \
+        vng --disable-kvm -r "$image" --user root --cpus 2 --memory 1G "$@" 2>&1 | cat
+    status=${PIPESTATUS[0]}
+    return "$status"
+}
+
+# vng_module FOLDER KERNEL NAME: builds a test module for it there.
+vng_module() {
+    local kernel source=$TOP/tests/modules/$3
+    kernel=$(guest_kernel "$2") || return
+    [ -d "$source" ] || source=$source.c
+    build_module "$kernel" "$source" "$1"
+}
+
+vng_leaky() {
+    local status
+    vng_module "$1" "$2" zoo || return
+    cat >"$1/test" <<TEST
+echo "leak:test before" >/proc/self/comm
+ls / >/dev/null
+echo "leak:test zoo" >/proc/self/comm
+insmod $1/zoo.ko && sleep 3
+echo "leak:test" >/proc/self/comm
+echo the test is over
+TEST
+    under_vng "$1" "$2" -- --exec "sh $1/test"
+    status=$?
+    expect "$1" "$1/stdout" 'the test is over'
+    expect "$1" "$1/leaks.xml" '<testcase name="before" classname="libleak"/>' '<testcase name="zoo" classname="libleak">' \
+        '[zoo]'
+    return $status
+}
+
+vng_clean() {
+    local status
+    under_vng "$1" "$2" -- --exec 'uname -r; ls /usr | wc -l'
+    status=$?
+    expect "$1" "$1/leaks.xml" 'failures="0" errors="0"'
+    return $status
+}
+
+# The command fails where there is no KVM, and its status would come first.
+vng_kvm() {
+    local kernel image path status
+    kernel=$(guest_kernel "$2") && image=$(vng_image "$kernel") && path=$(virtme_ng) || return
+    PATH=$path:$PATH "$leak" run --keep-kvm --report "$1/leaks.xml" -- \
+        sh -c "timeout 60 vng -r $image --user root --exec true </dev/null | cat; true"
+    status=$?
+    expect "$1" "$1/leaks.xml" '<error message='
+    return $status
+}
+
+# kselftest FOLDER: the selftests' own harness, of a copy in FOLDER, under vng.
+kselftest() {
+    under_vng "$1" bookworm-backports-generic --per-test -- --exec "cd $1/kselftest && ./run_kselftest.sh"
+}
+
+kselftest_copy() {
+    local installed
+    installed=$(kselftests) || return
+    cp -a "$installed" "$1/kselftest"
+}
+
+kselftest_clean() {
+    local status test
+    kselftest_copy "$1" || return
+    kselftest "$1"
+    status=$?
+    expect "$1" "$1/leaks.xml" 'failures="0" errors="0"'
+    for test in $KSELFTESTS; do expect "$1" "$1/leaks.xml" "selftests: $test: "; done
+    return $status
+}
+
+# One test more, which passes and leaks.
+kselftest_leaky() {
+    local status
+    kselftest_copy "$1" && vng_module "$1" bookworm-backports-generic leaky || return
+    mkdir "$1/kselftest/leaky"
+    printf '#!/bin/sh\ninsmod %s/leaky.ko\n' "$1" >"$1/kselftest/leaky/insmod.sh"
+    chmod +x "$1/kselftest/leaky/insmod.sh"
+    # Before the others, since those must have no part in it.
+    sed -i '1a leaky:insmod.sh' "$1/kselftest/kselftest-list.txt"
+    kselftest "$1"
+    status=$?
+    expect "$1" "$1/stdout" 'selftests: leaky: insmod.sh'
+    expect "$1" "$1/leaks.xml" 'failures="1" errors="0"' '<failure message="7 leaks, 32968 bytes'
+    grep -A1 'selftests: leaky: insmod.sh' "$1/leaks.xml" | grep -q '<failure message="7 leaks' ||
+        echo "the leaks are not the test's" >>"$1/trouble"
+    return $status
+}
+
+# kunit FOLDER FILTER: kunit.py with what it built. KVM and all else is QEMU's affair: kunit.py finds it on PATH.
+kunit() {
+    local tree
+    tree=$(kunit_tree) || return
+    (
+        cd "$tree" || exit
+        "$leak" run --per-test --report "$1/leaks.xml" --report "$1/leaks.jsonl" -- \
+            ./tools/testing/kunit/kunit.py exec --arch=x86_64 --build_dir=.kunit --raw_output=all "$2"
+    )
+}
+
+kunit_clean() {
+    local status
+    kunit "$1" 'list*'
+    status=$?
+    expect "$1" "$1/leaks.xml" 'failures="0" errors="0"' 'list-kunit-test'
+    return $status
+}
+
+kunit_leaky() {
+    local status
+    kunit "$1" 'leaky'
+    status=$?
+    expect "$1" "$1/leaks.xml" 'failures="1" errors="0"' '<failure message="1 leak, 256 bytes: 1 object of 256 bytes in leaky_lose'
+    grep -A1 'leaky_loses' "$1/leaks.xml" | grep -q '<failure message="1 leak, ' ||
+        echo "the leak is not the test's" >>"$1/trouble"
+    return $status
+}
