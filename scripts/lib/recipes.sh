@@ -12,6 +12,7 @@ row() {
     rows=$((rows + 1))
     # shellcheck disable=SC2001 # more than one character
     folder=$out/$(sed 's/[^a-zA-Z0-9.]\+/-/g' <<<"$name")
+    rm -rf "$folder"
     mkdir -p "$folder"
     # A subshell that does not end at the first failure: the last command's status is the recipe's.
     (set +e; "$1" "$folder" "${@:2}") >"$folder/stdout" 2>"$folder/stderr" </dev/null || status=$?
@@ -212,3 +213,5 @@ kunit_leaky() {
         echo "the leak is not the test's" >>"$1/trouble"
     return $status
 }
+
+fuzz() { scripts/fuzz-example 1; }
