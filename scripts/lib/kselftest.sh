@@ -3,7 +3,7 @@
 # Source it after common.sh and selfbuilt.sh; do not run it.
 
 # Those that need nothing but the C library, and end soon.
-KSELFTESTS="size kcmp filelock sigaltstack"
+KSELFTESTS="size kcmp sigaltstack"
 
 # kselftests: builds and installs them below the cache, and prints the folder, with run_kselftest.sh in it.
 kselftests() {

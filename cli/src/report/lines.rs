@@ -111,7 +111,11 @@ impl Run {
                         owners.push(value["test"].as_str().map(str::to_owned));
                         reports += line;
                     }
-                    "report" => reports += &without_tests(&value),
+                    "report" => {
+                        // What went wrong before has not kept this one from being made.
+                        run.warnings.append(&mut run.errors);
+                        reports += &without_tests(&value);
+                    }
                     // The reader of reports says what is wrong with a line that has no type.
                     "" => reports += line,
                     _ => {}
@@ -230,6 +234,10 @@ pub mod tests {
         assert!(Run::read("").unwrap().failure().unwrap().contains("no report"));
         let text = text() + "\n" + r#"{"type":"message","schema":1,"level":"error","text":"no result: moon"}"#;
         assert_eq!(Run::read(&text).unwrap().failure().unwrap(), "no result: moon");
+        // A scan that failed, and a report at the end all the same.
+        let report = self::text().lines().nth(1).unwrap().replace("\"groups\":1", "\"groups\":0");
+        let run = Run::read(&format!("{text}\n{report}")).unwrap();
+        assert_eq!((run.failure(), run.warnings.as_slice()), (None, &["no result: moon".to_owned()][..]));
     }
 
     #[test]

@@ -30,7 +30,10 @@ impl Forwarding {
     /// # Errors
     /// The system's word.
     pub fn start() -> io::Result<Forwarding> {
-        let signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+        // Those that are ignored, as under nohup, are to be so for the command too.
+        let ignored = std::fs::read_to_string("/proc/self/status").map(|status| ignored(&status)).unwrap_or_default();
+        let taken = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+        let signals = Signals::new(taken)?;
         Ok(Forwarding { signals, interrupted: Arc::new(AtomicBool::new(false)) })
     }
 
@@ -64,6 +67,12 @@ impl Forwarding {
     }
 }
 
+/// The set of ignored signals, as /proc/PID/status tells it.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+}
+
 /// Waits so that no signal is sent after the process was reaped.
 fn wait(child: &mut Child, target: &Mutex<Option<Pid>>) -> io::Result<ExitStatus> {
     if let Some(pid) = pid(child) {
@@ -95,6 +104,12 @@ mod tests {
 
     fn run(script: &str, started: impl FnOnce(u32)) -> Ended {
         Forwarding::start().unwrap().run(Command::new("sh").args(["-c", script]), started).unwrap()
+    }
+
+    #[test]
+    fn ignored_signals_are_read() {
+        assert_eq!(ignored("Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t1\n"), 0x1001);
+        assert_eq!(ignored(""), 0);
     }
 
     /// One test, since signals are of the whole process.
