@@ -32,8 +32,8 @@ fn compare<M: StoppedMemory>(moment: &Moment<'_, M>) -> Agreement {
     let is_entry = |at: u64| entries.iter().any(|r| r.contains(&at));
     let function = |at: u64| kernel.symbols.resolve(at).map_or("?", |r| r.name);
     let mut result = Agreement::default();
-    for (address, object) in moment.objects {
-        let ours = moment.stacks.frames(object.stack);
+    for (address, object) in moment.objects.list() {
+        let ours = moment.stacks.frames(object.stack());
         let Some(other) = theirs.get(address).filter(|o| !o.stack.is_empty() && !ours.is_empty()) else { continue };
         result.both += 1;
         // kmemleak's first frames are in the allocator, or in what it calls.
@@ -117,7 +117,7 @@ fn a_bpf_program_is_named(kernel: &str) {
     assert!(boot.console.contains("bpf_maps: run 0"), "{}", boot.hint());
     let snapshot = Snapshot::open(&snapshot).expect("the snapshot");
     let moment = snapshot.moment();
-    let stack = moment.objects.iter().find_map(|(_, object)| {
+    let stack = moment.objects.list().iter().find_map(|(_, object)| {
         let frames: Vec<String> = moment.names().frames(object).iter().map(ToString::to_string).collect();
         frames.iter().any(|f| f.contains("make_a_map")).then_some(frames)
     });

@@ -64,8 +64,8 @@ fn the_golden_snapshot_is_counted_and_explained() {
         let paths = moment.why(address + 1).expect("a check");
         assert!(paths.len() == 1 && paths[0].of.0 == address && paths[0].holders.is_empty(), "{address:#x} {paths:?}");
     }
-    let live = moment.objects.iter().filter(|(address, _)| !leaks.contains(address));
-    let (address, _) = live.min_by_key(|(_, object)| object.sequence).expect("an object");
+    let live = moment.objects.list().iter().filter(|(address, _)| !leaks.contains(address));
+    let (address, _) = live.min_by_key(|(_, object)| object.sequence()).expect("an object");
     let paths = moment.why(*address).expect("a check");
     assert!(paths.len() == 1 && !paths[0].holders.is_empty(), "{address:#x} {paths:?}");
     assert!(moment.why(16).expect("a check").is_empty());
