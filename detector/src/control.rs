@@ -5,7 +5,7 @@
 //!
 //! | `do` | may have | is answered by |
 //! |---|---|---|
-//! | `scan` | `min_age`: seconds, no object younger than this is reported | [`report`, `groups`](crate::report::json::fields): what no scan has reported before, as in a file of reports; `pause_microseconds` |
+//! | `scan` | `min_age`: seconds, no object younger than this is reported | [`report`, `groups`, `tests`](crate::report::json::fields): what no scan has reported before, as in a file of reports; `pause_microseconds` |
 //! | `mark` | `name`, of at most 256 bytes; one of the same name is replaced, and of more than 32 the oldest | [`Marked`]. What is allocated before a mark is in no later report, but searched for references |
 //! | `diff` | `name` of a mark, the last one without; `limit` (20), `by`: `stack` (whole stacks) or `site` (allocator and caller) | [`Grown`]: where there is more than at the mark, referred to or not |
 //! | `clear` | | [`Count`]: what is unreferenced now and was not reported; it is in no later report |
@@ -18,6 +18,7 @@
 //! Every answer has `schema`, the request's `do` and `id` where there was any, and `ok`. An answer with `"ok": false` has `error`, what happened and what to
 //! do about it, and nothing else. Fields may be added any time; one that changes its meaning changes `schema`.
 
+use crate::guest_tests::Test;
 use crate::report::{Figures, Frame};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -278,6 +279,12 @@ pub enum Event {
         groups: usize,
         /// The first of them.
         first: Vec<GroupEvent>,
+        /// The test at whose end, or within which, it was made.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        test: Option<String>,
+        /// The last of the tests that were over since the scan before.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tests: Vec<Test>,
     },
     /// A mark was made.
     Mark(Marked),
@@ -298,6 +305,9 @@ pub struct GroupEvent {
     pub count: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// The test in which they were allocated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<String>,
     /// Frames as text, innermost first.
     pub stack: Vec<String>,
 }

@@ -222,11 +222,13 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
     if missing + tests > 0 { Err(ReadError::Missing { groups: missing, tests }) } else { Ok(reports) }
 }
 
-/// A report as two fields of an object: `"report":{...},"groups":[...]`, each element as the line that it would be.
+/// A report as fields of an object: `"report":{...},"groups":[...],"tests":[...]`, each element as the line that it would be.
 pub fn fields(report: &Report) -> String {
     let text = write(report);
-    let (head, groups) = text.split_once('\n').unwrap_or((&text, ""));
-    format!("\"report\":{head},\"groups\":[{}]", groups.trim_end().replace('\n', ","))
+    let lines: Vec<&str> = text.lines().collect();
+    let (head, rest) = lines.split_first().unwrap_or((&"null", &[]));
+    let (groups, tests) = rest.split_at(report.groups.len().min(rest.len()));
+    format!("\"report\":{head},\"groups\":[{}],\"tests\":[{}]", groups.join(","), tests.join(","))
 }
 
 /// Reads what [`fields`] made.
@@ -234,8 +236,8 @@ pub fn fields(report: &Report) -> String {
 /// # Errors
 /// [`ReadError`].
 pub fn read_fields(object: &serde_json::Value) -> Result<Report, ReadError> {
-    let groups = object["groups"].as_array().into_iter().flatten();
-    let lines: Vec<String> = [&object["report"]].into_iter().chain(groups).map(|line| line.to_string()).collect();
+    let rest = ["groups", "tests"].into_iter().flat_map(|field| object[field].as_array().into_iter().flatten());
+    let lines: Vec<String> = [&object["report"]].into_iter().chain(rest).map(|line| line.to_string()).collect();
     let flaw = || ReadError::Line { line: 1, why: "there is no report".to_owned() };
     read(&lines.join("\n"))?.pop().ok_or_else(flaw)
 }
@@ -359,7 +361,9 @@ mod tests {
     #[test]
     fn a_report_may_be_fields_of_an_object() {
         for report in [whole(), report(Vec::new())] {
-            let object = serde_json::from_str(&format!("{{{}}}", fields(&report))).unwrap();
+            let object: serde_json::Value = serde_json::from_str(&format!("{{{}}}", fields(&report))).unwrap();
+            let count = |field: &str| object[field].as_array().map(Vec::len);
+            assert_eq!((count("groups"), count("tests")), (Some(report.groups.len()), Some(report.tests.len())));
             assert_eq!(read_fields(&object).unwrap(), report);
         }
         assert!(read_fields(&serde_json::json!({"ok": true})).is_err());

@@ -208,6 +208,7 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
     tracker.tests.lock().at = at;
     let done = stopped(session, tracker, what);
     tracker.tests.lock().at = None;
+    session.paused(began.elapsed());
     match done {
         Ok(Done::Found(found)) => {
             let mut reports = REPORTS.lock();
@@ -220,7 +221,10 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
                 None => flush(session),
             }
         }
-        Ok(Done::Answer(_)) => log::info!("{what:?} by a marker"),
+        Ok(Done::Answer(answer)) => {
+            log::info!("{what:?} by a marker");
+            super::tell(&answer);
+        }
         Err(why) => output::error(&format!("no result of a marker: {why}")),
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Lines that wait for one subscriber, at most.
 const MAX_LINES: usize = 64;
+/// Tests told of one scan.
+const MAX_TESTS: usize = 100;
 /// Groups told of one scan.
 const MAX_GROUPS: usize = 20;
 
@@ -92,6 +94,7 @@ pub fn scan(report: &Report) -> Event {
         direct: group.direct,
         count: group.leaks.len(),
         bytes: group.bytes(),
+        test: group.test.clone(),
         stack: group.frames.iter().map(Frame::to_string).collect(),
     });
     Event::Scan {
@@ -99,6 +102,8 @@ pub fn scan(report: &Report) -> Event {
         summary: report.closing.lines().next().unwrap_or_default().to_owned(),
         groups: report.groups.len(),
         first: first.collect(),
+        test: report.test.clone(),
+        tests: report.tests[report.tests.len().saturating_sub(MAX_TESTS)..].to_vec(),
     }
 }
 
