@@ -59,11 +59,14 @@ pub struct LiveMap {
     map: AddressMap<Object>,
     /// Bytes as requested, of what is no slab object.
     sizes: AddressMap<u64>,
-    allocations: Striped,
-    frees: Striped,
-    unknown_frees: Striped,
-    missed_frees: Striped,
+    counters: Striped<4>,
 }
+
+/// The numbers of the counters.
+const ALLOCATIONS: usize = 0;
+const FREES: usize = 1;
+const UNKNOWN_FREES: usize = 2;
+const MISSED_FREES: usize = 3;
 
 type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
@@ -108,9 +111,9 @@ impl LiveMap {
         if object.kind() != Kind::Slab {
             self.sizes.insert(addr, size);
         }
-        self.allocations.add(1);
+        self.counters.add(ALLOCATIONS, 1);
         if inserted == Inserted::Replaced {
-            self.missed_frees.add(1);
+            self.counters.add(MISSED_FREES, 1);
         }
         inserted
     }
@@ -130,14 +133,14 @@ impl LiveMap {
     /// Removes the object at `addr`.
     pub fn remove(&self, addr: u64) -> Removed {
         let Some((_, object)) = self.map.remove(&addr) else {
-            self.unknown_frees.add(1);
+            self.counters.add(UNKNOWN_FREES, 1);
             return Removed::Unknown;
         };
         self.removed(addr, &object);
         if object.is_dying() {
             return Removed::Dying;
         }
-        self.frees.add(1);
+        self.counters.add(FREES, 1);
         Removed::Object
     }
 
@@ -161,12 +164,12 @@ impl LiveMap {
         match self.map.get_mut(&addr) {
             Some(mut object) if !object.is_dying() => {
                 object.set_dying();
-                self.frees.add(1);
+                self.counters.add(FREES, 1);
                 Removed::Object
             }
             Some(_) => Removed::Dying,
             None => {
-                self.unknown_frees.add(1);
+                self.counters.add(UNKNOWN_FREES, 1);
                 Removed::Unknown
             }
         }
@@ -174,7 +177,7 @@ impl LiveMap {
 
     /// Takes back one unknown free that turned out to be known.
     pub fn forgive_unknown_free(&self) {
-        self.unknown_frees.add(u64::MAX);
+        self.counters.add(UNKNOWN_FREES, u64::MAX);
     }
 
     /// Marks an object as reported.
@@ -212,10 +215,10 @@ impl LiveMap {
     /// The counters.
     pub fn counters(&self) -> Counters {
         Counters {
-            allocations: self.allocations.get(),
-            frees: self.frees.get(),
-            unknown_frees: self.unknown_frees.get(),
-            missed_frees: self.missed_frees.get(),
+            allocations: self.counters.get(ALLOCATIONS),
+            frees: self.counters.get(FREES),
+            unknown_frees: self.counters.get(UNKNOWN_FREES),
+            missed_frees: self.counters.get(MISSED_FREES),
         }
     }
 }

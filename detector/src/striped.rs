@@ -1,4 +1,4 @@
-//! A counter that many threads raise, each mostly in a cache line of its own.
+//! Counters that many threads raise, each mostly in a cache line of its own.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -8,7 +8,9 @@ const STRIPES: usize = 16;
 /// Two lines, since they are fetched in pairs.
 #[derive(Default)]
 #[repr(align(128))]
-struct Stripe(AtomicU64);
+struct Stripe<const N: usize>([AtomicU64; N])
+where
+    [AtomicU64; N]: Default;
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -16,20 +18,25 @@ thread_local! {
     static MINE: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
 }
 
-/// The counter.
+/// As many counters, which are raised together.
 #[derive(Default)]
-pub struct Striped([Stripe; STRIPES]);
+pub struct Striped<const N: usize>([Stripe<N>; STRIPES])
+where
+    [AtomicU64; N]: Default;
 
-impl Striped {
-    /// Adds to it, modulo 2 to the 64.
+impl<const N: usize> Striped<N>
+where
+    [AtomicU64; N]: Default,
+{
+    /// Adds to one of them, modulo 2 to the 64.
     #[inline]
-    pub fn add(&self, n: u64) {
-        self.0[MINE.get()].0.fetch_add(n, Ordering::Relaxed);
+    pub fn add(&self, counter: usize, n: u64) {
+        self.0[MINE.get()].0[counter].fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Its value.
-    pub fn get(&self) -> u64 {
-        self.0.iter().fold(0, |sum, stripe| sum.wrapping_add(stripe.0.load(Ordering::Relaxed)))
+    /// The value of one of them.
+    pub fn get(&self, counter: usize) -> u64 {
+        self.0.iter().fold(0, |sum, stripe| sum.wrapping_add(stripe.0[counter].load(Ordering::Relaxed)))
     }
 }
 
@@ -39,11 +46,11 @@ mod tests {
 
     #[test]
     fn nothing_is_lost() {
-        let counter = Striped::default();
+        let counters = Striped::<2>::default();
         std::thread::scope(|scope| {
-            (0..20).for_each(|_| drop(scope.spawn(|| (0..1000).for_each(|_| counter.add(1)))));
+            (0..20).for_each(|_| drop(scope.spawn(|| (0..1000).for_each(|_| counters.add(1, 1)))));
         });
-        counter.add(u64::MAX);
-        assert_eq!(counter.get(), 19_999);
+        counters.add(1, u64::MAX);
+        assert_eq!((counters.get(0), counters.get(1)), (0, 19_999));
     }
 }

@@ -11,3 +11,4 @@ pub mod stack;
 pub mod table;
 mod traced;
 pub mod tracker;
+mod watches;

@@ -16,6 +16,7 @@ use super::events::{RECENT_VFREES, ZERO_SIZE_PTR};
 use super::says::Says;
 use super::stack::Times;
 use super::table::{self, Action, Hook, LATER, PORT, Wanted};
+use super::watches::{Watch, Watches};
 use crate::ffi::api::{Block, Flag, Insn};
 use crate::ffi::guard;
 use crate::ffi::ram::Ram;
@@ -42,8 +43,8 @@ use std::time::Instant;
 
 pub(super) type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
-/// Room for live objects from the start: a booted guest has some 100,000.
-const LIVE_CAPACITY: usize = 1 << 18;
+/// Room for live objects from the start. More is made as it is needed: the denser the table, the more of it is in caches.
+const LIVE_CAPACITY: usize = 1 << 12;
 /// The largest block of pages: MAX_PAGE_ORDER (include/linux/mmzone.h).
 const MAX_ORDER: u64 = 10;
 
@@ -62,18 +63,6 @@ pub(super) struct Pending {
     /// Size, or count.
     pub(super) size: u64,
     array: u64,
-}
-
-/// How the first instruction after a call is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Watch {
-    /// An allocator was seen to return here, before it was translated.
-    Wanted,
-    Always,
-    /// Only while the flag is up.
-    WhileArmed,
-    /// Translated without: what returns here was thought to be no allocator.
-    Never,
 }
 
 /// Pages as they were given out.
@@ -143,6 +132,7 @@ pub struct Tracker {
     pub(super) frames: usize,
     pub(super) pending: AddressMap<Pending>,
     watched: AddressMap<Watch>,
+    watches: Watches,
     armed: Mutex<u64>,
     /// The address of [`PORT`] in a module; 0 for none.
     port: AtomicU64,
@@ -213,6 +203,7 @@ impl Tracker {
             sites,
             pending: DashMap::with_capacity_and_hasher(4096, Default::default()),
             watched: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
+            watches: Watches::default(),
             armed: Mutex::new(0),
             port: AtomicU64::new(0),
             flag: Flag::default(),
@@ -303,7 +294,9 @@ impl Tracker {
         if self.watched.get(&start).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always)) {
             watch = Watch::Always;
         }
-        self.watched.insert(start, watch);
+        if self.watched.insert(start, watch) != Some(watch) {
+            self.watches.change();
+        }
         match watch {
             Watch::Always => first.on_exec(on_return, start as usize),
             Watch::WhileArmed => first.on_exec_if(self.flag, on_return, start as usize),
@@ -392,7 +385,7 @@ impl Tracker {
         };
         // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
         let ret = if self.code.is_tracer(ret) { self.untraced(ret, rsp) } else { ret };
-        let watch = self.watched.get(&ret).map(|w| *w);
+        let watch = self.watches.get(ret, || self.watched.get(&ret).map(|w| *w));
         let (armed, doubtful) = (watch == Some(Watch::WhileArmed), watch == Some(Watch::Never));
         if doubtful {
             log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
@@ -400,6 +393,7 @@ impl Tracker {
         }
         if doubtful || watch.is_none() {
             self.watched.insert(ret, Watch::Wanted);
+            self.watches.change();
         }
         let sequence = self.sequence.load(Ordering::Relaxed);
         let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });
