@@ -75,7 +75,9 @@ mod tests {
         watches.change();
         assert_eq!(watches.get(0x1000, || Some(Watch::Never)), Some(Watch::Never));
         // More than there is room for.
-        (0..10_000).for_each(|ret| drop(watches.get(ret * 5, || Some(Watch::WhileArmed))));
+        for ret in 0..10_000 {
+            watches.get(ret * 5, || Some(Watch::WhileArmed));
+        }
         assert_eq!(watches.get(5, || Some(Watch::WhileArmed)), Some(Watch::WhileArmed));
     }
 }
