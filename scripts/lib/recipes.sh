@@ -71,7 +71,7 @@ qemu_kvm() {
     "$leak" run --keep-kvm --report "$1/leaks.xml" -- \
         sh -c 'timeout 10 qemu-system-x86_64 -nodefaults -display none -accel kvm -cpu host || true'
     status=$?
-    expect "$1" "$1/leaks.xml" '<error message='
+    expect "$1" "$1/leaks.xml" '<error message=' KVM
     return $status
 }
 
@@ -142,7 +142,7 @@ vng_kvm() {
     PATH=$path:$PATH "$leak" run --keep-kvm --report "$1/leaks.xml" -- \
         sh -c "timeout 60 vng -r $image --user root --exec true </dev/null | cat; true"
     status=$?
-    expect "$1" "$1/leaks.xml" '<error message='
+    expect "$1" "$1/leaks.xml" '<error message=' KVM
     return $status
 }
 

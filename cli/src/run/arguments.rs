@@ -72,6 +72,8 @@ pub struct Rewritten {
     pub arguments: Vec<OsString>,
     /// What was changed about KVM.
     pub changed: Vec<String>,
+    /// What would have been changed, had it not to be kept.
+    pub kept: Vec<String>,
     /// Whether QEMU goes on in the background.
     pub daemonized: bool,
 }
@@ -88,6 +90,7 @@ pub struct Added<'a> {
 }
 
 /// An option, or what stands alone, as a disk image does.
+#[derive(Clone)]
 struct Word {
     /// As it was written; empty for what was added.
     spelled: OsString,
@@ -157,7 +160,11 @@ pub fn read(program: &str, arguments: &[OsString], added: Added<'_>) -> Invocati
     }
     let has = |words: &[Word], names: &[&str]| words.iter().any(|word| names.contains(&word.name.as_str()));
     let daemonized = has(&words, &["daemonize"]);
-    let changed = if added.keep_kvm { Vec::new() } else { without_kvm(program, &mut words) };
+    let (mut changed, mut kept) = (Vec::new(), Vec::new());
+    match added.keep_kvm {
+        true => kept = without_kvm(program, &mut words.clone()),
+        false => changed = without_kvm(program, &mut words),
+    }
     if let Some(path) = added.monitor {
         // With a monitor of any kind QEMU has none of its own accord, where somebody may want to type.
         if has(&words, &["nographic"]) && !has(&words, &["nodefaults", "monitor", "mon", "qmp", "qmp-pretty"]) {
@@ -172,7 +179,7 @@ pub fn read(program: &str, arguments: &[OsString], added: Added<'_>) -> Invocati
     }
     words.push(Word::new("plugin", added.plugin));
     let arguments = words.into_iter().flat_map(|word| [Some(word.spelled), word.value]).flatten().collect();
-    Invocation::Guest(Rewritten { arguments, changed, daemonized })
+    Invocation::Guest(Rewritten { arguments, changed, kept, daemonized })
 }
 
 /// Leaves TCG as the only accelerator, and takes away what only KVM has. Returns what that was.
@@ -303,6 +310,7 @@ mod tests {
         assert_eq!((guest.arguments[2..4].to_vec(), guest.changed.len()), (vec!["-accel".into(), "tcg".into()], 1));
         let Invocation::Guest(kept) = read("kvm", "-enable-kvm -cpu host", true, false) else { panic!("no guest") };
         assert_eq!(kept.arguments, ["-enable-kvm", "-cpu", "host", "-plugin", "P"]);
+        assert_eq!((kept.changed.len(), &kept.kept[0][..]), (0, "-enable-kvm"));
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Started {
     pub program: PathBuf,
     /// What was changed about KVM.
     pub changed: Vec<String>,
+    /// What was left about KVM.
+    pub kept: Vec<String>,
     /// Whether it went on in the background.
     pub daemonized: bool,
     /// Whether it had libleak on its command line already.

@@ -131,6 +131,10 @@ fn read(folder: &Path, plugin: &Path, changed: &mut Vec<String>) -> (Run, Option
         Some("it was still running and did not end when told to".to_owned())
     } else {
         Some(match qemu::probe(&started.program, plugin) {
+            Ok(_) if !started.kept.is_empty() => format!(
+                "it ended without a report, with KVM left on its command line ({}): a guest under KVM cannot be watched; leave --keep-kvm out",
+                started.kept.join("; ")
+            ),
             Ok(_) => "it ended without a report: it did not start, or was killed; see what it said above".to_owned(),
             Err(why) => format!("it cannot run the plugin: {why}"),
         })

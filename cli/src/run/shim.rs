@@ -79,17 +79,17 @@ pub fn prepare(run: &Path, program: &Path, arguments: &[OsString]) -> Result<Com
     let monitor = (!has(&setup, "qmp=")).then(|| folder.join("qmp"));
     let plugin = plugin(&setup, &folder, monitor.as_deref());
     let added = Added { plugin: &plugin, monitor: monitor.as_deref(), keep_kvm: setup.keep_kvm };
-    let (mut changed, mut daemonized) = (Vec::new(), false);
+    let (mut changed, mut kept, mut daemonized) = (Vec::new(), Vec::new(), false);
     match read(name, arguments, added) {
         Invocation::Guest(guest) => {
-            (changed, daemonized) = (guest.changed, guest.daemonized);
+            (changed, kept, daemonized) = (guest.changed, guest.kept, guest.daemonized);
             command.args(guest.arguments);
         }
         Invocation::Question | Invocation::Watched => {
             command.args(arguments);
         }
     }
-    let started = Started { pid: std::process::id(), program: program.to_owned(), changed, daemonized, watched };
+    let started = Started { pid: std::process::id(), program: program.to_owned(), changed, kept, daemonized, watched };
     folder::save(&folder.join("started.json"), &started)?;
     Ok(command)
 }

@@ -102,9 +102,6 @@ pub const TABLE: &[Row] = &[
             "__kmalloc_nolock_noprof",
             "kmalloc_nolock_noprof",
             "__kvmalloc_node_noprof",
-            // Not for its own sake: who calls it tells the names in cached NFS directories (checker/src/known.rs).
-            "kmemdup_nul",
-            "kmemdup_nul_noprof",
         ],
         does: Does::Alloc(Kind::Slab, None),
     },
