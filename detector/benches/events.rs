@@ -1,8 +1,10 @@
 //! What an allocation and its free cost: the live map and the stacks, which every vCPU's thread uses at once.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use detector::objects::{Kind, LiveMap, Object};
+use dashmap::DashMap;
+use detector::objects::{AddressHasher, Kind, LiveMap, Object};
 use detector::stacks::Stacks;
+use std::hash::BuildHasherDefault;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,28 @@ fn live_map(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A call in progress is kept by the stack slot of its return address, and found again when it returns, beside some that sleep.
+fn return_match(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("call entered and its return matched");
+    let pending: DashMap<u64, [u64; 5], BuildHasherDefault<AddressHasher>> = DashMap::default();
+    for i in 0..64 {
+        pending.insert(0xffff_c900_0000_0000 + (i << 14), [i; 5]);
+    }
+    for threads in [1, 2, 4] {
+        group.throughput(Throughput::Elements(threads));
+        group.bench_function(BenchmarkId::new("threads", threads), |bencher| {
+            bencher.iter_custom(|rounds| {
+                side_by_side(threads, rounds, |thread, round| {
+                    let slot = 0xffff_c900_1000_0000 + (thread << 14) + round % 16 * 8;
+                    pending.insert(black_box(slot), [round; 5]);
+                    black_box(pending.remove_if(&black_box(slot), |_, call| call[0] == round));
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
 /// A stack that is known, which all but one in some hundred are: a booted guest has some 4,000.
 fn known_stacks(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("stacks, intern a known one");
@@ -71,5 +95,5 @@ fn known_stacks(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, live_map, known_stacks);
+criterion_group!(benches, live_map, return_match, known_stacks);
 criterion_main!(benches);

@@ -4,6 +4,7 @@ use crate::clock::{self, Clock, Reading};
 use crate::comms::{Comm, Comms};
 use crate::object::{Kind, Object};
 use crate::objects::{LiveMap, Sizes};
+use rayon::slice::ParallelSliceMut;
 
 /// All objects, ascending by address; of those with the same address in any order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +21,12 @@ impl Objects {
         let mut list = Vec::with_capacity(maps.iter().map(|m| m.len()).sum());
         let mut sizes = Sizes::default();
         maps.iter().for_each(|map| map.copy_to(&mut list, &mut sizes));
-        list.sort_unstable_by_key(|(addr, _)| *addr);
+        // Only in a pool that was made for it: the one that rayon would make has threads that get signals.
+        if rayon::current_thread_index().is_some() {
+            list.par_sort_unstable_by_key(|(addr, _)| *addr);
+        } else {
+            list.sort_unstable_by_key(|(addr, _)| *addr);
+        }
         Objects { list, sizes, comms: comms.all(), readings: clock.until(now) }
     }
 

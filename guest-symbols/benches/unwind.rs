@@ -3,6 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use guest_symbols::unwind::cache::Cache;
+use guest_symbols::unwind::memo::{Log, Memo, Start};
 use guest_symbols::unwind::orc::{Base, Kind, Rule, Saved};
 use guest_symbols::unwind::step::{Bp, State};
 use guest_symbols::unwind::walk::{Context, Method, walk};
@@ -79,5 +80,27 @@ fn unwind(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, unwind);
+/// A walk that was made before, by the words that it read.
+fn known(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("unwind");
+    for frames in [2, 16] {
+        let guest = Guest::new(None);
+        let start = Start { function: TEXT, ret: TEXT + 0x20, sp: STACK };
+        let mut log = Log::new(STACK);
+        for frame in 1..frames {
+            let at = frame * FRAME as usize - 1;
+            log.note(STACK + 8 * at as u64, guest.stack[at]);
+        }
+        let mut memo = Memo::default();
+        memo.keep(start, log, 1);
+        let read = |at: u64| guest.stack.get(at.checked_sub(STACK)? as usize / 8).copied();
+        assert!(memo.find(start, 0, read).is_some());
+        group.bench_function(BenchmarkId::new("known walk, frames", frames), |bencher| {
+            bencher.iter(|| memo.find(black_box(start), 0, read));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, unwind, known);
 criterion_main!(benches);

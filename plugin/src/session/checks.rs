@@ -183,7 +183,7 @@ impl Session {
     ) -> T {
         let _one = self.checking.lock();
         let baseline = self.marks.lock().baseline;
-        let mut objects = tracker.objects();
+        let mut objects = self.shared(|| tracker.objects());
         // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
         objects.set_reported_before(baseline);
         let modules = tracker.modules();
