@@ -163,7 +163,7 @@ fn file(test: &str) -> Vec<u8> {
 
 fn assert_same(ours: &Moment<'_, OwnedMemory>, theirs: &Moment<'_, OwnedMemory>) {
     assert_eq!(ours.stacks.all(), theirs.stacks.all());
-    assert_eq!(format!("{:?}", ours.objects), format!("{:?}", theirs.objects));
+    assert_eq!(ours.objects, theirs.objects);
     assert_eq!(ours.registers, theirs.registers);
     assert_eq!((ours.counters, ours.millis, ours.min_age), (theirs.counters, theirs.millis, theirs.min_age));
     assert_eq!(ours.unseen, theirs.unseen);
