@@ -1,7 +1,9 @@
-//! Allocator hooks: which functions ([`table`]), where calls return to ([`callsite`]), what happens when
-//! they are entered and return ([`tracker`]), what of it is text that the guest says ([`says`]), to the live map then ([`events`]), and whose stack it was
-//! ([`stack`], over the kernel's [`code`]).
+//! Allocator hooks: which functions ([`table`]), where calls return to ([`callsite`]), what of translated code is watched
+//! for that ([`translate`]), what happens when they are entered and return ([`calls`]), to the live map then ([`events`]), whose
+//! stack it was ([`stack`], over the kernel's [`code`]), and what of it is text that the guest says ([`says`]). All of it is methods of
+//! what is known of the guest ([`tracker`]).
 
+mod calls;
 pub mod callsite;
 pub mod code;
 pub mod context;
@@ -11,4 +13,5 @@ pub mod stack;
 pub mod table;
 mod traced;
 pub mod tracker;
+mod translate;
 mod watches;

@@ -1,0 +1,185 @@
+//! The hot path: what happens when a hooked function is entered, and when it returns.
+//!
+//! A call in progress is known by the stack slot of its return address, which no other call can use until
+//! it has returned, on whatever CPU that happens. A return is recognised when the instruction at the return
+//! address is about to execute with the stack pointer just above that slot: this holds across tail calls,
+//! return thunks, interrupts that allocate, sleeping and migration.
+//!
+//! Which return addresses need watching is mostly known when they are translated ([`super::callsite`]). The
+//! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
+//! translated yet, it will be watched when it is.
+
+use super::events::ZERO_SIZE_PTR;
+use super::table::{Action, PORT};
+use super::tracker::{Pending, Tracker, tracker};
+use super::watches::Watch;
+use crate::ffi::guard;
+use crate::ffi::regs::{self, Reg};
+use crate::triggers::{console, marker};
+use detector::objects::{Kind, Removed};
+use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
+use guest_symbols::modules::Module;
+use libc::{c_uint, c_void};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The largest block of pages: MAX_PAGE_ORDER (include/linux/mmzone.h).
+const MAX_ORDER: u64 = 10;
+
+impl Tracker {
+    fn enter(&self, vcpu: c_uint, number: u32) {
+        let (hook, seen) = &self.hooks[number as usize];
+        // Written once, since all CPUs read it all the time.
+        if !seen.hit.load(Ordering::Relaxed) {
+            seen.hit.store(true, Ordering::Relaxed);
+        }
+        match hook.action {
+            Action::Alloc(_, size) => self.begin(number, size.map_or(0, regs::read), 0),
+            Action::AllocPages(order) => self.begin(number, PAGE_SIZE << order.map_or(0, regs::read).min(MAX_ORDER), 0),
+            Action::AllocPagesBulk(array) => self.begin(number, PAGE_SIZE, regs::read(array)),
+            Action::AllocBulk(count, array, _) => self.begin(number, regs::read(count), regs::read(array)),
+            Action::Free(object) => self.free(regs::read(object)),
+            Action::FreeVmalloc(addr) => self.free_vmalloc(regs::read(addr)),
+            Action::FreeBulk(count, array) => {
+                let (count, array) = (regs::read(count), regs::read(array));
+                self.array(array, count, |object| self.free(object));
+            }
+            Action::FreeRcu(head, object) => {
+                let (head, object) = (regs::read(head), regs::read(object));
+                // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the object.
+                let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
+                if object > ZERO_SIZE_PTR && self.live.retire(object) == Removed::Unknown {
+                    self.unknown_free(object);
+                }
+            }
+            Action::ModuleLoad(module) => {
+                self.loaded(Module::read(&self.kernel, &self.ram, VirtAddr(regs::read(module))));
+            }
+            Action::BpfSymbol(symbol) => {
+                self.loaded(Module::read_bpf(&self.kernel, &self.ram, VirtAddr(regs::read(symbol))));
+            }
+            Action::WriteComm(buf, count) => marker::comm(self, vcpu, regs::read(buf), regs::read(count)),
+            Action::SetComm => marker::comm_copied(self, vcpu),
+            Action::WriteKmsg(from) => marker::kmsg(self, vcpu, regs::read(from)),
+            Action::Printk(entry) => {
+                let entry = regs::read(entry);
+                marker::kmsg_copied(self, vcpu, entry);
+                console::printk(self, vcpu, entry);
+            }
+            Action::PrintkPart(entry) => marker::kmsg_copied(self, vcpu, regs::read(entry)),
+            Action::WriteTty(tty, buf, count) => {
+                console::tty(self, vcpu, regs::read(tty), regs::read(buf), regs::read(count));
+            }
+            Action::WritePort(buf, count) => console::port(self, vcpu, regs::read(buf), regs::read(count)),
+        }
+    }
+
+    /// Code has come that is not the kernel's own.
+    fn loaded(&self, module: Option<Module>) {
+        let Some(module) = module else { return };
+        log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
+        self.code.add(&module);
+        if let Some(symbol) = module.symbols().find(|s| s.name == PORT) {
+            self.port.store(symbol.addr, Ordering::Relaxed);
+        }
+        self.modules.lock().push((self.sequence.load(Ordering::Relaxed), Arc::new(module)));
+    }
+
+    /// An allocator was entered.
+    fn begin(&self, hook: u32, size: u64, array: u64) {
+        let rsp = regs::read(Reg::Rsp);
+        let Ok(ret) = self.kernel.view(&self.ram).read_u64(VirtAddr(rsp)) else {
+            self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
+        let ret = if self.code.is_tracer(ret) { self.untraced(ret, rsp) } else { ret };
+        let watch = self.watches.get(ret, || self.watched.get(&ret).map(|w| *w));
+        let (armed, doubtful) = (watch == Some(Watch::WhileArmed), watch == Some(Watch::Never));
+        if doubtful {
+            log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
+            self.doubts.unwatched_returns.fetch_add(1, Ordering::Relaxed);
+        }
+        if doubtful || watch.is_none() {
+            self.watched.insert(ret, Watch::Wanted);
+            self.watches.change();
+        }
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });
+        if armed {
+            self.arm(1);
+        }
+        if let Some(old) = old {
+            if old.armed {
+                self.arm(-1);
+            }
+            // The same slot and return address: the instruction was restarted, or the allocator
+            // tail-called another, which returns in its place.
+            if old.ret != ret {
+                log::debug!("unmatched return of {} to {:#x}", self.hooks[old.hook as usize].0.name, old.ret);
+                self.doubts.unmatched_returns.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Raises or lowers the flag that conditional watches look at.
+    pub(super) fn arm(&self, by: i64) {
+        let mut armed = self.armed.lock();
+        let before = *armed;
+        *armed = before.saturating_add_signed(by);
+        if (before == 0) != (*armed == 0) {
+            self.flag.set((*armed != 0).into());
+        }
+    }
+
+    /// The instruction at `ret` is about to execute.
+    fn finish(&self, ret: u64) {
+        let slot = regs::read(Reg::Rsp).wrapping_sub(8);
+        let Some((_, pending)) = self.pending.remove_if(&slot, |_, p| p.ret == ret) else { return };
+        if pending.armed {
+            self.arm(-1);
+        }
+        if pending.doubtful {
+            self.doubts.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
+        }
+        let (hook, seen) = &self.hooks[pending.hook as usize];
+        let rax = regs::read(Reg::Rax);
+        // Nothing came of it, or nothing new.
+        if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.live.is_inside(rax, pending.sequence) {
+            return;
+        }
+        let stack = self.stack(hook.addr, ret, slot.wrapping_add(8));
+        match hook.action {
+            Action::Alloc(kind, _) => self.allocated(rax, kind, pending, stack),
+            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending, stack),
+            Action::AllocPagesBulk(_) => {
+                self.array(pending.array, rax, |page| self.allocated(page, Kind::Pages, pending, stack))
+            }
+            Action::AllocBulk(_, _, boolean) => {
+                let result = if boolean { rax & 0xff } else { rax & 0xffff_ffff };
+                if result != 0 {
+                    self.array(pending.array, pending.size, |object| {
+                        self.allocated(object, Kind::Slab, pending, stack)
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+pub(super) extern "C" fn on_entry(vcpu: c_uint, hook: *mut c_void) {
+    guard(|| {
+        if let Some(tracker) = tracker() {
+            tracker.enter(vcpu, hook as usize as u32);
+        }
+    });
+}
+
+pub(super) extern "C" fn on_return(_vcpu: c_uint, ret: *mut c_void) {
+    guard(|| {
+        if let Some(tracker) = tracker() {
+            tracker.finish(ret as u64);
+        }
+    });
+}
