@@ -148,7 +148,9 @@ vng_kvm() {
 
 # kselftest FOLDER: the selftests' own harness, of a copy in FOLDER, under vng.
 kselftest() {
-    under_vng "$1" bookworm-backports-generic --per-test -- --exec "cd $1/kselftest && ./run_kselftest.sh"
+    # The rest of this machine's files can only be read there.
+    under_vng "$1" bookworm-backports-generic --per-test -- \
+        --rwdir "$1/kselftest" --exec "cd $1/kselftest && ./run_kselftest.sh"
 }
 
 kselftest_copy() {
