@@ -43,6 +43,17 @@ expect() {
     done
 }
 
+# What the module leaky loses; a dead word that equals an address may hide one or two of it.
+LEAKY='[5-8] leaks, [0-9]* bytes: '
+
+# expect_leaky FOLDER WORDS...: the module's leaks, and the words, are in the report.
+expect_leaky() {
+    local folder=$1
+    shift
+    grep -q "<failure message=\"$LEAKY.*\[leaky\]" "$folder/leaks.xml" || echo "no leaks of leaky in leaks.xml" >>"$folder/trouble"
+    [ $# = 0 ] || expect "$folder" "$folder/leaks.xml" "$@"
+}
+
 # booted FOLDER OPTION... -- SCRIPTS-BOOT-ARGUMENT...: a guest of this project's own, whose script is the harness.
 booted() {
     local folder=$1 options=()
@@ -59,7 +70,7 @@ qemu_leaky() {
     local status
     booted "$1" -- --module leaky --run insmod:leaky,workload
     status=$?
-    expect "$1" "$1/leaks.xml" '<failure message="7 leaks, 32968 bytes' 'leak_list+0x'
+    expect_leaky "$1" 'leak_list+0x'
     return $status
 }
 
@@ -79,7 +90,7 @@ disk_leaky() {
     local status
     booted "$1" -- --loader grub --module leaky --run insmod:leaky,workload
     status=$?
-    expect "$1" "$1/leaks.xml" '<failure message="7 leaks, 32968 bytes'
+    expect_leaky "$1"
     return $status
 }
 
@@ -181,8 +192,8 @@ kselftest_leaky() {
     kselftest "$1"
     status=$?
     expect "$1" "$1/stdout" 'selftests: leaky: insmod.sh'
-    expect "$1" "$1/leaks.xml" 'failures="1" errors="0"' '<failure message="7 leaks, 32968 bytes'
-    grep -A1 'selftests: leaky: insmod.sh' "$1/leaks.xml" | grep -q '<failure message="7 leaks' ||
+    expect_leaky "$1" 'failures="1" errors="0"'
+    grep -A1 'selftests: leaky: insmod.sh' "$1/leaks.xml" | grep -q "<failure message=\"$LEAKY" ||
         echo "the leaks are not the test's" >>"$1/trouble"
     return $status
 }
