@@ -8,11 +8,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Status where something leaks that did not, or more of it.
-const WORSE: u8 = 23;
-/// Status where one of the files is no result.
-const NO_RESULT: u8 = 24;
-
 /// Compare the leaks of two runs, as of one night and the night before
 ///
 /// Leaks are the same if their functions are, by name: addresses, and what the compiler puts behind a name, differ from build to
@@ -146,13 +141,7 @@ impl Differences {
 impl Compare {
     /// Prints what differs, and returns the status.
     pub fn run(&self) -> ExitCode {
-        match self.try_run() {
-            Ok(status) => ExitCode::from(status),
-            Err(why) => {
-                eprintln!("leak: error: {why}");
-                ExitCode::from(NO_RESULT)
-            }
-        }
+        crate::exit(self.try_run())
     }
 
     fn try_run(&self) -> Result<u8, Error> {
@@ -166,7 +155,7 @@ impl Compare {
         let differences = differences(&open(&self.old)?, &open(&self.new)?);
         let json = || serde_json::to_string_pretty(&differences).unwrap_or_default() + "\n";
         crate::print(&if self.json { json() } else { differences.text() })?;
-        Ok(if differences.new.is_empty() && differences.grown.is_empty() { 0 } else { WORSE })
+        Ok(if differences.new.is_empty() && differences.grown.is_empty() { 0 } else { crate::LEAKS })
     }
 }
 

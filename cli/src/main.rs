@@ -15,6 +15,11 @@ use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
 
+/// Status of what leaked, as LeakSanitizer has it.
+const LEAKS: u8 = 23;
+/// Status where nothing can be said about leaks.
+const NO_RESULT: u8 = 24;
+
 /// Kernel memory leaks of Linux guests
 #[derive(Parser)]
 #[command(name = "leak", version, arg_required_else_help = true)]
@@ -60,6 +65,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The status that a command ends with, or that of no result, with the reason told.
+fn exit(done: Result<u8, impl std::fmt::Display>) -> ExitCode {
+    ExitCode::from(done.unwrap_or_else(|why| {
+        eprintln!("leak: error: {why}");
+        NO_RESULT
+    }))
 }
 
 /// Writes to standard output. Whoever reads it, such as head, may have seen enough.

@@ -8,17 +8,13 @@ pub mod connection;
 mod print;
 mod watch;
 
+use crate::{LEAKS, NO_RESULT};
 use connection::{Connection, Error};
 use detector::control::{By, Count, Grown, Live, Marked, Reasons, Request, Status};
 use detector::report::{Format, json};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// Status of a scan that reports something: LeakSanitizer's own.
-const LEAKS: u8 = 23;
-/// Status of a command that could not be done.
-const FAILED: u8 = 24;
 
 /// Requests to the socket of the plugin's option control=.
 #[derive(clap::Subcommand)]
@@ -143,7 +139,7 @@ impl Command {
             Ok(code) => code,
             Err(why) => {
                 eprintln!("leak: error: {why}");
-                ExitCode::from(FAILED)
+                ExitCode::from(NO_RESULT)
             }
         }
     }
@@ -176,7 +172,7 @@ impl Command {
                 let answer = asking.ask(&Request::Status {})?;
                 let status = read::<Status>(&answer)?;
                 asking.print(&answer, || Ok(print::status(&status)))?;
-                Ok(if status.tracking { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+                Ok(if status.tracking { ExitCode::SUCCESS } else { ExitCode::from(NO_RESULT) })
             }
             Command::Top { asking, places: Places { limit, by } } => {
                 let answer = asking.ask(&Request::Top { limit: Some(limit), by })?;

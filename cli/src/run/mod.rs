@@ -11,7 +11,7 @@ use crate::qemu;
 use crate::report::Form;
 use child::Forwarding;
 use folder::{FolderError, Setup, Started, VARIABLE};
-use outcome::{FailOn, NO_RESULT, Outcome};
+use outcome::{FailOn, Outcome};
 use progress::Progress;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -122,13 +122,7 @@ pub enum Error {
 impl RunCommand {
     /// Runs the command, reports, and returns the status.
     pub fn run(&self) -> ExitCode {
-        match self.try_run() {
-            Ok(status) => ExitCode::from(status),
-            Err(why) => {
-                eprintln!("leak: error: {why}");
-                ExitCode::from(NO_RESULT)
-            }
-        }
+        crate::exit(self.try_run())
     }
 
     fn try_run(&self) -> Result<u8, Error> {

@@ -3,15 +3,11 @@
 use super::folder::{self, Started};
 use crate::qemu;
 use crate::report::lines::Run;
+use crate::{LEAKS, NO_RESULT};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Status of a run that leaked, as LeakSanitizer has it.
-pub const LEAKS: u8 = 23;
-/// Status of a run that says nothing about leaks.
-pub const NO_RESULT: u8 = 24;
 
 /// How long a QEMU that was told to end may take to make its report.
 const PATIENCE: Duration = Duration::from_secs(60);
