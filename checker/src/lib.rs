@@ -97,6 +97,8 @@ pub struct Outcome {
     pub paths: Vec<why::Path>,
     /// The tests that the guest ran until then.
     pub tests: Tests,
+    /// Why the result is not to be trusted, a sentence each without its full stop; empty for a guest that is as it should be.
+    pub troubles: Vec<String>,
     /// Bytes of roots read.
     pub root_bytes: u64,
     /// Bytes of live objects read.
@@ -171,6 +173,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
         suppressed,
         paths: paths.unwrap_or_default(),
         tests: Tests::default(),
+        troubles: Vec::new(),
         root_bytes: marks.root_bytes,
         heap_bytes: marks.heap_bytes,
         time: start.elapsed(),

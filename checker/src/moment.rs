@@ -65,6 +65,8 @@ pub struct Moment<'a, M> {
     pub tests: &'a Tests,
     /// What happened until then.
     pub counters: Counters,
+    /// What speaks against the report, as far as whoever watched the guest knows.
+    pub troubles: &'a [String],
     /// Milliseconds since the start of tracking, as [`Objects::millis`] counts them.
     pub millis: u64,
     /// Objects younger than this are not reported.
@@ -89,11 +91,26 @@ impl<'a, M> Moment<'a, M> {
             modules,
             tests,
             counters,
+            troubles,
             millis,
             min_age,
             unseen,
         } = self;
-        Moment { kernel, memory, objects, registers, stacks, lines, modules, tests, counters, millis, min_age, unseen }
+        Moment {
+            kernel,
+            memory,
+            objects,
+            registers,
+            stacks,
+            lines,
+            modules,
+            tests,
+            counters,
+            troubles,
+            millis,
+            min_age,
+            unseen,
+        }
     }
 }
 
@@ -137,6 +154,7 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
             suppressed,
         };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
+        outcome.troubles.splice(..0, self.troubles.iter().cloned());
         outcome.tests = self.tests.clone();
         outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
         outcome.unreferenced.retain_mut(|u| {

@@ -75,6 +75,7 @@ pub fn report(names: Names<'_>, outcome: &Outcome, counters: &Counters, asked: A
         release: names.kernel.release.clone(),
         figures: text::figures(outcome, &groups, counters, asked.pause),
         groups,
+        troubles: outcome.troubles.clone(),
         suppressed: used.collect(),
         unused: unused.map(|s| entry(s, (0, 0))).collect(),
         closing: String::new(),

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Unused suppressions told by name in the text; a structured report has all of them.
 const MAX_UNUSED: usize = 20;
 
-/// What follows the objects of a report: the summary, suppressions, where it was asked for the audit, notes, and the paths.
+/// What follows the objects of a report: the summary, what speaks against it, suppressions, where it was asked for the audit, notes, and the paths.
 /// `report` lacks nothing but these lines.
 pub(crate) fn closing(
     names: Names<'_>,
@@ -27,6 +27,7 @@ pub(crate) fn closing(
     asked: Asked<'_>,
 ) -> String {
     let mut text = summary(names.kernel, outcome, counters, &report.groups, asked.pause);
+    text.extend(report.troubles.iter().map(|why| format!("libleak: unreliable: {why}\n")));
     text += &suppressions(report);
     if let Some(held) = outcome.audit.as_ref().filter(|_| asked.audit) {
         text += &audit(held);

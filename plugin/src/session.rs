@@ -2,6 +2,7 @@
 
 pub mod checks;
 mod history;
+pub mod troubles;
 
 use crate::ffi::api::Block;
 use crate::ffi::ram::Ram;
@@ -20,6 +21,7 @@ use rayon::ThreadPool;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use troubles::Trouble;
 
 /// Age below which interval scans report nothing: what kmemleak waits (MSECS_MIN_AGE).
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
@@ -182,10 +184,13 @@ impl Session {
         }
         let wanted =
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
-        for family in Tracker::install(kernel, ram, wanted, self.options.frames) {
-            output::warning(&format!(
-                "this kernel has no known function of the family \"{family}\": such allocations or frees are not seen, and the report is not to be trusted"
-            ));
+        let missing = Tracker::install(kernel, ram, wanted, self.options.frames);
+        if !missing.is_empty() {
+            let trouble = Trouble::NoHook(missing);
+            output::warning(&format!("{trouble}, and the report is not to be trusted"));
+            if let Some(tracker) = tracker::tracker() {
+                tracker.troubles.enter(&trouble);
+            }
         }
         log::info!("ready {:?} after the first kernel block", began.elapsed());
         Ok(())

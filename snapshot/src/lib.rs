@@ -19,6 +19,7 @@
 //! | symbols | flag, whether they came from a file and not from the kernel's memory. If so: bytes of a System.map at the running kernel's addresses; flag, and bytes of BTF |
 //! | time | u64 milliseconds since tracking began; u64 least age in milliseconds of what is reported; flag, whether unseen objects are |
 //! | counters | 9 u64, as in [`checker::moment::Counters`] |
+//! | troubles | u32 number, and as many texts: why the report is not to be trusted |
 //! | registers | u32 number, and as many u64 |
 //! | modules | u32 number; for each u64 sequence number of the load, text name, u32 number of ranges and for each u64 start and end, u32 number of symbols and for each u64 address, u8 letter, text name |
 //! | tests | u32 number of stretches, and for each u64 end, text name of the test, empty for none; u32 number of tests that are over and told of in this report first, and for each text name, u8 result (0 none, 1 ok, 2 not ok, 3 skip); text name of the test that runs, and of the one that the report is of, both empty for none; u64 boundaries left out |
@@ -51,6 +52,6 @@ pub use write::{Written, try_path, write};
 /// What every snapshot starts with.
 pub const MAGIC: [u8; 8] = *b"LEAKSNAP";
 /// The version of the format.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// What the contents end with.
 const END: [u8; 8] = *b"LEAKSEND";

@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// Most bytes of a System.map or of BTF: those of stock kernels have some 10 MiB.
 const MAX_SYMBOL_BYTES: u32 = 1 << 28;
+/// Most reasons not to trust the report.
+const MAX_TROUBLES: u32 = 1 << 10;
 /// Most words of registers: 17 of each vCPU.
 const MAX_REGISTERS: u32 = 1 << 20;
 /// Most modules; a guest may load and unload them for days.
@@ -57,6 +59,7 @@ pub(crate) struct Contents {
     min_age: Duration,
     unseen: bool,
     counters: Counters,
+    troubles: Vec<String>,
     registers: Vec<u64>,
     modules: Vec<(u64, Arc<Module>)>,
     tests: Tests,
@@ -111,6 +114,7 @@ impl Snapshot {
             modules: &c.modules,
             tests: &c.tests,
             counters: c.counters,
+            troubles: &c.troubles,
             millis: c.millis,
             min_age: c.min_age,
             unseen: c.unseen,
@@ -153,6 +157,9 @@ impl Contents {
             rewinds: from.u64()?,
         };
 
+        from.part("troubles");
+        let troubles = (0..from.count(MAX_TROUBLES)?).map(|_| from.text(MAX_NAME)).collect::<Result<_, _>>()?;
+
         from.part("registers");
         let registers = (0..from.count(MAX_REGISTERS)?).map(|_| from.u64()).collect::<Result<_, _>>()?;
 
@@ -193,6 +200,7 @@ impl Contents {
             min_age,
             unseen,
             counters,
+            troubles,
             registers,
             modules,
             tests,

@@ -40,6 +40,7 @@ struct Guest {
     modules: Vec<(u64, Arc<Module>)>,
     stacks: Stacks,
     tests: Tests,
+    troubles: Vec<String>,
 }
 
 impl Guest {
@@ -87,6 +88,7 @@ impl Guest {
         tests.dropped = 7;
         Guest {
             tests,
+            troubles: vec!["the moon is full".into()],
             stacks,
             kernel,
             objects,
@@ -106,6 +108,7 @@ impl Guest {
             modules: &self.modules,
             tests: &self.tests,
             counters: Counters { allocations: 4, hooks: 34, rewinds: 9, ..Counters::default() },
+            troubles: &self.troubles,
             millis: 1234,
             min_age: Duration::from_secs(5),
             unseen: true,
@@ -165,6 +168,7 @@ fn assert_same(ours: &Moment<'_, OwnedMemory>, theirs: &Moment<'_, OwnedMemory>)
     assert_eq!(ours.stacks.all(), theirs.stacks.all());
     assert_eq!(ours.objects, theirs.objects);
     assert_eq!(ours.registers, theirs.registers);
+    assert_eq!(ours.troubles, theirs.troubles);
     assert_eq!((ours.counters, ours.millis, ours.min_age), (theirs.counters, theirs.millis, theirs.min_age));
     assert_eq!(ours.unseen, theirs.unseen);
     assert_eq!((&ours.tests.finished, ours.tests.dropped), (&theirs.tests.finished, theirs.tests.dropped));

@@ -110,6 +110,11 @@ pub(crate) fn contents(
         to.u64(counter)?;
     }
 
+    to.count(moment.troubles.len())?;
+    for why in moment.troubles {
+        to.bytes(why.as_bytes())?;
+    }
+
     to.count(moment.registers.len())?;
     for word in moment.registers {
         to.u64(*word)?;

@@ -120,7 +120,9 @@ fn read(folder: &Path, plugin: &Path, changed: &mut Vec<String>) -> (Run, Option
         Some("its command line loads libleak already, with reports of its own; take that -plugin off it".to_owned())
     } else if !run.errors.is_empty() || !run.reports.is_empty() {
         // What is there was made at the end, or something went wrong with that.
-        run.errors.last().cloned()
+        // Whoever looks only at the status must not take such a report for one.
+        let doubtful = || run.reports.iter().flat_map(|r| &r.troubles).next_back();
+        run.errors.last().cloned().or_else(|| doubtful().map(|why| format!("the report is unreliable: {why}")))
     } else if started.daemonized {
         Some("it runs in the background (-daemonize) and made no report yet; take -daemonize off".to_owned())
     } else if !late {

@@ -15,6 +15,7 @@
 //! | `groups` | how many lines of groups follow |
 //! | `tests` | how many lines of tests follow these |
 //! | `figures` | the summary's numbers by their names, as `unreferenced_objects`, `scan_microseconds` |
+//! | [`troubles`] | why the report is not to be trusted, a text each |
 //! | `suppressed` | suppressions that were used: `template`, `file`, `line`, `objects`, `bytes` |
 //! | `unused_suppressions` | those that no check used, in the last report: the same |
 //! | `summary` | the summary line |
@@ -100,6 +101,8 @@ struct Head<'a> {
     #[serde(default)]
     tests: usize,
     figures: Cow<'a, Figures>,
+    #[serde(default, skip_serializing_if = "<[String]>::is_empty")]
+    troubles: Cow<'a, [String]>,
     suppressed: Cow<'a, [Suppressed]>,
     unused_suppressions: Cow<'a, [Suppressed]>,
     summary: Cow<'a, str>,
@@ -131,6 +134,7 @@ pub fn write(report: &Report) -> String {
         groups: report.groups.len(),
         tests: report.tests.len(),
         figures: Cow::Borrowed(&report.figures),
+        troubles: report.troubles.as_slice().into(),
         suppressed: report.suppressed.as_slice().into(),
         unused_suppressions: report.unused.as_slice().into(),
         summary: closing.next().unwrap_or_default().into(),
@@ -198,6 +202,7 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
                     tests: Vec::new(),
                     release: head.release.into_owned(),
                     figures: head.figures.into_owned(),
+                    troubles: head.troubles.into_owned(),
                     suppressed: head.suppressed.into_owned(),
                     unused: head.unused_suppressions.into_owned(),
                     closing: closing.collect(),
@@ -339,6 +344,7 @@ mod tests {
         ];
         report.release = "6.12.95+deb12-cloud-amd64".into();
         report.figures = [("unreferenced_objects".to_owned(), 3)].into();
+        report.troubles = vec!["the moon is full".into()];
         report.suppressed =
             vec![Suppressed { template: "a*".into(), file: "f".into(), line: 3, objects: 1, bytes: 64 }];
         report.unused = vec![Suppressed { template: "b$".into(), file: "f".into(), line: 4, ..Suppressed::default() }];
@@ -376,6 +382,7 @@ mod tests {
         let (head, group) = (&lines[0], &lines[1]);
         assert_eq!((&head["type"], &head["schema"], &head["groups"]), (&"report".into(), &1.into(), &2.into()));
         assert_eq!(head["figures"]["unreferenced_objects"], 3);
+        assert_eq!(head["troubles"][0], "the moon is full");
         assert_eq!(head["suppressed"][0]["template"], "a*");
         assert_eq!(head["unused_suppressions"][0]["line"], 4);
         assert_eq!(

@@ -249,11 +249,13 @@ pub struct Report {
     pub release: String,
     /// The summary's figures.
     pub figures: Figures,
+    /// Why it is not to be trusted; empty if it is.
+    pub troubles: Vec<String>,
     /// Suppressions that were used.
     pub suppressed: Vec<Suppressed>,
     /// Suppressions that no check used so far; only the last report tells.
     pub unused: Vec<Suppressed>,
-    /// The summary line, and all lines after it that were asked for: suppressions, the audit, notes, paths of references.
+    /// The summary line, and all lines after it that there are or that were asked for: troubles, suppressions, the audit, notes, paths of references.
     pub closing: String,
 }
 

@@ -10,6 +10,7 @@ use super::table::{self, Hook, LATER, Wanted};
 use super::watches::{Watch, Watches};
 use crate::ffi::api::Flag;
 use crate::ffi::ram::Ram;
+use crate::session::troubles::Troubles;
 use dashmap::DashMap;
 use detector::clock::Clock;
 use detector::comms::Comms;
@@ -101,6 +102,8 @@ pub struct Tracker {
     pub says: Says,
     /// What went wrong.
     pub doubts: Doubts,
+    /// What speaks against its reports.
+    pub troubles: Troubles,
     /// Modules as they were loaded, each with the sequence number of that moment.
     pub(super) modules: Mutex<Vec<(u64, Arc<Module>)>>,
     /// Functions watched, and what was seen of each.
@@ -179,6 +182,7 @@ impl Tracker {
             comms: Comms::default(),
             clock: Clock::default(),
             doubts: Doubts::default(),
+            troubles: Troubles::default(),
             modules: Mutex::default(),
             hooks: hooks.into_iter().map(|h| (h, Seen::default())).collect(),
             sites,

@@ -201,6 +201,7 @@ impl Session {
             modules: &modules,
             tests: &tests,
             counters: stopped::counters(tracker),
+            troubles: &tracker.troubles.all(),
             millis: tracker.millis(),
             min_age,
             // When they were allocated is not known, so after a mark it counts as before.
