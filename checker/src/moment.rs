@@ -43,6 +43,8 @@ pub struct Counters {
     pub hooks: u64,
     /// How often the guest went back in time.
     pub rewinds: u64,
+    /// Which kernel it is of those that ran in this QEMU one after the other, counted from 1.
+    pub boot: u64,
 }
 
 /// The moment.

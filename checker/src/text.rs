@@ -33,6 +33,12 @@ pub(crate) fn closing(
         text += &audit(held);
         text += &known(&outcome.known);
     }
+    if counters.boot > 1 {
+        text += &format!(
+            "libleak: note: this is boot {} of the guest; each boot before has reports of its own\n",
+            counters.boot
+        );
+    }
     if counters.rewinds > 0 {
         text += &format!(
             "libleak: note: the guest went back in time {} times (loadvm, or the same kernel started again): what was \
@@ -141,6 +147,7 @@ pub(crate) fn figures(outcome: &Outcome, groups: &[Group], c: &Counters, pause: 
         ("hooks_hit", c.hooks_hit),
         ("hooks", c.hooks),
         ("rewinds", c.rewinds),
+        ("boot", c.boot),
     ];
     let pause = pause.map(|p| ("pause_microseconds", p.as_micros() as u64));
     figures.into_iter().chain(pause).map(|(name, value)| (name.to_owned(), value)).collect()

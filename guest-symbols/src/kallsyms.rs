@@ -91,11 +91,12 @@ pub struct Kallsyms {
 /// Finds and decodes kallsyms in a kernel image.
 ///
 /// `image` is the kernel's memory from virtual address `base` on (slide included); it may start before
-/// the kernel and end after it, and should hold its read-only data.
+/// the kernel and end after it, and should hold its read-only data. `at` is the virtual address of some of that kernel's
+/// code, where one is known: by it the kernel is told from an earlier one that left its memory behind.
 ///
 /// # Errors
 /// [`KallsymsError`], by how far it came. Bounded in time for any content.
-pub fn decode(image: &[u8], base: u64) -> Result<Kallsyms, KallsymsError> {
+pub fn decode(image: &[u8], base: u64, at: Option<u64>) -> Result<Kallsyms, KallsymsError> {
     let mut error = KallsymsError::NoTokens;
     for digits in memmem::find_iter(image, b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0") {
         let Some(tokens) = find_tokens(image, digits) else { continue };
@@ -105,7 +106,10 @@ pub fn decode(image: &[u8], base: u64) -> Result<Kallsyms, KallsymsError> {
         };
         let tables = addresses(image, base, &tokens, &names)
             .map(|(offsets, how)| (build(image, &tokens, &names, offsets, how), offsets));
-        match tables.into_iter().find(|(table, _)| is_true(table, image, base)) {
+        match tables
+            .into_iter()
+            .find(|(table, _)| is_true(table, image, base) && at.is_none_or(|at| has_code(table, at)))
+        {
             Some((symbols, offsets)) => {
                 // After the offsets comes the address that they are relative to, or it is just before the names.
                 let after = (offsets + 4 * names.count as usize).next_multiple_of(8) + 8;
@@ -230,6 +234,14 @@ fn is_true(table: &SymbolTable, image: &[u8], base: u64) -> bool {
         let at = at.wrapping_sub(base) as usize;
         image.get(at..).is_some_and(|b| b.starts_with(b"Linux version "))
     })
+}
+
+/// Whether a kernel with these symbols has code at `at`.
+pub(crate) fn has_code(table: &SymbolTable, at: u64) -> bool {
+    match (table.lookup("_text"), table.lookup("_end")) {
+        (Some(start), Some(end)) => (start..end).contains(&at),
+        _ => true,
+    }
 }
 
 /// Whether nearly all text symbols lie in the image, in ascending order.
@@ -388,7 +400,7 @@ mod tests {
         use Layout::*;
         let layouts = [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd];
         for layout in layouts {
-            let table = decode(&image(layout), BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}")).symbols;
+            let table = decode(&image(layout), BASE, None).unwrap_or_else(|e| panic!("{layout:?}: {e}")).symbols;
             assert_eq!(table.len(), COUNT + 1, "{layout:?}");
             assert_eq!(table.lookup("function_0"), Some(BASE), "{layout:?}");
             assert_eq!(table.lookup("function_1499"), Some(BASE + 16 * 1499), "{layout:?}");
@@ -405,13 +417,13 @@ mod tests {
         for layout in [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd]
         {
             let whole = image(layout);
-            let decoded = decode(&whole, BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
+            let decoded = decode(&whole, BASE, None).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
             let mut less = vec![0; whole.len()];
             less[16 * BANNER..16 * BANNER + 14].copy_from_slice(b"Linux version ");
-            assert!(decode(&less, BASE).is_err(), "{layout:?}");
+            assert!(decode(&less, BASE, None).is_err(), "{layout:?}");
             let place = decoded.place.clone();
             less[place.clone()].copy_from_slice(&whole[place]);
-            let again = decode(&less, BASE).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
+            let again = decode(&less, BASE, None).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
             assert!(again.symbols.iter().eq(decoded.symbols.iter()), "{layout:?}");
             assert_eq!(again.place, decoded.place, "{layout:?}");
         }
@@ -419,15 +431,15 @@ mod tests {
 
     #[test]
     fn what_is_no_kernel_is_refused() {
-        assert_eq!(decode(&[0; 4096], BASE).err(), Some(KallsymsError::NoTokens));
+        assert_eq!(decode(&[0; 4096], BASE, None).err(), Some(KallsymsError::NoTokens));
         let whole = image(Layout::OffsetsLast);
         // Cut anywhere, it is an error and no panic.
         for len in (0..whole.len()).step_by(97) {
-            let _ = decode(&whole[..len], BASE);
+            let _ = decode(&whole[..len], BASE, None);
         }
         // Without its names.
         let mut bad = whole.clone();
         bad[16 * COUNT..16 * COUNT + 20_000].fill(0);
-        assert!(matches!(decode(&bad, BASE).err(), Some(KallsymsError::NoNames(_))));
+        assert!(matches!(decode(&bad, BASE, None).err(), Some(KallsymsError::NoNames(_))));
     }
 }

@@ -106,11 +106,13 @@ impl Kernel {
             let (image, base) = image_window(memory, at, phys, window);
             let Some(release) = find_release(image) else { continue };
             let release = release.to_owned();
-            let own = kallsyms::decode(image, base);
+            let own = kallsyms::decode(image, base, Some(at.0));
             // As offsets into the window.
             let mut parts = Vec::new();
             let symbols = match (file, own) {
-                (Some(file), own) => file.for_kernel(image, base, &release, own.as_ref().ok().map(|k| &k.symbols))?,
+                (Some(file), own) => {
+                    file.for_kernel(image, base, at.0, &release, own.as_ref().ok().map(|k| &k.symbols))?
+                }
                 (None, Ok(own)) => {
                     parts.push(own.place);
                     own.symbols
@@ -123,6 +125,12 @@ impl Kernel {
             if let Some(symbol) = DATA_SYMBOLS.into_iter().find(|s| symbols.lookup(s).is_none()) {
                 return Err(KernelError::NoDataSymbols { release, symbol });
             }
+            // Of the kernel before, which may lie about still, the banner may come first.
+            let release = symbols
+                .lookup("linux_banner")
+                .and_then(|at| image.get(at.wrapping_sub(base) as usize..))
+                .and_then(|bytes| find_release(&bytes[..bytes.len().min(MAX_BANNER)]))
+                .map_or(release, str::to_owned);
             let own = find_btf(image, base, &symbols);
             parts.extend(own.as_ref().map(|(place, _)| place.clone()));
             let btf = own

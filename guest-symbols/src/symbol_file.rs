@@ -2,6 +2,7 @@
 //! whose own table is missing or lacks data symbols. A file of another kernel is refused: wrong symbols
 //! are worse than none.
 
+use crate::kallsyms::has_code;
 use crate::kernel::find_release;
 use crate::symbols::{SymbolTable, SymbolTableBuilder};
 use memchr::memmem;
@@ -82,7 +83,7 @@ impl SymbolFile {
             .map_err(|why| SymbolFileError::Format { path: path.into(), why })
     }
 
-    /// The file's symbols at the addresses of the running kernel, whose memory from `base` on is `image`.
+    /// The file's symbols at the addresses of the running kernel, whose memory from `base` on is `image`, and which runs code at `at`.
     /// `own` is what the kernel's own table has, to compare with.
     ///
     /// # Errors
@@ -92,6 +93,7 @@ impl SymbolFile {
         &self,
         image: &[u8],
         base: u64,
+        at: u64,
         release: &str,
         own: Option<&SymbolTable>,
     ) -> Result<SymbolTable, SymbolFileError> {
@@ -104,13 +106,15 @@ impl SymbolFile {
             return Err(other(self.name_of(theirs), format!("Linux {release}")));
         }
         // Where the banner lies tells the slide. There may be a second one, of init/version.c, that is no
-        // symbol's; a slide that no kernel has tells them apart.
+        // symbol's, and one that an earlier kernel left behind; a slide that no kernel has, or that leaves no code where the
+        // kernel runs, tells them apart.
         let unknown = || other("another kernel".to_owned() + &self.hint(), format!("Linux {release}"));
         let theirs = table.lookup("linux_banner").ok_or_else(unknown)?;
         let slide = memmem::find_iter(image, b"Linux version ")
-            .filter(|&at| find_release(&image[at..]) == Some(release))
-            .map(|at| base.wrapping_add(at as u64).wrapping_sub(theirs))
-            .find(|slide| slide.is_multiple_of(SLIDE_ALIGN))
+            .filter(|&found| find_release(&image[found..]).is_some())
+            .map(|found| base.wrapping_add(found as u64).wrapping_sub(theirs))
+            .filter(|slide| slide.is_multiple_of(SLIDE_ALIGN))
+            .find(|slide| has_code(&table, at.wrapping_sub(*slide)))
             .ok_or_else(unknown)?;
         table.slide(slide);
         if let Some(id) = &self.build_id
@@ -264,7 +268,7 @@ mod tests {
         let mut image = image();
         // A left-over of the same shape comes first.
         image[512..512 + BANNER.len()].copy_from_slice(BANNER);
-        let table = map.for_kernel(&image, BASE, "6.1.0-test", None).unwrap();
+        let table = map.for_kernel(&image, BASE, BASE, "6.1.0-test", None).unwrap();
         assert_eq!(table.lookup("_text"), Some(BASE));
         assert_eq!(table.lookup("percpu"), Some(0x1000));
     }
@@ -272,16 +276,16 @@ mod tests {
     #[test]
     fn a_map_of_another_kernel_is_refused() {
         let map = file("ffffffff81000000 T _text\nffffffff81001040 R linux_banner\n");
-        let error = map.for_kernel(&image(), BASE, "6.1.0-test", None).err().unwrap();
+        let error = map.for_kernel(&image(), BASE, BASE, "6.1.0-test", None).err().unwrap();
         assert!(error.to_string().contains("6.1.0-test"), "{error}");
     }
 
     #[test]
     fn a_table_is_written_as_a_map_of_the_same_kernel() {
         let map = file("ffffffff81000000 T _text\nffffffff81001000 R linux_banner\n0000000000001000 A percpu\n");
-        let table = map.for_kernel(&image(), BASE, "6.1.0-test", None).unwrap();
+        let table = map.for_kernel(&image(), BASE, BASE, "6.1.0-test", None).unwrap();
         let again = SymbolFile::from_map(Path::new("a map"), to_map(&table).as_bytes(), None).unwrap();
-        let again = again.for_kernel(&image(), BASE, "6.1.0-test", None).unwrap();
+        let again = again.for_kernel(&image(), BASE, BASE, "6.1.0-test", None).unwrap();
         assert!(table.iter().eq(again.iter()));
         assert_eq!(again.len(), 3);
     }

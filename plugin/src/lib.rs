@@ -14,7 +14,7 @@ mod stopped;
 pub mod triggers;
 
 use ffi::{api, guard, host, regs};
-use hooks::tracker;
+use hooks::current;
 use libc::{c_char, c_int, c_uint, c_void};
 use options::{OptionError, Options};
 use qemu_plugin_sys::{qemu_info_t, qemu_plugin_tb};
@@ -158,9 +158,7 @@ extern "C" fn flush_with_id(_id: u64) {
 
 extern "C" fn flush(_userdata: *mut c_void) {
     guard(|| {
-        if let Some(tracker) = tracker::tracker() {
-            tracker.check_time();
-        }
+        current::with(|tracker| tracker.check_time());
     });
 }
 

@@ -1,13 +1,16 @@
-//! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), and the last word.
+//! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), one kernel after the other
+//! ([`boots`]), and the last word.
 
+mod boots;
 pub mod checks;
 mod history;
 pub mod troubles;
 
 use crate::ffi::api::Block;
 use crate::ffi::ram::Ram;
+use crate::hooks::current;
 use crate::hooks::table::Wanted;
-use crate::hooks::tracker::{self, Tracker};
+use crate::hooks::tracker::Tracker;
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::triggers::marker;
@@ -18,8 +21,8 @@ use guest_symbols::{Kernel, VirtAddr};
 use lines::Lines;
 use parking_lot::Mutex;
 use rayon::ThreadPool;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use troubles::Trouble;
 
@@ -38,11 +41,7 @@ pub struct Session {
     suppressions: Suppressions,
     lines: Option<Lines>,
     symbols: Mutex<Option<SymbolFile>>,
-    blocks: AtomicU64,
-    kernel_blocks: AtomicU32,
-    searches: AtomicU32,
-    /// No further search: it succeeded, or failed for good.
-    settled: AtomicBool,
+    search: boots::Search,
     /// Why there is no kernel, once that is certain.
     failure: Mutex<Option<String>>,
     /// Held during a check.
@@ -80,23 +79,22 @@ impl Session {
         let lines = lines.transpose().map_err(|e| e.to_string())?;
         // Last, so that nothing is emptied when QEMU does not start.
         let output = Output::open(&options);
-        Ok(SESSION.get_or_init(|| Session {
+        let session = SESSION.get_or_init(|| Session {
             options,
             output,
             suppressions,
             lines,
             symbols: Mutex::new(symbols),
-            blocks: AtomicU64::new(0),
-            kernel_blocks: AtomicU32::new(0),
-            searches: AtomicU32::new(0),
-            settled: AtomicBool::new(false),
+            search: boots::Search::default(),
             failure: Mutex::new(None),
             checking: Mutex::new(()),
             marks: Mutex::default(),
             history: Mutex::default(),
             ended: AtomicBool::new(false),
             pool: OnceLock::new(),
-        }))
+        });
+        Session::watch_resets();
+        Ok(session)
     }
 
     /// Where reports and messages go.
@@ -107,69 +105,74 @@ impl Session {
     /// QEMU translates a block.
     pub fn translate(&self, block: Block) {
         let start = block.vaddr();
+        let search = &self.search;
+        if !search.blocks.load(Ordering::Relaxed) {
+            search.blocks.store(true, Ordering::Relaxed);
+        }
         if !VirtAddr(start).is_kernel() {
-            if self.blocks.load(Ordering::Relaxed) == 0 {
-                self.blocks.store(1, Ordering::Relaxed);
+            if search.leaving.load(Ordering::Relaxed) {
+                // What brings the next kernel up runs below the kernel's half.
+                search.leaving.store(false, Ordering::Relaxed);
             }
-            if let Some(tracker) = tracker::tracker().filter(|_| self.options.guest_markers) {
-                marker::translate(tracker, block);
+            if self.options.guest_markers {
+                current::with(|tracker| marker::translate(tracker, block));
             }
             return;
         }
-        if tracker::tracker().is_none() {
+        if !current::is_tracking() {
             self.search(block, start);
         }
-        if let Some(tracker) = tracker::tracker() {
-            tracker.translate(block);
-            if self.options.guest_markers {
+        current::with(|tracker| {
+            if tracker.translate(block) && self.options.guest_markers {
                 marker::translate(tracker, block);
             }
-        }
+        });
     }
 
     /// Looks for the kernel that this block belongs to.
     fn search(&self, block: Block, start: u64) {
-        self.blocks.store(1, Ordering::Relaxed);
-        if self.settled.load(Ordering::Relaxed) {
+        let search = &self.search;
+        if search.settled.load(Ordering::Acquire) || search.leaving.load(Ordering::Relaxed) {
             return;
         }
-        let n = self.kernel_blocks.fetch_add(1, Ordering::Relaxed);
+        let n = search.kernel_blocks.fetch_add(1, Ordering::Relaxed);
         if !n.is_multiple_of(RETRY_BLOCKS) {
             return;
         }
         // One vCPU searches; another that translates meanwhile goes on untracked, which early boot has not.
         let Some(symbols) = self.symbols.try_lock() else { return };
         match self.find(block, start, symbols.as_ref()) {
-            Ok(()) => self.settled.store(true, Ordering::Relaxed),
-            Err(Search::NotYet(why)) => {
+            Ok(()) => search.settled.store(true, Ordering::Relaxed),
+            Err(NotFound::NotYet(why)) => {
                 log::info!("{why}");
-                if self.searches.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SEARCHES {
-                    self.settled.store(true, Ordering::Relaxed);
+                if search.searches.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SEARCHES {
+                    search.settled.store(true, Ordering::Relaxed);
                 }
                 *self.failure.lock() = Some(why);
             }
-            Err(Search::Never(why)) => {
+            Err(NotFound::Never(why)) => {
                 output::error(&why);
-                self.settled.store(true, Ordering::Relaxed);
+                search.settled.store(true, Ordering::Relaxed);
                 *self.failure.lock() = Some(why);
             }
         }
     }
 
-    fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<(), Search> {
+    fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<(), NotFound> {
         let began = Instant::now();
         let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
-        let ram = Ram::find(code).map_err(|e| Search::Never(e.to_string()))?;
-        let phys =
-            ram.phys_of(code).ok_or_else(|| Search::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
+        let ram = Ram::find(code).map_err(|e| NotFound::Never(e.to_string()))?;
+        let phys = ram
+            .phys_of(code)
+            .ok_or_else(|| NotFound::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
         let kernel = {
             // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only
             // one that runs, and it is here. Should another run after all, it would be writing kernel data, not the
             // read-only data that is searched.
             let memory = unsafe { ram.stopped() };
             Kernel::find(&memory, VirtAddr(start), phys, symbols).map_err(|e| match e {
-                KernelError::NotLinux(_) => Search::NotYet(e.to_string()),
-                e => Search::Never(e.to_string()),
+                KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
+                e => NotFound::Never(e.to_string()),
             })?
         };
         log::info!(
@@ -184,14 +187,14 @@ impl Session {
         }
         let wanted =
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
-        let missing = Tracker::install(kernel, ram, wanted, self.options.frames);
+        let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
+        let (tracker, missing) = Tracker::new(kernel, ram, wanted, self.options.frames, boot);
         if !missing.is_empty() {
             let trouble = Trouble::NoHook(missing);
             output::warning(&format!("{trouble}, and the report is not to be trusted"));
-            if let Some(tracker) = tracker::tracker() {
-                tracker.troubles.enter(&trouble);
-            }
+            tracker.troubles.enter(&trouble);
         }
+        current::set(Some(tracker));
         log::info!("ready {:?} after the first kernel block", began.elapsed());
         Ok(())
     }
@@ -200,14 +203,14 @@ impl Session {
     ///
     /// # Errors
     /// The line to print if there is nothing, or nothing that a scan would be right about.
-    pub fn tracked(&self) -> Result<&'static Tracker, String> {
+    pub fn tracked(&self) -> Result<Arc<Tracker>, String> {
         if crate::ffi::is_disabled() {
             return Err(OFF.to_owned());
         }
-        let Some(tracker) = tracker::tracker() else {
+        let Some(tracker) = current::tracker() else {
             let why = self.failure.lock().clone();
             return Err(match why {
-                _ if self.blocks.load(Ordering::Relaxed) == 0 => "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg".to_owned(),
+                _ if !self.search.blocks.load(Ordering::Relaxed) => "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg".to_owned(),
                 Some(why) => format!("nothing was tracked: {why}"),
                 None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
             });
@@ -227,25 +230,7 @@ impl Session {
     /// QEMU exits: the vCPUs have stopped.
     pub fn exit(&self) {
         self.ended.store(true, Ordering::Relaxed);
-        if let Some((tracker, times)) = tracker::tracker().and_then(|t| Some((t, t.times.as_ref()?))) {
-            times.log(tracker.stacks.len());
-        }
-        let tracker = match self.tracked() {
-            Ok(tracker) => tracker,
-            Err(why) => return output::error(&why),
-        };
-        marker::flush(self);
-        // What had no end is told of all the same: the guest may have crashed in it, or was turned off for it.
-        let mut tests = tracker.tests.lock();
-        tests.at = tests.end(tracker.sequence());
-        drop(tests);
-        let began = Instant::now();
-        match self.scan(tracker, self.options.min_age.unwrap_or_default()) {
-            Ok(found) => {
-                self.report(tracker, &found, began.elapsed(), true);
-            }
-            Err(e) => output::error(&format!("no result: {e}")),
-        }
+        self.conclude(true);
     }
 
     /// Whether QEMU exits.
@@ -265,7 +250,7 @@ impl Session {
 }
 
 /// Why there is no kernel.
-enum Search {
+enum NotFound {
     /// Another block may do.
     NotYet(String),
     /// No block will.

@@ -29,6 +29,7 @@ pub fn counters(tracker: &Tracker) -> Counters {
         hooks_hit: hooks().filter(|(_, seen)| seen.hit.load(Ordering::Relaxed)).count() as u64,
         hooks: hooks().count() as u64,
         rewinds: tracker.rewinds(),
+        boot: tracker.boot,
     }
 }
 

@@ -43,7 +43,8 @@ fn symbols(criterion: &mut Criterion) {
     let image = memory.slice(kernel.image_phys(text), (end.0 - text.0) as usize).expect("the image is one run of RAM");
     let mut group = criterion.benchmark_group("kallsyms");
     group.sample_size(20).throughput(Throughput::Elements(kernel.symbols.len() as u64));
-    group.bench_function("decoded", |bencher| bencher.iter(|| kallsyms::decode(black_box(image), text.0).is_ok()));
+    group
+        .bench_function("decoded", |bencher| bencher.iter(|| kallsyms::decode(black_box(image), text.0, None).is_ok()));
     group.finish();
 }
 

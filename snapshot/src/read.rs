@@ -155,6 +155,7 @@ impl Contents {
             hooks_hit: from.u64()?,
             hooks: from.u64()?,
             rewinds: from.u64()?,
+            boot: from.u64()?,
         };
 
         from.part("troubles");

@@ -107,7 +107,7 @@ impl Guest {
             registers: &[1, u64::MAX],
             modules: &self.modules,
             tests: &self.tests,
-            counters: Counters { allocations: 4, hooks: 34, rewinds: 9, ..Counters::default() },
+            counters: Counters { allocations: 4, hooks: 34, rewinds: 9, boot: 2, ..Counters::default() },
             troubles: &self.troubles,
             millis: 1234,
             min_age: Duration::from_secs(5),

@@ -161,7 +161,7 @@ fn put_module(to: &mut Sink<impl Write>, module: &Module) -> io::Result<()> {
 }
 
 /// The counters in the order of the file.
-fn counters(c: Counters) -> [u64; 9] {
+fn counters(c: Counters) -> [u64; 10] {
     // All fields by name, so that a new one cannot be forgotten.
     let Counters {
         allocations,
@@ -173,6 +173,18 @@ fn counters(c: Counters) -> [u64; 9] {
         hooks_hit,
         hooks,
         rewinds,
+        boot,
     } = c;
-    [allocations, frees, unknown_frees, missed_frees, unmatched_returns, unwatched_sites, hooks_hit, hooks, rewinds]
+    [
+        allocations,
+        frees,
+        unknown_frees,
+        missed_frees,
+        unmatched_returns,
+        unwatched_sites,
+        hooks_hit,
+        hooks,
+        rewinds,
+        boot,
+    ]
 }

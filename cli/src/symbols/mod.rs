@@ -91,7 +91,7 @@ fn of_image(path: &Path, data: &[u8]) -> Result<SymbolTable, Error> {
         &unpacked
     };
     let (base, memory) = image::load(elf).map_err(fail)?;
-    let kallsyms = kallsyms::decode(&memory, base).map_err(|why| Error::Kallsyms { path: path.into(), why })?;
+    let kallsyms = kallsyms::decode(&memory, base, None).map_err(|why| Error::Kallsyms { path: path.into(), why })?;
     Ok(kallsyms.symbols)
 }
 

@@ -4,6 +4,7 @@
 use super::api;
 use libc::{c_char, c_int, c_void};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// A function of QEMU, where this build exports it.
 pub fn function(name: &str) -> Option<*mut c_void> {
@@ -184,4 +185,32 @@ pub fn exclusive(f: Box<dyn FnOnce() + Send>, timeout: std::time::Duration) -> R
         return Err("the vCPUs did not stop in time");
     }
     Ok(())
+}
+
+static RESET: OnceLock<fn()> = OnceLock::new();
+
+/// Has `f` called on QEMU's main thread whenever the machine is about to be reset, before any of its devices is: the vCPUs
+/// are stopped, and memory and registers are as they were. Not when a snapshot is loaded. Says whether this QEMU does so; once.
+pub fn on_reset(f: fn()) -> bool {
+    type Handler = extern "C" fn(*mut c_void);
+    extern "C" fn reset(_: *mut c_void) {
+        super::guard(|| RESET.get().into_iter().for_each(|f| f()));
+    }
+    let Some(register) = function("qemu_register_reset_nosnapshotload") else { return false };
+    if RESET.set(f).is_err() {
+        return false;
+    }
+    // SAFETY: `void qemu_register_reset_nosnapshotload(QEMUResetHandler *func, void *opaque)` (include/system/reset.h, QEMU 9.2
+    // to 11.1). Plugins are loaded on the main thread with the machine's types registered and before it has devices (qemu_init_board(),
+    // system/vl.c), so this handler is before theirs. The function outlives the process.
+    unsafe {
+        let register: unsafe extern "C" fn(Handler, *mut c_void) = std::mem::transmute(register);
+        register(reset, std::ptr::null_mut());
+    }
+    true
+}
+
+/// Whether this QEMU tells of resets.
+pub fn tells_resets() -> bool {
+    RESET.get().is_some()
 }

@@ -9,12 +9,14 @@
 //! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
 //! translated yet, it will be watched when it is.
 
+use super::current;
 use super::events::ZERO_SIZE_PTR;
 use super::table::{Action, PORT};
-use super::tracker::{Pending, Tracker, tracker};
+use super::tracker::{Pending, Tracker};
 use super::watches::Watch;
 use crate::ffi::guard;
 use crate::ffi::regs::{self, Reg};
+use crate::session::session;
 use crate::triggers::{console, marker};
 use detector::objects::{Kind, Removed};
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
@@ -58,6 +60,7 @@ impl Tracker {
             Action::BpfSymbol(symbol) => {
                 self.loaded(Module::read_bpf(&self.kernel, &self.ram, VirtAddr(regs::read(symbol))));
             }
+            Action::Kexec => session().into_iter().for_each(|session| session.kexec(vcpu)),
             Action::WriteComm(buf, count) => marker::comm(self, vcpu, regs::read(buf), regs::read(count)),
             Action::SetComm => marker::comm_copied(self, vcpu),
             Action::WriteKmsg(from) => marker::kmsg(self, vcpu, regs::read(from)),
@@ -168,18 +171,44 @@ impl Tracker {
     }
 }
 
+/// Where the tag of a tracker stands in what a callback is given: an address of the kernel has 48 bits.
+const TAG: u32 = 48;
+
+impl Tracker {
+    /// What [`on_entry`] is given.
+    pub(super) fn for_entry(&self, hook: u32) -> usize {
+        usize::from(self.tag()) << TAG | hook as usize
+    }
+
+    /// What [`on_return`] is given.
+    pub(super) fn for_return(&self, ret: u64) -> usize {
+        usize::from(self.tag()) << TAG | (ret as usize & ((1 << TAG) - 1))
+    }
+
+    /// Whether a callback is given what this tracker made.
+    #[inline]
+    fn is_ours(&self, userdata: u64) -> bool {
+        userdata >> TAG == u64::from(self.tag())
+    }
+}
+
 pub(super) extern "C" fn on_entry(vcpu: c_uint, hook: *mut c_void) {
     guard(|| {
-        if let Some(tracker) = tracker() {
-            tracker.enter(vcpu, hook as usize as u32);
-        }
+        current::with(|tracker| {
+            if tracker.is_ours(hook as u64) {
+                tracker.enter(vcpu, hook as usize as u32);
+            }
+        });
     });
 }
 
 pub(super) extern "C" fn on_return(_vcpu: c_uint, ret: *mut c_void) {
     guard(|| {
-        if let Some(tracker) = tracker() {
-            tracker.finish(ret as u64);
-        }
+        current::with(|tracker| {
+            if tracker.is_ours(ret as u64) {
+                // Addresses of the kernel have ones in front.
+                tracker.finish(ret as u64 | !0 << TAG);
+            }
+        });
     });
 }

@@ -24,6 +24,11 @@ thread_local! {
     static LAST_COMM: Cell<(Comm, CommId)> = Cell::default();
 }
 
+/// What this thread remembers is of a kernel that is gone.
+pub(super) fn forget() {
+    LAST_COMM.take();
+}
+
 impl Tracker {
     pub(super) fn allocated(&self, addr: u64, kind: Kind, pending: Pending, stack: StackId) {
         let is_error = addr.wrapping_neg() < PAGE_SIZE;

@@ -1,12 +1,13 @@
 //! Allocator hooks: which functions ([`table`]), where calls return to ([`callsite`]), what of translated code is watched
 //! for that ([`translate`]), what happens when they are entered and return ([`calls`]), to the live map then ([`events`]), whose
 //! stack it was ([`stack`], over the kernel's [`code`]), and what of it is text that the guest says ([`says`]). All of it is methods of
-//! what is known of the guest ([`tracker`]).
+//! what is known of the guest's kernel ([`tracker`]), of which there may be one after the other ([`current`]).
 
 mod calls;
 pub mod callsite;
 pub mod code;
 pub mod context;
+pub mod current;
 pub mod events;
 pub mod says;
 pub mod stack;

@@ -27,6 +27,11 @@ thread_local! {
     static KNOWN: RefCell<Memory> = RefCell::default();
 }
 
+/// What this thread remembers is of a kernel that is gone.
+pub(super) fn forget() {
+    KNOWN.take();
+}
+
 /// What this thread has learnt.
 #[derive(Default)]
 struct Memory {

@@ -49,6 +49,8 @@ pub enum Does {
     ModuleLoad(Arg),
     /// A piece of BPF code has a name (kernel/bpf/core.c, 5.8 on).
     BpfSymbol(Arg),
+    /// Jumps to the kernel that kexec has loaded (arch/x86/kernel/machine_kexec_64.c).
+    Kexec,
     /// Writes what a process wrote to /proc/PID/comm (fs/proc/base.c).
     WriteComm { buf: Arg, count: Arg },
     /// Gives a task its name (fs/exec.c).
@@ -190,6 +192,7 @@ pub const TABLE: &[Row] = &[
 pub const CODE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
     Row { family: "BPF symbols", names: &["bpf_ksym_add"], does: Does::BpfSymbol(arg(&["ksym"], 0)) },
+    Row { family: "kexec", names: &["machine_kexec"], does: Does::Kexec },
 ];
 
 const ORDER: Arg = arg(&["order"], 1);
@@ -315,6 +318,8 @@ pub enum Action {
     ModuleLoad(Reg),
     /// See [`Does::BpfSymbol`].
     BpfSymbol(Reg),
+    /// See [`Does::Kexec`].
+    Kexec,
     /// See [`Does::WriteComm`].
     WriteComm(Reg, Reg),
     /// See [`Does::SetComm`].
@@ -339,10 +344,10 @@ impl Action {
 
     /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
     pub fn is_of_memory(&self) -> bool {
-        use Action::{Printk, PrintkPart, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
+        use Action::{Kexec, Printk, PrintkPart, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
         !matches!(
             self,
-            WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | PrintkPart(_) | WriteTty(..) | WritePort(..)
+            Kexec | WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | PrintkPart(_) | WriteTty(..) | WritePort(..)
         )
     }
 }
@@ -392,6 +397,7 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
         Does::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
         Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
         Does::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
+        Does::Kexec => Action::Kexec,
         Does::WriteComm { buf, count } => Action::WriteComm(reg(buf)?, reg(count)?),
         Does::SetComm => Action::SetComm,
         Does::WriteKmsg { from } => Action::WriteKmsg(reg(from)?),

@@ -24,8 +24,8 @@ use guest_symbols::modules::Module;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 pub(super) type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
@@ -129,26 +129,23 @@ pub struct Tracker {
     start: Instant,
     /// Virtual range of the kernel's image.
     pub(super) image: std::ops::Range<u64>,
-    /// Another kernel runs, in another place: after a reset, or by kexec.
+    /// Which kernel of this QEMU it is, counted from 1.
+    pub boot: u64,
+    /// The kernel is gone.
+    retired: AtomicBool,
+    /// Another kernel runs, and QEMU does not tell of resets.
     pub(super) replaced: AtomicBool,
     /// The latest jiffies seen: they go back only when a kernel starts again or a snapshot is loaded.
     pub(super) jiffies: AtomicU64,
     pub(super) rewinds: AtomicU64,
 }
 
-static TRACKER: OnceLock<Tracker> = OnceLock::new();
-
-/// The tracker, once there is one.
-#[inline]
-pub fn tracker() -> Option<&'static Tracker> {
-    TRACKER.get()
-}
-
 impl Tracker {
-    /// Chooses hooks for the kernel and makes this the process's tracker. `memory` is `ram`, stopped.
+    /// Chooses hooks for the kernel. `boot` is how many kernels this QEMU has started by now, and `sequence` the number of the next
+    /// object.
     ///
-    /// Returns the families of functions that the kernel has none of.
-    pub fn install(kernel: Kernel, ram: Ram, wanted: Wanted, frames: usize) -> Vec<&'static str> {
+    /// Gives also the families of functions that the kernel has none of.
+    pub fn new(kernel: Kernel, ram: Ram, wanted: Wanted, frames: usize, boot: u64) -> (Tracker, Vec<&'static str>) {
         let (hooks, missing) = table::choose(&kernel, wanted);
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let (sites, code) = {
@@ -170,6 +167,8 @@ impl Tracker {
             image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
             tests: Mutex::default(),
             says: Says::new(&kernel),
+            boot,
+            retired: AtomicBool::new(false),
             replaced: AtomicBool::new(false),
             jiffies: AtomicU64::new(0),
             rewinds: AtomicU64::new(0),
@@ -196,8 +195,7 @@ impl Tracker {
             vfreed: Mutex::new(VecDeque::with_capacity(RECENT_VFREES)),
             start: Instant::now(),
         };
-        let _ = TRACKER.set(tracker);
-        missing
+        (tracker, missing)
     }
 
     /// Every live object, ascending by address; with `pages=on`, pages too, at whose address there may be an object as well.
@@ -226,9 +224,25 @@ impl Tracker {
         self.start.elapsed().as_millis() as u64
     }
 
-    /// Whether the kernel that is tracked is gone: nothing that is known holds any more.
+    /// Whether the kernel is gone: nothing that is known holds any more. To be asked while the vCPUs stand still.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Whether the kernel is gone although nobody said so.
     pub fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// What callbacks are told of besides: of another kernel's code they may still be there.
+    #[inline]
+    pub(super) fn tag(&self) -> u16 {
+        self.boot as u16
+    }
+
+    /// The kernel is gone.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
     }
 
     /// How often the guest went back in time.

@@ -6,6 +6,7 @@ use super::table::{LATER, PORT};
 use super::tracker::Tracker;
 use super::watches::Watch;
 use crate::ffi::api::{Block, Insn};
+use crate::ffi::host;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::sync::atomic::Ordering;
@@ -14,18 +15,23 @@ use std::sync::atomic::Ordering;
 const MODULES: u64 = 0xffff_ffff_c000_0000;
 
 impl Tracker {
-    /// Watches what is to be watched in a block of the kernel that is being translated.
-    pub fn translate(&self, block: Block) {
+    /// Watches what is to be watched in a block of the kernel's half that is being translated, if it is this kernel's own: says
+    /// whether it is.
+    pub fn translate(&self, block: Block) -> bool {
         let (count, start) = (block.len(), block.vaddr());
-        let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return };
+        let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return false };
         let last = last.vaddr();
-        if (START_KERNEL_MAP..MODULES).contains(&start) && !self.image.contains(&start) {
-            self.replaced.store(true, Ordering::Relaxed);
+        if !self.is_own(start, first) {
+            // Without a word of resets, this is the first that is seen of another kernel.
+            if (START_KERNEL_MAP..MODULES).contains(&start) && !host::tells_resets() {
+                self.replaced.store(true, Ordering::Relaxed);
+            }
+            return false;
         }
         if start <= *self.entry_range.end() && last >= *self.entry_range.start() {
             for insn in (0..count).filter_map(|i| block.insn(i)) {
                 if let Some(&hook) = self.entries.get(&insn.vaddr()) {
-                    insn.on_exec(on_entry, hook as usize);
+                    insn.on_exec(on_entry, self.for_entry(hook));
                 }
             }
         }
@@ -34,14 +40,14 @@ impl Tracker {
             && let Some(insn) = (0..count).filter_map(|i| block.insn(i)).find(|insn| insn.vaddr() == port)
             && let Some(hook) = self.hooks.iter().position(|(h, _)| h.name == PORT && h.addr == LATER)
         {
-            insn.on_exec(on_entry, hook);
+            insn.on_exec(on_entry, self.for_entry(hook as u32));
         }
         let returns = self.before(first, start).map_or(Returns::Anything, |b| self.sites.classify(start, &b));
         let mut watch = match returns {
             Returns::Allocator => Watch::Always,
             Returns::Anything => Watch::WhileArmed,
             Returns::Other => Watch::Never,
-            Returns::NoCall => return,
+            Returns::NoCall => return true,
         };
         // Translated again, it may have been learnt meanwhile.
         if self.watched.get(&start).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always)) {
@@ -51,10 +57,23 @@ impl Tracker {
             self.watches.change();
         }
         match watch {
-            Watch::Always => first.on_exec(on_return, start as usize),
-            Watch::WhileArmed => first.on_exec_if(self.flag, on_return, start as usize),
+            Watch::Always => first.on_exec(on_return, self.for_return(start)),
+            Watch::WhileArmed => first.on_exec_if(self.flag, on_return, self.for_return(start)),
             Watch::Never | Watch::Wanted => {}
         }
+        true
+    }
+
+    /// Whether a block of the kernel's half lies where this kernel has it. The same addresses are also those of a kernel in a
+    /// guest that this one runs, and of firmware's services.
+    fn is_own(&self, start: u64, first: Insn) -> bool {
+        let at = VirtAddr(start);
+        let own = || match self.image.contains(&start) {
+            true => Some(self.kernel.image_phys(at)),
+            false => self.kernel.translate(&self.ram, at).ok().map(|found| found.phys),
+        };
+        let phys = self.ram.phys_of(first.host_address());
+        phys.is_some() && phys == own()
     }
 
     /// The bytes before the block.

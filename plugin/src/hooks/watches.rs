@@ -31,6 +31,11 @@ thread_local! {
         const { RefCell::new([Place { ret: 0, generation: 0, watch: None }; PLACES]) };
 }
 
+/// What this thread remembers is of a kernel that is gone.
+pub(super) fn forget() {
+    REMEMBERED.set([Place { ret: 0, generation: 0, watch: None }; PLACES]);
+}
+
 /// Counts changes, after which nothing that was remembered is believed.
 pub(super) struct Watches(AtomicU64);
 

@@ -1,7 +1,7 @@
 //! What has been done so far, for those who ask how things are.
 
 use super::Session;
-use crate::hooks::tracker;
+use crate::hooks::current;
 use crate::stopped;
 use detector::control::{Count, Pauses, Status};
 use detector::report::{Figures, Report};
@@ -42,8 +42,8 @@ impl Session {
 
     /// How things are. The guest runs, and goes on running.
     pub fn status(&self) -> Status {
-        let (tracked, tracker) = (self.tracked(), tracker::tracker());
-        let counters = tracker.map(stopped::counters).unwrap_or_default();
+        let (tracked, tracker) = (self.tracked(), current::tracker());
+        let counters = tracker.as_deref().map(stopped::counters).unwrap_or_default();
         let figures = [
             ("allocations", counters.allocations),
             ("frees", counters.frees),
@@ -55,14 +55,15 @@ impl Session {
             ("hooks_hit", counters.hooks_hit),
             ("hooks", counters.hooks),
             ("rewinds", counters.rewinds),
+            ("boot", counters.boot),
         ];
         let history = self.history.lock();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tracking: tracked.is_ok(),
             why: tracked.err(),
-            release: tracker.map(|t| t.kernel.release.clone()),
-            at_ms: tracker.map_or(0, |t| t.millis()),
+            release: tracker.as_ref().map(|t| t.kernel.release.clone()),
+            at_ms: tracker.as_ref().map_or(0, |t| t.millis()),
             figures: figures.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
             pauses: history.pauses,
             scans: history.scans,

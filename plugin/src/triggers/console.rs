@@ -25,6 +25,11 @@ const PORT: u64 = 0;
 /// Lines that are not at their end yet, by what they are written to.
 static OPEN: Mutex<Vec<(u64, Vec<u8>)>> = Mutex::new(Vec::new());
 
+/// What waits is of a kernel that is gone.
+pub fn forget() {
+    OPEN.lock().clear();
+}
+
 /// A process writes to the terminal `tty`; the kernel has made a copy of the text.
 pub fn tty(tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
     if !tracker.says.is_pty(tracker, tty) {

@@ -76,6 +76,9 @@ pub enum DemandError {
     /// QEMU exits, and makes the last scan itself.
     #[error("the guest has ended; what the last scan found is in the report")]
     Ended,
+    /// The guest was reset before it could be stopped for this.
+    #[error("the guest has just started again, and all of its last kernel is in a report; send the request again")]
+    Again,
     /// Too much waits already.
     #[error("too many requests wait for the guest to be paused; send this one again when others are answered")]
     Busy,

@@ -15,8 +15,9 @@ use super::{Done, stopped};
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::regs::{self, Reg};
 use crate::ffi::{self, guard, host};
+use crate::hooks::current;
 use crate::hooks::says::{self, Text};
-use crate::hooks::tracker::{self, Tracker};
+use crate::hooks::tracker::Tracker;
 use crate::output;
 use crate::session::checks::Found;
 use crate::session::{Session, session};
@@ -133,6 +134,12 @@ fn tell_or_defer(tracker: &Tracker, vcpu: c_uint, text: Text, comm: Option<(u64,
     DEFERRED_COUNT.store(deferred.len(), Ordering::Relaxed);
 }
 
+/// What waits is of a kernel that is gone.
+pub fn forget() {
+    DEFERRED.lock().clear();
+    DEFERRED_COUNT.store(0, Ordering::Relaxed);
+}
+
 fn take_deferred(tracker: &Tracker, comm: bool) -> Option<Deferred> {
     // As nearly always.
     if DEFERRED_COUNT.load(Ordering::Relaxed) == 0 {
@@ -206,13 +213,13 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
     };
     let began = Instant::now();
     tracker.tests.lock().at = at;
-    let done = stopped(session, tracker, what);
+    let done = stopped(session, &tracker, what);
     tracker.tests.lock().at = None;
     session.paused(began.elapsed());
     match done {
         Ok(Done::Found(found)) => {
             let mut reports = REPORTS.lock();
-            reports.push_back((found, began.elapsed()));
+            reports.push_back((Arc::clone(&tracker), found, began.elapsed()));
             let full = reports.len() > MAX_REPORTS;
             drop(reports);
             match WAKE.get().filter(|_| !full) {
@@ -229,7 +236,10 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
     }
 }
 
-static REPORTS: Mutex<VecDeque<(Box<Found>, Duration)>> = Mutex::new(VecDeque::new());
+/// What a marker's scan found, of which kernel, and how long that stood still for it.
+type Scanned = (Arc<Tracker>, Box<Found>, Duration);
+
+static REPORTS: Mutex<VecDeque<Scanned>> = Mutex::new(VecDeque::new());
 /// Held by who writes reports, so that they come in order.
 static WRITING: Mutex<()> = Mutex::new(());
 static WAKE: OnceLock<Sender<()>> = OnceLock::new();
@@ -251,12 +261,11 @@ pub fn start(session: &'static Session) {
 
 /// Writes the reports of markers until now: before any later report.
 pub fn flush(session: &Session) {
-    let Some(tracker) = tracker::tracker() else { return };
     let _one = WRITING.lock();
     loop {
         let next = REPORTS.lock().pop_front();
-        let Some((found, pause)) = next else { return };
-        session.report(tracker, &found, pause, false);
+        let Some((tracker, found, pause)) = next else { return };
+        session.report(&tracker, &found, pause, false);
     }
 }
 
@@ -280,30 +289,32 @@ fn is_cpuid(insn: Insn) -> bool {
 
 extern "C" fn on_cpuid(vcpu: c_uint, _: *mut c_void) {
     guard(|| {
-        if regs::read(Reg::Rax) as u32 == LEAF
-            && let Some(tracker) = tracker::tracker()
-        {
-            let name = || {
-                let text = match VirtAddr(regs::read(Reg::Rdx)) {
-                    VirtAddr(0) => Vec::new(),
-                    at if at.is_kernel() => tracker.kernel.read_string(&tracker.ram, at, MAX_NAME).into_bytes(),
-                    at => says::user(tracker, at.0, MAX_NAME).bytes,
-                };
-                let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
-                text[..end].to_vec()
-            };
-            fn some(name: &[u8]) -> Option<&[u8]> {
-                Some(name.trim_ascii()).filter(|name| !name.is_empty())
-            }
-            match regs::read(Reg::Rcx) as u32 {
-                1 => obey(tracker, vcpu, Command::Scan),
-                2 => obey(tracker, vcpu, Command::Mark(some(&name()))),
-                3 => obey(tracker, vcpu, Command::Clear),
-                4 => obey(tracker, vcpu, Command::Test(some(&name()))),
-                n => complain(&format!("by cpuid, number {n},")),
-            }
+        if regs::read(Reg::Rax) as u32 == LEAF {
+            current::with(|tracker| cpuid(tracker, vcpu));
         }
     });
+}
+
+fn cpuid(tracker: &Tracker, vcpu: c_uint) {
+    let name = || {
+        let text = match VirtAddr(regs::read(Reg::Rdx)) {
+            VirtAddr(0) => Vec::new(),
+            at if at.is_kernel() => tracker.kernel.read_string(&tracker.ram, at, MAX_NAME).into_bytes(),
+            at => says::user(tracker, at.0, MAX_NAME).bytes,
+        };
+        let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+        text[..end].to_vec()
+    };
+    fn some(name: &[u8]) -> Option<&[u8]> {
+        Some(name.trim_ascii()).filter(|name| !name.is_empty())
+    }
+    match regs::read(Reg::Rcx) as u32 {
+        1 => obey(tracker, vcpu, Command::Scan),
+        2 => obey(tracker, vcpu, Command::Mark(some(&name()))),
+        3 => obey(tracker, vcpu, Command::Clear),
+        4 => obey(tracker, vcpu, Command::Test(some(&name()))),
+        n => complain(&format!("by cpuid, number {n},")),
+    }
 }
 
 #[cfg(test)]

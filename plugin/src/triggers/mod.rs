@@ -128,9 +128,9 @@ impl Scanner {
         std::thread::sleep(self.running_until.saturating_duration_since(Instant::now()));
         while let Some(way) = self.ways.first_mut() {
             let result = Arc::new(Mutex::new(None));
-            let (inner, work) = (result.clone(), what.clone());
+            let (inner, work, stopped_of) = (result.clone(), what.clone(), Arc::clone(&tracker));
             let began = Instant::now();
-            let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, tracker, &work))));
+            let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, &stopped_of, &work))));
             let pause = began.elapsed();
             self.running_until = Instant::now() + pause;
             if session.is_ended() {
@@ -146,7 +146,7 @@ impl Scanner {
                 Some(Ok(Done::Found(found))) => {
                     session.paused(pause);
                     marker::flush(session);
-                    let report = session.report(tracker, &found, pause, false);
+                    let report = session.report(&tracker, &found, pause, false);
                     return Ok((Answer::Report(Arc::new(report)), pause));
                 }
                 Some(Ok(Done::Answer(answer))) => {
@@ -173,6 +173,9 @@ impl Scanner {
 
 /// Does what was demanded of a guest that stands still.
 fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
+    if tracker.is_retired() {
+        return Err(DemandError::Again);
+    }
     Ok(Done::Answer(match what {
         What::Tick => return Ok(Done::Found(Box::new(session.scan(tracker, session.interval_min_age())?))),
         What::Scan { min_age } => return Ok(Done::Found(Box::new(session.scan(tracker, *min_age)?))),

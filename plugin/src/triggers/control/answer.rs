@@ -189,7 +189,7 @@ fn sites() -> Result<(std::sync::Arc<Sites>, Duration), Problem> {
 
 fn named<T>(session: &Session, tell: impl FnOnce(Names<'_>) -> T) -> Result<T, Problem> {
     let tracker = session.tracked().map_err(DemandError::Nothing)?;
-    Ok(session.named(tracker, tell))
+    Ok(session.named(&tracker, tell))
 }
 
 fn value(of: impl Serialize) -> Value {

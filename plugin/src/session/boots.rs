@@ -1,0 +1,112 @@
+//! One kernel after the other in one QEMU: how one ends, and that the next is looked for.
+//!
+//! A machine that is reset keeps its memory until firmware and the next kernel write to it, so the last look at a kernel is
+//! taken when QEMU is about to reset, with the vCPUs stopped and their registers as they were. A kernel that starts another
+//! by itself, by kexec, does so in `machine_kexec()` (arch/x86/kernel/machine_kexec_64.c, 5.10 to 7.3), with all other CPUs
+//! stopped: that is hooked.
+
+use super::Session;
+use crate::ffi::host;
+use crate::hooks::current;
+use crate::output;
+use crate::triggers::{console, marker};
+use libc::c_uint;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+/// How the search for the guest's kernel goes.
+#[derive(Default)]
+pub(super) struct Search {
+    /// Some block of the guest was translated.
+    pub blocks: AtomicBool,
+    /// Blocks of a kernel since the search began.
+    pub kernel_blocks: AtomicU32,
+    /// Searches made.
+    pub searches: AtomicU32,
+    /// No further search: it succeeded, or failed for good.
+    pub settled: AtomicBool,
+    /// The last kernel is on its way out: what is still translated of it is not the next one.
+    pub leaving: AtomicBool,
+    /// Kernels found.
+    pub boots: AtomicU64,
+}
+
+impl Search {
+    /// Starts again.
+    fn restart(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Relaxed);
+        self.kernel_blocks.store(0, Ordering::Relaxed);
+        self.searches.store(0, Ordering::Relaxed);
+        self.settled.store(false, Ordering::Release);
+    }
+}
+
+impl Session {
+    /// Has the ends of kernels told to us.
+    pub(super) fn watch_resets() {
+        if !host::on_reset(|| super::session().into_iter().for_each(Session::reset)) {
+            log::info!("this QEMU does not tell of resets");
+        }
+    }
+
+    /// The machine is about to be reset: every vCPU is stopped.
+    fn reset(&self) {
+        if current::tracker().is_none() {
+            // Firmware, or a kernel of which it was said already that it cannot be tracked.
+            return;
+        }
+        log::info!("the machine is reset");
+        self.leave(false);
+    }
+
+    /// A CPU is about to run the next kernel, which this one has loaded. In the callback of that vCPU.
+    pub fn kexec(&'static self, vcpu: c_uint) {
+        let done = host::exclusive_after(vcpu as usize, Box::new(|| self.leave(true)));
+        if let Err(why) = done {
+            log::info!("a kexec could not be waited for: {why}");
+        }
+    }
+
+    /// Every vCPU is stopped: makes the last report of a kernel, and starts to look for the next.
+    fn leave(&self, still_runs: bool) {
+        self.conclude(false);
+        marker::forget();
+        console::forget();
+        *self.marks.lock() = super::checks::Marks::default();
+        *self.failure.lock() = None;
+        current::set(None);
+        self.search.restart(still_runs);
+    }
+
+    /// Every vCPU is stopped, and the kernel comes to its end: makes the last report of it, which is the `last` of all when
+    /// QEMU exits.
+    pub(super) fn conclude(&self, last: bool) {
+        let tracker = match self.tracked() {
+            Ok(tracker) => tracker,
+            // Of each kernel there was a report; firmware came after the last one.
+            Err(_) if current::tracker().is_none() && self.is_between() => return,
+            Err(why) => return output::error(&why),
+        };
+        marker::flush(self);
+        if let Some(times) = &tracker.times {
+            times.log(tracker.stacks.len());
+        }
+        // What had no end is told of all the same: the guest may have crashed in it, or was turned off for it.
+        let mut tests = tracker.tests.lock();
+        tests.at = tests.end(tracker.sequence());
+        drop(tests);
+        let began = Instant::now();
+        match self.scan(&tracker, self.options.min_age.unwrap_or_default()) {
+            Ok(found) => {
+                self.report(&tracker, &found, began.elapsed(), last);
+            }
+            Err(e) => output::error(&format!("no result: {e}")),
+        }
+    }
+
+    /// Whether a kernel was here, and nothing was seen of the next.
+    fn is_between(&self) -> bool {
+        let search = &self.search;
+        search.boots.load(Ordering::Relaxed) > 0 && search.kernel_blocks.load(Ordering::Relaxed) == 0
+    }
+}
