@@ -186,6 +186,24 @@ impl Guest {
         self
     }
 
+    /// Has QEMU's monitor at a socket.
+    #[must_use]
+    pub fn monitor(self, socket: &Path) -> Guest {
+        self.qemu_arg("-monitor").qemu_arg(&format!("unix:{},server=on,wait=off", socket.display()))
+    }
+
+    /// Lets a guest that reboots start again.
+    #[must_use]
+    pub fn reboots(self) -> Guest {
+        self.qemu_arg("-action").qemu_arg("reboot=reset")
+    }
+
+    /// Puts another kernel into the guest, for the step `kexec`, which starts it and there loads `leaky`.
+    #[must_use]
+    pub fn kexec(self, kernel: &str) -> Guest {
+        self.boot_option("--kexec", kernel).program("kexec")
+    }
+
     /// Adds an argument for QEMU.
     #[must_use]
     pub fn qemu_arg(mut self, word: &str) -> Guest {

@@ -6,6 +6,7 @@ pub mod contexts;
 pub mod control;
 pub mod guest;
 pub mod kmemleak_objects;
+pub mod monitor;
 pub mod planted;
 pub mod program;
 pub mod report;

@@ -1,41 +1,10 @@
 //! A guest that is loaded from a snapshot of its past: what it allocates from then on is reported, and what it had
 //! allocated in a future that never came is not.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use tests::monitor::{Monitor, wait_for};
 use tests::program::scratch;
 use tests::{Guest, planted};
-
-/// Longest wait for anything to be seen.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Waits until a file holds a text.
-fn wait_for(file: &Path, text: &str) {
-    let began = Instant::now();
-    while !std::fs::read(file).is_ok_and(|b| String::from_utf8_lossy(&b).contains(text)) {
-        assert!(began.elapsed() < PATIENCE, "no \"{text}\" in {}", file.display());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Gives QEMU's monitor a command and waits for the next prompt.
-fn command(monitor: &mut UnixStream, command: &str) -> String {
-    monitor.write_all(format!("{command}\n").as_bytes()).expect("the monitor takes a command");
-    prompt(monitor)
-}
-
-fn prompt(monitor: &mut UnixStream) -> String {
-    let mut said = Vec::new();
-    while !said.ends_with(b"(qemu) ") {
-        let mut byte = [0];
-        monitor.read_exact(&mut byte).expect("the monitor answers");
-        said.push(byte[0]);
-    }
-    String::from_utf8_lossy(&said).into_owned()
-}
 
 /// Boots a guest that is saved, leaks, and is loaded again to leak once more, and compares. As elsewhere a dead word may
 /// hide a leak: then it is done again, thrice at most.
@@ -61,20 +30,17 @@ fn rewind_once(test: &str, option: &str) -> Vec<String> {
         .module("leaky")
         .run(&["sleep:2", "insmod:leaky", "sleep:3"])
         .console(&console)
-        .qemu_arg("-monitor")
-        .qemu_arg(&format!("unix:{},server=on,wait=off", socket.display()))
+        .monitor(&socket)
         .qemu_arg("-drive")
         .qemu_arg(&format!("file={},if=none,format=qcow2", disk.display()));
     let boot = std::thread::scope(|scope| {
         let boot = scope.spawn(|| guest.boot());
         wait_for(&console, "libleak-guest: begin sleep:2");
-        let mut monitor = UnixStream::connect(&socket).expect("the monitor is there");
-        monitor.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        prompt(&mut monitor);
-        let saved = command(&mut monitor, "savevm then");
+        let mut monitor = Monitor::connect(&socket);
+        let saved = monitor.command("savevm then");
         assert!(!saved.contains("Error"), "{saved}");
         wait_for(&console, "libleak-guest: end insmod:leaky 0");
-        let loaded = command(&mut monitor, "loadvm then");
+        let loaded = monitor.command("loadvm then");
         assert!(!loaded.contains("Error"), "{loaded}");
         boot.join().expect("the guest boots")
     });

@@ -15,9 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 static CHANGES: AtomicU64 = AtomicU64::new(0);
 static CURRENT: RwLock<Option<Arc<Tracker>>> = RwLock::new(None);
 
+/// What a thread saw last.
+struct Seen {
+    changes: Cell<u64>,
+    tracker: RefCell<Option<Arc<Tracker>>>,
+}
+
 thread_local! {
-    static SEEN_CHANGES: Cell<u64> = const { Cell::new(0) };
-    static SEEN: RefCell<Option<Arc<Tracker>>> = const { RefCell::new(None) };
+    static SEEN: Seen = const { Seen { changes: Cell::new(0), tracker: RefCell::new(None) } };
 }
 
 /// The tracker, once there is one.
@@ -34,27 +39,29 @@ pub fn is_tracking() -> bool {
 /// Gives the tracker, if there is one, to a callback of a vCPU.
 #[inline]
 pub fn with<T>(f: impl FnOnce(&Tracker) -> T) -> Option<T> {
-    if SEEN_CHANGES.get() != CHANGES.load(Ordering::Acquire) {
-        look();
-    }
-    SEEN.with_borrow(|seen| seen.as_deref().map(f))
+    SEEN.with(|seen| {
+        if seen.changes.get() != CHANGES.load(Ordering::Acquire) {
+            seen.look();
+        }
+        seen.tracker.borrow().as_deref().map(f)
+    })
 }
 
-/// Another tracker, or none, is the current one.
-#[cold]
-fn look() {
-    // First, so that a change meanwhile is seen the next time.
-    let changes = CHANGES.load(Ordering::Acquire);
-    let current = tracker();
-    let before = SEEN.with(|seen| {
+impl Seen {
+    /// Another tracker, or none, is the current one.
+    #[cold]
+    fn look(&self) {
+        // First, so that a change meanwhile is seen the next time.
+        let changes = CHANGES.load(Ordering::Acquire);
+        let current = tracker();
         // In a callback that is within another the tracker stays what it was.
-        seen.try_borrow_mut().ok().map(|mut seen| std::mem::replace(&mut *seen, current))
-    });
-    if before.is_some() {
-        SEEN_CHANGES.set(changes);
-        events::forget();
-        watches::forget();
-        stack::forget();
+        if let Ok(mut seen) = self.tracker.try_borrow_mut() {
+            *seen = current;
+            self.changes.set(changes);
+            events::forget();
+            watches::forget();
+            stack::forget();
+        }
     }
 }
 
