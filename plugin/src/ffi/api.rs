@@ -225,16 +225,17 @@ unsafe impl Send for Flag {}
 // SAFETY: as above.
 unsafe impl Sync for Flag {}
 
-impl Default for Flag {
-    /// A new flag, 0 for every vCPU.
-    fn default() -> Flag {
-        // SAFETY: plain allocation by QEMU; never freed, since translated code may hold it.
-        let score = unsafe { (api().scoreboard_new)(8) };
-        Flag(qemu_plugin_u64 { score, offset: 0 })
-    }
-}
-
 impl Flag {
+    /// The only one there is: translated code may hold it for ever, so it is never freed. Whoever takes it over sets it.
+    pub fn get() -> Flag {
+        static FLAG: OnceLock<Flag> = OnceLock::new();
+        *FLAG.get_or_init(|| {
+            // SAFETY: plain allocation by QEMU.
+            let score = unsafe { (api().scoreboard_new)(8) };
+            Flag(qemu_plugin_u64 { score, offset: 0 })
+        })
+    }
+
     /// Sets it for every vCPU: with thread=single, translated code tests the slot of the vCPU that translated
     /// it, not of the one that runs it, so all slots must always agree.
     pub fn set(self, value: u64) {

@@ -190,11 +190,13 @@ impl Tracker {
             watches: Watches::default(),
             armed: Mutex::new(0),
             port: AtomicU64::new(0),
-            flag: Flag::default(),
+            flag: Flag::get(),
             sequence: AtomicU64::new(1),
             vfreed: Mutex::new(VecDeque::with_capacity(RECENT_VFREES)),
             start: Instant::now(),
         };
+        // Calls of the kernel before may never have returned.
+        tracker.flag.set(0);
         (tracker, missing)
     }
 
