@@ -120,6 +120,7 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
         (api::api().register_flush)(id, flush, null);
         (api::api().register_atexit)(id, exit, null);
     }
+    ffi::ram::watch();
     triggers::start(session);
     if let Some(socket) = socket {
         control::start(socket);

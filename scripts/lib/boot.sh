@@ -25,6 +25,7 @@ grub_image() {
 #   --smp N            processors (1)
 #   --memory M         in MiB (512)
 #   --machine NAME     pc unless said
+#   --accel WORDS      tcg unless said
 #   --cpu NAME         QEMU's own choice unless said
 #   --timeout SECONDS  after which QEMU is killed (120)
 #   --qemu COMMAND     instead of qemu-system-x86_64
@@ -32,7 +33,7 @@ grub_image() {
 #   --root FOLDER      run QEMU inside FOLDER (see run_in_root)
 #   --bind DIR         there too, at the same path (the kernel, the initrd and the console always are)
 boot_guest() {
-    local kernel=$1 initrd=$2 append='' console=- smp=1 memory=512 machine=pc cpu='' limit=120
+    local kernel=$1 initrd=$2 append='' console=- smp=1 memory=512 machine=pc accel=tcg cpu='' limit=120
     local qemu=qemu-system-x86_64 root='' binds='' loader=''
     shift 2
     while [ $# -gt 0 ]; do
@@ -42,6 +43,7 @@ boot_guest() {
         --smp) smp=$2 ;;
         --memory) memory=$2 ;;
         --machine) machine=$2 ;;
+        --accel) accel=$2 ;;
         --cpu) cpu=$2 ;;
         --timeout) limit=$2 ;;
         --qemu) qemu=$2 ;;
@@ -57,7 +59,7 @@ boot_guest() {
     kernel=$(realpath "$kernel")
     initrd=$(realpath "$initrd")
     append="console=ttyS0 panic=-1${append:+ $append}"
-    local command=("$qemu" -nodefaults -no-user-config -display none -no-reboot -accel tcg
+    local command=("$qemu" -nodefaults -no-user-config -display none -no-reboot -accel "$accel"
         -machine "$machine" -smp "$smp" -m "$memory")
     case "$loader" in
     '') command+=(-kernel "$kernel/vmlinuz" -initrd "$initrd" -append "$append") ;;

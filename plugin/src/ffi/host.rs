@@ -61,6 +61,55 @@ pub fn ram_blocks() -> Vec<RamBlock> {
     }
 }
 
+/// Has QEMU call `f` with the host address and the length in bytes of each RAM block that it is about to free, for ever. Only
+/// while QEMU starts, on its main thread. Where QEMU does not export the function, `f` is never called.
+pub fn on_ram_removed(f: fn(usize, usize)) {
+    static FUNCTION: std::sync::OnceLock<fn(usize, usize)> = std::sync::OnceLock::new();
+    extern "C" fn removed(_notifier: *mut c_void, host: *mut c_void, size: usize, most: usize) {
+        super::guard(|| {
+            if let Some(f) = FUNCTION.get() {
+                f(host as usize, size.max(most));
+            }
+        });
+    }
+    let Some(add) = function("ram_block_notifier_add") else { return };
+    if FUNCTION.set(f).is_err() {
+        return;
+    }
+    // `struct RAMBlockNotifier` (include/exec/ramlist.h, QEMU 9.2 to 11.1): functions for blocks that are added, removed and
+    // resized, none of which must be there, and the links of a list. There is room for functions to come.
+    let notifier: Box<[usize; 16]> =
+        Box::new(std::array::from_fn(|i| if i == 1 { removed as *const () as usize } else { 0 }));
+    // SAFETY: `void ram_block_notifier_add(RAMBlockNotifier *)` links it into a list that is the main thread's; it is never
+    // freed. `removed` has the signature of `ram_block_removed`.
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(add)(Box::into_raw(notifier).cast());
+    }
+}
+
+/// This thread, one of ours, as one that QEMU's RCU knows, until this is dropped.
+pub struct Registered(());
+
+/// Makes this thread known to QEMU's RCU.
+pub fn register_thread() -> Registered {
+    call("rcu_register_thread");
+    Registered(())
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        call("rcu_unregister_thread");
+    }
+}
+
+fn call(name: &str) {
+    if let Some(function) = function(name) {
+        // SAFETY: `void rcu_register_thread(void)`, `void rcu_unregister_thread(void)` (include/qemu/rcu.h), each once by
+        // a thread, in this order.
+        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(function)() };
+    }
+}
+
 /// Where guest physical memory from `at` on is mapped, and how far in one run; `None` for anything but RAM,
 /// and where QEMU does not export the functions. Only on a vCPU's thread, which QEMU's RCU knows.
 pub fn map_physical(at: u64) -> Option<(usize, u64)> {

@@ -1,10 +1,11 @@
 //! All contact with QEMU's C side: the plugin API looked up at load ([`api`]), registers ([`regs`], [`direct`]), guest
-//! RAM as it is mapped in this process ([`ram`]), and what only builds with loadable modules export
+//! RAM as it is mapped in this process ([`ram`], [`layout`]), and what only builds with loadable modules export
 //! ([`host`]). Unsafe code stays in here.
 
 pub mod api;
 mod direct;
 pub mod host;
+mod layout;
 pub mod ram;
 pub mod regs;
 pub mod signals;

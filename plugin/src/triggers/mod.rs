@@ -48,6 +48,7 @@ pub fn start(session: &'static Session) {
     };
     let spawned = std::thread::Builder::new().name("libleak-scan".into()).spawn(move || {
         ffi::signals::block();
+        let _registered = ffi::host::register_thread();
         ffi::guard(|| thread.run());
     });
     match spawned {

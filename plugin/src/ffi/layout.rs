@@ -1,0 +1,253 @@
+//! Where guest RAM lies, in guest physical memory and in this process; it comes and goes while the guest runs: memory is
+//! plugged and unplugged (pc-dimm, virtio-mem).
+
+use super::host::{self, RamBlock};
+use libc::{c_char, c_void};
+use std::ops::Range;
+
+/// With at least this much RAM, machines leave a hole below 4 GiB (q35's limit, the lowest: hw/i386/pc_q35.c).
+const LEAST_WITH_HOLE: u64 = 0xb000_0000;
+const FOUR_GIB: u64 = 1 << 32;
+/// Below 1 MiB parts of RAM are hidden behind ROMs, so the blocks are looked for from here on.
+const LOW: u64 = 1 << 20;
+/// RAM is not looked for beyond: every page up to its end has an entry while a check runs.
+const HIGHEST: u64 = 1 << 40;
+/// RAM_ADDR_INVALID (include/exec/cpu-common.h).
+const NO_RAM: u64 = u64::MAX;
+
+/// Why guest RAM was not found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RamError {
+    /// The instruction's bytes lie in no mapping.
+    #[error("the guest's code at host address {0:#x} lies in no mapping of QEMU's")]
+    NotMapped(usize),
+    /// More RAM than fits below the PCI hole, in a QEMU that exports nothing to tell where the hole is.
+    #[error(
+        "this build of QEMU does not export address_space_map, so guests with {0:#x} bytes of RAM or more cannot be read; give the guest less than 2816 MiB (-m), or use a distribution's QEMU"
+    )]
+    Hole(u64),
+}
+
+/// A run of guest RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub phys: u64,
+    pub len: u64,
+    pub host: usize,
+}
+
+impl Segment {
+    #[inline]
+    pub fn offset_of(&self, phys: u64) -> Option<u64> {
+        Some(phys.wrapping_sub(self.phys)).filter(|offset| *offset < self.len)
+    }
+
+    #[inline]
+    pub fn offset_of_host(&self, host: usize) -> Option<u64> {
+        Some(host.wrapping_sub(self.host) as u64).filter(|offset| *offset < self.len)
+    }
+}
+
+/// All of RAM at one moment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Ascending by physical address, disjoint.
+    pub segments: Vec<Segment>,
+    /// The same, for whoever needs no host address.
+    pub ranges: Vec<Range<u64>>,
+}
+
+impl Layout {
+    fn of(mut segments: Vec<Segment>) -> Layout {
+        segments.sort_unstable_by_key(|s| s.phys);
+        let mut joined: Vec<Segment> = Vec::new();
+        for s in segments {
+            match joined.last_mut() {
+                Some(last) if last.phys + last.len == s.phys && last.host + last.len as usize == s.host => {
+                    last.len += s.len;
+                }
+                // Two at one place there are not; whatever comes second is not believed.
+                Some(last) if last.phys + last.len > s.phys => {}
+                _ => joined.push(s),
+            }
+        }
+        let ranges = joined.iter().map(|s| s.phys..s.phys + s.len).collect();
+        Layout { segments: joined, ranges }
+    }
+
+    /// Finds RAM, of which one byte is at the host address `code`.
+    ///
+    /// # Errors
+    /// [`RamError`].
+    pub fn find(code: usize) -> Result<Layout, RamError> {
+        let has_code = |layout: &Layout| layout.segments.iter().any(|s| s.offset_of_host(code).is_some());
+        let mapped = View::take().map(|view| view.layout());
+        match mapped.filter(has_code).or_else(|| probe().filter(has_code)) {
+            Some(layout) => Ok(layout),
+            None => guess(code),
+        }
+    }
+
+    /// Without what lies in a range of host addresses.
+    pub fn without(&self, host: Range<usize>) -> Layout {
+        let is_in = |s: &Segment| s.host < host.end && host.start < s.host + s.len as usize;
+        Layout::of(self.segments.iter().filter(|s| !is_in(s)).copied().collect())
+    }
+}
+
+/// QEMU's memory as it is mapped at one moment, held until this is dropped: so long none of its RAM goes away.
+pub(super) struct View(*mut c_void);
+
+impl View {
+    /// Takes the current one; `None` where QEMU does not export what it takes.
+    pub fn take() -> Option<View> {
+        type Get = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+        let names = ["address_space_get_flatview", "flatview_unref", "flatview_for_each_range"];
+        names.iter().all(|name| host::function(name).is_some()).then_some(())?;
+        let space = host::function("address_space_memory")?;
+        // SAFETY: `FlatView *address_space_get_flatview(AddressSpace *)` (system/memory-internal.h, QEMU 9.2 to 11.1) of the
+        // system address space itself. It takes a reference, under QEMU's RCU; callers are of a thread that this knows.
+        let view = unsafe { std::mem::transmute::<*mut c_void, Get>(host::function(names[0])?)(space) };
+        (!view.is_null()).then_some(View(view))
+    }
+
+    /// Where RAM lies there.
+    pub fn layout(&self) -> Layout {
+        type Each = extern "C" fn(u64, u64, u64, u64, *mut c_void, u64, *mut c_void) -> bool;
+        type ForEach = unsafe extern "C" fn(*mut c_void, Each, *mut c_void);
+        struct Out {
+            blocks: Vec<RamBlock>,
+            found: Vec<Segment>,
+        }
+        /// `flatview_cb` (include/exec/memory.h): each Int128 is passed in two registers.
+        extern "C" fn each(
+            start: u64,
+            start_high: u64,
+            len: u64,
+            len_high: u64,
+            region: *mut c_void,
+            offset: u64,
+            out: *mut c_void,
+        ) -> bool {
+            // SAFETY: `out` is the `Out` below, alive and not otherwise used during the walk.
+            let out = unsafe { &mut *out.cast::<Out>() };
+            let end = start.saturating_add(len);
+            if start_high == 0 && len_high == 0 && end > LOW && end <= HIGHEST {
+                // What is below 1 MiB is hidden behind ROMs in part.
+                let skipped = LOW.saturating_sub(start);
+                if let Some(host) = ram_of(region) {
+                    let host = host.wrapping_add((offset + skipped) as usize);
+                    let segment = Segment { phys: start + skipped, len: len - skipped, host };
+                    let is_in = |b: &RamBlock| host >= b.host && host + segment.len as usize <= b.host + b.len;
+                    out.found.extend(Some(segment).filter(|_| out.blocks.iter().any(is_in)));
+                }
+            }
+            false
+        }
+        let Some(for_each) = host::function("flatview_for_each_range") else { return Layout::of(Vec::new()) };
+        let mut out = Out { blocks: host::ram_blocks(), found: Vec::new() };
+        // SAFETY: `void flatview_for_each_range(FlatView *, flatview_cb, void *)`; the view is held, so that the regions that
+        // it passes live as long.
+        unsafe { std::mem::transmute::<*mut c_void, ForEach>(for_each)(self.0, each, (&raw mut out).cast()) };
+        from_low(out.found)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Some(unref) = host::function("flatview_unref") {
+            // SAFETY: `void flatview_unref(FlatView *)`, of the reference that was taken.
+            unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(unref)(self.0) };
+        }
+    }
+}
+
+/// The host address of a memory region's RAM, if it is RAM of the guest's: it belongs to a memory backend, as that of -m does
+/// too, and not to a device that has RAM of its own.
+fn ram_of(region: *mut c_void) -> Option<usize> {
+    type AddressOf = unsafe extern "C" fn(*mut c_void) -> u64;
+    type PointerOf = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+    type Cast = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+    let names =
+        ["memory_region_get_ram_addr", "memory_region_owner", "object_dynamic_cast", "memory_region_get_ram_ptr"];
+    let [Some(address), Some(owner), Some(cast), Some(pointer)] = names.map(host::function) else { return None };
+    // SAFETY: the signatures are those of include/exec/memory.h and qom/object.h, QEMU 9.2 to 11.1; the region is one that a
+    // held view has, and so is alive. A region without RAM is told by its address, before the pointer is asked for.
+    unsafe {
+        if std::mem::transmute::<*mut c_void, AddressOf>(address)(region) == NO_RAM {
+            return None;
+        }
+        let owner = std::mem::transmute::<*mut c_void, PointerOf>(owner)(region);
+        if owner.is_null()
+            || std::mem::transmute::<*mut c_void, Cast>(cast)(owner, c"memory-backend".as_ptr()).is_null()
+        {
+            return None;
+        }
+        let host = std::mem::transmute::<*mut c_void, PointerOf>(pointer)(region) as usize;
+        (host != 0).then_some(host)
+    }
+}
+
+/// The first MiB belongs to the block that goes on at 1 MiB.
+fn from_low(mut segments: Vec<Segment>) -> Layout {
+    match segments.iter_mut().find(|s| s.phys == LOW) {
+        Some(first) => {
+            first.phys = 0;
+            first.host -= LOW as usize;
+            first.len += LOW;
+            Layout::of(segments)
+        }
+        None => Layout::of(Vec::new()),
+    }
+}
+
+/// Asks QEMU what lies where, address by address: up to the hole, and from 4 GiB on.
+fn probe() -> Option<Layout> {
+    let blocks = host::ram_blocks();
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut phys = LOW;
+    while phys < HIGHEST {
+        let in_block = |h: usize| blocks.iter().any(|b| (b.host..b.host + b.len).contains(&h));
+        match host::map_physical(phys).filter(|&(h, _)| in_block(h)) {
+            Some((host, len)) => {
+                segments.push(Segment { phys, len, host });
+                phys += len;
+            }
+            None if phys < FOUR_GIB => phys = FOUR_GIB,
+            None => break,
+        }
+    }
+    Some(from_low(segments)).filter(|layout| !layout.segments.is_empty())
+}
+
+/// Without QEMU's help: the mapping that the code is in is RAM, from address 0 on.
+fn guess(code: usize) -> Result<Layout, RamError> {
+    let (start, end) = host::mapping_of(code).ok_or(RamError::NotMapped(code))?;
+    let len = (end - start) as u64;
+    if len >= LEAST_WITH_HOLE {
+        return Err(RamError::Hole(LEAST_WITH_HOLE));
+    }
+    Ok(Layout::of(vec![Segment { phys: 0, len, host: start }]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joined_and_taken_away() {
+        let segment = |phys, len, host| Segment { phys, len, host };
+        let all = Layout::of(vec![
+            segment(0x8000, 0x1000, 0x50_0000),
+            segment(0, 0x1000, 0x10_0000),
+            segment(0x1000, 0x1000, 0x10_1000),
+            segment(0x1800, 0x1000, 0x70_0000),
+        ]);
+        assert_eq!(all.segments, [segment(0, 0x2000, 0x10_0000), segment(0x8000, 0x1000, 0x50_0000)]);
+        assert_eq!(all.ranges, [0..0x2000, 0x8000..0x9000]);
+        assert_eq!(all.without(0x50_0800..0x50_0900).segments, [segment(0, 0x2000, 0x10_0000)]);
+        assert_eq!(all.without(0x50_1000..0x60_0000), all);
+        let low = from_low(vec![segment(LOW, 0x1000, 0x10_0000 + LOW as usize)]);
+        assert_eq!(low.segments, [segment(0, LOW + 0x1000, 0x10_0000)]);
+    }
+}
