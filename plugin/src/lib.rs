@@ -3,6 +3,7 @@
 //! This file is the way in: what QEMU looks for when it loads a plugin, for every plugin API version from 4
 //! (QEMU 9.2) to 7 (QEMU 11.1).
 
+mod daemon;
 pub mod ffi;
 mod file;
 pub mod hooks;
@@ -98,10 +99,13 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
     if let Err(missing) = api::load() {
         return Err(refuse(&format!("this QEMU lacks {missing}")));
     }
-    let options = Options::parse(words.iter().map(String::as_str)).map_err(|e| match e {
+    let mut options = Options::parse(words.iter().map(String::as_str)).map_err(|e| match e {
         OptionError::Help(text) => text,
         e => format!("error: {e}"),
     })?;
+    if daemon::is_daemon() {
+        daemon::settle(&mut options).map_err(|e| format!("error: {e}"))?;
+    }
     // Before reports are emptied, since it may be refused.
     let socket = options.control.as_deref().map(Socket::bind).transpose().map_err(|e| format!("error: {e}"))?;
     let session = Session::start(options).map_err(|e| format!("error: {e}"))?;
@@ -136,6 +140,10 @@ extern "C" fn vcpu_init(_vcpu: c_uint, _userdata: *mut c_void) {
     guard(|| {
         if let Err(missing) = regs::init_vcpu() {
             output::error(&format!("this vCPU has no register {missing}: nothing can be tracked"));
+        }
+        // One that is plugged in later finds the kernel tracked already.
+        if let Some(tracker) = current::tracker() {
+            tracker.show_armed();
         }
     });
 }

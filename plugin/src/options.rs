@@ -166,6 +166,8 @@ pub struct Options {
     pub per_test: bool,
     /// Threads that make a check.
     pub threads: Option<NonZeroUsize>,
+    /// QEMU goes to the background, so that nobody reads stderr. Not an option of its own.
+    pub background: bool,
 }
 
 impl Default for Options {
@@ -192,6 +194,7 @@ impl Default for Options {
             ktap: true,
             per_test: false,
             threads: None,
+            background: false,
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Output {
     files: Vec<Destination>,
     stderr: Format,
     each: bool,
+    /// Whoever reads the files does not see stderr.
+    background: bool,
     suppressions: Option<Mutex<Suppressions>>,
     /// Held by who writes: there are several threads that do.
     writing: Mutex<()>,
@@ -57,7 +59,14 @@ impl Output {
             Mutex::new(Suppressions { file, lines: BTreeSet::new() })
         });
         let files = files.collect();
-        Output { files, stderr: options.stderr, each: options.each, suppressions, writing: Mutex::new(()) }
+        Output {
+            files,
+            stderr: options.stderr,
+            each: options.each,
+            background: options.background,
+            suppressions,
+            writing: Mutex::new(()),
+        }
     }
 
     /// Writes a report. If a file fails, that is said once, and the report goes to stderr.
@@ -75,11 +84,16 @@ impl Output {
 }
 
 impl Output {
-    /// Adds a message to the files of lines of JSON: whoever reads only those must learn why there is no report.
+    /// Adds a message to the files of lines of JSON, and to all where nobody sees stderr: whoever reads only those must learn
+    /// why there is no report.
     fn message(&self, level: &str, text: &str) {
-        for destination in self.files.iter().filter(|d| d.format == Format::JsonLines) {
+        for destination in &self.files {
             // Of a file that cannot be written that is said with the next report.
-            let _ = destination.file.append(&json::message(level, text));
+            let _ = match destination.format {
+                Format::JsonLines => destination.file.append(&json::message(level, text)),
+                _ if self.background => destination.file.append(&format!("libleak: {level}: {text}\n")),
+                _ => Ok(()),
+            };
         }
     }
 }

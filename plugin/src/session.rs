@@ -7,10 +7,11 @@ mod history;
 pub mod troubles;
 
 use crate::ffi::api::Block;
+use crate::ffi::host;
 use crate::ffi::ram::Ram;
-use crate::hooks::current;
 use crate::hooks::table::Wanted;
 use crate::hooks::tracker::Tracker;
+use crate::hooks::{current, joined};
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::triggers::marker;
@@ -28,9 +29,8 @@ use troubles::Trouble;
 
 /// Age below which interval scans report nothing: what kmemleak waits (MSECS_MIN_AGE).
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
-/// Kernel blocks after which the search is tried again, when nothing like Linux was around the first.
-const RETRY_BLOCKS: u32 = 20_000;
-/// Searches before it is given up.
+/// Searches before it is given up: around the first block of a kernel, the second, the third, the fifth and so on, up to one in
+/// half a million.
 const MAX_SEARCHES: u32 = 20;
 
 /// State of the process: QEMU loads a plugin once.
@@ -135,14 +135,25 @@ impl Session {
         if search.settled.load(Ordering::Acquire) || search.leaving.load(Ordering::Relaxed) {
             return;
         }
-        let n = search.kernel_blocks.fetch_add(1, Ordering::Relaxed);
-        if !n.is_multiple_of(RETRY_BLOCKS) {
+        // One vCPU searches. Of a guest that was loaded others may run as well, and wait here until it is known what to watch in
+        // their blocks: nobody who searches needs them to go on.
+        let symbols = self.symbols.lock();
+        if search.settled.load(Ordering::Acquire) {
             return;
         }
-        // One vCPU searches; another that translates meanwhile goes on untracked, which early boot has not.
-        let Some(symbols) = self.symbols.try_lock() else { return };
+        let n = search.kernel_blocks.fetch_add(1, Ordering::Relaxed);
+        // Soon again at first: the first block may have been a module's.
+        if n != 0 && !n.is_power_of_two() {
+            return;
+        }
         match self.find(block, start, symbols.as_ref()) {
-            Ok(()) => search.settled.store(true, Ordering::Relaxed),
+            Ok(()) => {
+                search.settled.store(true, Ordering::Relaxed);
+                if n > 0 {
+                    log::info!("{n} blocks of the kernel were translated before: all are translated again");
+                    host::flush_translations();
+                }
+            }
             Err(NotFound::NotYet(why)) => {
                 log::info!("{why}");
                 if search.searches.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SEARCHES {
@@ -167,8 +178,8 @@ impl Session {
             .ok_or_else(|| NotFound::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
         let kernel = {
             // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only
-            // one that runs, and it is here. Should another run after all, it would be writing kernel data, not the
-            // read-only data that is searched.
+            // one that runs, and it is here. Should another run after all, as in a guest that was loaded, it would be
+            // writing kernel data, not the read-only data that is searched.
             let memory = unsafe { ram.stopped() };
             Kernel::find(&memory, VirtAddr(start), phys, symbols).map_err(|e| match e {
                 KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
@@ -188,7 +199,11 @@ impl Session {
         let wanted =
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
-        let (tracker, missing) = Tracker::new(kernel, ram, wanted, self.options.frames, boot);
+        let has_run = joined::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
+        let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, self.options.frames, boot);
+        if has_run {
+            tracker.join();
+        }
         if !missing.is_empty() {
             let trouble = Trouble::NoHook(missing);
             output::warning(&format!("{trouble}, and the report is not to be trusted"));

@@ -117,6 +117,11 @@ fn state() -> Option<*const u8> {
     (!cpu.is_null()).then_some(cpu)
 }
 
+/// The current vCPU (`CPUState *`); `None` where QEMU does not tell.
+pub fn current() -> Option<*mut c_void> {
+    state().map(|cpu| cpu.cast_mut().cast())
+}
+
 /// The current vCPU's register, if its place is known. Only in callbacks that may read registers.
 #[inline]
 pub fn read(reg: Reg) -> Option<u64> {

@@ -104,8 +104,8 @@ impl Drop for Registered {
 
 fn call(name: &str) {
     if let Some(function) = function(name) {
-        // SAFETY: `void rcu_register_thread(void)`, `void rcu_unregister_thread(void)` (include/qemu/rcu.h), each once by
-        // a thread, in this order.
+        // SAFETY: functions of the form `void f(void)`, `rcu_register_thread` and `rcu_unregister_thread` (include/qemu/rcu.h) and
+        // `cpu_list_lock` and `cpu_list_unlock` (include/exec/cpu-common.h), each once by a thread, in this order.
         unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(function)() };
     }
 }
@@ -155,6 +155,22 @@ pub fn cpu(index: usize) -> Option<Cpu> {
     (!cpu.is_null()).then_some(Cpu(cpu))
 }
 
+/// Gives all vCPUs, of which none is unplugged meanwhile.
+pub fn with_cpus<T>(f: impl FnOnce(&[Cpu]) -> T) -> T {
+    /// The list of vCPUs, locked; a vCPU that is unplugged is taken out of it before it is freed (cpu_exec_unrealizefn()).
+    struct Locked;
+    impl Drop for Locked {
+        fn drop(&mut self) {
+            call("cpu_list_unlock");
+        }
+    }
+    call("cpu_list_lock");
+    let _locked = Locked;
+    // SAFETY: it takes nothing and gives a number.
+    let most = unsafe { (api::api().num_vcpus)() }.max(0) as usize;
+    f(&(0..most).filter_map(cpu).collect::<Vec<_>>())
+}
+
 /// The mapping of this process that contains `host`: its start and end.
 pub fn mapping_of(host: usize) -> Option<(usize, usize)> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
@@ -196,6 +212,28 @@ pub fn exclusive_after(index: usize, f: Box<dyn FnOnce() + Send>) -> Result<(), 
         run(cpu.pointer(), work, Box::into_raw(Box::new(f)) as u64);
     }
     Ok(())
+}
+
+/// Has QEMU throw away all that it has translated, before this vCPU executes another block. In a callback of a vCPU.
+pub fn flush_translations() {
+    type Run = unsafe extern "C" fn(*mut c_void, extern "C" fn(*mut c_void, u64), u64);
+    extern "C" fn work(cpu: *mut c_void, _: u64) {
+        super::guard(|| {
+            // SAFETY: `void tb_flush__exclusive_or_serial(void)` from QEMU 10.2 on, `void tb_flush(CPUState *)` before
+            // (include/exec/tb-flush.h): in an exclusive section, as here, both do it at once.
+            unsafe {
+                if let Some(flush) = function("tb_flush__exclusive_or_serial") {
+                    std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(flush)();
+                } else if let Some(flush) = function("tb_flush") {
+                    std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(flush)(cpu);
+                }
+            }
+        });
+    }
+    if let (Some(run), Some(cpu)) = (function("async_safe_run_on_cpu"), super::direct::current()) {
+        // SAFETY: as in `exclusive`; the vCPU is the one in whose callback this is.
+        unsafe { std::mem::transmute::<*mut c_void, Run>(run)(cpu, work, 0) };
+    }
 }
 
 /// Runs `f` while no vCPU executes anything, on a vCPU's thread, and waits for it at most `timeout`.

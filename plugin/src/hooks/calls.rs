@@ -78,7 +78,7 @@ impl Tracker {
     }
 
     /// Code has come that is not the kernel's own.
-    fn loaded(&self, module: Option<Module>) {
+    pub(super) fn loaded(&self, module: Option<Module>) {
         let Some(module) = module else { return };
         log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
         self.code.add(&module);
@@ -133,6 +133,12 @@ impl Tracker {
         if (before == 0) != (*armed == 0) {
             self.flag.set((*armed != 0).into());
         }
+    }
+
+    /// A vCPU has come, whose flag is down.
+    pub fn show_armed(&self) {
+        let armed = self.armed.lock();
+        self.flag.set((*armed != 0).into());
     }
 
     /// The instruction at `ret` is about to execute.

@@ -9,6 +9,7 @@ pub mod code;
 pub mod context;
 pub mod current;
 pub mod events;
+pub mod joined;
 pub mod says;
 pub mod stack;
 pub mod table;

@@ -4,6 +4,7 @@ use super::callsite::CallSites;
 use super::code::Code;
 use super::context::Context;
 use super::events::RECENT_VFREES;
+use super::joined::Print;
 use super::says::Says;
 use super::stack::Times;
 use super::table::{self, Hook, LATER, Wanted};
@@ -138,6 +139,8 @@ pub struct Tracker {
     /// The latest jiffies seen: they go back only when a kernel starts again or a snapshot is loaded.
     pub(super) jiffies: AtomicU64,
     pub(super) rewinds: AtomicU64,
+    /// What tells it from another; none where it cannot be read.
+    pub(super) print: Option<Print>,
 }
 
 impl Tracker {
@@ -150,7 +153,7 @@ impl Tracker {
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let (sites, code) = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
-            // translation callback now.
+            // translation callback now; or it runs already, and then others may write to it, though not to the code that is read.
             let memory = unsafe { ram.stopped() };
             (analyse_calls(&kernel, &memory, &hooks), Code::new(&kernel, &memory))
         };
@@ -172,6 +175,7 @@ impl Tracker {
             replaced: AtomicBool::new(false),
             jiffies: AtomicU64::new(0),
             rewinds: AtomicU64::new(0),
+            print: Print::of(&kernel, &ram),
             kernel,
             ram,
             live: LiveMap::with_capacity(LIVE_CAPACITY),

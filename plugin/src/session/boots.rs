@@ -67,9 +67,28 @@ impl Session {
         }
     }
 
+    /// QEMU has thrown away what it had translated, as it does while it loads a snapshot: memory is loaded then, and none of it
+    /// has run. No vCPU runs.
+    pub fn flushed(&self) {
+        let Some(tracker) = current::tracker() else { return };
+        if tracker.is_there() {
+            tracker.check_time();
+            return;
+        }
+        output::warning(
+            "the guest was loaded from a snapshot of another boot: what had leaked before and was not reported yet is lost",
+        );
+        self.restart(false);
+    }
+
     /// Every vCPU is stopped: makes the last report of a kernel, and starts to look for the next.
     fn leave(&self, still_runs: bool) {
         self.conclude(false);
+        self.restart(still_runs);
+    }
+
+    /// Forgets a kernel, and starts to look for the next.
+    fn restart(&self, still_runs: bool) {
         marker::forget();
         console::forget();
         *self.marks.lock() = super::checks::Marks::default();

@@ -1,0 +1,60 @@
+//! QEMU in the background (-daemonize): when it has started it goes to the folder / and has no stderr any more
+//! (os_setup_post(), os-posix.c). Plugins are loaded in the process that stays, before that.
+
+use crate::options::Options;
+use std::path::{Path, PathBuf};
+
+/// Whether this QEMU will go to the background.
+pub fn is_daemon() -> bool {
+    std::fs::read("/proc/self/cmdline").is_ok_and(|words| asks(&words))
+}
+
+/// Whether words, each with a NUL behind it, ask for that.
+fn asks(words: &[u8]) -> bool {
+    words.split(|&byte| byte == 0).any(|word| matches!(word, b"-daemonize" | b"--daemonize"))
+}
+
+/// Makes the options of use there.
+///
+/// # Errors
+/// What to print, if nobody would see a report.
+pub fn settle(options: &mut Options) -> Result<(), String> {
+    if options.reports.is_empty() {
+        return Err("QEMU has no stderr once -daemonize has sent it to the background, so nobody would see a report; \
+                    add report=PATH"
+            .to_owned());
+    }
+    let files = options.reports.iter_mut().map(|report| &mut report.path);
+    let single = [&mut options.suppress_print, &mut options.qmp, &mut options.snapshot, &mut options.control];
+    files.chain(options.debug.iter_mut()).chain(single.into_iter().flatten()).for_each(from_here);
+    options.background = true;
+    Ok(())
+}
+
+fn from_here(path: &mut PathBuf) {
+    if let Ok(absolute) = std::path::absolute(Path::new(path)) {
+        *path = absolute;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_option_itself() {
+        assert!(asks(b"qemu-system-x86_64\0-daemonize\0-m\x001G\0") && asks(b"qemu\0--daemonize\0"));
+        assert!(!asks(b"qemu-system-x86_64\0-name\0a-daemonize\0") && !asks(b""));
+    }
+
+    #[test]
+    fn paths_are_of_the_folder_that_it_was_started_in() {
+        let mut options = Options::parse(["report=leaks", "control=/run/leak", "snapshot=a/s"]).unwrap();
+        settle(&mut options).unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(options.reports[0].path, here.join("leaks"));
+        assert_eq!((options.control, options.snapshot), (Some("/run/leak".into()), Some(here.join("a/s"))));
+        let none = settle(&mut Options::parse(["control=/run/leak"]).unwrap());
+        assert!(none.unwrap_err().contains("report=PATH"));
+    }
+}
