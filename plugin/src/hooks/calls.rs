@@ -97,15 +97,11 @@ impl Tracker {
         };
         // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
         let ret = if self.code.is_tracer(ret) { self.untraced(ret, rsp) } else { ret };
-        let watch = self.watches.get(ret, || self.watched.get(&ret).map(|w| *w));
-        let (armed, doubtful) = (watch == Some(Watch::WhileArmed), watch == Some(Watch::Never));
+        let watch = self.watches.called(ret);
+        let (armed, doubtful) = (watch == Watch::WhileArmed, watch == Watch::Never);
         if doubtful {
             log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
             self.doubts.unwatched_returns.fetch_add(1, Ordering::Relaxed);
-        }
-        if doubtful || watch.is_none() {
-            self.watched.insert(ret, Watch::Wanted);
-            self.watches.change();
         }
         let sequence = self.sequence.load(Ordering::Relaxed);
         let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });

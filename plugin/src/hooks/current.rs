@@ -5,7 +5,7 @@
 //! forgets with it. Others, which wait for something between two looks, hold on to what they were given.
 
 use super::tracker::Tracker;
-use super::{events, stack, watches};
+use super::{events, stack};
 use parking_lot::RwLock;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -59,7 +59,6 @@ impl Seen {
             *seen = current;
             self.changes.set(changes);
             events::forget();
-            watches::forget();
             stack::forget();
         }
     }

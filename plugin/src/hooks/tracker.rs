@@ -8,7 +8,7 @@ use super::joined::Print;
 use super::says::Says;
 use super::stack::Times;
 use super::table::{self, Hook, LATER, Wanted};
-use super::watches::{Watch, Watches};
+use super::watches::Watches;
 use crate::ffi::api::Flag;
 use crate::ffi::ram::Ram;
 use crate::session::troubles::Troubles;
@@ -119,7 +119,6 @@ pub struct Tracker {
     /// Frames kept of each stack.
     pub(super) frames: usize,
     pub(super) pending: AddressMap<Pending>,
-    pub(super) watched: AddressMap<Watch>,
     pub(super) watches: Watches,
     pub(super) armed: Mutex<u64>,
     /// The address of [`PORT`] in a module; 0 for none.
@@ -190,7 +189,6 @@ impl Tracker {
             hooks: hooks.into_iter().map(|h| (h, Seen::default())).collect(),
             sites,
             pending: DashMap::with_capacity_and_hasher(4096, Default::default()),
-            watched: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
             watches: Watches::default(),
             armed: Mutex::new(0),
             port: AtomicU64::new(0),

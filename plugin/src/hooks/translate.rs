@@ -43,19 +43,13 @@ impl Tracker {
             insn.on_exec(on_entry, self.for_entry(hook as u32));
         }
         let returns = self.before(first, start).map_or(Returns::Anything, |b| self.sites.classify(start, &b));
-        let mut watch = match returns {
+        let by_code = match returns {
             Returns::Allocator => Watch::Always,
             Returns::Anything => Watch::WhileArmed,
             Returns::Other => Watch::Never,
             Returns::NoCall => return true,
         };
-        // Translated again, it may have been learnt meanwhile.
-        if self.watched.get(&start).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always)) {
-            watch = Watch::Always;
-        }
-        if self.watched.insert(start, watch) != Some(watch) {
-            self.watches.change();
-        }
+        let watch = self.watches.translated(start, by_code);
         match watch {
             Watch::Always => first.on_exec(on_return, self.for_return(start)),
             Watch::WhileArmed => first.on_exec_if(self.flag, on_return, self.for_return(start)),
