@@ -15,6 +15,8 @@
 //! - [`text`]: the summary line and what follows it
 //! - [`threads`]: who makes the check
 
+#![forbid(unsafe_code)]
+
 pub mod allocations;
 pub mod audit;
 mod block;

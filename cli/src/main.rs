@@ -1,5 +1,7 @@
 //! `leak`: tests and their guests under the plugin, its reports in other forms, and its checks made again on snapshots.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod compare;
 mod completions;

@@ -15,6 +15,8 @@
 //! - [`suppress`]: what the user does not want to hear of
 //! - [`guest_tests`]: tests that the guest runs, and [`ktap`], the lines that tell of them
 
+#![deny(unsafe_code)]
+
 pub mod bits;
 pub mod clock;
 pub mod comms;

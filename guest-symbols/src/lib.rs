@@ -12,6 +12,8 @@
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
 //! function here panics on any content.
 
+#![forbid(unsafe_code)]
+
 pub mod btf;
 pub mod free_pages;
 pub mod kallsyms;

@@ -16,6 +16,8 @@
 //! The files are untrusted input: lengths in them are held against the file's, and no function here panics
 //! on any content.
 
+#![forbid(unsafe_code)]
+
 mod dwarf;
 mod elf;
 mod files;

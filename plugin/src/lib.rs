@@ -3,7 +3,10 @@
 //! This file is the way in: what QEMU looks for when it loads a plugin, for every plugin API version from 4
 //! (QEMU 9.2) to 7 (QEMU 11.1).
 
+#![deny(unsafe_code)]
+
 mod daemon;
+#[expect(unsafe_code, reason = "contact with QEMU and libc")]
 pub mod ffi;
 mod file;
 pub mod hooks;
@@ -24,11 +27,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use triggers::control::{self, Socket};
 
 /// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by then.
+#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub static qemu_plugin_version: AtomicI32 = AtomicI32::new(4);
 
 /// Runs when QEMU loads the library, before it looks at anything in it.
+#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = constructor;
@@ -56,6 +61,7 @@ fn choose_version() -> c_int {
 ///
 /// # Safety
 /// Called by QEMU, with a valid `info`, and `argc` C strings at `argv`.
+#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qemu_plugin_install(
     id: u64,
@@ -80,6 +86,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
     status
 }
 
+#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), String> {
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn"))
         .try_init()
@@ -152,6 +159,7 @@ extern "C" fn tb_trans_with_id(_id: u64, tb: *mut qemu_plugin_tb) {
     tb_trans(tb, std::ptr::null_mut());
 }
 
+#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 extern "C" fn tb_trans(tb: *mut qemu_plugin_tb, _userdata: *mut c_void) {
     guard(|| {
         if let Some(session) = session() {

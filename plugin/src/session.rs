@@ -180,6 +180,7 @@ impl Session {
             // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only
             // one that runs, and it is here. Should another run after all, as in a guest that was loaded, it would be
             // writing kernel data, not the read-only data that is searched.
+            #[expect(unsafe_code, reason = "says that the guest stands still")]
             let memory = unsafe { ram.stopped() };
             Kernel::find(&memory, VirtAddr(start), phys, symbols).map_err(|e| match e {
                 KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),

@@ -33,6 +33,8 @@
 //! A change of any of this raises [`VERSION`]; a reader reads its own version only, since a snapshot is for whoever
 //! looks into a report now, and no archive.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod fields;
 mod guest_tests;

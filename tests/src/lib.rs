@@ -2,6 +2,8 @@
 //!
 //! The plugin is the one that `cargo build --release` made; `scripts/test` does that first.
 
+#![forbid(unsafe_code)]
+
 pub mod contexts;
 pub mod control;
 pub mod guest;

@@ -8,6 +8,7 @@
 //! pool in which the scan is made ([`rayon::ThreadPool::install`]), and one where there is none. Which
 //! reference to a block was the first one does depend on it: where that is asked for, one thread reads, in one order.
 
+#[expect(unsafe_code, reason = "vector instructions, and a hint to the CPU")]
 mod kernels;
 mod rules;
 #[cfg(test)]

@@ -153,6 +153,7 @@ impl Tracker {
         let (sites, code) = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
             // translation callback now; or it runs already, and then others may write to it, though not to the code that is read.
+            #[expect(unsafe_code, reason = "says that the guest stands still")]
             let memory = unsafe { ram.stopped() };
             (analyse_calls(&kernel, &memory, &hooks), Code::new(&kernel, &memory))
         };

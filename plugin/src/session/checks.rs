@@ -188,6 +188,7 @@ impl Session {
         objects.set_reported_before(baseline);
         let modules = tracker.modules();
         // SAFETY: the vCPUs are stopped, by the contract of the methods above with their callers.
+        #[expect(unsafe_code, reason = "says that the guest stands still")]
         let memory = unsafe { tracker.ram.stopped() };
         let mut tests = tracker.tests.lock().clone();
         tests.at = tests.at.or_else(|| tests.running.clone());

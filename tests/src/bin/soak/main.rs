@@ -2,6 +2,8 @@
 //!
 //! `scripts/soak` builds and runs it, and says what it takes. The load leaks nothing, so whatever is reported is false.
 
+#![forbid(unsafe_code)]
+
 mod arguments;
 mod asking;
 mod memory;

@@ -1,0 +1,71 @@
+//! Unsafe code is where it is said to be, and nowhere else. That each piece says why it is sound is clippy's affair
+//! (`undocumented_unsafe_blocks`), and that a crate without any gets none is the compiler's (`forbid(unsafe_code)`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tests::program::workspace;
+
+/// Files that may have any, and why.
+const PLACES: [(&str, &str); 9] = [
+    ("detector/src/scan/kernels.rs", "vector instructions, and a hint to the CPU"),
+    ("plugin/src/ffi/", "contact with QEMU and libc"),
+    ("plugin/src/lib.rs", "what QEMU and the loader look for"),
+    // One statement each: that the guest stands still.
+    ("plugin/src/session.rs", "the first block of a kernel"),
+    ("plugin/src/session/checks.rs", "a check"),
+    ("plugin/src/hooks/tracker.rs", "the first block of a kernel"),
+    // No part of the plugin.
+    ("tests/empty-plugin/src/lib.rs", "a plugin that does nothing, for scripts/bench"),
+    ("tests/tests/unsafe_code.rs", "the word itself"),
+    ("fuzz/", "fuzzers, which are no part of the plugin"),
+];
+
+/// Every Rust file below a folder.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder of the checkout").flatten() {
+        let path = entry.path();
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if path.is_dir() && !hidden && !path.join("CACHEDIR.TAG").exists() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// How often the keyword stands in the code of a file: in comments and as a part of names it is none.
+fn count(text: &str) -> usize {
+    let code = text.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
+    let words = code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    words.filter(|word| *word == "unsafe").count()
+}
+
+#[test]
+fn unsafe_code_is_where_it_is_said_to_be() {
+    let (mut all, mut counts) = (Vec::new(), BTreeMap::new());
+    files(&workspace(), &mut all);
+    assert!(all.len() > 100, "only {} files were found", all.len());
+    for file in all {
+        let name = file.strip_prefix(workspace()).expect("below the checkout").display().to_string();
+        let n = count(&std::fs::read_to_string(&file).expect("a file of the checkout"));
+        if n > 0 {
+            counts.insert(name, n);
+        }
+    }
+    let known =
+        |name: &str| PLACES.iter().any(|(place, _)| name == *place || place.ends_with('/') && name.starts_with(place));
+    let others: Vec<_> = counts.iter().filter(|(name, _)| !known(name)).collect();
+    assert!(
+        others.is_empty(),
+        "unsafe code in {others:?}: put it below plugin/src/ffi, or say here why it is elsewhere"
+    );
+    for one in ["plugin/src/session.rs", "plugin/src/session/checks.rs", "plugin/src/hooks/tracker.rs"] {
+        assert_eq!(counts.get(one), Some(&1), "{one}");
+    }
+    println!("{counts:?}");
+}
+
+#[test]
+fn words_are_told_from_their_parts() {
+    assert_eq!(count("#![forbid(unsafe_code)] // unsafe\n/// unsafe\nlet x = unsafe { f() };\nunsafe extern \"C\""), 2);
+}
