@@ -23,8 +23,6 @@ pub struct Audit {
     pub broken: u64,
     /// Blocks that the kernel counts as allocated besides slab objects: of vmalloc(), and per-CPU ones.
     pub blocks: (u64, u64),
-    /// What is in `freed`: addresses, and the sequence numbers of the allocations.
-    pub gone: Vec<(u64, u64)>,
 }
 
 impl Audit {
@@ -45,7 +43,7 @@ impl Audit {
         for &(addr, cache) in &allocated.objects {
             let mut at = next.map(|i| objects[i].0);
             while let Some(i) = next.filter(|_| at.is_some_and(|at| at < addr)) {
-                audit.freed(kernel, allocations, objects[i].0, &objects[i].1);
+                audit.freed(kernel, allocations, &objects[i].1);
                 next = ours.next();
                 at = next.map(|i| objects[i].0);
             }
@@ -62,7 +60,7 @@ impl Audit {
                 }
             }
         }
-        next.into_iter().chain(ours).for_each(|i| audit.freed(kernel, allocations, objects[i].0, &objects[i].1));
+        next.into_iter().chain(ours).for_each(|i| audit.freed(kernel, allocations, &objects[i].1));
         audit
     }
 
@@ -73,9 +71,8 @@ impl Audit {
 
     /// Counts an object that we hold and the kernel does not; what kfree_rcu() was given may be freed where we
     /// do not look.
-    pub(crate) fn freed(&mut self, kernel: &Kernel, ours: Allocations<'_>, addr: u64, object: &Object) {
+    pub(crate) fn freed(&mut self, kernel: &Kernel, ours: Allocations<'_>, object: &Object) {
         if !object.is_dying() {
-            self.gone.push((addr, object.sequence()));
             let caller = ours.caller(kernel, object.stack()).unwrap_or("?");
             *self.freed.entry(caller.to_owned()).or_default() += 1;
         }

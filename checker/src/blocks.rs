@@ -4,13 +4,14 @@ use crate::allocations::Allocations;
 use crate::audit::Audit;
 pub use crate::block::Block;
 use crate::skips::Skips;
+use crate::troubles::{Trouble, Troubles};
 use crate::{dead, known, page_blocks, stacks};
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
 use detector::scan::Rules;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
-use guest_symbols::pages::Pages;
+use guest_symbols::pages::{Pages, Use};
 use guest_symbols::paging::PageTables;
 use guest_symbols::percpu::PerCpu;
 use guest_symbols::slab::{self, Cache};
@@ -24,6 +25,9 @@ use std::ops::Range;
 /// percpu_counter, xt counters) is referred to by its start as well, so the start is asked for, give or
 /// take the flags in low bits that percpu_ref keeps (include/linux/percpu-refcount.h).
 const POINTER_FLAGS: u64 = 4;
+
+/// The largest per-CPU block in bytes: PCPU_MIN_UNIT_SIZE (include/linux/percpu.h).
+const MAX_PERCPU: u64 = 32 << 10;
 
 /// Words of each CPU in [`Request::registers`](crate::Request::registers), and which of them is the stack pointer.
 const REGISTERS: usize = 17;
@@ -63,6 +67,8 @@ pub struct Blocks<'a, M> {
     pub stale: u64,
     /// The live map against the slabs, where those can be walked.
     pub audit: Option<Audit>,
+    /// What speaks against all of this.
+    pub troubles: Troubles,
 }
 
 impl<'a, M: StoppedMemory> Blocks<'a, M> {
@@ -92,7 +98,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             odd_objects: Vec::new(),
             stale: 0,
             audit: None,
+            troubles: Troubles::default(),
         };
+        this.troubles.extend(pages.nonsense.iter().chain(&this.percpu.nonsense).cloned());
         let untraced = known::untraced_caches(kernel, memory);
         this.odd_caches = untraced.keys().copied().collect();
         this.odd_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
@@ -100,22 +108,30 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let others: Vec<u32> = others.collect();
         let sheaves = this.sheaves(kernel, objects);
         this.take_slab_objects(kernel, objects, &sheaves);
-        let areas = vmap::areas(kernel, memory);
+        let areas = this.troubles.read("vmap areas", vmap::areas(kernel, memory));
         // Slab objects are nearly all, and looked at once.
         let each = || others.iter().map(|&i| (i as usize, &objects[i as usize]));
         let blocks = each().filter(|(_, (_, o))| o.kind() != Kind::Pages && !o.is_dying());
         this.blocks
             .extend(blocks.map(|(i, (addr, o))| Block::of(*addr, allocations.objects.size(*addr, o), o.kind(), i)));
+        this.drop_misplaced();
         let of_kind = |kind| each().filter(move |(_, (_, o))| o.kind() == kind).map(|(_, (addr, _))| *addr).collect();
         let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));
-        this.take_blocks(kernel, Kind::Vmalloc, of_kind(Kind::Vmalloc), areas_of_blocks.collect());
+        // While a tree is rebalanced, a part of it is in no place, but still mapped.
+        let tables = this.tables;
+        let in_no_area = |addr: u64| !areas.iter().flatten().any(|area| (area.start..area.end).contains(&addr));
+        let is_busy = |addr| in_no_area(addr) && tables.translate(memory, VirtAddr(addr)).is_ok();
+        this.take_blocks(kernel, Kind::Vmalloc, of_kind(Kind::Vmalloc), areas_of_blocks.collect(), is_busy);
         let percpu = this.percpu.allocated.take();
         this.take_blocks(
             kernel,
             Kind::Percpu,
             of_kind(Kind::Percpu),
             percpu.into_iter().flatten().map(|b| (b, None)).collect(),
+            |_| false,
         );
+        let freed = this.audit.as_ref().map_or(0, |audit| audit.counts().1);
+        this.troubles.count(freed, Trouble::Freed);
         this.blocks.extend(page_blocks::blocks(kernel, memory, pages, allocations.objects, &others));
         this.rules = Rules::new(this.blocks.len());
         this.skip = Skips::new(this.blocks.len());
@@ -132,10 +148,10 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     /// not seen comes in.
     fn take_slab_objects(&mut self, kernel: &Kernel, objects: &[(u64, Object)], sheaves: &[VirtAddr]) {
         let allocated = slab_walk::allocated(kernel, self.memory, self.pages, &self.percpu, sheaves);
-        let Some(allocated) = allocated else {
-            log::warn!("the kernel's slabs cannot be walked: the live map is not held against them");
+        let Some(allocated) = self.troubles.read("slabs", allocated) else {
             return self.trust_live_map(kernel, objects);
         };
+        self.troubles.extend(allocated.nonsense.iter().cloned());
         let blocks = &mut self.blocks;
         let odd: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.odd_caches.contains(at)).collect();
         let odd_objects = &mut self.odd_objects;
@@ -152,7 +168,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     }
 
     /// Blocks of another kind, held in the same way against the kernel's books on them: address and bytes, and the area
-    /// where there is one. No books, no comparison. `ours` are the live map's addresses, with those that kfree_rcu() was given:
+    /// where there is one. No books, no comparison. What is in no book and `is_busy` all the same stays. `ours` are the live map's addresses, with those that kfree_rcu() was given:
     /// their areas are busy until they are freed.
     fn take_blocks(
         &mut self,
@@ -160,6 +176,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         kind: Kind,
         ours: HashSet<u64>,
         books: Vec<((u64, u64), Option<&vmap::Area>)>,
+        is_busy: impl Fn(u64) -> bool,
     ) {
         let Some(audit) = self.audit.as_mut().filter(|_| !books.is_empty()) else { return };
         match kind {
@@ -169,9 +186,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let theirs: HashSet<u64> = books.iter().map(|((addr, _), _)| *addr).collect();
         let objects = self.allocations.objects.list();
         self.blocks.retain(|b| {
-            let busy = b.kind != kind || theirs.contains(&b.addr);
+            let busy = b.kind != kind || theirs.contains(&b.addr) || is_busy(b.addr);
             if let Some((_, object)) = objects.get(b.object as usize).filter(|_| !busy) {
-                audit.freed(kernel, self.allocations, b.addr, object);
+                audit.freed(kernel, self.allocations, object);
             }
             busy
         });
@@ -182,6 +199,26 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             });
             self.blocks.push(Block::unseen(addr, size, kind));
         }
+    }
+
+    /// Leaves out what lies where no such block can: forged, or in memory whose descriptors are spoilt. All that is left is no larger
+    /// than RAM.
+    fn drop_misplaced(&mut self) {
+        let (pages, before) = (self.pages, self.blocks.len());
+        let in_use = |at: u64| {
+            let usage = pages.direct(VirtAddr(at)).map(|at| pages.usage(at.pfn()));
+            matches!(usage, Some(Use::Kernel | Use::Reserved | Use::Cache | Use::Anonymous))
+        };
+        let ram = pages.end() * PAGE_SIZE;
+        self.blocks.retain(|b| match b.kind {
+            Kind::Slab | Kind::Pages => true,
+            Kind::Large => b.size > 0 && b.size <= ram && in_use(b.addr) && in_use(b.addr.wrapping_add(b.size - 1)),
+            Kind::Vmalloc => b.size > 0 && b.size <= ram && VirtAddr(b.addr.saturating_add(b.size)).is_kernel(),
+            Kind::Percpu => b.size <= MAX_PERCPU,
+        });
+        let dropped = (before - self.blocks.len()) as u64;
+        self.stale += dropped;
+        self.troubles.count(dropped, Trouble::Misplaced);
     }
 
     /// Slab objects as the live map has them; the slabs only say their sizes.
@@ -223,6 +260,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         });
         let addresses = Index::new(places.chain(descriptors));
         self.percpu_pointers = Index::new(pointers);
+        if addresses.is_cut() || self.percpu_pointers.is_cut() {
+            self.troubles.enter(Trouble::Spread);
+        }
         self.addresses = addresses;
     }
 

@@ -3,9 +3,12 @@
 //! Each was found by a leak that it hid. All of it is data: variables and members, asked of the running kernel.
 
 use crate::blocks::Blocks;
+use detector::objects::Kind;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
+use guest_symbols::nonsense::Nonsense;
 use guest_symbols::slab;
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
@@ -61,42 +64,45 @@ const SEMAPHORES: [&str; 4] = ["cgroup_threadgroup_rwsem", "cpu_hotplug_lock", "
 /// States of an rcu_sync in which its rcu_head is not queued: GP_IDLE and GP_PASSED (kernel/rcu/sync.c, 5.2 on).
 const NOT_QUEUED: [u32; 2] = [0, 2];
 
-/// Longer lists are not believed, nor more of them in one array.
-const MAX_LIST: usize = 1 << 20;
+/// More lists in one array are not believed.
 const MAX_LISTS: u64 = 16;
 
-/// Calls `each` with the nodes of a list whose head is at `head`, an `llist_head`, a pointer or a `list_head`; `link` is where
-/// in a node the pointer to the next stands.
+/// The nodes of a list whose head is at `head`, an `llist_head`, a pointer or a `list_head`; `link` is where in a node the pointer to the
+/// next stands. A list of the variable `name` that comes back to a node is no list.
 fn nodes<M: StoppedMemory>(
     kernel: &Kernel,
-    blocks: &Blocks<'_, M>,
+    blocks: &mut Blocks<'_, M>,
+    name: &'static str,
     head: VirtAddr,
     link: u64,
-    mut each: impl FnMut(VirtAddr),
-) {
+) -> Vec<VirtAddr> {
+    let (mut nodes, mut seen) = (Vec::new(), HashSet::new());
     let mut at = head;
-    for _ in 0..MAX_LIST {
-        match kernel.read_u64(blocks.memory, at) {
-            Ok(next) if next != 0 && next != head.0 => {
-                each(VirtAddr(next));
-                at = VirtAddr(next).offset(link);
-            }
-            _ => return,
+    while let Ok(next) = kernel.read_u64(blocks.memory, at)
+        && next != 0
+        && next != head.0
+    {
+        if !seen.insert(next) {
+            blocks.troubles.extend([Nonsense::List(name)]);
+            break;
         }
+        nodes.push(VirtAddr(next));
+        at = VirtAddr(next).offset(link);
     }
+    nodes
 }
 
 /// Virtual ranges that hold nothing.
 fn ranges<M: StoppedMemory>(
     kernel: &Kernel,
-    blocks: &Blocks<'_, M>,
+    blocks: &mut Blocks<'_, M>,
     interrupt_stacks: &[InterruptStack],
 ) -> Vec<Range<u64>> {
     let mut dead = Vec::new();
+    let offsets = blocks.percpu.offsets.clone();
     let every_cpu = |name: &str| {
         let at = kernel.symbol(name);
-        let cpus = 0..blocks.percpu.offsets.len();
-        cpus.filter_map(move |cpu| blocks.percpu.address(cpu, at?.0)).collect::<Vec<_>>()
+        offsets.iter().filter_map(move |offset| Some(at?.offset(*offset))).collect::<Vec<_>>()
     };
     for (name, of, count, array) in STACKS_OF_OBJECTS {
         let member = |path| kernel.btf.as_ref().and_then(|b| Some((b.member(of, path)?, b)));
@@ -106,8 +112,9 @@ fn ranges<M: StoppedMemory>(
             let mut value = [0; 8];
             let width = btf.type_size(count.type_id).unwrap_or(4).min(8) as usize;
             if kernel.read(blocks.memory, at.offset(count.offset()), &mut value[..width]).is_ok() {
-                let array = at.0 + array.offset();
-                dead.push(array + u64::from_le_bytes(value).saturating_mul(8).min(size)..array + size);
+                let array = at.0.wrapping_add(array.offset());
+                let from = array.wrapping_add(u64::from_le_bytes(value).saturating_mul(8).min(size));
+                dead.push(from..array.wrapping_add(size));
             }
         }
     }
@@ -116,20 +123,20 @@ fn ranges<M: StoppedMemory>(
     let lists = lists_of_records(kernel).unwrap_or_default();
     for at in every_cpu(name).into_iter().filter(|_| kernel.offset_of(of, "bkvcache").is_some()) {
         for &(list, link) in &lists {
-            nodes(kernel, blocks, at.offset(list), link, |page| {
+            for page in nodes(kernel, blocks, name, at.offset(list), link) {
                 // But for the links.
-                dead.push(page.0 + 16..(page.0 & !(PAGE_SIZE - 1)) + PAGE_SIZE);
-            });
+                dead.push(page.0.wrapping_add(16)..(page.0 | (PAGE_SIZE - 1)).wrapping_add(1));
+            }
         }
     }
     let (name, of, link, data) = KEPT_WORKS;
     if let (Some(head), Some(link), Some(data)) =
         (kernel.symbol(name), kernel.offset_of(of, link), kernel.offset_of(of, data))
     {
-        nodes(kernel, blocks, head, 0, |node| {
+        for node in nodes(kernel, blocks, name, head, 0) {
             let at = node.0.wrapping_sub(link).wrapping_add(data);
             dead.push(at..at.saturating_add(8));
-        });
+        }
     }
     let of_semaphore = |member| kernel.offset_of("percpu_rw_semaphore", member);
     if let (Some(state), Some(link)) = (of_semaphore("rss.gp_state"), of_semaphore("rss.cb_head.next")) {
@@ -210,7 +217,8 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
     blocks.stack_pointers.extend(interrupt_stacks.iter().filter_map(|stack| stack.before));
     dead.retain(|range| {
         let block = blocks.addresses.find(range.start);
-        if let Some(block) = block {
+        // The address of a per-CPU block is none of memory.
+        if let Some(block) = block.filter(|block| blocks.blocks[*block as usize].kind != Kind::Percpu) {
             let start = blocks.blocks[block as usize].addr;
             blocks.skip.push(block, range.start - start..range.end - start);
         }
@@ -220,15 +228,15 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
     for (list, of, link) in DEAD_OBJECTS {
         let (Some(head), Some(link)) = (kernel.symbol(list), kernel.offset_of(of, link)) else { continue };
         let mut found = Vec::new();
-        nodes(kernel, blocks, head, 0, |node| {
+        for node in nodes(kernel, blocks, list, head, 0) {
             if let Some(block) = blocks.addresses.find(node.0) {
-                let at = node.0 - blocks.blocks[block as usize].addr;
+                let at = node.0.wrapping_sub(blocks.blocks[block as usize].addr);
                 let size = blocks.blocks[block as usize].size;
                 if at == link && at + 8 <= size {
                     found.push((block, [0..at, at + 8..size]));
                 }
             }
-        });
+        }
         for (block, dead) in found {
             blocks.skip.extend(block, dead);
         }

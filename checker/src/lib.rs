@@ -14,6 +14,7 @@
 //! - [`sites`]: live objects by the place of their allocation, and what grows
 //! - [`text`]: the summary line and what follows it
 //! - [`threads`]: who makes the check
+//! - [`troubles`]: what speaks against its result
 
 #![forbid(unsafe_code)]
 
@@ -35,6 +36,7 @@ mod skips;
 mod stacks;
 pub mod text;
 pub mod threads;
+pub mod troubles;
 pub mod why;
 
 use allocations::Allocations;
@@ -47,11 +49,12 @@ use detector::report::{Checksum, Leak};
 use detector::scan::{self, Contents, Marker, Options};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
-use guest_symbols::pages::{Pages, PagesError};
+use guest_symbols::pages::{Maps, Pages, PagesError, Use};
 use semaphores::Semaphores;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use troubles::Trouble;
 
 /// Of an object that is read soon so many lines are fetched; those behind follow by themselves.
 const PREFETCH_LINES: usize = 4;
@@ -67,6 +70,11 @@ pub enum CheckError {
     /// Nothing to start from: the result would be that everything leaks.
     #[error("no memory of the kernel's own was found to scan from; the page descriptors at this moment make no sense")]
     NoRoots,
+    /// A variable that tells where memory is mapped does not tell the truth.
+    #[error(
+        "{0} does not say where the kernel's memory is mapped: it is too early in its boot, or the kernel has corrupted its memory"
+    )]
+    Map(&'static str),
 }
 
 /// An unreferenced object.
@@ -140,13 +148,14 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     let start = Instant::now();
     let mut steps = Steps(start);
     let pages = Pages::read(kernel, memory)?;
+    is_mapped(kernel, memory, &pages)?;
     steps.done("page descriptors");
-    let blocks = Blocks::new(kernel, memory, &pages, request.allocations, request.registers);
+    let mut blocks = Blocks::new(kernel, memory, &pages, request.allocations, request.registers);
     steps.done("blocks");
     let semaphores = Semaphores::of(kernel, memory);
     let options = Options { origins: request.wanted.is_some(), ..Options::default() };
     let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules, &semaphores, options);
-    roots::scan(kernel, memory, &pages, &blocks, &mut marker);
+    let unmapped = roots::scan(kernel, memory, &pages, &blocks, &mut marker);
     request.registers.iter().for_each(|&word| marker.root_word(word));
     steps.done("roots");
     marker.run(&blocks);
@@ -166,6 +175,8 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     let mut caches = Caches::new();
     let described = leaked.iter().zip(verdicts).map(|(&i, v)| describe(kernel, &blocks, &mut caches, i, v));
     let unreferenced = described.collect();
+    let mut troubles = std::mem::take(&mut blocks.troubles);
+    troubles.count(unmapped, Trouble::Unmapped);
     Ok(Outcome {
         unreferenced,
         live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
@@ -175,11 +186,25 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
         suppressed,
         paths: paths.unwrap_or_default(),
         tests: Tests::default(),
-        troubles: Vec::new(),
+        troubles: troubles.told(),
         root_bytes: marks.root_bytes,
         heap_bytes: marks.heap_bytes,
         time: start.elapsed(),
     })
+}
+
+/// Whether the direct map and the page descriptors are where the kernel's variables say: the frame of its own page tables is
+/// mapped in the first, and reserved by the second.
+fn is_mapped(kernel: &Kernel, memory: &impl StoppedMemory, pages: &Pages) -> Result<(), CheckError> {
+    let tables = kernel.page_tables(memory);
+    let direct = VirtAddr(Maps::read(kernel, memory).direct_map.wrapping_add(tables.root.0));
+    if !tables.translate(memory, direct).is_ok_and(|t| t.phys == tables.root) {
+        return Err(CheckError::Map("page_offset_base"));
+    }
+    match pages.usage(tables.root.pfn()) {
+        Use::Reserved => Ok(()),
+        _ => Err(CheckError::Map("vmemmap_base")),
+    }
 }
 
 /// Tells how long each step took.

@@ -13,9 +13,6 @@ use guest_symbols::pages::{Maps, Pages, Use};
 use guest_symbols::paging::PageTables;
 use std::collections::{HashMap, HashSet};
 
-/// Page tables read of one address space, at most.
-const MAX_TABLES: usize = 1 << 18;
-
 /// Blocks for those of the live objects that are pages and still what they were allocated as. They are no roots then. `others` are the
 /// places of those that are no slab objects.
 pub(crate) fn blocks<M: StoppedMemory>(
@@ -73,11 +70,16 @@ fn mapped<M: StoppedMemory>(
     pages: &Pages,
     objects: &[(u64, Object)],
 ) -> Option<Vec<bool>> {
-    let mut mapped = vec![false; pages.end() as usize];
+    // How many more map a frame than the one before: an entry may be of a million frames, and there may be as many entries.
+    let end = pages.end();
+    let mut more = vec![0i64; end as usize + 1];
     let mut mark = |frames: std::ops::Range<u64>| {
-        let end = mapped.len() as u64;
-        mapped[frames.start.min(end) as usize..frames.end.min(end) as usize].fill(true);
+        more[frames.start.min(end) as usize] += 1;
+        more[frames.end.min(end) as usize] -= 1;
     };
+    // No table is of two places, but for those of huge pages that processes share.
+    let mut read = vec![false; end as usize];
+    let mut is_new = |frame: u64| read.get_mut(frame as usize).is_some_and(|read| !std::mem::replace(read, true));
     let maps = Maps::read(kernel, memory);
     let direct = maps.direct_map..maps.direct_map.saturating_add(pages.end() * PAGE_SIZE);
     let descriptors = pages.descriptor_range(0, pages.end());
@@ -85,7 +87,7 @@ fn mapped<M: StoppedMemory>(
     let image = kernel.symbol("_text")?.0..kernel.symbol("_end")?.0;
     let tables = kernel.page_tables(memory);
     let of_kernel = |at: VirtAddr| at.is_kernel();
-    tables.frames(memory, of_kernel, MAX_TABLES, &mut |at, frames| {
+    tables.frames(memory, of_kernel, &mut is_new, &mut |at, frames| {
         if at.is_none_or(|at| ![&direct, &descriptors, &image].iter().any(|r| r.contains(&at.0))) {
             mark(frames);
         }
@@ -98,8 +100,17 @@ fn mapped<M: StoppedMemory>(
         let root = kernel.read_u64(memory, VirtAddr(*mm).offset(pgd)).ok();
         if let Some(root) = root.and_then(|at| pages.direct(VirtAddr(at))) {
             let of_user = |at: VirtAddr| !at.is_kernel();
-            PageTables { root, ..tables }.frames(memory, of_user, MAX_TABLES, &mut |_, frames| mark(frames));
+            PageTables { root, ..tables }.frames(memory, of_user, &mut is_new, &mut |_, frames| mark(frames));
         }
     }
-    Some(mapped)
+    let mut mapped = 0;
+    Some(
+        more[..end as usize]
+            .iter()
+            .map(|more| {
+                mapped += more;
+                mapped > 0
+            })
+            .collect(),
+    )
 }

@@ -17,12 +17,18 @@ const LEAK_TRACER: [&str; 5] = ["mem_pool", "min_addr", "max_addr", "min_percpu_
 /// Pages of roots handed to the scan at a time.
 const RUN: u64 = 512;
 
-/// Scans every root.
-pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks: &Blocks<'_, M>, marker: &mut Marker) {
+/// Scans every root. Returns how many pages of live vmalloc blocks are not mapped.
+pub fn scan<M: StoppedMemory>(
+    kernel: &Kernel,
+    memory: &M,
+    pages: &Pages,
+    blocks: &Blocks<'_, M>,
+    marker: &mut Marker,
+) -> u64 {
     let mut part = Part::all(pages);
     part.leave_out_read_only(kernel);
     part.leave_out_leak_tracer(kernel);
-    part.leave_out_blocks(blocks);
+    let unmapped = part.leave_out_blocks(pages, blocks);
     for range in &blocks.percpu.dynamic {
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
@@ -40,6 +46,7 @@ pub fn scan<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, blocks
     marker.roots(pages.descriptor_runs(), &|i, each| {
         pages.descriptors(memory, i, |pfn| tracked.get(pfn as u32), |at, page| each(at.0, page));
     });
+    unmapped
 }
 
 /// The bytes of a physical range. RAM may end within one only where the machine's does.
@@ -102,16 +109,27 @@ impl Part {
         }
     }
 
-    /// Pages of tracked objects are read only where the object is reachable.
-    fn leave_out_blocks<M: StoppedMemory>(&mut self, blocks: &Blocks<'_, M>) {
+    /// Pages of tracked objects are read only where the object is reachable. Returns how many of vmalloc blocks are not mapped,
+    /// or to what is nobody's: they are the block's from before it is given out to after vfree() is called.
+    fn leave_out_blocks<M: StoppedMemory>(&mut self, pages: &Pages, blocks: &Blocks<'_, M>) -> u64 {
+        let mut unmapped = 0;
+        let is_used = |pfn: u64| !matches!(pages.usage(pfn), Use::Absent | Use::Free | Use::Slab);
         for b in &blocks.blocks {
+            let size = b.size.next_multiple_of(PAGE_SIZE);
             match b.kind {
                 Kind::Slab | Kind::Percpu => {}
-                Kind::Large | Kind::Vmalloc | Kind::Pages => {
-                    self.leave_out(blocks, VirtAddr(b.addr), b.size.next_multiple_of(PAGE_SIZE));
+                Kind::Large | Kind::Pages => self.leave_out(blocks, VirtAddr(b.addr), size),
+                Kind::Vmalloc => {
+                    let mut mapped = 0;
+                    blocks.runs(VirtAddr(b.addr), size, &mut |phys, n| {
+                        self.cut(phys, n);
+                        mapped += (phys.pfn()..phys.pfn() + n / PAGE_SIZE).filter(|pfn| is_used(*pfn)).count() as u64;
+                    });
+                    unmapped += if b.seen() { (size / PAGE_SIZE).saturating_sub(mapped) } else { 0 };
                 }
             }
         }
+        unmapped
     }
 
     /// What is left, in runs of some pages at most: physical ranges.

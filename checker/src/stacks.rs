@@ -24,10 +24,9 @@ const RETURN_ADDRESS: u64 = 8;
 /// Only the part of a stack that is in use holds references: below, there is what returned functions left, which would
 /// hide leaks.
 pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel) {
-    let Some(tasks) = tasks::read(kernel, blocks.memory, &blocks.percpu) else {
-        log::warn!("the kernel's tasks cannot be read: whole stacks are scanned, which may hide leaks");
-        return;
-    };
+    // Without them whole stacks are scanned, which may hide leaks.
+    let tasks = tasks::read(kernel, blocks.memory, &blocks.percpu);
+    let Some(tasks) = blocks.troubles.read("tasks", tasks) else { return };
     skip_dead_members(blocks, kernel, &tasks);
     skip_stacks_of_nobody(blocks, kernel, &tasks);
     let threads = Threads::of(kernel);
@@ -141,6 +140,8 @@ impl<'a> Threads<'a> {
         if kernel.read_u32(memory, task.offset(self.flags)).ok()? & PF_KTHREAD == 0 {
             return None;
         }
+        // All that is added to it below lies in the stack.
+        let sp = Some(sp).filter(|sp| (bottom..top.saturating_sub(SWITCH_RETURN + 8)).contains(sp))?;
         let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
         let frames = frames::frames(self.orc, registers, read);
         let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip) || self.kthreadd.contains(&f.ip))?;

@@ -12,6 +12,9 @@ const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// Spans further apart than this are in different regions. A page without spans costs 8 bytes of address space, and no memory
 /// where its neighbours have none either.
 const REGION_GAP: u64 = 256 << 20;
+/// Pages of all regions, and regions, at most: 512 GiB of addresses. What is further apart is in no guest, and left out.
+const MAX_PAGES: u64 = 1 << 27;
+const MAX_REGIONS: usize = 64;
 /// Longer spans are kept in parts.
 const MAX_LEN: u64 = 1 << 31;
 
@@ -73,6 +76,8 @@ pub struct Index {
     len: u64,
     /// Whether there were spans that overlap.
     overlaps: bool,
+    /// Whether there were spans too far from all others.
+    cut: bool,
 }
 
 impl Index {
@@ -104,19 +109,29 @@ impl Index {
         late.sort_by_key(|e| (e.start, e.len));
         merge(&mut entries, late);
         let overlaps = cut_overlaps(&mut entries);
-        let mut regions: Vec<(usize, Region)> = Vec::new();
+        let mut runs: Vec<Range<usize>> = Vec::new();
         let mut first = 0;
         for i in 0..entries.len() {
             let last = i + 1 == entries.len() || entries[i + 1].start - entries[i].end() > REGION_GAP;
             if last {
-                regions.push((i + 1 - first, region(&entries, first, i + 1)));
+                runs.push(first..i + 1);
                 first = i + 1;
             }
         }
-        regions.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        runs.sort_by_key(|run| std::cmp::Reverse(run.len()));
+        let mut room = MAX_PAGES;
+        let mut regions = Vec::new();
+        for run in &runs {
+            let pages = (entries[run.end - 1].end() - entries[run.start].start) / PAGE_SIZE;
+            if pages <= room && regions.len() < MAX_REGIONS {
+                room -= pages;
+                regions.push(region(&entries, run.start, run.end));
+            }
+        }
+        let cut = regions.len() < runs.len();
         let low = entries.first().map_or(0, |e| e.start);
         let len = entries.last().map_or(0, |e| e.end()) - low;
-        Index { entries, low, len, regions: regions.into_iter().map(|(_, region)| region).collect(), overlaps }
+        Index { entries, low, len, regions, overlaps, cut }
     }
 
     /// The block that `addr` points into, its first byte and its interior alike.
@@ -169,6 +184,11 @@ impl Index {
     /// Whether some spans overlapped, so that not all addresses of a span lead to its block.
     pub fn overlaps(&self) -> bool {
         self.overlaps
+    }
+
+    /// Whether some spans lay so far from all others that there was no room for them.
+    pub fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// The ranges outside of which it finds nothing, those with most spans first.

@@ -5,22 +5,22 @@ use crate::memory::{GuestMemory, VirtAddr};
 use crate::percpu;
 use std::ops::Range;
 
-/// More nodes, zones and pages than this are not believed.
+/// More nodes than this are not believed.
 const MAX_NODES: u64 = 1024;
-const MAX_PAGES: usize = 1 << 24;
 /// Lists of one order: MIGRATE_PCPTYPES (include/linux/mmzone.h).
 const TYPES: u64 = 3;
 /// Orders that have lists of their own: PAGE_ALLOC_COSTLY_ORDER and less. What follows is of huge pages.
 const ORDERS: u64 = 4;
 const HUGE_ORDER: u64 = 9;
 
-/// Runs of free page frames on CPUs' lists. `pfn_of` gives the frame of a `struct page`. `None` where the lists cannot be
-/// read.
+/// Runs of free page frames on CPUs' lists, and whether these are all. `pfn_of` gives the frame of a `struct page`, of which there are
+/// `frames`. `None` where the lists are not described.
 pub fn on_cpu_lists(
     kernel: &Kernel,
     memory: &impl GuestMemory,
+    frames: usize,
     pfn_of: impl Fn(VirtAddr) -> u64,
-) -> Option<Vec<Range<u64>>> {
+) -> Option<(Vec<Range<u64>>, bool)> {
     let btf = kernel.btf.as_ref()?;
     let read = |at: VirtAddr| kernel.read_u64(memory, at).ok();
     let zones = btf.member("pglist_data", "node_zones")?;
@@ -31,28 +31,42 @@ pub fn on_cpu_lists(
     let lists = btf.member("per_cpu_pages", "lists")?;
     let list_count = btf.array_len(lists.type_id)?;
     let link = btf.offset_of("page", "pcp_list").or_else(|| btf.offset_of("page", "lru"))?;
-    let cpus = percpu::offsets(kernel, memory);
+    let (cpus, _) = percpu::offsets(kernel, memory);
     let mut runs = Vec::new();
+    // A page is on one list alone, and once.
+    let mut seen = vec![false; frames];
+    let mut whole = true;
     for node in nodes(kernel, memory)? {
         for zone in 0..zone_count {
-            let set = read(node.offset(zones.offset() + zone * zone_size + sets))?;
+            let Some(set) = read(node.offset(zones.offset() + zone * zone_size + sets)) else {
+                whole = false;
+                continue;
+            };
             // Zones without memory have none, or the boot CPU's.
             for cpu in cpus.iter().filter(|_| set != 0) {
                 let pcp = VirtAddr(set.wrapping_add(*cpu)).offset(inner + lists.offset());
                 for list in 0..list_count {
                     let order = if list < TYPES * ORDERS { list / TYPES } else { HUGE_ORDER };
                     let head = pcp.offset(16 * list);
-                    let mut at = VirtAddr(read(head)?);
-                    while at != head && at.0 != 0 && runs.len() < MAX_PAGES {
+                    let Some(mut at) = read(head).map(VirtAddr) else {
+                        whole = false;
+                        continue;
+                    };
+                    while at != head && at.0 != 0 {
                         let pfn = pfn_of(VirtAddr(at.0.wrapping_sub(link)));
+                        let is_new = seen.get_mut(pfn as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+                        let Some(next) = read(at).filter(|_| is_new) else {
+                            whole = false;
+                            break;
+                        };
                         runs.push(pfn..pfn.saturating_add(1 << order));
-                        at = VirtAddr(read(at)?);
+                        at = VirtAddr(next);
                     }
                 }
             }
         }
     }
-    Some(runs)
+    Some((runs, whole))
 }
 
 /// Addresses of every `pglist_data`.

@@ -8,6 +8,7 @@
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
 //! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
+//! - [`nonsense`]: what of these makes no sense
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
 //! function here panics on any content.
@@ -20,6 +21,7 @@ pub mod kallsyms;
 pub mod kernel;
 pub mod memory;
 pub mod modules;
+pub mod nonsense;
 pub mod pages;
 pub mod paging;
 pub mod percpu;

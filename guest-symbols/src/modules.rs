@@ -85,6 +85,21 @@ impl Module {
         self.symbols.resolve(addr).filter(|r| !r.name.is_empty())
     }
 
+    /// Whether it is the same code in the same place.
+    pub fn is_same(&self, other: &Module) -> bool {
+        self.name == other.name && self.ranges == other.ranges && self.symbols.iter().eq(other.symbols.iter())
+    }
+
+    /// Whether it lies where another one does.
+    pub fn overlaps(&self, other: &Module) -> bool {
+        self.ranges.iter().any(|a| other.ranges.iter().any(|b| a.start < b.end && b.start < a.end))
+    }
+
+    /// Bytes of the host that it takes, but for its unwind table.
+    pub fn size(&self) -> usize {
+        size_of::<Module>() + self.ranges.len() * size_of::<Range<u64>>() + self.symbols.size()
+    }
+
     /// How many symbols it has.
     pub fn symbol_count(&self) -> usize {
         self.symbols.len() - self.ranges.len()

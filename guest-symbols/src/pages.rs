@@ -1,6 +1,7 @@
 //! What each page frame is used for, from its `struct page` (include/linux/mm_types.h, page-flags.h).
 
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u32_at, u64_at};
+use crate::nonsense::Nonsense;
 use crate::{Kernel, free_pages};
 
 /// `vmemmap_base` and `page_offset_base` of kernels without CONFIG_RANDOMIZE_MEMORY
@@ -143,6 +144,15 @@ impl Layout {
         })
     }
 
+    /// Whether a page begins a free block of the buddy allocator.
+    fn is_buddy(&self, page: &[u8]) -> bool {
+        let page_type = u32_at(page, self.page_type).unwrap_or(0);
+        match self.types {
+            Types::ClearedBits { buddy, .. } => page_type >= 0xf000_0000 && page_type & buddy == 0,
+            Types::TopByte { buddy, .. } => (page_type >> 24) as u8 == buddy,
+        }
+    }
+
     /// The use of the page with descriptor `page`; `None` for a compound page's tail, which is used as its head.
     #[inline]
     fn classify(&self, page: &[u8]) -> Option<Use> {
@@ -191,7 +201,9 @@ pub enum PagesError {
     )]
     Layout,
     /// The array of page descriptors is not mapped yet.
-    #[error("the kernel has no page descriptors at {0:?} yet: it is too early in its boot")]
+    #[error(
+        "the kernel has no page descriptors at {0:?}: it is too early in its boot, or the kernel has corrupted its memory"
+    )]
     NoDescriptors(VirtAddr),
 }
 
@@ -202,6 +214,8 @@ pub struct Slab {
     pub descriptor: PhysAddr,
     /// Address of its first byte in the direct map.
     pub start: VirtAddr,
+    /// Its pages.
+    pub pages: u64,
 }
 
 /// The use of every page frame, at one moment.
@@ -214,6 +228,10 @@ pub struct Pages {
     direct_map: u64,
     /// Where descriptors lie: first frame, how many, and the physical address of the first's. Ascending.
     runs: Vec<(u64, u64, PhysAddr)>,
+    /// Descriptors that contradict themselves.
+    odd: u64,
+    /// What makes no sense.
+    pub nonsense: Vec<Nonsense>,
 }
 
 impl Pages {
@@ -232,6 +250,8 @@ impl Pages {
             vmemmap,
             direct_map,
             runs: Vec::new(),
+            odd: 0,
+            nonsense: Vec::new(),
         };
         let mut seen = false;
         for range in memory.ranges() {
@@ -239,6 +259,9 @@ impl Pages {
         }
         if !seen {
             return Err(PagesError::NoDescriptors(vmemmap));
+        }
+        if pages.odd > 0 {
+            pages.nonsense.push(Nonsense::Descriptors(pages.odd));
         }
         pages.settle_idle(kernel, memory);
         pages.mark_descriptors(kernel, memory);
@@ -248,7 +271,12 @@ impl Pages {
     /// Idle pages on CPUs' lists are free; the others belong to the block before them, whose content counts.
     fn settle_idle(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
         let (vmemmap, size) = (self.vmemmap.0, self.layout.size);
-        let free = free_pages::on_cpu_lists(kernel, memory, |page| page.0.wrapping_sub(vmemmap) / size);
+        let pfn_of = |page: VirtAddr| page.0.wrapping_sub(vmemmap) / size;
+        let free = free_pages::on_cpu_lists(kernel, memory, self.uses.len(), pfn_of);
+        let free = free.map(|(free, whole)| {
+            self.nonsense.extend((!whole).then_some(Nonsense::FreePages));
+            free
+        });
         let rest = if free.is_some() { Use::Kernel } else { Use::Free };
         for pfn in free.into_iter().flatten().flatten() {
             match self.uses.get_mut(pfn as usize) {
@@ -285,6 +313,7 @@ impl Pages {
                 };
                 self.uses[pfn as usize] = last.0;
                 self.tails[pfn as usize] = last.1;
+                self.odd += u64::from(last.1 == 0 && self.is_odd(kernel, memory, pfn, page));
                 pfn += 1;
                 if last == (Use::Free, 0) {
                     let order = u64_at(page, self.layout.private).unwrap_or(0);
@@ -304,6 +333,23 @@ impl Pages {
             if run.len() < size as usize {
                 pfn += count;
             }
+        }
+    }
+
+    /// Whether a descriptor, which is no compound page's tail, says what cannot be: a page of somebody's mapping of which there is
+    /// none (`page.mapping` is a `struct address_space` or `struct anon_vma`), or a free block that is too large or not aligned to its size.
+    fn is_odd(&self, kernel: &Kernel, memory: &impl StoppedMemory, pfn: u64, page: &[u8]) -> bool {
+        let word = |at| u64_at(page, at).unwrap_or(0);
+        match self.uses[pfn as usize] {
+            Use::Cache | Use::Anonymous => {
+                let mapping = VirtAddr(word(self.layout.mapping) & !MAPPING_FLAGS);
+                self.direct(mapping).is_none() && kernel.translate(memory, mapping).is_err()
+            }
+            Use::Free if self.layout.is_buddy(page) => {
+                let order = word(self.layout.private);
+                order > MAX_ORDER || !pfn.is_multiple_of(1 << order)
+            }
+            _ => false,
         }
     }
 
@@ -432,7 +478,7 @@ impl Pages {
         if self.usage(pfn) != Use::Slab {
             return None;
         }
-        let head = pfn - u64::from(self.tails[pfn as usize]);
+        let head = pfn.checked_sub(u64::from(self.tails[pfn as usize]))?;
         let descriptor = self.descriptor_phys(head)?;
         memory.read_u64(PhysAddr(descriptor.0 + self.layout.slab_cache)).ok().map(VirtAddr)
     }
@@ -443,6 +489,28 @@ impl Pages {
         heads.filter(|(_, (u, tail))| **u == Use::Slab && **tail == 0).map(|(pfn, _)| Slab {
             descriptor: self.descriptor_phys(pfn as u64).unwrap_or(PhysAddr(u64::MAX)),
             start: VirtAddr(self.direct_map.wrapping_add(pfn as u64 * PAGE_SIZE)),
+            pages: self.pages_from(pfn),
+        })
+    }
+
+    /// The pages of the slab that begins at a frame.
+    fn pages_from(&self, first: usize) -> u64 {
+        let next = first + 1;
+        let further = self.uses[next..].iter().zip(&self.tails[next..]);
+        1 + further.take_while(|(u, tail)| **u == Use::Slab && **tail != 0).count() as u64
+    }
+
+    /// The slab that a direct-map address lies in.
+    pub fn slab_of(&self, at: VirtAddr) -> Option<Slab> {
+        let pfn = self.direct(at)?.pfn();
+        if self.usage(pfn) != Use::Slab {
+            return None;
+        }
+        let head = pfn.checked_sub(u64::from(self.tails[pfn as usize]))?;
+        Some(Slab {
+            descriptor: self.descriptor_phys(head)?,
+            start: VirtAddr(self.direct_map.wrapping_add(head * PAGE_SIZE)),
+            pages: self.pages_from(head as usize),
         })
     }
 }

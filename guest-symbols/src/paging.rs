@@ -58,22 +58,22 @@ impl PageTables {
     /// Walks all tables below the top-level entries that `wanted` picks by the lowest virtual address they map, and
     /// calls `each` with every run of frames that they use: of tables, without an address, and of what is mapped, with
     /// the virtual address.
-    /// Terminates on any content: at most `limit` tables are read.
+    /// Terminates on any content: `is_new` tells of the frame of each table whether it is to be read, which it is asked once, and says
+    /// so of each frame once.
     pub fn frames(
         &self,
         memory: &impl GuestMemory,
         wanted: impl Fn(VirtAddr) -> bool,
-        mut limit: usize,
+        mut is_new: impl FnMut(u64) -> bool,
         each: &mut dyn FnMut(Option<VirtAddr>, std::ops::Range<u64>),
     ) {
         let top = self.levels - 1;
         let mut todo = vec![(self.root.0 & FRAME, top, 0u64)];
         while let Some((table, level, base)) = todo.pop() {
-            if limit == 0 {
-                return;
-            }
-            limit -= 1;
             let frame = PhysAddr(table).pfn();
+            if !is_new(frame) {
+                continue;
+            }
             each(None, frame..frame + 1);
             for index in 0..512u64 {
                 let shift = 12 + 9 * level;
@@ -142,7 +142,9 @@ mod tests {
         for levels in [4, 5] {
             let (m, t) = tables(levels);
             let mut frames = Vec::new();
-            t.frames(&m, |at| at.0 == 0xffff_ff80_0000_0000 || at.0 == 0xffff_0000_0000_0000, 100, &mut |at, f| {
+            let mut seen = std::collections::HashSet::new();
+            let wanted = |at: VirtAddr| at.0 == 0xffff_ff80_0000_0000 || at.0 == 0xffff_0000_0000_0000;
+            t.frames(&m, wanted, |frame| seen.insert(frame), &mut |at, f| {
                 frames.push((f.start, f.end - f.start));
                 assert!(at.is_none() || t.translate(&m, at.unwrap()).unwrap().phys.pfn() == f.start);
             });
@@ -155,7 +157,7 @@ mod tests {
             let mapped = [(7, 1), (0x200, 512), (0x4_0000, 1 << 18)];
             assert_eq!(frames, [&top[..], &mapped[..]].concat(), "{levels} levels");
             let mut none = 0;
-            t.frames(&m, |_| false, 100, &mut |_, _| none += 1);
+            t.frames(&m, |_| false, |_| true, &mut |_, _| none += 1);
             assert_eq!(none, 1, "the top-level table alone");
         }
     }

@@ -2,6 +2,8 @@
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
+use crate::nonsense::{self, Nonsense};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// More CPUs and chunks than this are not believed.
@@ -9,6 +11,9 @@ const MAX_CPUS: u32 = 8192;
 const MAX_CHUNKS: usize = 65_536;
 /// Pages of one CPU in a chunk, at most.
 const MAX_CHUNK_PAGES: u64 = 65_536;
+/// Bytes of a CPU's copy of a chunk, and of all of them, at most.
+const MAX_UNIT: u64 = 1 << 28;
+const MAX_UNITS: u64 = 1 << 36;
 /// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h): the bytes that a bit of a chunk's maps stands for.
 const MIN_ALLOC: u64 = 4;
 
@@ -25,6 +30,8 @@ pub struct PerCpu {
     /// Every block that the kernel counts as allocated: `__percpu` pointer and bytes. `None` where its maps cannot be
     /// read.
     pub allocated: Option<Vec<(u64, u64)>>,
+    /// What of it makes no sense.
+    pub nonsense: Vec<Nonsense>,
 }
 
 /// Offsets in bytes of members of `struct pcpu_chunk` (mm/percpu-internal.h).
@@ -56,12 +63,17 @@ impl Chunk {
 impl PerCpu {
     /// Reads the layout; what cannot be read is left empty.
     pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> PerCpu {
-        let mut this = PerCpu { offsets: offsets(kernel, memory), ..PerCpu::default() };
-        let chunks = chunks(kernel, memory);
-        this.dynamic = chunks.as_ref().and_then(|c| this.ranges(kernel, memory, c)).unwrap_or_default();
+        let (offsets, nonsense) = offsets(kernel, memory);
+        let mut this = PerCpu { offsets, nonsense: nonsense.into_iter().collect(), ..PerCpu::default() };
+        let Some((chunks, whole)) = chunks(kernel, memory) else { return this };
+        let ranges = this.ranges(kernel, memory, &chunks);
         let base = kernel.offset_of("pcpu_chunk", "base_addr");
-        this.bases = chunks.iter().flatten().filter_map(|c| Some(c.offset(base?))).collect();
-        this.allocated = chunks.and_then(|c| allocated(kernel, memory, &c));
+        this.bases = chunks.iter().filter_map(|c| Some(c.offset(base?))).collect();
+        this.allocated = if whole { allocated(kernel, memory, &chunks) } else { None };
+        if ranges.is_none() || this.allocated.is_none() {
+            this.nonsense.push(Nonsense::Chunks);
+        }
+        this.dynamic = ranges.unwrap_or_default();
         this
     }
 
@@ -74,6 +86,10 @@ impl PerCpu {
     fn ranges(&self, kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) -> Option<Vec<Range<u64>>> {
         let variable = |name: &str| kernel.variable(memory, name);
         let unit_size = variable("pcpu_unit_size")? & 0xffff_ffff;
+        let units = (chunks.len() + 1) as u64 * self.offsets.len() as u64;
+        if unit_size > MAX_UNIT || units.saturating_mul(unit_size) > MAX_UNITS {
+            return None;
+        }
         let units = VirtAddr(variable("pcpu_unit_offsets")?);
         let mut unit = Vec::new();
         for cpu in 0..self.offsets.len() as u64 {
@@ -83,12 +99,15 @@ impl PerCpu {
         let first = VirtAddr(variable("pcpu_base_addr")?);
         // The first chunk starts with the static variables, which are the kernel's own.
         let static_size = kernel.symbol("__per_cpu_end")?.0.wrapping_sub(kernel.symbol("__per_cpu_start")?.0);
-        let mut ranges: Vec<_> =
-            unit.iter().map(|u| first.0.wrapping_add(*u)).map(|u| u + static_size..u + unit_size).collect();
+        let mut ranges: Vec<_> = unit
+            .iter()
+            .map(|u| first.0.wrapping_add(*u))
+            .map(|u| u.wrapping_add(static_size)..u.wrapping_add(unit_size))
+            .collect();
         for chunk in chunks {
             let base = kernel.read_u64(memory, chunk.offset(base_at)).ok()?;
             // The first chunk's base is that of its dynamic part, within the first unit's range above.
-            if !(first.0..first.0 + unit_size).contains(&base) {
+            if !(first.0..first.0.wrapping_add(unit_size)).contains(&base) {
                 ranges.extend(unit.iter().map(|u| base.wrapping_add(*u)).map(|u| u..u.wrapping_add(unit_size)));
             }
         }
@@ -97,23 +116,25 @@ impl PerCpu {
     }
 }
 
-/// Addresses of every `struct pcpu_chunk`, that for modules' variables (`pcpu_reserved_chunk`) too.
-fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<VirtAddr>> {
+/// Addresses of every `struct pcpu_chunk`, that for modules' variables (`pcpu_reserved_chunk`) too, and whether that is all of
+/// them. `None` where the kernel has none yet, or they are not described.
+fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, bool)> {
     let slots = (kernel.variable(memory, "pcpu_nr_slots")? & 0xffff_ffff).min(256);
-    let lists = VirtAddr(kernel.variable(memory, "pcpu_chunk_lists")?);
+    let lists = kernel.variable(memory, "pcpu_chunk_lists").filter(|&at| at != 0).map(VirtAddr)?;
     let list_at = Chunk::of(kernel)?.list;
-    let mut chunks = Vec::new();
+    let (mut chunks, mut all_whole) = (Vec::new(), slots != 0);
     for slot in 0..slots {
-        let head = lists.offset(16 * slot);
-        let mut at = VirtAddr(kernel.read_u64(memory, head).ok()?);
-        while at != head && chunks.len() < MAX_CHUNKS {
-            chunks.push(VirtAddr(at.0.wrapping_sub(list_at)));
-            at = VirtAddr(kernel.read_u64(memory, at).ok()?);
-        }
+        let (nodes, whole) = nonsense::circle(kernel, memory, lists.offset(16 * slot), MAX_CHUNKS);
+        chunks.extend(nodes.iter().map(|node| VirtAddr(node.0.wrapping_sub(list_at))));
+        all_whole &= whole;
     }
+    // A chunk is in one list alone.
+    let mut seen = HashSet::new();
+    chunks.retain(|chunk| seen.insert(*chunk));
     let reserved = kernel.variable(memory, "pcpu_reserved_chunk").filter(|&at| at != 0);
     chunks.extend(reserved.map(VirtAddr));
-    Some(chunks)
+    let all_whole = all_whole && chunks.len() < MAX_CHUNKS;
+    Some((chunks, all_whole))
 }
 
 /// Every block of the chunks: from where both maps have a bit to the next bit of the map of bounds
@@ -151,9 +172,49 @@ fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) ->
     Some(blocks)
 }
 
-/// `__per_cpu_offset` of each possible CPU.
-pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<u64> {
-    let Some(at) = kernel.symbol("__per_cpu_offset") else { return Vec::new() };
-    let count = kernel.variable(memory, "nr_cpu_ids").map_or(1, |n| (n as u32).clamp(1, MAX_CPUS));
-    (0..count.into()).filter_map(|cpu| kernel.read_u64(memory, at.offset(8 * cpu)).ok()).collect()
+/// `__per_cpu_offset` of each possible CPU, held against what it was made of (setup_per_cpu_areas(),
+/// arch/x86/kernel/setup_percpu.c, 5.10 to 7.3).
+pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, Option<Nonsense>) {
+    let Some(at) = kernel.symbol("__per_cpu_offset") else { return (Vec::new(), None) };
+    let mut nonsense = None;
+    let mut count = kernel.variable(memory, "nr_cpu_ids").map_or(1, |n| (n as u32).clamp(1, MAX_CPUS)).into();
+    let read = |at: VirtAddr, cpu: u64| kernel.read_u64(memory, at.offset(8 * cpu)).ok();
+    // Before it is known, there are no units either.
+    let units = kernel.variable(memory, "pcpu_unit_offsets").filter(|&at| at != 0).map(VirtAddr);
+    let possible = possible_cpus(kernel, memory).filter(|_| units.is_some());
+    if let Some(possible) = &possible {
+        // setup_nr_cpu_ids(), kernel/smp.c.
+        let last = possible.iter().rposition(|&is| is).map_or(0, |last| last as u64 + 1);
+        if last != count {
+            nonsense = Some(Nonsense::Cpus("nr_cpu_ids is not the number of possible ones"));
+            count = last.clamp(1, count);
+        }
+    }
+    let mut offsets: Vec<u64> = (0..count).filter_map(|cpu| read(at, cpu)).collect();
+    let from_units = || {
+        let start = kernel.symbol("__per_cpu_start")?.0;
+        let delta = kernel.variable(memory, "pcpu_base_addr")?.wrapping_sub(start);
+        let offset = |cpu| Some(read(units?, cpu)?.wrapping_add(delta));
+        (0..count).map(offset).collect::<Option<Vec<u64>>>()
+    };
+    if let (Some(possible), Some(expected)) = (&possible, from_units()) {
+        let is_other =
+            |(cpu, offset): (usize, &u64)| possible.get(cpu) == Some(&true) && expected.get(cpu) != Some(offset);
+        if offsets.iter().enumerate().any(is_other) {
+            nonsense = Some(Nonsense::Cpus("__per_cpu_offset is not where the CPUs' memory was set up"));
+        }
+    }
+    // Of copies in the same place one is enough.
+    let mut seen = HashSet::new();
+    offsets.retain(|offset| seen.insert(*offset));
+    (offsets, nonsense)
+}
+
+/// Of each CPU whether it may exist (`cpu_possible_mask`).
+fn possible_cpus(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<bool>> {
+    let at = kernel.symbol("__cpu_possible_mask")?;
+    let size = kernel.symbols.resolve(at.0)?.size.clamp(8, u64::from(MAX_CPUS) / 8);
+    let mut bytes = vec![0; size as usize & !7];
+    kernel.read(memory, at, &mut bytes).ok()?;
+    Some(bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 != 0)).collect())
 }

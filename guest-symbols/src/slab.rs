@@ -2,21 +2,23 @@
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
+use crate::nonsense;
 
 /// More caches than this are not believed.
 const MAX_CACHES: usize = 65_536;
+/// `sizeof(void *)`.
+const WORD: u64 = 8;
 
-/// Addresses of all caches: the list `slab_caches`. `None` where it cannot be read.
+/// Addresses of all caches: the list `slab_caches`, as far as it makes sense. `None` where the kernel has none.
 pub fn caches(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<VirtAddr>> {
+    Some(cache_list(kernel, memory)?.0)
+}
+
+/// As [`caches`], and whether that is all of them.
+pub(crate) fn cache_list(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, bool)> {
     let list = kernel.offset_of("kmem_cache", "list")?;
-    let head = kernel.symbol("slab_caches")?;
-    let mut found = Vec::new();
-    let mut node = VirtAddr(kernel.read_u64(memory, head).ok()?);
-    while node != head && found.len() < MAX_CACHES {
-        found.push(VirtAddr(node.0.wrapping_sub(list)));
-        node = VirtAddr(kernel.read_u64(memory, node).ok()?);
-    }
-    Some(found)
+    let (nodes, whole) = nonsense::circle(kernel, memory, kernel.symbol("slab_caches")?, MAX_CACHES);
+    Some((nodes.iter().map(|node| VirtAddr(node.0.wrapping_sub(list))).collect(), whole))
 }
 
 /// What is needed of a cache.
@@ -44,8 +46,17 @@ impl Cache {
             stride: size("size")?,
             left_pad: size("red_left_pad").unwrap_or(0),
         };
+        // calculate_sizes(), mm/slub.c: to the objects of what was asked for a red zone of a word may be added, and all are
+        // aligned to words.
+        let inuse = size("inuse").is_none_or(|inuse| {
+            let least = cache.object_size.next_multiple_of(WORD);
+            (least..=least + WORD).contains(&inuse)
+        });
         // The largest slab caches hold objects of 8 KiB (KMALLOC_MAX_CACHE_SIZE); callers may create larger ones.
-        let plausible = cache.object_size > 0 && cache.object_size <= cache.stride && cache.stride <= 4 << 20;
-        plausible.then_some(cache)
+        let plausible = cache.object_size > 0
+            && cache.object_size <= cache.stride
+            && cache.stride <= 4 << 20
+            && cache.stride.is_multiple_of(WORD);
+        (plausible && inuse).then_some(cache)
     }
 }

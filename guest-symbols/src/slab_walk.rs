@@ -2,14 +2,17 @@
 //! what is on a freelist of the slab or of a CPU, or waits in a sheaf.
 
 use crate::Kernel;
-use crate::memory::{PhysAddr, StoppedMemory, VirtAddr};
-use crate::pages::Pages;
+use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
+use crate::nonsense::{Nonsense, Unread};
+use crate::pages::{Pages, Slab};
 use crate::percpu::PerCpu;
 use crate::slab::{self, Cache};
 use std::collections::HashMap;
 
-/// A slab holds at most this many objects (MAX_OBJS_PER_PAGE, 15 bits).
-const MAX_OBJECTS: u64 = 32_767;
+/// More objects than this are not believed: the check would take some 4 GiB.
+const MAX_ALLOCATED: usize = 1 << 26;
+/// Slabs that a CPU may be about to make when it is stopped, one in an interrupt: nothing of them need be right.
+const IN_THE_MAKING: u64 = 2;
 /// A sheaf with more objects than this is not believed.
 const MAX_SHEAF: u64 = 4096;
 
@@ -52,6 +55,35 @@ struct Links {
     random: Option<u64>,
 }
 
+impl Links {
+    /// Where the objects of a slab lie, of which it says that there are `count`.
+    fn slots(&self, slab: &Slab, count: u64) -> Slots {
+        Slots { first: slab.start.0.wrapping_add(self.cache.left_pad), stride: self.cache.stride, count }
+    }
+}
+
+/// Where the objects of a slab lie.
+struct Slots {
+    /// Virtual address of the first.
+    first: u64,
+    /// Bytes from one to the next, which are not 0.
+    stride: u64,
+    count: u64,
+}
+
+impl Slots {
+    fn end(&self) -> u64 {
+        self.first.wrapping_add(self.count * self.stride)
+    }
+
+    /// The number of the object at exactly that address.
+    fn of(&self, object: u64) -> Option<usize> {
+        let offset = object.checked_sub(self.first)?;
+        let slot = offset / self.stride;
+        (offset.is_multiple_of(self.stride) && slot < self.count).then_some(slot as usize)
+    }
+}
+
 /// The kernel's own count.
 #[derive(Default)]
 pub struct Allocated {
@@ -61,27 +93,40 @@ pub struct Allocated {
     pub caches: Vec<Cache>,
     /// Virtual addresses of their `struct kmem_cache`s, in the same order.
     pub cache_addresses: Vec<VirtAddr>,
-    /// Freelists that lead out of their slab, or in a circle.
+    /// Slabs whose freelist leads out of them or in a circle, and those that cannot be what they say they are.
     pub broken: u64,
+    /// Freelists of CPUs that do.
+    broken_cpu: u64,
+    /// What makes no sense.
+    pub nonsense: Vec<Nonsense>,
 }
 
-/// Walks every slab. `sheaves` are the addresses of all `struct slab_sheaf`s. `None` where a structure is not
-/// described or cannot be read.
+/// Walks every slab. `sheaves` are the addresses of all `struct slab_sheaf`s.
+///
+/// # Errors
+/// [`Unread`].
 pub fn allocated(
     kernel: &Kernel,
     memory: &impl StoppedMemory,
     pages: &Pages,
     percpu: &PerCpu,
     sheaves: &[VirtAddr],
-) -> Option<Allocated> {
-    let layout = Layout::of(kernel)?;
+) -> Result<Allocated, Unread> {
+    let layout = Layout::of(kernel).ok_or(Unread::NotDescribed)?;
     let mut walk =
         Walk { kernel, memory, pages, layout, links: HashMap::new(), free: Vec::new(), out: Allocated::default() };
     walk.read_sheaves(sheaves);
-    walk.read_cpu_freelists(percpu)?;
+    walk.read_caches(percpu);
     walk.free.sort_unstable();
-    walk.read_slabs();
-    Some(walk.out)
+    walk.read_slabs()?;
+    let mut out = walk.out;
+    if out.broken_cpu > 0 {
+        out.nonsense.push(Nonsense::CpuFreelists(out.broken_cpu));
+    }
+    if out.broken > IN_THE_MAKING * percpu.offsets.len() as u64 {
+        out.nonsense.push(Nonsense::Slabs(out.broken));
+    }
+    Ok(out)
 }
 
 struct Walk<'a, M> {
@@ -138,57 +183,74 @@ impl<M: StoppedMemory> Walk<'_, M> {
         }
     }
 
-    /// `kmem_cache_cpu.freelist` of every cache and CPU; kernels with sheaves alone have none.
-    fn read_cpu_freelists(&mut self, percpu: &PerCpu) -> Option<()> {
-        let (Some(cpu_slab), Some(freelist)) = (self.layout.cpu_slab, self.layout.cpu_freelist) else {
-            return Some(());
-        };
-        for cache in slab::caches(self.kernel, self.memory)? {
+    /// Every cache, and `kmem_cache_cpu.freelist` of each and of every CPU; kernels with sheaves alone have none.
+    fn read_caches(&mut self, percpu: &PerCpu) {
+        let Some((caches, whole)) = slab::cache_list(self.kernel, self.memory) else { return };
+        if !whole {
+            self.out.nonsense.push(Nonsense::CacheList(caches.len()));
+        }
+        let mut odd = 0;
+        for cache in caches {
             self.learn(cache.0);
-            let pointer = self.word(cache.offset(cpu_slab))?;
-            for cpu in 0..percpu.offsets.len() {
-                let at = percpu.address(cpu, pointer)?.offset(freelist);
-                let first = self.kernel.read_u64(self.memory, at).unwrap_or(0);
-                let found = self.chain(cache.0, first, |_| true);
-                self.free.extend(found);
-            }
-        }
-        Some(())
-    }
-
-    /// The objects of a freelist, which ends where it leaves what `inside` allows.
-    fn chain(&mut self, cache: u64, first: u64, inside: impl Fn(u64) -> bool) -> Vec<u64> {
-        let mut found = Vec::new();
-        let mut object = first;
-        let mut broken = false;
-        if let Some(Some((_, links))) = self.links.get(&cache) {
-            while object != 0 {
-                if !inside(object) || found.len() as u64 > MAX_OBJECTS {
-                    broken = true;
-                    break;
+            // Those in the list are made.
+            odd += u64::from(self.links.get(&cache.0).is_none_or(Option::is_none));
+            let (Some(cpu_slab), Some(freelist)) = (self.layout.cpu_slab, self.layout.cpu_freelist) else { continue };
+            let Some(pointer) = self.word(cache.offset(cpu_slab)) else { continue };
+            for at in (0..percpu.offsets.len()).filter_map(|cpu| percpu.address(cpu, pointer)) {
+                match self.kernel.read_u64(self.memory, at.offset(freelist)) {
+                    Ok(0) => {}
+                    Ok(first) => self.read_cpu_freelist(cache.0, first),
+                    Err(_) => self.out.broken_cpu += 1,
                 }
-                found.push(object);
-                let at = object.wrapping_add(links.offset);
-                let Some(stored) = self.word(VirtAddr(at)) else {
-                    broken = true;
-                    break;
-                };
-                // freelist_ptr_decode(): the pointer's own address, its bytes swapped, and a number of the cache's.
-                object = match links.random {
-                    Some(random) => stored ^ random ^ at.swap_bytes(),
-                    None => stored,
-                };
             }
         }
-        self.out.broken += u64::from(broken);
-        found
+        if odd > 0 {
+            self.out.nonsense.push(Nonsense::Caches(odd));
+        }
     }
 
-    fn read_slabs(&mut self) {
+    /// A freelist of a CPU, all of which is of one slab.
+    fn read_cpu_freelist(&mut self, cache: u64, first: u64) {
+        let slab = self.pages.slab_of(VirtAddr(first));
+        let of = slab
+            .and_then(|slab| self.memory.read_u64(PhysAddr(slab.descriptor.0 + self.pages.slab_cache_offset())).ok());
+        let Some((_, links)) = self.links.get(&cache).and_then(Option::as_ref) else { return };
+        let Some(slab) = slab.filter(|_| of == Some(cache)) else {
+            self.out.broken_cpu += 1;
+            return;
+        };
+        let slots = links.slots(&slab, slab.pages * PAGE_SIZE / links.cache.stride);
+        let mut free = vec![false; slots.count as usize];
+        let whole = self.chain(links, &slots, first, &mut free);
+        self.out.broken_cpu += u64::from(!whole);
+        let free = free.iter().zip(0..).filter(|(free, _)| **free);
+        self.free.extend(free.map(|(_, i)| slots.first + i * slots.stride));
+    }
+
+    /// Marks the slots of a freelist that begins with the object `object`; whether it ends within its slots, without a circle.
+    fn chain(&self, links: &Links, slots: &Slots, mut object: u64, free: &mut [bool]) -> bool {
+        while object != 0 {
+            let slot = slots.of(object).and_then(|slot| free.get_mut(slot));
+            // In a circle, one comes again.
+            if slot.is_none_or(|slot| std::mem::replace(slot, true)) {
+                return false;
+            }
+            let at = object.wrapping_add(links.offset);
+            let Some(stored) = self.word(VirtAddr(at)) else { return false };
+            // freelist_ptr_decode(): the pointer's own address, its bytes swapped, and a number of the cache's.
+            object = match links.random {
+                Some(random) => stored ^ random ^ at.swap_bytes(),
+                None => stored,
+            };
+        }
+        true
+    }
+
+    fn read_slabs(&mut self) -> Result<(), Nonsense> {
         let mut free = Vec::new();
         let mut elsewhere = 0;
         for slab in self.pages.slabs() {
-            let descriptor = |at: u64| self.memory.read_u64(PhysAddr(slab.descriptor.0 + at)).ok();
+            let descriptor = |at: u64| self.memory.read_u64(PhysAddr(slab.descriptor.0.wrapping_add(at))).ok();
             let (word, shift, mask) = self.layout.objects;
             let (Some(cache), Some(freelist), Some(counters)) = (
                 descriptor(self.pages.slab_cache_offset()),
@@ -199,25 +261,31 @@ impl<M: StoppedMemory> Walk<'_, M> {
                 continue;
             };
             self.learn(cache);
-            let Some(Some((index, links))) = self.links.get(&cache) else { continue };
-            let (index, stride, first) = (*index, links.cache.stride, slab.start.0 + links.cache.left_pad);
-            let count = counters & mask;
-            let end = first + count * stride;
+            let found = self.links.get(&cache).and_then(Option::as_ref);
+            let slots = found.map(|(_, links)| links.slots(&slab, counters & mask));
+            let (Some((index, links)), Some(slots)) =
+                (found, slots.filter(|slots| slots.count * slots.stride <= slab.pages * PAGE_SIZE))
+            else {
+                self.out.broken += 1;
+                continue;
+            };
             free.clear();
-            free.resize(count as usize, false);
-            for object in self.chain(cache, freelist, |o| (first..end).contains(&o)) {
-                free[((object - first) / stride) as usize] = true;
-            }
+            free.resize(slots.count as usize, false);
+            let whole = self.chain(links, &slots, freelist, &mut free);
             // Slabs ascend, and so does what is free elsewhere.
-            while self.free.get(elsewhere).is_some_and(|&o| o < end) {
-                let object = self.free[elsewhere];
+            while let Some(&object) = self.free.get(elsewhere).filter(|&&o| o < slots.end()) {
                 elsewhere += 1;
-                if object >= first {
-                    free[((object - first) / stride) as usize] = true;
+                if let Some(slot) = slots.of(object).and_then(|slot| free.get_mut(slot)) {
+                    *slot = true;
                 }
             }
-            let slots = free.iter().zip(0..).filter(|(free, _)| !**free);
-            self.out.objects.extend(slots.map(|(_, i)| (first + i * stride, index)));
+            self.out.broken += u64::from(!whole);
+            let used = free.iter().zip(0..).filter(|(free, _)| !**free);
+            self.out.objects.extend(used.map(|(_, i)| (slots.first + i * slots.stride, *index)));
+            if self.out.objects.len() > MAX_ALLOCATED {
+                return Err(Nonsense::TooManyObjects(MAX_ALLOCATED as u64));
+            }
         }
+        Ok(())
     }
 }

@@ -111,6 +111,13 @@ impl SymbolTable {
         self.entries.is_empty()
     }
 
+    /// Bytes of the host that it takes.
+    pub fn size(&self) -> usize {
+        self.names.capacity()
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.by_name.capacity() * size_of::<u32>()
+    }
+
     /// All symbols, ascending by address.
     pub fn iter(&self) -> impl Iterator<Item = Symbol<'_>> {
         self.entries.iter().map(|e| self.symbol(e))

@@ -2,7 +2,9 @@
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
+use crate::nonsense::{self, Nonsense, Unread};
 use crate::percpu::PerCpu;
+use std::collections::HashSet;
 
 /// More tasks than this are not believed (PID_MAX_LIMIT is 4 Mi).
 const MAX_TASKS: usize = 4 << 20;
@@ -40,8 +42,21 @@ pub struct TaskStack {
     pub state: Stack,
 }
 
-/// Walks the task lists. `None` where a structure cannot be read.
-pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Option<Tasks> {
+/// Walks the task lists.
+///
+/// # Errors
+/// [`Unread`], where a list leads astray.
+pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Result<Tasks, Unread> {
+    let mut found = Tasks::default();
+    match walk(kernel, memory, percpu, &mut found) {
+        Some(true) => Ok(found),
+        Some(false) => Err(Nonsense::Tasks(found.tasks.len()).into()),
+        None => Err(Unread::NotDescribed),
+    }
+}
+
+/// Whether the lists could be walked to their ends; `None` where the types are not known.
+fn walk(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu, found: &mut Tasks) -> Option<bool> {
     let task = |path| kernel.offset_of("task_struct", path);
     let (tasks, stack, sp) = (task("tasks")?, task("stack")?, task("thread.sp")?);
     let (signal, thread_node) = (task("signal")?, task("thread_node")?);
@@ -50,7 +65,6 @@ pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Opti
     let on_cpu = btf.member("task_struct", "on_cpu").map(|m| (m.offset(), btf.type_size(m.type_id) == Some(1)));
     let thread_head = kernel.offset_of("signal_struct", "thread_head")?;
     let read = |at: VirtAddr| kernel.read_u64(memory, at).ok();
-    let mut found = Tasks::default();
     let add = |found: &mut Tasks, task: VirtAddr| {
         let base = read(task.offset(stack))?;
         let running = on_cpu.is_none_or(|(at, byte)| {
@@ -64,27 +78,30 @@ pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Opti
     };
     let init = kernel.symbol("init_task")?;
     let mut process = init;
-    loop {
+    let mut seen = HashSet::new();
+    let mut of_process = |found: &mut Tasks, process: VirtAddr| {
         // Every thread of the process; the group leader is one of them, but init_task is in no list.
-        add(&mut found, process)?;
+        add(found, process)?;
         let head = VirtAddr(read(process.offset(signal))?).offset(thread_head);
-        let mut node = VirtAddr(read(head)?);
-        while node != head {
-            add(&mut found, VirtAddr(node.0.wrapping_sub(thread_node)))?;
-            if found.tasks.len() > MAX_TASKS {
-                return None;
-            }
-            node = VirtAddr(read(node)?);
-        }
-        process = VirtAddr(read(process.offset(tasks))?.wrapping_sub(tasks));
-        if process == init {
-            break;
+        let (threads, whole) = nonsense::circle(kernel, memory, head, MAX_TASKS);
+        threads.iter().try_for_each(|node| add(found, VirtAddr(node.0.wrapping_sub(thread_node))))?;
+        let next = VirtAddr(read(process.offset(tasks))?.wrapping_sub(tasks));
+        (whole && seen.insert(process) && found.tasks.len() <= MAX_TASKS).then_some(next)
+    };
+    loop {
+        match of_process(found, process) {
+            Some(next) if next == init => break,
+            Some(next) => process = next,
+            None => return Some(false),
         }
     }
     for cpu in 0..percpu.offsets.len() {
         let at = |name, i| Some(percpu.address(cpu, kernel.symbol(name)?.0)?.offset(8 * i));
         if let Some(idle) = at("idle_threads", 0).and_then(read).filter(|&t| t != 0) {
-            add(&mut found, VirtAddr(idle))?;
+            // It is of the kernel's own memory.
+            if add(found, VirtAddr(idle)).is_none() {
+                return Some(false);
+            }
         }
         for i in 0..CACHED_STACKS {
             let vm = at("cached_stacks", i).and_then(read).filter(|&v| v != 0);
@@ -94,5 +111,5 @@ pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Opti
             }
         }
     }
-    Some(found)
+    Some(true)
 }

@@ -2,6 +2,9 @@
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
+use crate::nonsense::{Nonsense, Unread};
+use std::collections::HashSet;
+use std::ops::Range;
 
 /// More areas or nodes than this are not believed.
 const MAX_AREAS: usize = 4_000_000;
@@ -50,19 +53,26 @@ impl Area {
 }
 
 /// All busy areas; from the trees of every node (6.9 on) or the one tree before.
-pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<Area>> {
+///
+/// # Errors
+/// [`Unread`], where a tree is none.
+pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Result<Vec<Area>, Unread> {
     let mut areas = Vec::new();
-    if let Some(nodes) = kernel.variable(memory, "vmap_nodes") {
-        let count = kernel.variable(memory, "nr_vmap_nodes")? & 0xffff_ffff;
-        let size = kernel.btf.as_ref()?.size_of("vmap_node")?;
-        let root = kernel.offset_of("vmap_node", "busy.root")?;
-        for node in 0..count.min(MAX_NODES) {
-            walk(kernel, memory, VirtAddr(nodes).offset(node * size + root), &mut areas)?;
-        }
-    } else {
-        walk(kernel, memory, kernel.symbol("vmap_area_root")?, &mut areas)?;
+    for root in roots(kernel, memory).ok_or(Unread::NotDescribed)? {
+        walk(kernel, memory, root, &mut areas)?;
     }
-    Some(areas)
+    Ok(areas)
+}
+
+/// Addresses of the `rb_root`s.
+fn roots(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<VirtAddr>> {
+    let Some(nodes) = kernel.variable(memory, "vmap_nodes") else {
+        return Some(vec![kernel.symbol("vmap_area_root")?]);
+    };
+    let count = kernel.variable(memory, "nr_vmap_nodes")? & 0xffff_ffff;
+    let size = kernel.btf.as_ref()?.size_of("vmap_node")?;
+    let root = kernel.offset_of("vmap_node", "busy.root")?;
+    Some((0..count.min(MAX_NODES)).map(|node| VirtAddr(nodes).offset(node * size + root)).collect())
 }
 
 /// The areas that wait to be purged and are chained through the member that is their `vm` otherwise (5.10). Empty where
@@ -71,10 +81,11 @@ pub fn purged(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<VirtAddr> {
     let offset = |name| kernel.offset_of("vmap_area", name);
     let (Some(link), Some(list)) = (offset("purge_list"), kernel.symbol("vmap_purge_list")) else { return Vec::new() };
     let mut areas = Vec::new();
+    let mut seen = HashSet::new();
     let mut at = list;
     // A chain of llist_nodes; an old list_head in its place leads back to the start.
     while let Ok(next) = kernel.read_u64(memory, at) {
-        if next == 0 || next == list.0 || areas.len() >= MAX_AREAS || Some(link) != offset("vm") {
+        if next == 0 || next == list.0 || !seen.insert(next) || Some(link) != offset("vm") {
             break;
         }
         at = VirtAddr(next);
@@ -92,26 +103,40 @@ fn block(kernel: &Kernel, memory: &impl GuestMemory, area: &Area) -> Option<(u64
     (whole && pages != 0).then(|| (addr, u64::from(pages) * PAGE_SIZE))
 }
 
-/// Every area of the tree whose `rb_root` is at `root`.
-fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Option<()> {
-    let field = |name| kernel.offset_of("vmap_area", name);
-    let (node_at, start, end, vm) = (field("rb_node")?, field("va_start")?, field("va_end")?, field("vm")?);
-    let (left, right) = (kernel.offset_of("rb_node", "rb_left")?, kernel.offset_of("rb_node", "rb_right")?);
-    let mut todo = vec![kernel.read_u64(memory, root).ok()?];
-    while let Some(node) = todo.pop() {
+/// Every area of the tree whose `rb_root` is at `root`. In order they ascend and do not overlap, which is so at every moment, since
+/// a tree is changed in such steps that others can walk it (lib/rbtree.c). So no node comes twice.
+fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Result<(), Unread> {
+    let fields = || {
+        let field = |name| kernel.offset_of("vmap_area", name);
+        let child = |name| Some(field("rb_node")? + kernel.offset_of("rb_node", name)?);
+        Some([
+            field("rb_node")?,
+            field("va_start")?,
+            field("va_end")?,
+            field("vm")?,
+            child("rb_left")?,
+            child("rb_right")?,
+        ])
+    };
+    let [node_at, start, end, vm, left, right] = fields().ok_or(Unread::NotDescribed)?;
+    let read = |at: VirtAddr| kernel.read_u64(memory, at).map_err(|_| Nonsense::Areas);
+    // A node, and between what its area must lie.
+    let mut todo: Vec<(u64, Range<u64>)> = vec![(read(root)?, 0..u64::MAX)];
+    while let Some((node, within)) = todo.pop() {
         if node == 0 {
             continue;
         }
-        if areas.len() >= MAX_AREAS {
-            return None;
-        }
         let area = VirtAddr(node.wrapping_sub(node_at));
-        let read = |o| kernel.read_u64(memory, area.offset(o)).ok();
-        let mut found = Area { area, start: read(start)?, end: read(end)?, vm: VirtAddr(read(vm)?), block: None };
+        let word = |at: u64| read(area.offset(at));
+        let mut found = Area { area, start: word(start)?, end: word(end)?, vm: VirtAddr(word(vm)?), block: None };
+        let fits = within.start <= found.start && found.start < found.end && found.end <= within.end;
+        if !fits || areas.len() >= MAX_AREAS {
+            return Err(Nonsense::Areas.into());
+        }
         found.block = block(kernel, memory, &found);
         areas.push(found);
-        todo.push(read(node_at + left)?);
-        todo.push(read(node_at + right)?);
+        todo.push((word(left)?, within.start..found.start));
+        todo.push((word(right)?, found.end..within.end));
     }
-    Some(())
+    Ok(())
 }

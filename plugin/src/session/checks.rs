@@ -212,9 +212,6 @@ impl Session {
 
     /// Enters into the live map what a check has found out.
     fn settle(&self, tracker: &Tracker, outcome: &Outcome) {
-        for &(addr, sequence) in outcome.audit.iter().flat_map(|a| &a.gone) {
-            tracker.live.forget(addr, sequence);
-        }
         outcome.unreferenced.iter().for_each(|u| tracker.set_reported(u.leak.addr, u.object.kind()));
     }
 

@@ -1,0 +1,91 @@
+//! What a check finds out that speaks against its own result. Each is certain: a guest whose kernel is as it should be has none,
+//! whatever it does and whenever it is stopped.
+
+use guest_symbols::nonsense::{Nonsense, Unread};
+
+/// Why a result is not to be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// Records of the kernel's make no sense.
+    #[error(
+        "{0}, so that the guest's kernel has corrupted its memory; what is referred to from there may be told wrongly"
+    )]
+    Nonsense(Nonsense),
+    /// Objects that the kernel's books have free.
+    #[error(
+        "{0} live objects are free by the kernel's own books: their frees were missed, or the guest's kernel has corrupted its slabs or page descriptors; what hangs from them may be reported wrongly"
+    )]
+    Freed(u64),
+    /// Blocks in memory that is used otherwise.
+    #[error(
+        "{0} live blocks lie in memory that the page descriptors have as free, as slabs or as none: the guest's kernel has corrupted them, or calls of its allocators were forged"
+    )]
+    Misplaced(u64),
+    /// Blocks that are not mapped.
+    #[error(
+        "{0} pages of live vmalloc blocks are not mapped: the guest's kernel has corrupted its page tables; what is referred to from there may be reported wrongly"
+    )]
+    Unmapped(u64),
+    /// Blocks all over the address space.
+    #[error("live blocks lie too far apart for all to be looked at: calls of the guest's allocators were forged")]
+    Spread,
+}
+
+/// The troubles of one check, each once.
+#[derive(Debug, Default)]
+pub struct Troubles(Vec<Trouble>);
+
+impl Troubles {
+    /// Enters one.
+    pub fn enter(&mut self, trouble: Trouble) {
+        if !self.0.contains(&trouble) {
+            self.0.push(trouble);
+        }
+    }
+
+    /// Enters what makes no sense.
+    pub fn extend(&mut self, all: impl IntoIterator<Item = Nonsense>) {
+        all.into_iter().for_each(|nonsense| self.enter(Trouble::Nonsense(nonsense)));
+    }
+
+    /// Enters a number of things, if there are any.
+    pub fn count(&mut self, number: u64, trouble: impl FnOnce(u64) -> Trouble) {
+        if number > 0 {
+            self.enter(trouble(number));
+        }
+    }
+
+    /// What was read; why not is entered, and that the kernel has no such thing is logged.
+    pub fn read<T>(&mut self, what: &str, read: Result<T, Unread>) -> Option<T> {
+        match read {
+            Ok(read) => return Some(read),
+            Err(Unread::Nonsense(nonsense)) => self.enter(Trouble::Nonsense(nonsense)),
+            Err(Unread::NotDescribed) => log::warn!("the kernel's types do not tell of its {what}"),
+        }
+        None
+    }
+
+    /// All, in words.
+    pub fn told(&self) -> Vec<String> {
+        self.0.iter().map(Trouble::to_string).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_once_and_nothing_of_nothing() {
+        let mut troubles = Troubles::default();
+        troubles.count(0, Trouble::Freed);
+        troubles.count(2, Trouble::Freed);
+        troubles.count(2, Trouble::Freed);
+        troubles.extend([Nonsense::Areas, Nonsense::List("krc"), Nonsense::Areas]);
+        assert_eq!(troubles.read("tasks", Err::<(), _>(Unread::NotDescribed)), None);
+        assert_eq!(troubles.read("tasks", Err::<(), _>(Unread::Nonsense(Nonsense::Tasks(3)))), None);
+        assert_eq!(troubles.read("tasks", Ok(7)), Some(7));
+        assert_eq!(troubles.told().len(), 4);
+        assert!(troubles.told()[0].starts_with("2 live objects are free") && troubles.told()[2].contains("krc"));
+    }
+}
