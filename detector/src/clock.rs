@@ -36,7 +36,7 @@ impl Clock {
             return;
         }
         readings.push((jiffies, millis));
-        self.next.store(jiffies + STEP, Ordering::Relaxed);
+        self.next.store(jiffies.saturating_add(STEP), Ordering::Relaxed);
         if readings.len() == MAX {
             let mut number = 0;
             readings.retain(|_| {

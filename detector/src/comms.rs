@@ -2,9 +2,10 @@
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Most names. A guest that makes up more than these has the last ones without.
-const MAX: usize = 1 << 20;
+pub const MAX: usize = 1 << 20;
 
 /// The number of a name; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -19,6 +20,7 @@ pub struct Comms {
     ids: DashMap<Comm, CommId>,
     /// By number less one.
     names: RwLock<Vec<Comm>>,
+    is_cut: AtomicBool,
 }
 
 impl Comms {
@@ -27,15 +29,21 @@ impl Comms {
         if let Some(id) = self.ids.get(&comm) {
             return *id;
         }
+        if self.names.read().len() >= MAX {
+            self.is_cut.store(true, Ordering::Relaxed);
+            return CommId::default();
+        }
         // The shard is locked while the number is given, so that no name gets two.
         *self.ids.entry(comm).or_insert_with(|| {
             let mut names = self.names.write();
-            if names.len() == MAX {
-                return CommId::default();
-            }
             names.push(comm);
             CommId(names.len() as u32)
         })
+    }
+
+    /// Whether there were more than [`MAX`].
+    pub fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
     }
 
     /// All names, by number less one.

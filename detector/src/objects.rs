@@ -9,6 +9,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of objects by address and kind: pages may start where another object does.
 pub(crate) type Sizes = HashMap<(u64, Kind), u64>;
@@ -22,6 +23,8 @@ pub enum Inserted {
     Inside,
     /// Another object was live at the address: its free was missed.
     Replaced,
+    /// Nothing: the map is full.
+    NoRoom,
 }
 
 /// What a free met.
@@ -60,6 +63,12 @@ pub struct LiveMap {
     /// Bytes as requested, of what is no slab object.
     sizes: AddressMap<u64>,
     counters: Striped<4>,
+    /// Most objects; 0 is no bound.
+    most: usize,
+    /// No object is entered any more.
+    full: AtomicBool,
+    /// It was full, now or before.
+    was_full: AtomicBool,
 }
 
 /// The numbers of the counters.
@@ -89,11 +98,39 @@ impl LiveMap {
         LiveMap { map: DashMap::with_capacity_and_hasher(capacity, Default::default()), ..LiveMap::default() }
     }
 
+    /// The same with room for `most` objects at most, give or take those that are entered between two calls of
+    /// [`LiveMap::look_for_room`].
+    #[must_use]
+    pub fn with_most(self, most: usize) -> LiveMap {
+        LiveMap { most, ..self }
+    }
+
+    /// Looks whether it is full. To be called now and then, since it takes all locks. Until it has room again, what is allocated is not
+    /// entered, and what is freed is still removed, so what is in it is live.
+    pub fn look_for_room(&self) {
+        let full = self.most != 0 && self.map.len() >= self.most;
+        self.full.store(full, Ordering::Relaxed);
+        if full {
+            self.was_full.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was ever full: there are objects that are not in it then.
+    pub fn was_full(&self) -> bool {
+        self.was_full.load(Ordering::Relaxed)
+    }
+
+    /// Most objects; 0 is no bound.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     /// Enters an allocation of `size` bytes as requested, which for slab objects the slab knows. `since` is the next sequence number
     /// when the allocator was entered: an object already live at the address with that or a later one was entered by a
     /// function inside this call, and stays.
     pub fn insert(&self, addr: u64, object: Object, size: u64, since: u64) -> Inserted {
         let inserted = match self.map.entry(addr) {
+            Entry::Vacant(_) if self.full.load(Ordering::Relaxed) => return Inserted::NoRoom,
             Entry::Vacant(v) => {
                 v.insert(object);
                 Inserted::New
@@ -142,14 +179,6 @@ impl LiveMap {
         }
         self.counters.add(FREES, 1);
         Removed::Object
-    }
-
-    /// Forgets the object at `addr` if it is the one with that sequence number: the kernel has freed it where nobody
-    /// looked.
-    pub fn forget(&self, addr: u64, sequence: u64) {
-        if let Some((_, object)) = self.map.remove_if(&addr, |_, object| object.sequence() == sequence) {
-            self.removed(addr, &object);
-        }
     }
 
     /// Forgets all objects.
@@ -245,6 +274,27 @@ mod tests {
         assert_eq!(map.insert(0x1000, object(9), 0, 8), Inserted::Replaced);
         let c = map.counters();
         assert_eq!((c.allocations, c.missed_frees), (2, 1));
+    }
+
+    #[test]
+    fn what_is_full_forgets_nothing() {
+        let map = LiveMap::with_capacity(4).with_most(3);
+        for at in 1..=5 {
+            map.insert(0x1000 * at, object(at), 0, at);
+        }
+        assert!(map.len() == 5 && !map.was_full());
+        map.look_for_room();
+        assert_eq!(map.insert(0x6000, object(6), 0, 6), Inserted::NoRoom);
+        // What is known is live all the same.
+        assert_eq!(map.insert(0x5000, object(7), 0, 7), Inserted::Replaced);
+        assert_eq!((map.remove(0x6000), map.remove(0x5000)), (Removed::Unknown, Removed::Object));
+        (1..=2).for_each(|at| drop(map.remove(0x1000 * at)));
+        map.look_for_room();
+        assert_eq!(map.insert(0x6000, object(8), 0, 8), Inserted::New);
+        assert!(map.was_full() && map.len() == 3);
+        let map = LiveMap::with_capacity(4);
+        map.look_for_room();
+        assert_eq!(map.insert(0x1000, object(1), 0, 1), Inserted::New);
     }
 
     #[test]

@@ -7,6 +7,13 @@ use dashmap::DashMap;
 use parking_lot::RwLock;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Most stacks, some 0.5 GB of them. A boot has some 10,000; a guest that makes up more has the further ones cut, so that they are of the
+/// places that call allocators, and when there are half as many again of these, of the allocators alone, of which there are few.
+pub const MAX: usize = 1 << 21;
+/// Frames of one that is cut: rules go by who called an allocator.
+const CUT: usize = 4;
 
 /// The number of a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,11 +51,18 @@ pub struct Stacks {
     ids: DashMap<Arc<[u64]>, StackId, BuildHasherDefault<StackHasher>>,
     /// By number less one.
     frames: RwLock<Vec<Arc<[u64]>>>,
+    most: usize,
+    is_cut: AtomicBool,
 }
 
 impl Default for Stacks {
     fn default() -> Stacks {
-        Stacks { ids: DashMap::with_capacity_and_hasher(1 << 15, Default::default()), frames: RwLock::default() }
+        Stacks {
+            ids: DashMap::with_capacity_and_hasher(1 << 15, Default::default()),
+            frames: RwLock::default(),
+            most: MAX,
+            is_cut: AtomicBool::new(false),
+        }
     }
 }
 
@@ -66,6 +80,15 @@ impl Stacks {
 
     #[cold]
     fn add(&self, frames: &[u64]) -> StackId {
+        let kept = match self.len() {
+            n if n < self.most => frames.len(),
+            n if n < self.most + self.most / 2 => CUT,
+            _ => 1,
+        };
+        if kept < frames.len() {
+            self.is_cut.store(true, Ordering::Relaxed);
+            return self.intern(&frames[..kept]);
+        }
         let frames: Arc<[u64]> = frames.into();
         // The shard is locked while the number is given, so that no stack gets two.
         *self.ids.entry(Arc::clone(&frames)).or_insert_with(|| {
@@ -73,6 +96,11 @@ impl Stacks {
             all.push(frames);
             StackId(all.len() as u32)
         })
+    }
+
+    /// Whether there were more than [`MAX`], so that some are cut.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
     }
 
     /// The frames of a stack, innermost first; empty for [`StackId::NONE`] and for numbers never given.
@@ -112,6 +140,19 @@ mod tests {
         assert_eq!(stacks.intern(&[]), StackId::NONE);
         assert!(stacks.frames(StackId::NONE).is_empty() && stacks.frames(StackId(99)).is_empty());
         assert_eq!(stacks.len(), 2);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_cut() {
+        let stacks = Stacks { most: 100, ..Stacks::default() };
+        let first: Vec<StackId> = (0..100).map(|i| stacks.intern(&[1, 2, 3, 4, 5, i])).collect();
+        assert!(!stacks.is_cut());
+        assert_eq!(stacks.intern(&[1, 2, 3, 4, 5, 7]), first[7]);
+        assert_eq!(&*stacks.frames(stacks.intern(&[1, 2, 3, 4, 5, 1000])), [1, 2, 3, 4]);
+        assert!(stacks.is_cut());
+        (0..1000).for_each(|i| drop(stacks.intern(&[1, i, 3, 4, 5])));
+        assert_eq!(&*stacks.frames(stacks.intern(&[9, 1001, 3, 4, 5])), [9]);
+        assert!(stacks.len() < 160);
     }
 
     #[test]

@@ -34,6 +34,11 @@ const KEYS: &[Key] = &[
         what: "leave out what this file of lines leak:PATTERN fits, as LeakSanitizer does; once or more",
     },
     Key { name: "suppress-print", value: "PATH", what: "write suppressions there that fit all that was reported" },
+    Key {
+        name: "max-objects",
+        value: "NUMBER",
+        what: "live objects that are tracked at once, at least 1000 (default: one for each 16 bytes of the guest's RAM)",
+    },
     Key { name: "frames", value: "NUMBER", what: "frames kept of each backtrace, 1 to 64 (default: 16)" },
     Key {
         name: "debug",
@@ -164,6 +169,8 @@ pub struct Options {
     pub ktap: bool,
     /// Whether the end of a test is a time to scan.
     pub per_test: bool,
+    /// Most live objects.
+    pub max_objects: Option<usize>,
     /// Threads that make a check.
     pub threads: Option<NonZeroUsize>,
     /// QEMU goes to the background, so that nobody reads stderr. Not an option of its own.
@@ -193,6 +200,7 @@ impl Default for Options {
             guest_markers: true,
             ktap: true,
             per_test: false,
+            max_objects: None,
             threads: None,
             background: false,
         }
@@ -286,6 +294,10 @@ impl Options {
                 "frames" => match value.parse() {
                     Ok(n) if (1..=64).contains(&n) => options.frames = n,
                     _ => return Err(bad("not a number from 1 to 64")),
+                },
+                "max-objects" => match value.parse() {
+                    Ok(n) if n >= 1000 => options.max_objects = Some(n),
+                    _ => return Err(bad("not a number of at least 1000")),
                 },
                 "threads" => match value.parse::<NonZeroUsize>() {
                     Ok(n) if n.get() <= 64 => options.threads = Some(n),
@@ -381,6 +393,8 @@ mod tests {
         assert!(error("suppress=").contains("suppress=PATH") && error("debug=on").contains("debug=PATH"));
         assert!(error("frames=0").contains("from 1 to 64") && error("frames=65").contains("frames=NUMBER"));
         assert!(Options::parse(["report=a", "report=a"]).unwrap_err().to_string().contains("given twice"));
+        assert!(error("max-objects=999").contains("at least 1000"));
+        assert_eq!(Options::parse(["max-objects=1000"]).unwrap().max_objects, Some(1000));
         assert!(error("threads=0").contains("threads=NUMBER") && error("threads=65").contains("from 1 to 64"));
         assert!(error("snapshot").contains("snapshot=PATH"));
         assert!(error("control=on").contains("control=PATH"));

@@ -10,7 +10,7 @@ use crate::ffi::api::Block;
 use crate::ffi::host;
 use crate::ffi::ram::Ram;
 use crate::hooks::table::Wanted;
-use crate::hooks::tracker::Tracker;
+use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::{current, joined};
 use crate::options::Options;
 use crate::output::{self, Output};
@@ -201,7 +201,8 @@ impl Session {
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
         let has_run = joined::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
-        let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, self.options.frames, boot);
+        let kept = Kept { frames: self.options.frames, objects: self.options.max_objects };
+        let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, kept, boot);
         if has_run {
             tracker.join();
         }

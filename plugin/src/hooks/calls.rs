@@ -79,7 +79,7 @@ impl Tracker {
 
     /// Code has come that is not the kernel's own.
     pub(super) fn loaded(&self, module: Option<Module>) {
-        let Some(module) = module else { return };
+        let Some(module) = module.filter(|module| self.is_news(module)) else { return };
         log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
         self.code.add(&module);
         if let Some(symbol) = module.symbols().find(|s| s.name == PORT) {
@@ -97,11 +97,14 @@ impl Tracker {
         };
         // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
         let ret = if self.code.is_tracer(ret) { self.untraced(ret, rsp) } else { ret };
-        let watch = self.watches.called(ret);
+        let (watch, look) = self.watches.called(ret);
         let (armed, doubtful) = (watch == Watch::WhileArmed, watch == Watch::Never);
         if doubtful {
             log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
             self.doubts.unwatched_returns.fetch_add(1, Ordering::Relaxed);
+        }
+        if look {
+            self.bound_calls();
         }
         let sequence = self.sequence.load(Ordering::Relaxed);
         let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });

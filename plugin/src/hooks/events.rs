@@ -17,6 +17,8 @@ pub(super) const ZERO_SIZE_PTR: u64 = 16;
 const PERCPU_ALIGN: u64 = 4;
 /// Largest bulk operation believed.
 const MAX_BULK: u64 = 1 << 16;
+/// Of so many allocations one is the time to look at what grows with them.
+const EVERY: u64 = 1 << 10;
 /// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
 pub(super) const RECENT_VFREES: usize = 256;
 
@@ -39,6 +41,9 @@ impl Tracker {
         self.clock.tick(jiffies, || self.millis());
         let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
         let (comm, sequence) = (self.comm(comm), self.sequence.fetch_add(1, Ordering::Relaxed));
+        if sequence.is_multiple_of(EVERY) {
+            self.bound_objects();
+        }
         let object = Allocation { kind, stack, sequence, jiffies, pid, tgid, cpu, comm }.into();
         let size = match kind {
             Kind::Slab => 0,
@@ -52,7 +57,7 @@ impl Tracker {
             return;
         }
         match self.live.insert(addr, object, size, pending.sequence) {
-            Inserted::New => {}
+            Inserted::New | Inserted::NoRoom => {}
             Inserted::Inside => self.hooks[pending.hook as usize].1.wraps.store(true, Ordering::Relaxed),
             Inserted::Replaced => log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret),
         }
@@ -115,9 +120,9 @@ impl Tracker {
         }
     }
 
-    /// What was live before a rewind is not known.
+    /// What was live before a rewind is not known, nor what there was no room for.
     pub(super) fn unknown_free(&self, addr: u64) {
-        if self.rewinds() > 0 {
+        if self.rewinds() > 0 || self.live.was_full() {
             self.live.forgive_unknown_free();
         } else {
             log::debug!("unknown free of {addr:#x}");

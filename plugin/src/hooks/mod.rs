@@ -2,9 +2,11 @@
 //! for that ([`translate`]), what happens when they are entered and return ([`calls`]), to the live map then ([`events`]), whose
 //! stack it was ([`stack`], over the kernel's [`code`]), and what of it is text that the guest says ([`says`]). All of it is methods of
 //! what is known of the guest's kernel ([`tracker`]), of which there may be one after the other ([`current`]).
+//! How much of what a guest makes up is kept is in [`bounds`].
 
+pub mod bounds;
 mod calls;
-pub mod callsite;
+mod callsite;
 pub mod code;
 pub mod context;
 pub mod current;

@@ -1,5 +1,6 @@
 //! Everything that is known of a guest whose kernel has been found: what is watched, what is live, and where things are.
 
+use super::bounds;
 use super::callsite::CallSites;
 use super::code::Code;
 use super::context::Context;
@@ -68,6 +69,15 @@ pub struct Doubts {
     pub unwatched_returns: AtomicU64,
     /// Stacks or arrays that could not be read.
     pub unreadable: AtomicU64,
+}
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    /// Frames of each stack.
+    pub frames: usize,
+    /// Live objects, if the user has said.
+    pub objects: Option<usize>,
 }
 
 /// What was seen of a hook.
@@ -147,7 +157,7 @@ impl Tracker {
     /// object.
     ///
     /// Gives also the families of functions that the kernel has none of.
-    pub fn new(kernel: Kernel, ram: Ram, wanted: Wanted, frames: usize, boot: u64) -> (Tracker, Vec<&'static str>) {
+    pub fn new(kernel: Kernel, ram: Ram, wanted: Wanted, kept: Kept, boot: u64) -> (Tracker, Vec<&'static str>) {
         let (hooks, missing) = table::choose(&kernel, wanted);
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let (sites, code) = {
@@ -160,13 +170,15 @@ impl Tracker {
         let addresses = hooks.iter().map(|h| h.addr).filter(|&addr| addr != LATER);
         let low = addresses.clone().min().unwrap_or(u64::MAX);
         let high = addresses.max().unwrap_or(0);
+        let most = kept.objects.unwrap_or_else(|| bounds::default_objects(&ram));
+        let map = || LiveMap::with_capacity(LIVE_CAPACITY).with_most(most);
         let tracker = Tracker {
             entries: hooks.iter().enumerate().map(|(i, h)| (h.addr, i as u32)).collect(),
             entry_range: low..=high,
             context: Context::new(&kernel),
             code,
             times: log::log_enabled!(log::Level::Info).then(Times::default),
-            frames,
+            frames: kept.frames,
             image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
             tests: Mutex::default(),
             says: Says::new(&kernel),
@@ -178,8 +190,8 @@ impl Tracker {
             print: Print::of(&kernel, &ram),
             kernel,
             ram,
-            live: LiveMap::with_capacity(LIVE_CAPACITY),
-            pages: descriptor.map(|descriptor| Pages { map: LiveMap::with_capacity(LIVE_CAPACITY), descriptor }),
+            live: map(),
+            pages: descriptor.map(|descriptor| Pages { map: map(), descriptor }),
             stacks: Stacks::default(),
             parts: Stacks::default(),
             comms: Comms::default(),

@@ -47,6 +47,8 @@ impl Tracker {
             Returns::Allocator => Watch::Always,
             Returns::Anything => Watch::WhileArmed,
             Returns::Other => Watch::Never,
+            // But for what was told to return there without one.
+            Returns::NoCall if self.watches.is_wanted(start) => Watch::Always,
             Returns::NoCall => return true,
         };
         let watch = self.watches.translated(start, by_code);

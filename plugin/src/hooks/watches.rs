@@ -5,7 +5,7 @@ use super::tracker::AddressMap;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// How the first instruction after a call is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub(super) enum Watch {
 
 /// Places that a thread remembers.
 const PLACES: usize = 1 << 9;
+/// Most places in all, 24 bytes each. The largest kernels have a million calls; what a guest makes up beyond that is watched always.
+const MAX_PLACES: usize = 1 << 22;
+/// Of so many calls of allocators by a thread one is the time to look at what grows with calls.
+const CALLS: u32 = 1 << 12;
 
 #[derive(Clone, Copy)]
 struct Place {
@@ -29,9 +33,14 @@ struct Place {
     watch: Option<Watch>,
 }
 
+struct Remembered {
+    calls: u32,
+    places: [Place; PLACES],
+}
+
 thread_local! {
-    static REMEMBERED: RefCell<[Place; PLACES]> =
-        const { RefCell::new([Place { ret: 0, generation: 0, watch: None }; PLACES]) };
+    static REMEMBERED: RefCell<Remembered> =
+        const { RefCell::new(Remembered { calls: 0, places: [Place { ret: 0, generation: 0, watch: None }; PLACES] }) };
 }
 
 /// The places that calls return to, and how each is watched. Of what a thread remembers, nothing is believed after a change.
@@ -40,6 +49,9 @@ thread_local! {
 /// entered, while the place's shard is locked: either the translation finds that the place is wanted, or the caller how it is watched.
 pub(super) struct Watches {
     places: AddressMap<Watch>,
+    /// How many they are, and may be.
+    count: AtomicUsize,
+    most: usize,
     generation: AtomicU64,
 }
 
@@ -50,6 +62,8 @@ impl Default for Watches {
     fn default() -> Watches {
         Watches {
             places: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
+            count: AtomicUsize::new(0),
+            most: MAX_PLACES,
             // No guest is translated so often that they meet.
             generation: AtomicU64::new(NEXT.fetch_add(1 << 44, Ordering::Relaxed)),
         }
@@ -58,29 +72,33 @@ impl Default for Watches {
 
 impl Watches {
     /// An allocator was called that will return to `ret`: how that is watched. What is not watched will be, once it is translated.
+    /// Says now and then that it is time to look at what grows with calls.
     #[inline]
-    pub fn called(&self, ret: u64) -> Watch {
-        let watch = self.remembered(ret);
-        if watch.is_none_or(|w| w == Watch::Never) { self.want(ret) } else { watch.unwrap_or(Watch::Wanted) }
+    pub fn called(&self, ret: u64) -> (Watch, bool) {
+        let (watch, look) = self.remembered(ret);
+        (if watch.is_none_or(|w| w == Watch::Never) { self.want(ret) } else { watch.unwrap_or(Watch::Wanted) }, look)
     }
 
     #[inline]
-    fn remembered(&self, ret: u64) -> Option<Watch> {
+    fn remembered(&self, ret: u64) -> (Option<Watch>, bool) {
         // Read before it is looked up: a change meanwhile makes what is remembered old.
         let generation = self.generation.load(Ordering::Acquire);
-        REMEMBERED.with_borrow_mut(|places| {
-            let place = &mut places[(ret.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % PLACES];
+        REMEMBERED.with_borrow_mut(|remembered| {
+            remembered.calls = remembered.calls.wrapping_add(1);
+            let place = &mut remembered.places[(ret.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % PLACES];
             if (place.ret, place.generation) != (ret, generation) {
                 *place = Place { ret, generation, watch: self.places.get(&ret).map(|w| *w) };
             }
-            place.watch
+            (place.watch, remembered.calls.is_multiple_of(CALLS))
         })
     }
 
     #[cold]
     fn want(&self, ret: u64) -> Watch {
         let found = match self.places.entry(ret) {
+            Entry::Vacant(_) if self.is_full() => return Watch::Wanted,
             Entry::Vacant(place) => {
+                self.count.fetch_add(1, Ordering::Relaxed);
                 place.insert(Watch::Wanted);
                 Watch::Wanted
             }
@@ -91,10 +109,23 @@ impl Watches {
         found
     }
 
+    fn is_full(&self) -> bool {
+        self.count.load(Ordering::Relaxed) >= self.most
+    }
+
+    /// Whether a place where no call is was told to be returned to.
+    pub fn is_wanted(&self, place: u64) -> bool {
+        self.places.get(&place).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always))
+    }
+
     /// The place is being translated: how it is to be watched, if by its code alone it would be as `by_code` says.
     pub fn translated(&self, place: u64, by_code: Watch) -> Watch {
         let watch = match self.places.entry(place) {
-            Entry::Vacant(place) => *place.insert(by_code),
+            Entry::Vacant(_) if self.is_full() => return Watch::Always,
+            Entry::Vacant(place) => {
+                self.count.fetch_add(1, Ordering::Relaxed);
+                *place.insert(by_code)
+            }
             Entry::Occupied(mut place) => {
                 // Translated again, it may have been learnt meanwhile.
                 let learnt = matches!(place.get(), Watch::Wanted | Watch::Always);
@@ -120,25 +151,46 @@ mod tests {
     use super::*;
     use std::sync::Barrier;
 
+    fn called(watches: &Watches, ret: u64) -> Watch {
+        watches.called(ret).0
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_watched_always() {
+        let watches = Watches { most: 100, ..Watches::default() };
+        (0..100).for_each(|place| drop(watches.translated(place, Watch::Never)));
+        assert_eq!((watches.translated(1000, Watch::Never), called(&watches, 1001)), (Watch::Always, Watch::Wanted));
+        assert_eq!(
+            (watches.translated(1001, Watch::Never), watches.translated(5, Watch::Never)),
+            (Watch::Always, Watch::Never)
+        );
+        assert_eq!(
+            (called(&watches, 5), called(&watches, 5), watches.is_wanted(5)),
+            (Watch::Never, Watch::Wanted, true)
+        );
+        assert!(watches.places.len() == 100 && !watches.is_wanted(1001));
+        assert_eq!((0..CALLS).filter(|_| watches.called(5).1).count(), 1);
+    }
+
     #[test]
     fn remembered_until_something_changes() {
         let watches = Watches::default();
-        assert_eq!(watches.called(0x1000), Watch::Wanted);
+        assert_eq!(called(&watches, 0x1000), Watch::Wanted);
         assert_eq!(watches.translated(0x1000, Watch::WhileArmed), Watch::Always);
-        assert_eq!((watches.called(0x1000), watches.called(0x1000)), (Watch::Always, Watch::Always));
+        assert_eq!((called(&watches, 0x1000), called(&watches, 0x1000)), (Watch::Always, Watch::Always));
         assert_eq!(watches.translated(0x2000, Watch::Never), Watch::Never);
         // The call that comes first is not watched; it is wanted from then on.
-        assert_eq!((watches.called(0x2000), watches.called(0x2000)), (Watch::Never, Watch::Wanted));
+        assert_eq!((called(&watches, 0x2000), called(&watches, 0x2000)), (Watch::Never, Watch::Wanted));
         assert_eq!(watches.translated(0x2000, Watch::Never), Watch::Always);
         assert_eq!(watches.translated(0x3000, Watch::WhileArmed), Watch::WhileArmed);
         // More than there is room for.
         for ret in 0..10_000 {
             watches.translated(ret * 5, Watch::WhileArmed);
-            assert_eq!(watches.called(ret * 5), Watch::WhileArmed);
+            assert_eq!(called(&watches, ret * 5), Watch::WhileArmed);
         }
-        assert_eq!((watches.called(5), watches.called(0x3000)), (Watch::WhileArmed, Watch::WhileArmed));
+        assert_eq!((called(&watches, 5), called(&watches, 0x3000)), (Watch::WhileArmed, Watch::WhileArmed));
         // Of another guest nothing is taken for this one's.
-        assert_eq!(Watches::default().called(0x1000), Watch::Wanted);
+        assert_eq!(called(&Watches::default(), 0x1000), Watch::Wanted);
     }
 
     /// A call that is told that the place is not translated must be seen when it returns there.
@@ -152,7 +204,7 @@ mod tests {
                 (0..PLACES).map(watch).collect::<Vec<_>>()
             };
             let (called, translated) = std::thread::scope(|scope| {
-                let called = scope.spawn(|| all(&|place| watches.called(place)));
+                let called = scope.spawn(|| all(&|place| called(&watches, place)));
                 let translated = all(&|place| watches.translated(place, by_code));
                 (called.join().unwrap(), translated)
             });

@@ -190,6 +190,7 @@ impl Session {
         // SAFETY: the vCPUs are stopped, by the contract of the methods above with their callers.
         #[expect(unsafe_code, reason = "says that the guest stands still")]
         let memory = unsafe { tracker.ram.stopped() };
+        tracker.tell_of_bounds();
         let mut tests = tracker.tests.lock().clone();
         tests.at = tests.at.or_else(|| tests.running.clone());
         look(&Moment {

@@ -10,6 +10,29 @@ pub enum Trouble {
     /// Functions that are to be hooked have other names.
     #[error("this kernel has no known function of the families {}: such allocations or frees are not seen", .0.join(", "))]
     NoHook(Vec<&'static str>),
+    /// The live map was full.
+    #[error(
+        "there were {0} live objects, as many as max-objects= allows: what was allocated while there was no room for more is searched for references, as far as the kernel's own books know of it, and never reported"
+    )]
+    Objects(usize),
+    /// Calls that do not return.
+    #[error(
+        "more than {0} calls of allocators did not return, and the first of them are not waited for any more: what they return is not tracked"
+    )]
+    Calls(usize),
+    /// Stacks are cut.
+    #[error(
+        "there were more than {0} different backtraces: further ones are cut, and rules and suppressions may not fit them"
+    )]
+    Stacks(usize),
+    /// Names are not kept.
+    #[error("there were more than {0} different names of tasks: further ones are not told")]
+    Comms(usize),
+    /// Modules are not kept.
+    #[error(
+        "there were more than {0} modules and BPF programs, or larger ones than there can be: the functions of further ones have no names, and suppressions do not fit them"
+    )]
+    Modules(usize),
 }
 
 /// Troubles, in the order in which they came.
