@@ -82,6 +82,16 @@ impl Suppressions {
         Suppressions::new(all)
     }
 
+    /// As [`Suppressions::read`], of one file's contents; `path` names it in errors.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse(path: &Path, contents: &[u8]) -> Result<Suppressions, SuppressError> {
+        let mut all = Vec::new();
+        parse(path, contents, &mut all)?;
+        Suppressions::new(all)
+    }
+
     fn new(all: Vec<Suppression>) -> Result<Suppressions, SuppressError> {
         let any = all.iter().position(|s| s.pattern.literal().is_empty());
         let mut places: HashMap<&str, usize> = HashMap::new();

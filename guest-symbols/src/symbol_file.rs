@@ -67,7 +67,15 @@ impl SymbolFile {
     /// [`SymbolFileError::Unreadable`] or [`SymbolFileError::Format`].
     pub fn open(path: &Path) -> Result<SymbolFile, SymbolFileError> {
         let data = std::fs::read(path).map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
-        let parsed = if data.starts_with(b"\x7fELF") { parse_elf(&data) } else { parse_text(&data) };
+        SymbolFile::parse(path, &data)
+    }
+
+    /// As [`SymbolFile::open`], of a file's contents; `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::Format`].
+    pub fn parse(path: &Path, data: &[u8]) -> Result<SymbolFile, SymbolFileError> {
+        let parsed = if data.starts_with(b"\x7fELF") { parse_elf(data) } else { parse_text(data) };
         parsed
             .map(|file| SymbolFile { path: path.into(), ..file })
             .map_err(|why| SymbolFileError::Format { path: path.into(), why })

@@ -79,7 +79,10 @@ impl Snapshot {
     }
 
     /// As [`Snapshot::open`], from anything; `path` names it in errors.
-    pub(crate) fn read(mut file: impl Read, path: &Path) -> Result<Snapshot, ReadError> {
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read(mut file: impl Read, path: &Path) -> Result<Snapshot, ReadError> {
         let mut head = [0; MAGIC.len() + 4];
         let (magic, version) = match file.read_exact(&mut head) {
             Ok(()) => head.split_at(MAGIC.len()),

@@ -1,11 +1,9 @@
 //! `leak symbols`.
 
-mod image;
-
+use cli::image::{self, ImageError};
 use guest_symbols::kallsyms::{self, KallsymsError};
 use guest_symbols::symbol_file::{SymbolFile, SymbolFileError};
 use guest_symbols::symbols::{Symbol, SymbolTable};
-use image::ImageError;
 use snapshot::{ReadError, Snapshot};
 use std::path::{Path, PathBuf};
 

@@ -8,6 +8,7 @@
 //! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the methods of
 //! [`Session`](crate::session::Session) that the thread calls.
 
+pub mod command;
 pub mod console;
 pub mod control;
 pub mod demand;

@@ -8,7 +8,7 @@ use object::{Endianness, Object};
 use std::io::Read;
 
 /// What a kernel unpacks to, at most; the largest that distributions have are a tenth of it.
-const MOST: u64 = 1 << 30;
+pub const MOST: u64 = 1 << 30;
 /// Where the kernel is mapped, and the end of what it may take: __START_KERNEL_map, and 1 GiB (KERNEL_IMAGE_SIZE).
 const START: u64 = 0xffff_ffff_8000_0000;
 /// See there.

@@ -1,0 +1,3 @@
+//! What of the program `leak` others may use: how images of kernels are read.
+
+pub mod image;

@@ -1,0 +1,15 @@
+//! Writes the inputs that fuzzing starts from: `cargo run -p hostile --example seeds FOLDER`, into a folder of FOLDER for each target.
+
+use std::path::Path;
+
+fn main() -> std::io::Result<()> {
+    let folder = std::env::args_os().nth(1).expect("a folder");
+    for (target, _) in hostile::TARGETS {
+        let folder = Path::new(&folder).join(target);
+        std::fs::create_dir_all(&folder)?;
+        for (i, seed) in hostile::seeds::of(target).iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{i}")), seed)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Files that the user gives.
+
+use crate::input::Input;
+use crate::kallsyms;
+use cli::image;
+use guest_symbols::symbol_file::{SymbolFile, to_map};
+use std::path::Path;
+
+/// The banner of the kernel that runs, and its place in the image.
+const BANNER: &[u8] = b"Linux version 6.1.0-test (gcc) #1";
+const BANNER_AT: usize = 4096;
+const RELEASE: &str = "6.1.0-test";
+/// Where the image begins.
+const BASE: u64 = 0xffff_ffff_8120_0000;
+
+/// A symbol file: ELF, System.map or saved kallsyms.
+pub fn symbol_file(data: &[u8]) {
+    let path = Path::new("a/System.map-6.1.0-other");
+    let file = match SymbolFile::parse(path, data) {
+        Ok(file) => file,
+        Err(why) => return assert!(why.to_string().len() < 1000, "{why}"),
+    };
+    let table = file.table();
+    kallsyms::agrees(&table);
+    assert!(file.btf.as_ref().is_none_or(|btf| btf.len() <= data.len()));
+    // Written as a map, and read, it is the same.
+    let words = table.iter().filter(|s| !s.name.contains(|c: char| c.is_ascii_whitespace())).count();
+    let map = to_map(&table);
+    if let Ok(again) = SymbolFile::parse(path, map.as_bytes()) {
+        let count = again.table().len();
+        assert!(count <= words && (!data.is_ascii() || count == words), "{count} of {words}");
+    }
+    let mut memory = vec![0; 8192];
+    memory[BANNER_AT..BANNER_AT + BANNER.len()].copy_from_slice(BANNER);
+    if let Ok(slid) = file.for_kernel(&memory, BASE, RELEASE, None) {
+        assert_eq!(slid.lookup("linux_banner").map(|at| at >= BASE), Some(true));
+        kallsyms::agrees(&slid);
+        let own = file.for_kernel(&memory, BASE, RELEASE, Some(&slid)).map(|t| t.len());
+        assert_eq!(own.ok(), Some(slid.len()));
+    }
+}
+
+/// A kernel's image: a byte for how it is packed, as `payload` is.
+pub fn boot_image(data: &[u8]) {
+    let mut input = Input(data);
+    let packed = input.u8();
+    let made;
+    let data = if packed & 1 == 0 {
+        input.0
+    } else {
+        made = boot(input.0);
+        &made
+    };
+    let _ = image::has_symbol_table(data);
+    let elf = if image::is_boot_image(data) {
+        match image::unpack(data) {
+            Ok(elf) => elf,
+            Err(why) => return assert!(why.to_string().len() < 1000, "{why}"),
+        }
+    } else {
+        data.to_vec()
+    };
+    assert!(elf.len() <= image::MOST as usize);
+    match image::load(&elf) {
+        Ok((base, memory)) => {
+            assert!(base >= 0xffff_ffff_8000_0000 && memory.len() <= 1 << 30);
+            if memory.len() < 1 << 20
+                && let Ok(found) = guest_symbols::kallsyms::decode(&memory, base)
+            {
+                kallsyms::agrees(&found.symbols);
+            }
+        }
+        Err(why) => assert!(why.to_string().len() < 1000, "{why}"),
+    }
+}
+
+/// A boot image of one set-up sector with this payload (Documentation/arch/x86/boot.rst).
+pub fn boot(payload: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    image[0x1f1] = 1;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    image.extend(payload);
+    image
+}
