@@ -123,7 +123,7 @@ const SYSCTL_HEADER: &str = "sysctl headers that are registered in the first nam
 /// do.
 fn is_sysctl_header<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, block: &Block) -> bool {
     let root = kernel.offset_of("ctl_table_header", "root").filter(|o| o + 8 <= block.size);
-    let at = root.and_then(|o| kernel.read_u64(blocks.memory, VirtAddr(block.addr + o)).ok());
+    let at = root.and_then(|o| kernel.read_u64(blocks.memory, VirtAddr(block.addr).offset(o)).ok());
     at.is_some_and(|at| Some(VirtAddr(at)) == kernel.symbol("sysctl_table_root"))
 }
 

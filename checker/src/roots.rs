@@ -33,13 +33,15 @@ pub fn scan<M: StoppedMemory>(
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
     for range in &blocks.dead {
-        blocks.runs(VirtAddr(range.start), range.end - range.start, &mut |phys, n| part.holes.push(phys.0..phys.0 + n));
+        blocks.runs(VirtAddr(range.start), range.end - range.start, &mut |phys, n| {
+            part.holes.push(phys.0..phys.0.saturating_add(n))
+        });
     }
     let runs = part.runs();
     marker.roots(runs.len(), &|i, each| each(runs[i].start, run(memory, &runs[i])));
     let tracked = Bits::new(pages.end() as usize);
     for (first, count) in blocks.blocks.iter().filter_map(|b| blocks.frames(b)) {
-        for pfn in (first..first + count).filter(|&pfn| pfn < pages.end()) {
+        for pfn in first..first.saturating_add(count).min(pages.end()) {
             tracked.set(pfn as u32);
         }
     }
@@ -71,7 +73,8 @@ impl Part {
 
     fn cut(&mut self, phys: PhysAddr, len: u64) {
         let mut at = phys.0;
-        while at < phys.0 + len {
+        let end = phys.0.saturating_add(len).min(self.keep.len() as u64 * PAGE_SIZE);
+        while at < end {
             let within = at % PAGE_SIZE;
             if let Some(keep) = self.keep.get_mut((at / PAGE_SIZE) as usize) {
                 *keep = (*keep).min(within as u16);
@@ -89,7 +92,7 @@ impl Part {
     fn leave_out_read_only(&mut self, kernel: &Kernel) {
         let mut leave_out = |from: &str, to: &str| {
             if let (Some(start), Some(end)) = (kernel.symbol(from), kernel.symbol(to)) {
-                let start = VirtAddr(start.0.next_multiple_of(PAGE_SIZE));
+                let Some(start) = start.0.checked_next_multiple_of(PAGE_SIZE).map(VirtAddr) else { return };
                 self.cut(kernel.image_phys(start), (end.0 & !(PAGE_SIZE - 1)).saturating_sub(start.0));
             }
         };
@@ -105,7 +108,7 @@ impl Part {
         }
         for at in LEAK_TRACER.iter().filter_map(|name| kernel.symbol(name)) {
             let start = kernel.image_phys(at).0;
-            self.holes.extend(kernel.symbols.resolve(at.0).map(|r| start..start + r.size));
+            self.holes.extend(kernel.symbols.resolve(at.0).map(|r| start..start.saturating_add(r.size)));
         }
     }
 

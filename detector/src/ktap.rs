@@ -63,7 +63,7 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
         return None;
     }
     let rest = rest.trim_ascii();
-    let rest = rest.strip_prefix(b"- ").unwrap_or(rest);
+    let rest = rest.strip_prefix(b"- ").unwrap_or(rest).trim_ascii();
     let (name, directive) = match memchr::memmem::find(rest, b"# ").filter(|&at| at == 0 || rest[at - 1] == b' ') {
         Some(at) => (rest[..at].trim_ascii(), &rest[at + 2..]),
         None => (rest, &[][..]),
@@ -95,6 +95,7 @@ mod tests {
         assert_eq!(parse(b"    not ok 12 - a_test"), result(4, "a_test", Verdict::NotOk));
         assert_eq!(parse(b"\tok 1 - a\r"), result(4, "a", Verdict::Ok));
         assert_eq!(parse(b"ok 3"), result(0, "3", Verdict::Ok));
+        assert_eq!(parse(b"ok 3 -   a"), result(0, "a", Verdict::Ok));
         assert_eq!(parse(b"ok 3 # SKIP nothing there"), result(0, "3", Verdict::Skip));
         assert_eq!(parse(b"ok 3 a # skip"), result(0, "a", Verdict::Skip));
         assert_eq!(parse(b"not ok 4 a#1 # TIMEOUT 45 seconds"), result(0, "a#1", Verdict::NotOk));

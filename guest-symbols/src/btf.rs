@@ -13,8 +13,10 @@ mod numbers;
 const MAGIC: u16 = 0xeb9f;
 /// Modifiers and typedefs followed before a chain counts as a loop.
 const MAX_CHAIN: usize = 32;
-/// Depth of anonymous structs searched for a member.
+/// Depth of anonymous structs searched for a member, and of arrays of arrays.
 const MAX_DEPTH: usize = 8;
+/// Members looked at in search of one. Kernels' largest structs have some 300.
+const MAX_MEMBERS: usize = 1 << 16;
 
 mod kind {
     pub const INT: u32 = 1;
@@ -224,11 +226,12 @@ impl Btf {
     pub fn member(&self, name: &str, path: &str) -> Option<Member> {
         let mut ty = self.find(name, &[kind::STRUCT, kind::UNION])?;
         let mut found = Member { bit_offset: 0, bits: None, type_id: 0 };
+        let mut left = MAX_MEMBERS;
         for (i, part) in path.split('.').enumerate() {
             if i > 0 {
                 ty = self.strip(found.type_id)?;
             }
-            let member = self.member_of(ty, part.as_bytes(), 0)?;
+            let member = self.member_of(ty, part.as_bytes(), 0, &mut left)?;
             found = Member { bit_offset: found.bit_offset + member.bit_offset, ..member };
         }
         Some(found)
@@ -241,11 +244,15 @@ impl Btf {
 
     /// Size in bytes of a type: integers, pointers, enums, structs, arrays.
     pub fn type_size(&self, id: u32) -> Option<u64> {
-        let ty = self.strip(id)?;
+        self.size_within(id, 0)
+    }
+
+    fn size_within(&self, id: u32, depth: usize) -> Option<u64> {
+        let ty = self.strip(id).filter(|_| depth <= MAX_DEPTH)?;
         match ty.kind() {
             kind::PTR => Some(8),
             kind::ARRAY => {
-                let element = self.type_size(u32_at(&self.data, ty.at as usize + 12)?)?;
+                let element = self.size_within(u32_at(&self.data, ty.at as usize + 12)?, depth + 1)?;
                 element.checked_mul(u32_at(&self.data, ty.at as usize + 20)?.into())
             }
             kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::FLOAT => {
@@ -272,15 +279,17 @@ impl Btf {
         })
     }
 
-    fn member_of(&self, ty: &Type, wanted: &[u8], depth: usize) -> Option<Member> {
+    /// As [`Btf::member`], of one name. `left` is how many members may yet be looked at: structs may be parts of each other in any number.
+    fn member_of(&self, ty: &Type, wanted: &[u8], depth: usize, left: &mut usize) -> Option<Member> {
         if depth > MAX_DEPTH || !matches!(ty.kind(), kind::STRUCT | kind::UNION) {
             return None;
         }
         self.members(ty).find_map(|(name, member)| {
+            *left = left.checked_sub(1)?;
             if name != 0 {
                 return (self.name(name) == wanted).then_some(member);
             }
-            let inner = self.member_of(self.strip(member.type_id)?, wanted, depth + 1)?;
+            let inner = self.member_of(self.strip(member.type_id)?, wanted, depth + 1, left)?;
             Some(Member { bit_offset: member.bit_offset + inner.bit_offset, ..inner })
         })
     }
@@ -385,6 +394,24 @@ mod tests {
         out.extend(types);
         out.extend(strings);
         out
+    }
+
+    /// An array of itself, and eight structs that have the next as unnamed members a thousand times.
+    #[test]
+    fn types_without_end() {
+        let info = |kind: u32, vlen: u32| kind << 24 | vlen;
+        let mut t: Vec<u32> = vec![0, info(kind::ARRAY, 0), 0, 1, 1, 3];
+        for id in 2..10 {
+            t.extend([1, info(kind::STRUCT, 1000), 8]);
+            (0..1000).for_each(|_| t.extend([0, if id < 9 { id + 1 } else { 1 }, 0]));
+        }
+        let types: Vec<u8> = t.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let strings = b"\0a\0";
+        let head = [0x1_eb9f, 24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
+        let head = head.iter().flat_map(|w: &u32| w.to_le_bytes());
+        let btf = Btf::parse(&head.chain(types).chain(*strings).collect::<Vec<_>>()).unwrap();
+        assert_eq!((btf.len(), btf.type_size(1), btf.array_len(1)), (10, None, Some(3)));
+        assert_eq!((btf.member("a", "b"), btf.numbers("a")), (None, None));
     }
 
     #[test]

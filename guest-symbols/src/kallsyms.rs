@@ -25,6 +25,10 @@ const SYMBOLS: std::ops::RangeInclusive<u32> = 1_000..=4_000_000;
 const MAX_NAMES: usize = 32 << 20;
 /// The longest name the kernel can hold (KSYM_NAME_LEN), with its type letter.
 const MAX_NAME: usize = 513;
+/// Most bytes of all names: stock kernels have some 5 MiB.
+const MAX_TEXT: usize = 128 << 20;
+/// Tokens and names looked at in search of a table. Of a kernel it takes some millions.
+const MAX_STEPS: usize = 1 << 27;
 
 /// Why no symbol table came of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -98,14 +102,19 @@ pub struct Kallsyms {
 /// [`KallsymsError`], by how far it came. Bounded in time for any content.
 pub fn decode(image: &[u8], base: u64, at: Option<u64>) -> Result<Kallsyms, KallsymsError> {
     let mut error = KallsymsError::NoTokens;
+    let mut steps = MAX_STEPS;
     for digits in memmem::find_iter(image, b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0") {
+        if steps == 0 {
+            break;
+        }
+        steps = steps.saturating_sub(256);
         let Some(tokens) = find_tokens(image, digits) else { continue };
-        let Some(names) = find_names(image, &tokens) else {
+        let Some(names) = find_names(image, &tokens, &mut steps) else {
             error = KallsymsError::NoNames(tokens.start);
             continue;
         };
         let tables = addresses(image, base, &tokens, &names)
-            .map(|(offsets, how)| (build(image, &tokens, &names, offsets, how), offsets));
+            .filter_map(|(offsets, how)| Some((build(image, &tokens, &names, offsets, how)?, offsets)));
         match tables
             .into_iter()
             .find(|(table, _)| is_true(table, image, base) && at.is_none_or(|at| has_code(table, at)))
@@ -138,7 +147,7 @@ fn find_tokens(image: &[u8], digits: usize) -> Option<Tokens<'_>> {
         for i in 0..256 {
             let at = index(i)?;
             // Each token starts where the one before it ended.
-            if i > 0 && (at <= index(i - 1)? || image[start + at - 1] != 0) || i == 0 && at != 0 {
+            if i > 0 && (at <= index(i - 1)? || image.get(start + at - 1) != Some(&0)) || i == 0 && at != 0 {
                 return None;
             }
             let bytes = image.get(start + at..)?;
@@ -158,18 +167,18 @@ fn name_len(image: &[u8], at: usize) -> Option<(usize, usize)> {
     }
 }
 
-fn find_names(image: &[u8], tokens: &Tokens) -> Option<Names> {
+fn find_names(image: &[u8], tokens: &Tokens, steps: &mut usize) -> Option<Names> {
     // The nearest candidate wins: what lies between the names and the tokens is small.
     let lowest = tokens.start.saturating_sub(MAX_NAMES);
     let mut count_at = tokens.start.checked_sub(8)? & !3;
-    while count_at > lowest {
+    while count_at > lowest && *steps > 0 {
         count_at -= 4;
         let Some(count) = u32_at(image, count_at).filter(|n| SYMBOLS.contains(n)) else { continue };
         for first in [count_at + 8, count_at + 4] {
             if first == count_at + 8 && u32_at(image, count_at + 4) != Some(0) {
                 continue;
             }
-            if names_fit(image, tokens, first, count) {
+            if names_fit(image, tokens, first, count, steps) {
                 return Some(Names { count_at, count, first });
             }
         }
@@ -178,13 +187,14 @@ fn find_names(image: &[u8], tokens: &Tokens) -> Option<Names> {
 }
 
 /// Whether `count` names from `first` on decode, and the markers after them agree.
-fn names_fit(image: &[u8], tokens: &Tokens, first: usize, count: u32) -> bool {
+fn names_fit(image: &[u8], tokens: &Tokens, first: usize, count: u32, steps: &mut usize) -> bool {
     let mut at = first;
     let mut markers = Vec::new();
     for i in 0..count {
         if i % 256 == 0 {
             markers.push((at - first) as u32);
         }
+        *steps = steps.saturating_sub(1);
         let Some((len, bytes)) = name_len(image, at) else { return false };
         let known_letter = image
             .get(bytes)
@@ -264,24 +274,29 @@ fn text_is_in_order(image: &[u8], base: u64, tokens: &Tokens, names: &Names, off
     text > 100 && good >= text / 10 * 9
 }
 
-fn build(image: &[u8], tokens: &Tokens, names: &Names, offsets: usize, how: Base) -> SymbolTable {
+/// The table; `None` if no kernel has such names.
+fn build(image: &[u8], tokens: &Tokens, names: &Names, offsets: usize, how: Base) -> Option<SymbolTable> {
     let mut table = SymbolTableBuilder::with_capacity(names.count as usize);
     let mut name = Vec::with_capacity(MAX_NAME);
-    let mut at = names.first;
+    let (mut at, mut left) = (names.first, MAX_TEXT);
     for i in 0..names.count as usize {
         let Some((len, bytes)) = name_len(image, at) else { break };
         at = bytes + len;
         name.clear();
         for &token in &image[bytes..at] {
             name.extend_from_slice(tokens.strings[token as usize]);
+            if name.len() > MAX_NAME {
+                return None;
+            }
         }
+        left = left.checked_sub(name.len())?;
         if let (Some((&kind, name)), Some(raw)) = (name.split_first(), u32_at(image, offsets + 4 * i))
             && let Ok(name) = std::str::from_utf8(name)
         {
             table.push(how.address(i, raw), kind, name);
         }
     }
-    table.build()
+    Some(table.build())
 }
 
 #[cfg(test)]
@@ -330,6 +345,10 @@ mod tests {
 
     /// A kernel image of that layout: a per-CPU symbol at 0x1000, then functions, 16 bytes apart, from `BASE`.
     fn image(layout: Layout) -> Vec<u8> {
+        image_of(layout, name)
+    }
+
+    fn image_of(layout: Layout, name: impl Fn(usize) -> String) -> Vec<u8> {
         let mut image = vec![0xcc; 16 * COUNT + 64];
         image[16 * BANNER..16 * BANNER + 14].copy_from_slice(b"Linux version ");
         align(&mut image, 8);
@@ -427,6 +446,28 @@ mod tests {
             assert!(again.symbols.iter().eq(decoded.symbols.iter()), "{layout:?}");
             assert_eq!(again.place, decoded.place, "{layout:?}");
         }
+    }
+
+    /// The last two places of the index, which comes last here, lead out of the image, and back.
+    #[test]
+    fn an_index_that_leads_out_of_the_image() {
+        let whole = image(Layout::OffsetsFirst);
+        for (place, at) in [(255, u16::MAX), (254, u16::MAX - 1), (255, 0)] {
+            let mut bad = whole[..whole.len() - 64].to_vec();
+            let index = bad.len() - 512 + 2 * place;
+            bad[index..index + 2].copy_from_slice(&at.to_le_bytes());
+            assert_eq!(decode(&bad, BASE, None).err(), Some(KallsymsError::NoTokens));
+        }
+    }
+
+    /// Three hundred tokens of two letters each.
+    #[test]
+    fn a_name_that_no_kernel_could_hold() {
+        let with = |n: usize| {
+            image_of(Layout::OffsetsLast, |i| if i == 700 { format!("t{}", "\u{1}".repeat(n)) } else { name(i) })
+        };
+        assert_eq!(decode(&with(200), BASE, None).map(|k| k.symbols.len()).ok(), Some(COUNT + 1));
+        assert_eq!(decode(&with(300), BASE, None).err(), Some(KallsymsError::NoAddresses(COUNT as u32 + 1)));
     }
 
     #[test]

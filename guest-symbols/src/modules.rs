@@ -13,7 +13,7 @@ const NAME_LEN: usize = 56;
 const MAX_SYMBOLS: u64 = 1 << 20;
 const MAX_STRINGS: usize = 64 << 20;
 /// KSYM_NAME_LEN, as it is since 6.1; it was 128.
-const BPF_NAME_LEN: usize = 512;
+const MAX_NAME: usize = 512;
 /// Nor is one with more unwind entries.
 const MAX_ORCS: u64 = 1 << 20;
 /// `sizeof(struct orc_entry)`.
@@ -53,7 +53,7 @@ impl Module {
         let field = |name| Some(at.offset(kernel.offset_of("bpf_ksym", name)?));
         let word = |name| kernel.read_u64(memory, field(name)?).ok();
         let (start, end) = (word("start")?, word("end")?);
-        let name = kernel.read_string(memory, field("name")?, BPF_NAME_LEN);
+        let name = kernel.read_string(memory, field("name")?, MAX_NAME);
         if start >= end || name.is_empty() {
             return None;
         }
@@ -182,16 +182,20 @@ fn read_symbols(
     let mut strings = vec![0; last_name];
     kernel.read(memory, strtab, &mut strings).ok()?;
     strings.extend(kernel.read_string(memory, strtab.offset(last_name as u64), 512).bytes());
+    // Many symbols may have one name.
+    let mut left = MAX_STRINGS;
     for sym in table.chunks_exact(ELF_SYM) {
         let (name, value) = (u32_at(sym, 0)? as usize, u64_at(sym, 8)?);
         let defined = sym[6] != 0 || sym[7] != 0;
         let bytes = strings.get(name..).unwrap_or(&[]);
+        let bytes = &bytes[..bytes.len().min(MAX_NAME)];
         let bytes = &bytes[..memchr::memchr(0, bytes).unwrap_or(bytes.len())];
         // As is_mapping_symbol() and find_kallsyms_symbol() leave out: unnamed ones and .L labels.
         if !defined || bytes.is_empty() || bytes.starts_with(b".L") || !ranges.iter().any(|r| r.contains(&value)) {
             continue;
         }
         if let Ok(name) = std::str::from_utf8(bytes) {
+            left = left.checked_sub(name.len())?;
             symbols.push(value, b't', name);
         }
     }

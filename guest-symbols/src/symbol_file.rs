@@ -4,6 +4,7 @@
 
 use crate::kallsyms::has_code;
 use crate::kernel::find_release;
+use crate::memory::VirtAddr;
 use crate::symbols::{SymbolTable, SymbolTableBuilder};
 use memchr::memmem;
 use object::{Object, ObjectSection, ObjectSymbol};
@@ -117,7 +118,7 @@ impl SymbolFile {
         // symbol's, and one that an earlier kernel left behind; a slide that no kernel has, or that leaves no code where the
         // kernel runs, tells them apart.
         let unknown = || other("another kernel".to_owned() + &self.hint(), format!("Linux {release}"));
-        let theirs = table.lookup("linux_banner").ok_or_else(unknown)?;
+        let theirs = table.lookup("linux_banner").filter(|at| VirtAddr(*at).is_kernel()).ok_or_else(unknown)?;
         let slide = memmem::find_iter(image, b"Linux version ")
             .filter(|&found| find_release(&image[found..]).is_some())
             .map(|found| base.wrapping_add(found as u64).wrapping_sub(theirs))
@@ -125,6 +126,10 @@ impl SymbolFile {
             .find(|slide| has_code(&table, at.wrapping_sub(*slide)))
             .ok_or_else(unknown)?;
         table.slide(slide);
+        // Some would lie beyond the end of the address space.
+        if !table.is_sorted() {
+            return Err(unknown());
+        }
         if let Some(id) = &self.build_id
             && let Some(at) = table.lookup("__start_notes")
             && let Some(ours) = image.get(at.wrapping_sub(base) as usize..).and_then(find_build_id)
@@ -211,8 +216,9 @@ fn parse_elf(data: &[u8]) -> Result<SymbolFile, String> {
         return Err("it has no symbol table (stripped)".to_owned());
     }
     let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(addr, ..)| {
-        let section = elf.sections().find(|s| (s.address()..s.address() + s.size()).contains(addr))?;
-        let bytes = &section.data().ok()?[(addr - section.address()) as usize..];
+        let section = elf.sections().find(|s| addr.checked_sub(s.address()).is_some_and(|at| at < s.size()))?;
+        // A section that takes no room in the file has no data.
+        let bytes = section.data().ok()?.get((addr - section.address()) as usize..)?;
         let end = memchr::memchr2(b'\n', 0, bytes)?;
         Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
     });
@@ -286,6 +292,15 @@ mod tests {
         let map = file("ffffffff81000000 T _text\nffffffff81001040 R linux_banner\n");
         let error = map.for_kernel(&image(), BASE, BASE, "6.1.0-test", None).err().unwrap();
         assert!(error.to_string().contains("6.1.0-test"), "{error}");
+    }
+
+    /// Where the banner lies tells how far symbols are moved, so it must be where they are moved; and not round the end of the address space.
+    #[test]
+    fn a_map_whose_banner_is_no_address_of_a_kernel() {
+        let refused = |map: &str| file(map).for_kernel(&image(), BASE, BASE, "6.1.0-test", None).is_err();
+        assert!(refused("0000000000001000 R linux_banner\nffffffff81000000 T _text\n"));
+        assert!(refused("ffff888000001000 R linux_banner\nffffffff81000000 T _text\n"));
+        assert!(!refused("ffffffff81001000 R linux_banner\nffffffff81000000 T _text\n"));
     }
 
     #[test]

@@ -140,6 +140,11 @@ impl SymbolTable {
         Some(Resolved { name: self.name(&self.entries[first]), offset: addr - found, size })
     }
 
+    /// Whether the symbols ascend, as they do unless [`SymbolTable::slide`] moved some round the end of the address space: nothing is found then.
+    pub(crate) fn is_sorted(&self) -> bool {
+        self.entries.is_sorted_by_key(|e| e.addr)
+    }
+
     /// Moves every symbol by `by` bytes, wrapping: for tables whose addresses are not those of the
     /// running kernel.
     pub fn slide(&mut self, by: u64) {

@@ -8,6 +8,8 @@ use std::ops::Range;
 const WORD: u64 = 8;
 /// Structs with more words than this, or with arrays of more structs, are not looked into.
 const MAX_WORDS: u64 = 1 << 16;
+/// Nor are those with more members, those of structs in them too.
+const MAX_PARTS: usize = 1 << 20;
 
 impl Btf {
     /// The words of a struct that hold numbers alone, as byte ranges that ascend: no word that a pointer has a part in, a
@@ -17,13 +19,16 @@ impl Btf {
         let ty = self.find(name, &[kind::STRUCT])?;
         let size = u64::from(ty.size_or_type);
         let mut is_number = vec![true; usize::try_from(size / WORD).ok().filter(|n| *n as u64 <= MAX_WORDS)?];
-        self.pointers(ty, 0, 0, &mut |bytes| {
-            for word in bytes.start / WORD..bytes.end.div_ceil(WORD) {
-                if let Some(is_number) = is_number.get_mut(word as usize) {
-                    *is_number = false;
-                }
+        let mut left = MAX_PARTS;
+        self.pointers(ty, 0, 0, &mut left, &mut |bytes| {
+            let last = bytes.end.div_ceil(WORD).min(is_number.len() as u64);
+            for word in bytes.start / WORD..last {
+                is_number[word as usize] = false;
             }
         });
+        if left == 0 {
+            return None;
+        }
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for word in (0..size / WORD).filter(|i| is_number[*i as usize]) {
             match ranges.last_mut().filter(|last| last.end == word * WORD) {
@@ -35,28 +40,35 @@ impl Btf {
     }
 
     /// Calls `each` with the bytes of a struct at offset `base` that may be pointers.
-    fn pointers(&self, ty: &Type, base: u64, depth: usize, each: &mut impl FnMut(Range<u64>)) {
+    fn pointers(&self, ty: &Type, base: u64, depth: usize, left: &mut usize, each: &mut impl FnMut(Range<u64>)) {
         for (_, member) in self.members(ty) {
-            self.pointers_of_type(member.type_id, base + member.offset(), depth + 1, each);
+            self.pointers_of_type(member.type_id, base.saturating_add(member.offset()), depth + 1, left, each);
         }
     }
 
-    fn pointers_of_type(&self, id: u32, at: u64, depth: usize, each: &mut impl FnMut(Range<u64>)) {
+    fn pointers_of_type(&self, id: u32, at: u64, depth: usize, left: &mut usize, each: &mut impl FnMut(Range<u64>)) {
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            return;
+        }
         // All of it, if it is not understood.
-        let mut whole = || each(at..at + self.type_size(id).unwrap_or(WORD).max(1));
+        let mut whole = || each(at..at.saturating_add(self.type_size(id).unwrap_or(WORD).max(1)));
         let Some(ty) = self.strip(id).filter(|_| depth <= MAX_DEPTH) else { return whole() };
         match ty.kind() {
             kind::INT | kind::ENUM | kind::ENUM64 | kind::FLOAT => {}
-            kind::STRUCT => self.pointers(ty, at, depth, each),
+            kind::STRUCT => self.pointers(ty, at, depth, left, each),
             // As much of it as has pointers in any of its shapes.
-            kind::UNION => self.pointers(ty, at, depth, each),
+            kind::UNION => self.pointers(ty, at, depth, left, each),
             kind::ARRAY => {
                 let element = u32_at(&self.data, ty.at as usize + 12).unwrap_or(0);
                 let (count, size) = (self.array_len(id).unwrap_or(0), self.type_size(element).unwrap_or(0));
                 if count > MAX_WORDS || size == 0 {
                     return whole();
                 }
-                (0..count).for_each(|i| self.pointers_of_type(element, at + i * size, depth + 1, each));
+                (0..count).for_each(|i| {
+                    let at = at.saturating_add(i.saturating_mul(size));
+                    self.pointers_of_type(element, at, depth + 1, left, each);
+                });
             }
             _ => whole(),
         }

@@ -159,7 +159,9 @@ impl Layout {
         let bits = |name: &str| {
             let member = btf.member("orc_entry", name)?;
             let shift = u32::try_from(member.bit_offset).ok()?.checked_sub(32)?;
-            Some((shift, (1u32 << member.bits?) - 1))
+            // All lie in the last two bytes.
+            let bits = member.bits.filter(|bits| shift.checked_add(*bits).is_some_and(|end| end <= 16))?;
+            Some((shift, (1u32 << bits) - 1))
         };
         let whole = btf.size_of("orc_entry")? == ENTRY as u64;
         let offsets = btf.offset_of("orc_entry", "sp_offset")? == 0 && btf.offset_of("orc_entry", "bp_offset")? == 2;

@@ -32,10 +32,10 @@ pub fn symbol_file(data: &[u8]) {
     }
     let mut memory = vec![0; 8192];
     memory[BANNER_AT..BANNER_AT + BANNER.len()].copy_from_slice(BANNER);
-    if let Ok(slid) = file.for_kernel(&memory, BASE, RELEASE, None) {
+    if let Ok(slid) = file.for_kernel(&memory, BASE, BASE, RELEASE, None) {
         assert_eq!(slid.lookup("linux_banner").map(|at| at >= BASE), Some(true));
         kallsyms::agrees(&slid);
-        let own = file.for_kernel(&memory, BASE, RELEASE, Some(&slid)).map(|t| t.len());
+        let own = file.for_kernel(&memory, BASE, BASE, RELEASE, Some(&slid)).map(|t| t.len());
         assert_eq!(own.ok(), Some(slid.len()));
     }
 }
@@ -65,7 +65,7 @@ pub fn boot_image(data: &[u8]) {
         Ok((base, memory)) => {
             assert!(base >= 0xffff_ffff_8000_0000 && memory.len() <= 1 << 30);
             if memory.len() < 1 << 20
-                && let Ok(found) = guest_symbols::kallsyms::decode(&memory, base)
+                && let Ok(found) = guest_symbols::kallsyms::decode(&memory, base, None)
             {
                 kallsyms::agrees(&found.symbols);
             }

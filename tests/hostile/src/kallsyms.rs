@@ -31,7 +31,7 @@ impl Image {
         let place = |name: &str| kernel.symbol(name).expect("a symbol of the image");
         let (start, end) = (place("_text"), place("_end"));
         let bytes = guest.memory().run(kernel.image_phys(start), (end.0 - start.0) as usize).to_vec();
-        let table = kallsyms::decode(&bytes, start.0).expect("the table").place;
+        let table = kallsyms::decode(&bytes, start.0, None).expect("the table").place;
         Image { bytes, base: start.0, table }
     }
 }
@@ -63,7 +63,7 @@ pub fn check(data: &[u8]) {
 }
 
 fn hold(image: &[u8], base: u64) {
-    let Ok(found) = kallsyms::decode(image, base) else { return };
+    let Ok(found) = kallsyms::decode(image, base, None) else { return };
     assert!(found.place.start < found.place.end && found.place.end <= image.len() + 16, "{:?}", found.place);
     // A symbol has a length and a token at least.
     assert!(found.symbols.len() <= image.len() / 2);

@@ -52,9 +52,11 @@ fn hold_pages(kernel: &Kernel, memory: &impl StoppedMemory) {
     }
     let size = kernel.btf.as_ref().and_then(|b| b.size_of("page")).unwrap_or(64);
     let vmemmap = Maps::read(kernel, memory).vmemmap.0;
-    let free = free_pages::on_cpu_lists(kernel, memory, |page| page.0.wrapping_sub(vmemmap) / size);
-    assert!(free.iter().flatten().all(|run| run.end - run.start <= 1 << 10));
-    assert!(free.map_or(0, |runs| runs.len() as u64) <= 2 * pages.end(), "more free pages than RAM");
+    let frames = pages.end() as usize;
+    let free = free_pages::on_cpu_lists(kernel, memory, frames, |page| page.0.wrapping_sub(vmemmap) / size);
+    let (runs, _) = free.unwrap_or_default();
+    assert!(runs.iter().all(|run| run.end - run.start <= 1 << 10));
+    assert!(runs.len() <= frames, "more free pages than RAM");
 }
 
 /// Slab caches, their freelists and objects.
@@ -71,7 +73,7 @@ fn hold_slabs(kernel: &Kernel, memory: &impl StoppedMemory) {
     let Ok(pages) = Pages::read(kernel, memory) else { return };
     let percpu = PerCpu::read(kernel, memory);
     let sheaves: Vec<_> = caches.iter().take(4).copied().collect();
-    let Some(found) = slab_walk::allocated(kernel, memory, &pages, &percpu, &sheaves) else { return };
+    let Ok(found) = slab_walk::allocated(kernel, memory, &pages, &percpu, &sheaves) else { return };
     assert!(found.objects.is_sorted(), "objects are not in order");
     assert_eq!(found.caches.len(), found.cache_addresses.len());
     let ram: u64 = memory.ranges().iter().map(|r| r.end - r.start).sum();
@@ -122,7 +124,7 @@ pub fn tasks(data: &[u8]) {
 
 fn hold_tasks(kernel: &Kernel, memory: &impl StoppedMemory) {
     let percpu = PerCpu::read(kernel, memory);
-    let Some(found) = all_tasks::read(kernel, memory, &percpu) else { return };
+    let Ok(found) = all_tasks::read(kernel, memory, &percpu) else { return };
     // Each process is there with its threads, of which its leader is one, and each idle task again by its CPU.
     let ram: u64 = memory.ranges().iter().map(|r| r.end - r.start).sum();
     assert!((found.tasks.len() as u64) < ram / 64, "{} tasks", found.tasks.len());
