@@ -3,6 +3,7 @@
 //! What was there and what is new is written under another name beside it, which then takes the file's place. Where that
 //! cannot be, in what is no regular file (a pipe, a terminal, all of /dev and /proc), text is written as it comes.
 
+use parking_lot::Mutex;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -11,12 +12,14 @@ use std::path::{Path, PathBuf};
 /// The file.
 pub struct Grown {
     path: PathBuf,
+    /// Held by who writes: a report and a message may come at once, and one would take the other's place.
+    writing: Mutex<()>,
 }
 
 impl Grown {
     /// Makes it, or empties it. Nothing is lost where that fails: [`Grown::append`] tries again.
     pub fn create(path: &Path) -> (Grown, io::Result<()>) {
-        let file = Grown { path: path.into() };
+        let file = Grown { path: path.into(), writing: Mutex::new(()) };
         let made = if file.is_special() { file.append("") } else { file.replace("", false) };
         (file, made)
     }
@@ -31,6 +34,7 @@ impl Grown {
     /// # Errors
     /// The system's, and then the file is as it was.
     pub fn append(&self, text: &str) -> io::Result<()> {
+        let _one = self.writing.lock();
         if self.is_special() {
             // Not created: a folder of devices is no place for files.
             let mut file = OpenOptions::new().append(true).open(&self.path)?;
@@ -122,6 +126,18 @@ mod tests {
         file.append("three\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "three\n");
         assert_eq!(names(&folder), ["report"]);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn of_many_at_once_none_is_lost() {
+        let folder = folder("at-once");
+        let path = folder.join("report");
+        let (file, made) = Grown::create(&path);
+        made.unwrap();
+        let write = &|n: usize| (0..20).for_each(|_| file.append(&format!("{n}\n")).unwrap());
+        std::thread::scope(|scope| (0..4).for_each(|n| drop(scope.spawn(move || write(n)))));
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 80);
         fs::remove_dir_all(folder).unwrap();
     }
 
