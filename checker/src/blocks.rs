@@ -6,6 +6,7 @@ pub use crate::block::Block;
 use crate::skips::Skips;
 use crate::troubles::{Trouble, Troubles};
 use crate::{dead, known, page_blocks, stacks};
+use detector::guest_tests::shown;
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
 use detector::scan::Rules;
@@ -403,7 +404,10 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     pub fn cache(&self, kernel: &Kernel, caches: &mut Caches, block: &Block) -> Option<String> {
         let slab = Some(block.addr).filter(|_| block.kind == Kind::Slab)?;
         let at = self.pages.slab_cache(self.memory, VirtAddr(slab))?;
-        caches.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.name)).clone()
+        caches
+            .entry(at)
+            .or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| shown(&c.name).into_owned()))
+            .clone()
     }
 
     /// Every byte of a block, CPU after CPU.

@@ -1,6 +1,7 @@
 //! What addresses are called, in the kernel and in its modules.
 
 use crate::allocations::caller_of;
+use detector::guest_tests::shown;
 use detector::objects::Object;
 use detector::report::{Frame, Function, Place};
 use detector::stacks::{StackId, Stacks};
@@ -74,17 +75,17 @@ impl Names<'_> {
     /// An address as it was called at the time of allocation `sequence`.
     pub fn frame(&self, at: u64, sequence: u64) -> Frame {
         let function = |r: Resolved, module: Option<&str>| Function {
-            name: r.name.to_owned(),
+            name: shown(r.name).into_owned(),
             offset: r.offset,
             size: r.size,
-            module: module.filter(|name| !name.is_empty()).map(str::to_owned),
+            module: module.filter(|name| !name.is_empty()).map(|name| shown(name).into_owned()),
         };
         let frame = |function| Frame { address: at, function, places: Vec::new() };
         // The last module that was loaded there before: space is used again after rmmod.
         let module = self.modules.iter().rev().filter(|(loaded, _)| *loaded <= sequence);
         for (_, module) in module {
             if module.ranges.iter().any(|r| r.contains(&at)) {
-                let unnamed = || Function { module: Some(module.name.clone()), ..Function::default() };
+                let unnamed = || Function { module: Some(shown(&module.name).into_owned()), ..Function::default() };
                 return frame(Some(module.resolve(at).map_or_else(unnamed, |r| function(r, Some(&module.name)))));
             }
         }

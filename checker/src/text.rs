@@ -7,6 +7,7 @@ use crate::names::Names;
 use crate::report::Asked;
 use crate::why::{Holder, Path};
 use detector::frozen::Objects;
+use detector::guest_tests::shown;
 use detector::objects::Object;
 use detector::report::{Figures, Group, Report};
 use guest_symbols::Kernel;
@@ -57,9 +58,10 @@ pub(crate) fn closing(
     text
 }
 
-/// The name of the task that allocated an object, as far as it is text.
+/// The name of the task that allocated an object, as far as it is text, and as it can be printed.
 pub fn comm(objects: &Objects, object: &Object) -> String {
-    String::from_utf8_lossy(objects.comm(object).split(|&b| b == 0).next().unwrap_or_default()).into_owned()
+    let comm = objects.comm(object);
+    shown(&String::from_utf8_lossy(comm.split(|&b| b == 0).next().unwrap_or_default())).into_owned()
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -177,7 +179,7 @@ fn suppressions(report: &Report) -> String {
 /// The audit in full.
 fn audit(audit: &Audit) -> String {
     let lines = |what: &str, counts: &BTreeMap<String, u64>| -> String {
-        counts.iter().map(|(name, n)| format!("libleak: audit: {what} {name}: {n}\n")).collect()
+        counts.iter().map(|(name, n)| format!("libleak: audit: {what} {}: {n}\n", shown(name))).collect()
     };
     lines("only the kernel holds, by cache,", &audit.unknown)
         + &lines("only libleak holds, by allocating function,", &audit.freed)

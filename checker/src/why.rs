@@ -3,6 +3,7 @@
 //! A leak that is not reported has some word somewhere that looks like a reference to it. This tells which.
 
 use crate::blocks::Blocks;
+use detector::guest_tests::shown;
 use detector::objects::{Kind, Object};
 use detector::scan::Origin;
 use guest_symbols::Kernel;
@@ -127,7 +128,7 @@ fn object<M: StoppedMemory>(
     let at = words.iter().position(refers);
     let first = at.unwrap_or(0) & !(AROUND as usize - 1);
     let words = words.into_iter().skip(first).take(AROUND as usize).collect();
-    let cache = cache.map(|c| c.name);
+    let cache = cache.map(|c| shown(&c.name).into_owned());
     Holder::Object {
         addr: b.addr,
         size: b.size,

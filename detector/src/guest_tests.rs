@@ -8,6 +8,7 @@
 
 use crate::ktap::{self, Line};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Most bytes of a name that are looked at, and most bytes of it when it is escaped.
@@ -165,16 +166,24 @@ impl Tests {
 
 /// A name as text of one line that shows what it is: cut, and without what controls a terminal or the direction of text.
 pub fn clean(name: &[u8]) -> String {
-    let mut text = String::new();
-    for c in String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]).trim().chars() {
-        let directs = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
-        if c.is_control() || directs {
-            text.extend(c.escape_unicode());
+    cut(shown(String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]).trim()).into_owned(), MAX_NAME)
+}
+
+/// A text of the guest's as it can be printed: without what controls a terminal or the direction of text.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    let directs = |c: char| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+    if !text.contains(|c: char| c.is_control() || directs(c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::new();
+    for c in text.chars() {
+        if c.is_control() || directs(c) {
+            shown.extend(c.escape_unicode());
         } else {
-            text.push(c);
+            shown.push(c);
         }
     }
-    cut(text, MAX_NAME)
+    Cow::Owned(shown)
 }
 
 /// At most so many bytes of a text.

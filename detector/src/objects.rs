@@ -288,9 +288,7 @@ mod tests {
         // What is known is live all the same.
         assert_eq!(map.insert(0x5000, object(7), 0, 7), Inserted::Replaced);
         assert_eq!((map.remove(0x6000), map.remove(0x5000)), (Removed::Unknown, Removed::Object));
-        (1..=2).for_each(|at| {
-            map.remove(0x1000 * at);
-        });
+        assert!((1..=2).all(|at| map.remove(0x1000 * at) == Removed::Object));
         map.look_for_room();
         assert_eq!(map.insert(0x6000, object(8), 0, 8), Inserted::New);
         assert!(map.was_full() && map.len() == 3);

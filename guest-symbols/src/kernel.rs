@@ -169,6 +169,15 @@ impl Kernel {
         PhysAddr(at.0.wrapping_add(self.image_offset))
     }
 
+    /// A checksum of [`Kernel::parts`], which no kernel ever changes.
+    pub fn checksum(&self, memory: &impl StoppedMemory) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        self.parts
+            .iter()
+            .for_each(|part| sum.update(memory.run(PhysAddr(part.start), (part.end - part.start) as usize)));
+        sum.finalize()
+    }
+
     /// The value of a `u64` variable of the image, or `None` where there is no such symbol or RAM.
     pub fn variable(&self, memory: &impl GuestMemory, name: &str) -> Option<u64> {
         memory.read_u64(self.image_phys(self.symbol(name)?)).ok()

@@ -175,7 +175,7 @@ extern "C" fn flush_with_id(_id: u64) {
 
 extern "C" fn flush(_userdata: *mut c_void) {
     guard(|| {
-        current::with(|tracker| tracker.check_time());
+        current::with(|tracker| tracker.check_time(true));
     });
 }
 

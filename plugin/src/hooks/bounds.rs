@@ -31,7 +31,8 @@ pub(super) fn default_objects(ram: &Ram) -> usize {
 }
 
 impl Tracker {
-    fn trouble(&self, trouble: &Trouble) {
+    /// Enters a trouble, and says it on stderr the first time.
+    pub(super) fn trouble(&self, trouble: &Trouble) {
         if self.troubles.enter(trouble) {
             output::warning(&trouble.to_string());
         }

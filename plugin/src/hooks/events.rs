@@ -3,6 +3,7 @@
 use super::context::Who;
 use super::tracker::{Pending, Tracker};
 use crate::ffi::regs::{self, Reg};
+use crate::session::troubles::Trouble;
 use detector::comms::{Comm, CommId};
 use detector::objects::{Allocation, Inserted, Kind, Removed};
 use detector::stacks::StackId;
@@ -19,6 +20,8 @@ const PERCPU_ALIGN: u64 = 4;
 const MAX_BULK: u64 = 1 << 16;
 /// Of so many allocations one is the time to look at what grows with them.
 const EVERY: u64 = 1 << 10;
+/// Of `system_state` (include/linux/kernel.h), the last before init runs.
+const SYSTEM_SCHEDULING: u32 = 1;
 /// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
 pub(super) const RECENT_VFREES: usize = 256;
 
@@ -37,7 +40,7 @@ impl Tracker {
         if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
             return;
         }
-        let jiffies = self.check_time();
+        let jiffies = self.check_time(false);
         self.clock.tick(jiffies, || self.millis());
         let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
         let (comm, sequence) = (self.comm(comm), self.sequence.fetch_add(1, Ordering::Relaxed));
@@ -78,15 +81,15 @@ impl Tracker {
 
     /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's throwing away its
     /// translations is a moment to look: it does so while it loads a snapshot, with the guest's memory loaded and before
-    /// any of it runs.
-    pub fn check_time(&self) -> u64 {
+    /// any of it runs. `flushed` says that this is such a moment.
+    pub fn check_time(&self, flushed: bool) -> u64 {
         // In this order: the host may hold this thread up between the two, while other CPUs see later ticks.
         let latest = self.jiffies.load(Ordering::Acquire);
         let jiffies = self.context.jiffies(&self.ram);
         if jiffies > latest {
             self.jiffies.fetch_max(jiffies, Ordering::AcqRel);
         } else if jiffies < latest {
-            self.rewind(latest, jiffies);
+            self.rewind(latest, jiffies, flushed);
         }
         jiffies
     }
@@ -94,10 +97,14 @@ impl Tracker {
     /// Time went back: the guest was loaded from a snapshot of its past, or the same kernel started again in the same
     /// place. What was live is not what is; the kernel's own books say what is, at the next check.
     #[cold]
-    fn rewind(&self, latest: u64, jiffies: u64) {
+    fn rewind(&self, latest: u64, jiffies: u64, flushed: bool) {
         // Of several CPUs that notice, one acts.
         if self.jiffies.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.rewinds.fetch_add(1, Ordering::Relaxed);
+            let state = self.kernel.variable(&self.ram, "system_state").map_or(0, |state| state as u32);
+            if !flushed && state > SYSTEM_SCHEDULING {
+                self.trouble(&Trouble::TimeWentBack);
+            }
             self.live.clear();
             self.clock.clear();
             self.tests.lock().forget(self.sequence.load(Ordering::Relaxed));

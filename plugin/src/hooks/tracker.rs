@@ -93,6 +93,8 @@ pub struct Seen {
 pub struct Tracker {
     /// The kernel.
     pub kernel: Kernel,
+    /// That of what it was found by ([`Kernel::checksum`]).
+    pub checksum: u32,
     /// Its RAM.
     pub ram: Ram,
     /// Live objects.
@@ -160,12 +162,12 @@ impl Tracker {
     pub fn new(kernel: Kernel, ram: Ram, wanted: Wanted, kept: Kept, boot: u64) -> (Tracker, Vec<&'static str>) {
         let (hooks, missing) = table::choose(&kernel, wanted);
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
-        let (sites, code) = {
+        let (sites, code, checksum) = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
             // translation callback now; or it runs already, and then others may write to it, though not to the code that is read.
             #[expect(unsafe_code, reason = "says that the guest stands still")]
             let memory = unsafe { ram.stopped() };
-            (analyse_calls(&kernel, &memory, &hooks), Code::new(&kernel, &memory))
+            (analyse_calls(&kernel, &memory, &hooks), Code::new(&kernel, &memory), kernel.checksum(&memory))
         };
         let addresses = hooks.iter().map(|h| h.addr).filter(|&addr| addr != LATER);
         let low = addresses.clone().min().unwrap_or(u64::MAX);
@@ -176,6 +178,7 @@ impl Tracker {
             entries: hooks.iter().enumerate().map(|(i, h)| (h.addr, i as u32)).collect(),
             entry_range: low..=high,
             context: Context::new(&kernel),
+            checksum,
             code,
             times: log::log_enabled!(log::Level::Info).then(Times::default),
             frames: kept.frames,

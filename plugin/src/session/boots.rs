@@ -72,7 +72,7 @@ impl Session {
     pub fn flushed(&self) {
         let Some(tracker) = current::tracker() else { return };
         if tracker.is_there() {
-            tracker.check_time();
+            tracker.check_time(true);
             return;
         }
         output::warning(

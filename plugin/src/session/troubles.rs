@@ -28,6 +28,16 @@ pub enum Trouble {
     /// Names are not kept.
     #[error("there were more than {0} different names of tasks: further ones are not told")]
     Comms(usize),
+    /// The clock went back, and no snapshot was loaded.
+    #[error(
+        "the guest's jiffies went back while it ran: its kernel has corrupted its memory, or was brought to another time in a way that is not known; what was allocated before is not reported"
+    )]
+    TimeWentBack,
+    /// What the kernel was found by is spoilt.
+    #[error(
+        "the guest's kernel has overwritten its own symbols, types or unwind tables: this report was made with what they were before, but a check of a snapshot may fail or tell other names"
+    )]
+    Image,
     /// Modules are not kept.
     #[error(
         "there were more than {0} modules and BPF programs, or larger ones than there can be: the functions of further ones have no names, and suppressions do not fit them"
