@@ -25,6 +25,7 @@
 #include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/objtool.h>
 #include <linux/random.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -480,7 +481,7 @@ static void jiffies_ahead(void)
 static char *other_stack;
 
 /* Calls a function of two arguments on another stack. */
-static noinline void *on_stack(void *f, unsigned long one, unsigned long two, void *top)
+static noinline __noclone void *on_stack(void *f, unsigned long one, unsigned long two, void *top)
 {
 	unsigned long result;
 
@@ -490,9 +491,10 @@ static noinline void *on_stack(void *f, unsigned long one, unsigned long two, vo
 		     : "r12", "rcx", "rdx", "r8", "r9", "r10", "r11", "memory", "cc");
 	return (void *)result;
 }
+STACK_FRAME_NON_STANDARD(on_stack);
 
 /* Jumps to a function with a return address where no call is. */
-static noinline void *forged_return(void *f, unsigned long one, unsigned long two)
+static noinline __noclone void *forged_return(void *f, unsigned long one, unsigned long two)
 {
 	unsigned long result;
 	void *r10;
@@ -503,6 +505,7 @@ static noinline void *forged_return(void *f, unsigned long one, unsigned long tw
 		     : "rcx", "rdx", "r8", "r9", "r10", "r11", "memory", "cc");
 	return (void *)result;
 }
+STACK_FRAME_NON_STANDARD(forged_return);
 
 /* An allocator of two arguments, size and flags, in all kernels. */
 static void *allocator(void)
@@ -574,7 +577,7 @@ static int on_step(struct notifier_block *block, unsigned long why, void *data)
 static struct notifier_block stepper = { .notifier_call = on_step };
 
 /* Enters a function, and leaves it after its first instruction for ever. */
-static noinline void abandon(void *f, void *sp, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+static noinline __noclone void abandon(void *f, void *sp, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
 {
 	register unsigned long r8 asm("r8") = (unsigned long)sp;
 
@@ -585,6 +588,7 @@ static noinline void abandon(void *f, void *sp, unsigned long a, unsigned long b
 		     : [f] "r" (f)
 		     : "rax", "r9", "r10", "r11", "memory", "cc");
 }
+STACK_FRAME_NON_STANDARD(abandon);
 
 static void abandon_many(void *f, unsigned int count, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
 {
