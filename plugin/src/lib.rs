@@ -88,6 +88,11 @@ pub unsafe extern "C" fn qemu_plugin_install(
 
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), String> {
+    if !host::claim_process() {
+        return Err(
+            "error: another libleak is loaded in this QEMU already; give -plugin once, with all options".to_owned()
+        );
+    }
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn"))
         .try_init()
         .map_err(|e| format!("error: {e}"))?;
@@ -175,7 +180,9 @@ extern "C" fn flush_with_id(_id: u64) {
 
 extern "C" fn flush(_userdata: *mut c_void) {
     guard(|| {
-        current::with(|tracker| tracker.check_time(true));
+        if let Some(session) = session() {
+            session.flushed();
+        }
     });
 }
 

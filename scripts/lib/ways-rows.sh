@@ -119,6 +119,17 @@ orders() {
     finish "$1"
 }
 
+# runs FOLDER: waits until the guest runs: what it is told before is lost.
+runs() {
+    local n
+    for n in 1 2 3 4 5 6 7 8 9 10; do
+        monitor "$1" "info status"
+        sleep 1
+        ! grep -aq 'VM status: running' "$1/monitor" || return 0
+    done
+    wrong "$1" "the guest does not run"
+}
+
 # saved FOLDER: a guest without the plugin that waits for orders is saved, as "then" and in FOLDER/state.
 saved() {
     local folder=$1 no_plugin=1
@@ -138,6 +149,7 @@ from_snapshot() {
     saved "$1" || return
     # shellcheck disable=SC2046
     start "$1" --smp 2 --module grower --run insmod:grower,obey -- $(disk "$1") -loadvm then
+    runs "$1"
     orders "$1"
     grep -q 'note: the guest .*came from elsewhere' "$1/stderr" || wrong "$1" "does not say that it came from elsewhere"
 }
@@ -147,6 +159,7 @@ migrated_in() {
     saved "$1" || return
     # shellcheck disable=SC2046
     start "$1" --smp 2 --module grower --run insmod:grower,obey -- $(disk "$1") -incoming "file:$1/state"
+    runs "$1"
     orders "$1"
 }
 
@@ -158,6 +171,7 @@ other_boot() {
     start "$1" --smp 2 --module grower --run insmod:grower,obey -- $(disk "$1")
     see "$1" "obey: ready" || return
     monitor "$1" "loadvm then"
+    runs "$1"
     orders "$1"
     grep -q 'another boot' "$1/stderr" || wrong "$1" "does not say so"
 }

@@ -78,6 +78,18 @@ impl Guest {
         self.boot_option("--memory", &mib.to_string())
     }
 
+    /// Memory in QEMU's own words, such as `256M,slots=2,maxmem=1G`.
+    #[must_use]
+    pub fn memory_words(self, words: &str) -> Guest {
+        self.boot_option("--memory", words)
+    }
+
+    /// Accelerator: `tcg` unless said.
+    #[must_use]
+    pub fn accel(self, words: &str) -> Guest {
+        self.boot_option("--accel", words)
+    }
+
     /// Machine type: `pc` unless said.
     #[must_use]
     pub fn machine(self, name: &str) -> Guest {

@@ -274,6 +274,20 @@ pub fn exclusive(f: Box<dyn FnOnce() + Send>, timeout: std::time::Duration) -> R
     Ok(())
 }
 
+/// Whether no other libleak is loaded in this process: also not another file, which would have statics of its own. Only while
+/// QEMU starts, on its main thread.
+pub fn claim_process() -> bool {
+    const NAME: &str = "LIBLEAK_PROCESS";
+    let own = std::process::id().to_string();
+    if std::env::var(NAME).is_ok_and(|claimed| claimed == own) {
+        return false;
+    }
+    // SAFETY: plugins are installed on the main thread before the machine is made; QEMU's other threads by then (RCU, the
+    // loop of its I/O threads) look at no environment.
+    unsafe { std::env::set_var(NAME, own) };
+    true
+}
+
 static RESET: OnceLock<fn()> = OnceLock::new();
 
 /// Has `f` called on QEMU's main thread whenever the machine is about to be reset, before any of its devices is: the vCPUs
@@ -300,4 +314,11 @@ pub fn on_reset(f: fn()) -> bool {
 /// Whether this QEMU tells of resets.
 pub fn tells_resets() -> bool {
     RESET.get().is_some()
+}
+
+/// Whether the guest runs, or is stopped as a whole; `None` where QEMU does not export the function.
+pub fn is_running() -> Option<bool> {
+    let function = function("runstate_is_running")?;
+    // SAFETY: `bool runstate_is_running(void)` (include/system/runstate.h, QEMU 9.2 to 11.1) reads a variable.
+    Some(unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> bool>(function)() })
 }

@@ -71,8 +71,10 @@ impl Session {
     /// has run. No vCPU runs.
     pub fn flushed(&self) {
         let Some(tracker) = current::tracker() else { return };
-        if tracker.is_there() {
-            tracker.check_time(true);
+        // While the guest runs there was only no more room for translations, and whatever it has written was its own doing.
+        let is_loading = host::is_running() != Some(true);
+        if !is_loading || tracker.is_there() {
+            tracker.check_time(is_loading);
             return;
         }
         output::warning(

@@ -1,0 +1,83 @@
+//! Ways to run QEMU that change what is under the plugin's feet: memory and vCPUs that come and go, guests that come from a file,
+//! and QEMU in the background. `scripts/ways` goes all of them.
+
+use std::process::Command;
+use tests::monitor::{Monitor, wait_for};
+use tests::program::{plugin_argument, qemu, scratch};
+use tests::{Boot, Guest, Program, planted};
+
+fn assert_planted(boot: &Boot) {
+    boot.assert_planted(&boot.report().objects);
+    boot.assert_trustworthy();
+}
+
+/// Memory that was plugged in has objects in it, and references to others; one vCPU thread runs all vCPUs.
+#[test]
+fn memory_that_is_plugged_in_on_one_thread() {
+    let folder = scratch("ways-memory-files");
+    let (console, socket) = (folder.join("console"), folder.join("monitor"));
+    let guest = Guest::new("ways-memory", "bookworm-backports")
+        .accel("tcg,thread=single")
+        .memory_words("256M,slots=2,maxmem=1G")
+        .append("memhp_default_state=online")
+        .module("leaky")
+        .losing(planted::addresses)
+        .console(&console)
+        .monitor(&socket)
+        .run(&["sleep:6", "workload", "insmod:leaky"]);
+    let boot = std::thread::scope(|scope| {
+        let boot = scope.spawn(|| guest.boot());
+        wait_for(&console, "libleak-guest: begin sleep:6");
+        let mut monitor = Monitor::connect(&socket);
+        monitor.command("object_add memory-backend-ram,id=mem1,size=512M");
+        let said = monitor.command("device_add pc-dimm,id=dimm1,memdev=mem1");
+        assert!(!said.contains("Error"), "{said}");
+        boot.join().expect("the guest boots")
+    });
+    boot.assert_ended_well();
+    assert_planted(&boot);
+}
+
+/// The kernel runs already when its first block is seen.
+#[test]
+fn a_guest_that_is_loaded_on_the_command_line() {
+    let folder = scratch("ways-loaded-files");
+    let disk = folder.join("disk.qcow2");
+    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("64M").status();
+    assert!(made.expect("qemu-img runs").success());
+    let guest = |name: &str| {
+        Guest::new(name, "bookworm-backports")
+            .module("leaky")
+            .run(&["sleep:5", "insmod:leaky", "sleep:1"])
+            .monitor(&folder.join(format!("{name}-monitor")))
+            .qemu_arg("-drive")
+            .qemu_arg(&format!("file={},if=none,format=qcow2", disk.display()))
+    };
+    let console = folder.join("console");
+    let saved = guest("ways-saved").without_plugin().console(&console);
+    std::thread::scope(|scope| {
+        scope.spawn(|| saved.boot());
+        wait_for(&console, "libleak-guest: begin sleep:5");
+        let mut monitor = Monitor::connect(&folder.join("ways-saved-monitor"));
+        let said = monitor.command("savevm then");
+        assert!(!said.contains("Error"), "{said}");
+    });
+    let boot = guest("ways-loaded").losing(planted::addresses).qemu_arg("-loadvm").qemu_arg("then").boot();
+    assert_eq!(boot.status, Some(0), "{}", boot.hint());
+    assert!(boot.stderr.contains("came from elsewhere"), "{}", boot.hint());
+    let report = boot.report();
+    boot.assert_planted(&report.objects);
+    assert!(report.summary.is_trustworthy(), "{}", report.summary.line);
+}
+
+#[test]
+fn in_the_background_reports_need_a_file() {
+    let done = Program::new(qemu("installed"))
+        .args("-nodefaults -no-user-config -display none -daemonize -plugin")
+        .arg(plugin_argument(&[]))
+        .limit(20)
+        .run();
+    assert_eq!(done.status, Some(1), "{}", done.stderr);
+    let [message] = done.messages()[..] else { panic!("{}", done.stderr) };
+    assert!(message.starts_with("error: ") && message.contains("-daemonize") && message.contains("report=PATH"));
+}
