@@ -10,7 +10,7 @@ use super::regs::{REGISTERS, Reg};
 use libc::c_void;
 use parking_lot::Mutex;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Bytes from the start of a vCPU's state to each register; 0 where the API is to be asked.
 static PLACES: [AtomicU32; REGISTERS] = [const { AtomicU32::new(0) }; REGISTERS];
@@ -146,10 +146,10 @@ pub fn learn(said: impl Fn(Reg) -> u64) {
     // SAFETY: a vCPU's state is an object that QEMU has allocated by itself with malloc() or posix_memalign()
     // (object_new_with_type(), qom/object.c), at whose start CPUState lies; the allocator says how long it is. It is aligned for
     // words, and while this thread is in a callback of this vCPU, others only write to words that are no registers: those are compared
-    // and given up, whatever is read of them.
+    // and given up, whatever is read of them, and are read atomically.
     let words: Vec<u64> = unsafe {
         let len = libc::malloc_usable_size(cpu.cast_mut().cast::<c_void>()) / 8;
-        (0..len).map(|i| cpu.cast::<u64>().add(i).read_volatile()).collect()
+        (0..len).map(|i| (*cpu.cast::<AtomicU64>().add(i)).load(Ordering::Relaxed)).collect()
     };
     if trial.compare(&words, &said) {
         trial.publish();

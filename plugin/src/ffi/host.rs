@@ -2,9 +2,10 @@
 //! every function; others export the plugin API alone. Each use therefore has a way without.
 
 use super::api;
+use super::job::Job;
 use libc::{c_char, c_int, c_void};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// A function of QEMU, where this build exports it.
 pub fn function(name: &str) -> Option<*mut c_void> {
@@ -243,35 +244,22 @@ pub fn flush_translations() {
 pub fn exclusive(f: Box<dyn FnOnce() + Send>, timeout: std::time::Duration) -> Result<(), &'static str> {
     type Work = extern "C" fn(*mut c_void, u64);
     type AsyncSafeRun = unsafe extern "C" fn(*mut c_void, Work, u64);
-    struct Job {
-        f: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
-        done: crossbeam_channel::Sender<()>,
-    }
     extern "C" fn work(_cpu: *mut c_void, data: u64) {
         // SAFETY: `data` is the Arc that was given away below, taken back exactly once.
-        let job = unsafe { std::sync::Arc::from_raw(data as *const Job) };
-        super::guard(|| {
-            // Held until it is done, so that a caller that gives up cannot return in the middle.
-            if let Some(f) = job.f.lock().take() {
-                f();
-            }
-        });
-        let _ = job.done.send(());
+        let job = unsafe { Arc::from_raw(data as *const Job) };
+        super::guard(|| job.run());
+        job.done();
     }
     let run = function("async_safe_run_on_cpu").ok_or("this QEMU does not export async_safe_run_on_cpu")?;
     let cpu = cpu(0).ok_or("QEMU has no vCPU 0")?;
-    let (done, wait) = crossbeam_channel::bounded(1);
-    let job = std::sync::Arc::new(Job { f: parking_lot::Mutex::new(Some(f)), done });
+    let (job, wait) = Job::new(f);
     // SAFETY: `void async_safe_run_on_cpu(CPUState *, run_on_cpu_func, run_on_cpu_data)`, where
     // run_on_cpu_data is a union of 8 bytes (include/hw/core/cpu.h); callable from any thread.
     unsafe {
         let run: AsyncSafeRun = std::mem::transmute(run);
-        run(cpu.pointer(), work, std::sync::Arc::into_raw(job.clone()) as u64);
+        run(cpu.pointer(), work, Arc::into_raw(job.clone()) as u64);
     }
-    if wait.recv_timeout(timeout).is_err() && job.f.lock().take().is_some() {
-        return Err("the vCPUs did not stop in time");
-    }
-    Ok(())
+    if job.has_run(&wait, timeout) { Ok(()) } else { Err("the vCPUs did not stop in time") }
 }
 
 /// Whether no other libleak is loaded in this process: also not another file, which would have statics of its own. Only while

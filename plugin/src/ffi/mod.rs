@@ -5,6 +5,7 @@
 pub mod api;
 mod direct;
 pub mod host;
+mod job;
 mod layout;
 pub mod ram;
 pub mod regs;

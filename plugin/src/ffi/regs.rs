@@ -106,29 +106,33 @@ pub fn read(reg: Reg) -> u64 {
     })
 }
 
+/// This thread's own array, made by GLib on first use and never freed.
+fn buffer() -> *mut GByteArray {
+    BUFFER.with(|cell| {
+        if cell.get().is_null() {
+            // SAFETY: plain allocation by GLib.
+            cell.set(unsafe { (api().byte_array_new)() });
+        }
+        cell.get()
+    })
+}
+
 /// The same of QEMU's API.
 fn ask(reg: Reg) -> u64 {
     let Some(handles) = HANDLES.get() else { return 0 };
-    BUFFER.with(|cell| {
-        // SAFETY: the array is this thread's own, made by GLib on first use and never freed; set_size and
-        // read_register keep `data` and `len` in step, and we read no more than `len` bytes. The handle is
-        // one QEMU gave.
-        unsafe {
-            let mut buffer = cell.get();
-            if buffer.is_null() {
-                buffer = (api().byte_array_new)();
-                cell.set(buffer);
-            }
-            (api().byte_array_set_size)(buffer, 0);
-            (api().read_register)(handles.0[reg as usize], buffer);
-            match (*buffer).len {
-                8.. => (*buffer).data.cast::<u64>().read_unaligned(),
-                // Control registers, while the code that runs is of 32 bits.
-                4 => (*buffer).data.cast::<u32>().read_unaligned().into(),
-                _ => 0,
-            }
+    let buffer = buffer();
+    // SAFETY: set_size and read_register keep `data` and `len` in step, and we read no more than `len` bytes. The handle
+    // is one QEMU gave.
+    unsafe {
+        (api().byte_array_set_size)(buffer, 0);
+        (api().read_register)(handles.0[reg as usize], buffer);
+        match (*buffer).len {
+            8.. => (*buffer).data.cast::<u64>().read_unaligned(),
+            // Control registers, while the code that runs is of 32 bits.
+            4 => (*buffer).data.cast::<u32>().read_unaligned().into(),
+            _ => 0,
         }
-    })
+    }
 }
 
 /// General registers and rip of a vCPU that is stopped, from any thread, by QEMU's own debugger interface
@@ -140,10 +144,10 @@ pub fn stopped(cpu: super::host::Cpu) -> Option<[u64; 17]> {
     // (include/exec/gdbstub.h).
     let read_register: ReadRegister = unsafe { std::mem::transmute(function) };
     let mut out = [0; 17];
-    // SAFETY: `cpu` is a CPUState from qemu_get_cpu; the buffer is used as in `read`. Register numbers 0 to
+    let buffer = buffer();
+    // SAFETY: `cpu` is a CPUState from qemu_get_cpu; the buffer is used as in `ask`. Register numbers 0 to
     // 16 are the general registers and rip (gdb's amd64 order).
     unsafe {
-        let buffer = (api().byte_array_new)();
         for (number, value) in out.iter_mut().enumerate() {
             (api().byte_array_set_size)(buffer, 0);
             read_register(cpu.pointer(), buffer, number as libc::c_int);
