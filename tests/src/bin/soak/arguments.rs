@@ -16,6 +16,21 @@ pub struct Arguments {
     pub out: PathBuf,
     /// What all that is random depends on.
     pub seed: u64,
+    /// The QEMU, as for `scripts/boot`.
+    pub qemu: Option<String>,
+    /// The plugin.
+    pub plugin: Plugin,
+}
+
+/// Which plugin QEMU has.
+#[derive(PartialEq, Eq)]
+pub enum Plugin {
+    /// The one that `cargo build --release` made.
+    Built,
+    /// None, to see what QEMU's own memory does.
+    None,
+    /// Another build of it.
+    File(String),
 }
 
 impl Arguments {
@@ -36,6 +51,8 @@ impl Arguments {
             reset_every: minutes("10")?,
             out: workspace().join(target).join("soak"),
             seed: std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_secs()),
+            qemu: None,
+            plugin: Plugin::Built,
         };
         while let Some(word) = words.next() {
             let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
@@ -47,9 +64,12 @@ impl Arguments {
                 "--seed" => {
                     arguments.seed = value.parse().map_err(|_| format!("{value} is no number to start from"))?
                 }
+                "--qemu" => arguments.qemu = Some(value),
+                "--plugin" if value == "none" => arguments.plugin = Plugin::None,
+                "--plugin" => arguments.plugin = Plugin::File(value),
                 _ => {
                     return Err(format!(
-                        "there is no option {word}; there are --minutes, --reset-every, --kernel, --out and --seed"
+                        "there is no option {word}; there are --minutes, --reset-every, --kernel, --out, --seed, --qemu and --plugin"
                     ));
                 }
             }

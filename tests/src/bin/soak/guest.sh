@@ -1,5 +1,6 @@
 #!/bin/sh
-# Takes orders from the second serial line beside the load that follows, and prints some addresses to ask about.
+# Takes orders from the second serial line beside the load that follows, prints some addresses to ask about, and now and then
+# begins a test and asks for a scan, by markers.
 line=/dev/ttyS1
 stty raw -echo <$line
 # Addresses are printed as they are, and not scrambled.
@@ -14,4 +15,12 @@ awk 'NR % 40 == 1 && NR < 800 { sub("-.*", "", $1); print "soak: address " $1 }'
         esac
     done
 } <$line &
+{
+    number=0
+    while sleep 7; do
+        number=$((number + 1))
+        echo "leak:test soak $number" >/proc/self/comm
+        echo "libleak: scan" >/dev/kmsg
+    done
+} &
 echo "soak: ready"

@@ -12,7 +12,7 @@ mod samples;
 mod verdict;
 
 use ::tests::{Boot, Guest};
-use arguments::Arguments;
+use arguments::{Arguments, Plugin};
 use asking::{Client, Connection, PATIENCE};
 use memory::Memory;
 use random::Random;
@@ -88,10 +88,23 @@ impl Places {
             .console(&self.out.join("console"))
             .limit(2 * seconds + 900)
             .script("soak", include_str!("guest.sh"))
-            .option("scan=20")
-            .option(&format!("control={}", self.socket("control").display()))
-            .option(&format!("report={}", path("reports")))
             .run(&["soak", &format!("stress:{}", 2 * seconds + 3600)]);
+        let options = [
+            "scan=20".to_owned(),
+            format!("control={}", self.socket("control").display()),
+            format!("report={}", path("reports")),
+        ];
+        guest = match &arguments.plugin {
+            Plugin::Built => options.iter().fold(guest, |guest, option| guest.option(option)),
+            Plugin::None => guest.without_plugin(),
+            Plugin::File(file) => {
+                let words = [file.replace(',', ",,"), options.map(|o| o.replace(',', ",,")).join(",")];
+                guest.without_plugin().qemu_arg("-plugin").qemu_arg(&words.join(","))
+            }
+        };
+        if let Some(qemu) = &arguments.qemu {
+            guest = guest.qemu(qemu);
+        }
         // scripts/boot has -no-reboot: the last one counts.
         for word in
             ["-serial", &serial, "-monitor", &monitor, "-pidfile", &process, "-action", "reboot=reset", "-mem-prealloc"]
@@ -264,7 +277,10 @@ fn soak<'scope>(scope: &'scope Scope<'scope, '_>, shared: &'scope Shared, argume
     let guest = shared.places.guest(arguments);
     let guest = scope.spawn(move || guest.boot());
     let sampler = scope.spawn(|| shared.sample());
-    let client = scope.spawn(|| shared.ask(arguments.seed));
+    let client = scope.spawn(|| match arguments.plugin {
+        Plugin::None => Client::new(Path::new(""), Path::new(""), 0),
+        _ => shared.ask(arguments.seed),
+    });
     let mut director = Director { shared, guest: &guest, troubles: Vec::new(), resets: 0 };
     director.run(arguments);
     let minutes = shared.began.elapsed().as_secs_f64() / 60.0;
