@@ -94,11 +94,36 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "as many readings as make it full take minutes there")]
     fn room_is_bounded_and_order_kept() {
         let clock = Clock::default();
         (0..200_000).for_each(|i| clock.tick(i * STEP, || i));
         let readings = clock.until((u64::MAX, u64::MAX));
         assert!(readings.len() <= MAX && readings.is_sorted());
         assert!(millis_at(&readings, 100_000 * STEP).abs_diff(100_000) <= 1);
+    }
+
+    /// CPUs that come at once, and jiffies that go back.
+    #[test]
+    fn threads_keep_the_order() {
+        const TICKS: u64 = if cfg!(miri) { 50 } else { 20_000 };
+        let (clock, now) = (Clock::default(), AtomicU64::new(0));
+        let tick = || {
+            for _ in 0..TICKS {
+                let jiffies = now.fetch_add(7, Ordering::Relaxed);
+                clock.tick(jiffies, || jiffies * 4);
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..3).for_each(|_| drop(scope.spawn(tick)));
+            for _ in 0..5 {
+                clock.clear();
+                assert!(clock.until((u64::MAX, u64::MAX)).is_sorted());
+            }
+        });
+        // All of the others' may have been forgotten.
+        tick();
+        let readings = clock.until((u64::MAX, u64::MAX));
+        assert!(readings.len() > 1 && readings.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1));
     }
 }

@@ -64,4 +64,19 @@ mod tests {
         assert_eq!(comms.intern(*b"kworker/u8:1\0\0\0\0"), a);
         assert_eq!(comms.all().len(), 2);
     }
+
+    #[test]
+    fn threads_agree() {
+        const NAMES: u8 = if cfg!(miri) { 10 } else { 200 };
+        let comms = Comms::default();
+        let work = || (0..NAMES).map(|n| comms.intern([n; 16])).collect::<Vec<_>>();
+        let numbers: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(numbers.windows(2).all(|pair| pair[0] == pair[1]));
+        let all = comms.all();
+        assert_eq!(all.len(), usize::from(NAMES));
+        assert!((0..NAMES).zip(&numbers[0]).all(|(n, id)| all[id.0 as usize - 1] == [n; 16]));
+    }
 }

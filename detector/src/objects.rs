@@ -257,6 +257,7 @@ mod tests {
     use super::*;
     use crate::comms::CommId;
     use crate::stacks::StackId;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     fn object(sequence: u64) -> Object {
         let (kind, stack, comm) = (Kind::Slab, StackId(7), CommId(1));
@@ -312,5 +313,57 @@ mod tests {
         assert_eq!(map.counters().frees, 2);
         map.forgive_unknown_free();
         assert_eq!(map.counters().unknown_frees, 0);
+    }
+
+    /// Threads with addresses of their own and with some that all of them use, while another one reads.
+    #[test]
+    fn threads_do_not_disturb_each_other() {
+        const ROUNDS: u64 = if cfg!(miri) { 40 } else { 20_000 };
+        let map = LiveMap::with_capacity(4);
+        let (next, running) = (AtomicU64::new(1), AtomicU64::new(4));
+        let work = |thread: u64| {
+            let (mut entered, mut freed, mut replaced) = (0, 0, 0);
+            for round in 0..ROUNDS {
+                let own = (1 << 20) + 0x1000 * thread + 16 * (round % 7);
+                let insert = |addr| {
+                    let since = next.fetch_add(1, Ordering::Relaxed);
+                    map.insert(addr, object(since), 0, since)
+                };
+                assert_eq!(insert(own), Inserted::New);
+                if round % 3 == 0 {
+                    assert_eq!((map.retire(own), map.remove(own)), (Removed::Object, Removed::Dying));
+                } else {
+                    assert_eq!(map.remove(own), Removed::Object);
+                }
+                // Of the others' objects anything may have become.
+                let shared = 16 * (1 + round % 5);
+                match insert(shared) {
+                    Inserted::New => entered += 1,
+                    Inserted::Replaced => (entered, replaced) = (entered + 1, replaced + 1),
+                    Inserted::Inside => {}
+                }
+                let end = if round % 4 == 0 { map.retire(shared) } else { map.remove(shared) };
+                freed += u64::from(end == Removed::Object);
+            }
+            running.fetch_sub(1, Ordering::Relaxed);
+            (entered + ROUNDS, freed + ROUNDS, replaced)
+        };
+        let (entered, freed, replaced) = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || work(thread))).collect();
+            while running.load(Ordering::Relaxed) > 0 {
+                let (mut list, mut sizes) = (Vec::new(), Sizes::new());
+                map.copy_to(&mut list, &mut sizes);
+                assert!(list.len() <= 4 + 5 + 4 && sizes.is_empty(), "{list:x?}");
+                std::thread::yield_now();
+            }
+            let each = threads.into_iter().map(|t| t.join().unwrap());
+            each.fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2))
+        });
+        let counters = map.counters();
+        assert_eq!((counters.allocations, counters.frees, counters.missed_frees), (entered, freed, replaced));
+        let (mut list, mut sizes) = (Vec::new(), Sizes::new());
+        map.copy_to(&mut list, &mut sizes);
+        let live = list.iter().filter(|(_, object)| !object.is_dying()).count() as u64;
+        assert_eq!(live + freed + replaced, entered, "{list:x?}");
     }
 }

@@ -382,6 +382,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it is about speed")]
     fn a_hundred_thousand_are_no_burden() {
         let text: String = (0..100_000).map(|i| format!("leak:^function_{i}_of_*_{}$\n", i % 7)).collect();
         let s = read(&text).unwrap();

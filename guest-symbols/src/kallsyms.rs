@@ -415,6 +415,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
     fn every_layout() {
         use Layout::*;
         let layouts = [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd];
@@ -431,6 +432,7 @@ mod tests {
 
     /// But for the banner, by which it is proven.
     #[test]
+    #[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
     fn nothing_is_read_outside_of_its_place() {
         use Layout::*;
         for layout in [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd]
@@ -471,6 +473,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
     fn what_is_no_kernel_is_refused() {
         assert_eq!(decode(&[0; 4096], BASE, None).err(), Some(KallsymsError::NoTokens));
         let whole = image(Layout::OffsetsLast);

@@ -237,6 +237,7 @@ fn other_files_are_named_as_such() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "so many files take hours there")]
 fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
     let good = file("damaged");
     assert!(Snapshot::read(&good[..], Path::new("good")).is_ok());
@@ -252,6 +253,7 @@ fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "so many files take hours there")]
 fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
     let good = Guest::new().contents();
     // Within a page of memory, one bit is as good as any.

@@ -199,6 +199,7 @@ pub(super) mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "as many leaks as make a flood take minutes there")]
     fn a_flood_is_one_group() {
         let leaks = (0..100_000).map(|i| Leak { addr: 0xffff_8881_0000_0000 + 32 * i, age: 100_000 - i, ..leak() });
         let report = report(leaks.collect());
