@@ -261,7 +261,7 @@ fn marks(memory: &Memory, options: Options) -> (Vec<bool>, (u64, u64), Vec<Optio
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 400 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 400 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn all_ways_agree(memory in memories()) {
@@ -284,7 +284,7 @@ proptest! {
 /// More blocks than a thread keeps for itself: lists, a tree, and what nothing refers to.
 #[test]
 fn threads_share_what_is_much() {
-    const BLOCKS: u64 = if cfg!(miri) { 3000 } else { 40_000 };
+    const BLOCKS: u64 = if cfg!(miri) { 2000 } else { 40_000 };
     let start = |i: u64| 0xffff_8880_0000_0000 + 64 * i;
     let blocks = (0..BLOCKS).map(|i| {
         let to = |i: u64| if i < BLOCKS { start(i) + i % 64 } else { 0 };

@@ -67,6 +67,10 @@ impl Places {
         let sockets = std::env::temp_dir().join(format!("libleak-soak-{}", std::process::id()));
         std::fs::create_dir_all(&sockets)?;
         std::fs::create_dir_all(out)?;
+        // Of an earlier run nothing is taken for this one's.
+        for name in ["console", "pid", "reports", "snapshot"] {
+            let _ = std::fs::remove_file(out.join(name));
+        }
         Ok(Places { out: out.canonicalize()?, sockets })
     }
 
