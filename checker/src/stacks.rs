@@ -192,10 +192,10 @@ impl<'a> Threads<'a> {
         let now = room(self.orc.lookup(ip.checked_sub(1)?)?)?;
         let mut before = room(self.orc.lookup(function)?)?;
         let mut saved: Vec<(Register, u64)> = Vec::new();
-        for (at, rule) in self.orc.changes(function + 1..ip) {
+        for (at, rule) in self.orc.changes(function.saturating_add(1)..ip) {
             let after = room(rule)?;
             let mut code = [0; 2];
-            kernel.read(memory, VirtAddr(at - 2), &mut code).ok()?;
+            kernel.read(memory, VirtAddr(at.wrapping_sub(2)), &mut code).ok()?;
             let pushed = match code {
                 [0x41, r @ 0x54..=0x57] => Some(r - 0x50 + 8),
                 [_, r @ (0x53 | 0x55)] => Some(r - 0x50),
@@ -225,7 +225,7 @@ enum Call<'a> {
 /// The call before a return address.
 fn called<'a>(kernel: &'a Kernel, memory: &impl GuestMemory, ret: u64) -> Option<Call<'a>> {
     let mut code = [0; 5];
-    kernel.read(memory, VirtAddr(ret - 5), &mut code).ok()?;
+    kernel.read(memory, VirtAddr(ret.wrapping_sub(5)), &mut code).ok()?;
     match code {
         [_, _, _, 0xff, 0xd0..=0xd7] => Some(Call::Indirect),
         [0xe8, to @ ..] => {

@@ -9,6 +9,8 @@ use std::io::Read;
 
 /// What a kernel unpacks to, at most; the largest that distributions have are a tenth of it.
 pub const MOST: u64 = 1 << 30;
+/// Memory for unpacking xz, in KiB: its dictionary is as large as its header says, and the kernel's makefile asks for 128 MiB at most.
+const XZ_MEMORY: u32 = 256 << 10;
 /// Where the kernel is mapped, and the end of what it may take: __START_KERNEL_map, and 1 GiB (KERNEL_IMAGE_SIZE).
 const START: u64 = 0xffff_ffff_8000_0000;
 /// See there.
@@ -62,7 +64,7 @@ pub fn unpack(data: &[u8]) -> Result<Vec<u8>, ImageError> {
     let fail = |why: &dyn std::fmt::Display| ImageError::Unpack(why.to_string());
     match payload {
         [0x1f, 0x8b, ..] => read(flate2::read::GzDecoder::new(payload)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read(lzma_rust2::XzReader::new(payload, false)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read(lzma_rust2::XzReader::new_mem_limit(payload, false, XZ_MEMORY)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             read(ruzstd::decoding::StreamingDecoder::new(payload).map_err(|why| fail(&why))?)
         }
@@ -110,6 +112,9 @@ pub fn load(vmlinux: &[u8]) -> Result<(u64, Vec<u8>), ImageError> {
     let start =
         parts.iter().map(|(at, _)| *at).min().ok_or_else(|| ImageError::Elf("no part of it is loaded".to_owned()))?;
     let end = parts.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap_or(start);
+    if parts.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() > SIZE {
+        return Err(ImageError::Elf("its parts are more than a kernel has room for".to_owned()));
+    }
     let mut memory = vec![0; (end - start) as usize];
     for (at, bytes) in parts {
         memory[(at - start) as usize..][..bytes.len()].copy_from_slice(bytes);
@@ -139,6 +144,14 @@ mod tests {
         assert_eq!(unpack(&image(gzip)).unwrap(), b"hello\n");
         let lz4 = b"\x02\x21\x4c\x18\x07\x00\x00\x00\x60hello\n\x06\x00\x00\x00";
         assert_eq!(unpack(&image(lz4)).unwrap(), b"hello\n");
+    }
+
+    /// The dictionary would have 4 GiB.
+    #[test]
+    fn a_header_does_not_say_how_much_memory_is_taken() {
+        let xz = b"\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x00\x21\x01\x28\x00\x00\x00\xe6\xa0\x11\xb3\x01\x00\x05\x68\x65\x6c\x6c\x6f\x0a\x00\x00\x00\x20\x30\x3a\x36\x00\x01\x1a\x06\xc5\xea\xc8\x79\x90\x42\x99\x0d\x01\x00\x00\x00\x00\x01\x59\x5a";
+        let error = unpack(&image(xz)).unwrap_err().to_string();
+        assert!(error.contains("memory"), "{error}");
     }
 
     #[test]

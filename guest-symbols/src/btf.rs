@@ -336,7 +336,7 @@ impl Btf {
         let proto = self.types.get(func.size_or_type as usize)?;
         let pointer = self.strip(proto.size_or_type).filter(|t| t.kind() == kind::PTR)?;
         let target = self.strip(pointer.size_or_type).filter(|t| t.kind() == kind::STRUCT && t.name != 0)?;
-        Some((String::from_utf8_lossy(self.name(target.name)).into_owned(), target.size_or_type.into()))
+        Some((crate::symbols::readable(self.name(target.name)), target.size_or_type.into()))
     }
 
     /// The value of an enumerator of a named enum.

@@ -10,7 +10,7 @@ use crate::kallsyms::{self, KallsymsError};
 use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::paging::{PageTables, Translation};
 use crate::symbol_file::{SymbolFile, SymbolFileError};
-use crate::symbols::SymbolTable;
+use crate::symbols::{SymbolTable, readable};
 use crate::unwind::orc::Orc;
 use crate::view::View;
 use memchr::memmem;
@@ -229,8 +229,8 @@ impl Kernel {
         self.view(memory).read_u32(at)
     }
 
-    /// A NUL-terminated string of at most `max` bytes in kernel virtual memory; bytes that are no UTF-8
-    /// are replaced. Empty where it cannot be read.
+    /// A NUL-terminated string of at most `max` bytes in kernel virtual memory; what is no text
+    /// is replaced, as [`readable`] says. Empty where it cannot be read.
     pub fn read_string(&self, memory: &impl GuestMemory, at: VirtAddr, max: usize) -> String {
         let mut bytes = Vec::new();
         while bytes.len() < max {
@@ -245,7 +245,7 @@ impl Kernel {
                 break;
             }
         }
-        String::from_utf8_lossy(&bytes).into_owned()
+        readable(&bytes)
     }
 
     /// Byte offset of a struct member, from BTF.
@@ -277,7 +277,7 @@ pub(crate) fn find_release(image: &[u8]) -> Option<&str> {
     memmem::find_iter(image, START).find_map(|at| {
         let rest = &image[at + START.len()..];
         let end = rest.iter().take(64).position(|&b| b == b' ')?;
-        let release = std::str::from_utf8(&rest[..end]).ok()?;
+        let release = std::str::from_utf8(&rest[..end]).ok().filter(|r| !r.contains(char::is_control))?;
         (release.starts_with(|c: char| c.is_ascii_digit()) && rest.get(end + 1) == Some(&b'(')).then_some(release)
     })
 }

@@ -205,6 +205,11 @@ pub enum PagesError {
         "the kernel has no page descriptors at {0:?}: it is too early in its boot, or the kernel has corrupted its memory"
     )]
     NoDescriptors(VirtAddr),
+    /// RAM ends at an address that no machine of this size has.
+    #[error(
+        "this machine has no memory for what {0} page frames are used for; check the guest with less RAM, or where there is more"
+    )]
+    NoRoom(usize),
 }
 
 /// One slab: a page, or a compound page.
@@ -243,6 +248,10 @@ impl Pages {
         let layout = Layout::of(kernel).ok_or(PagesError::Layout)?;
         let Maps { vmemmap, direct_map } = Maps::read(kernel, memory);
         let frames = memory.ranges().last().map_or(0, |r| r.end / PAGE_SIZE) as usize;
+        // Asked for first, since vec! ends the process where there is not as much.
+        if Vec::<u16>::new().try_reserve_exact(frames).is_err() {
+            return Err(PagesError::NoRoom(frames));
+        }
         let mut pages = Pages {
             uses: vec![Use::Absent; frames],
             tails: vec![0; frames],

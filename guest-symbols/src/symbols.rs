@@ -44,6 +44,11 @@ pub struct SymbolTable {
     hasher: hashbrown::DefaultHashBuilder,
 }
 
+/// Text of a guest's, in which what is none, and what would control a terminal or end a line, is U+FFFD.
+pub fn readable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace(char::is_control, "\u{fffd}")
+}
+
 /// Collects symbols for a [`SymbolTable`].
 #[derive(Default)]
 pub struct SymbolTableBuilder {
@@ -57,8 +62,13 @@ impl SymbolTableBuilder {
         SymbolTableBuilder { entries: Vec::with_capacity(n), names: String::with_capacity(n * 24) }
     }
 
-    /// Adds a symbol. Names over 64 KiB, and names past 4 GiB in all, are left out.
+    /// Adds a symbol. Names over 64 KiB, names past 4 GiB in all, and what would not be one word of a line are left out.
     pub fn push(&mut self, addr: u64, kind: u8, name: &str) {
+        // All of them, without a way out, which is many at once.
+        let odd = name.bytes().fold(false, |odd, b| odd | (b < b' ') | (b >= 0x7f));
+        if odd && name.contains(char::is_control) {
+            return;
+        }
         let (Ok(at), Ok(len)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {
             return;
         };
@@ -174,6 +184,15 @@ mod tests {
         assert_eq!(t.resolve(0xffff_0018), Some(Resolved { name: "first", offset: 8, size: 0x20 }));
         assert_eq!(t.resolve(0xffff_0030).unwrap().name, "third");
         assert_eq!(t.resolve(0xffff_000f), None);
+    }
+
+    /// A guest could write lines of a report otherwise.
+    #[test]
+    fn names_are_of_one_line() {
+        let mut b = SymbolTableBuilder::default();
+        ["good", "b\nad", "b\u{7f}ad", "b\u{9b}ad", "g\u{f6}\u{f6}d"].iter().for_each(|name| b.push(0, b't', name));
+        assert_eq!(b.build().iter().map(|s| s.name).collect::<Vec<_>>(), ["good", "g\u{f6}\u{f6}d"]);
+        assert_eq!(readable(b"a\nb\xffc \x1b[1m"), "a\u{fffd}b\u{fffd}c \u{fffd}[1m");
     }
 
     #[test]

@@ -114,6 +114,8 @@ impl<R: Read> Source<R> {
 
     pub fn text(&mut self, most: u32) -> Result<String, Flaw> {
         let bytes = self.bytes(most)?;
-        String::from_utf8(bytes).or_else(|_| self.flaw("no text"))
+        // It is printed, and lines of a report are not its to make.
+        let text = String::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control));
+        text.map_or_else(|| self.flaw("no text of one line"), Ok)
     }
 }

@@ -97,7 +97,8 @@ fn hold(guest: &Guest, objects: &Objects, registers: &[u64], asked: u8) {
     for (format, each) in [(Format::Text, asked & 32 != 0), (Format::Console, false), (Format::JsonLines, true)] {
         let text = format.write(&report, each);
         assert!(text.len() <= MAX_REPORT, "a report of {} bytes", text.len());
-        assert!(!text.bytes().any(|b| b < b' ' && b != b'\n' && b != b'\t'), "a control character is printed");
+        let odd = text.lines().find(|line| line.chars().any(|c| c.is_control() && c != '\t'));
+        assert_eq!(odd, None, "a control character is printed");
     }
     assert_eq!(json::read(&json::write(&report)).expect("its own lines"), [report]);
     if asked & 32 != 0 {

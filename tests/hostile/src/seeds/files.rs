@@ -79,21 +79,27 @@ fn elf() -> Vec<u8> {
 pub(super) fn boot_images() -> Vec<Vec<u8>> {
     // What gzip, xz, zstd and lz4 -l make of "hello\n".
     let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xcbH\xcd\xc9\xc9\xe7\x02\x00 0:6\x06\x00\x00\x00";
-    let xz = b"\xfd7zXZ\x00\x00\x01i\"\xde6\x02\x00!\x01\x16\x00\x00\x00t/\xe5\xa3\x01\x00\x05hello\n\x00\x00 \
-        0:6\x00\x01\x1a\x06\x0d\x1a\xd6\x04\x90B\x99\x0d\x01\x00\x00\x00\x00\x01YZ";
-    let zstd = b"\x28\xb5\x2f\xfd\x04\x58\x31\x00\x00hello\n\x4f\x81\x37\x05";
+    let xz = b"\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x00\x21\x01\x16\x00\x00\x00\x74\x2f\xe5\xa3\x01\x00\x05\x68\x65\x6c\x6c\x6f\
+        \x0a\x00\x00\x00\x20\x30\x3a\x36\x00\x01\x1a\x06\xc5\xea\xc8\x79\x90\x42\x99\x0d\x01\x00\x00\x00\x00\x01\x59\x5a";
+    let zstd = b"\x28\xb5\x2f\xfd\x04\x58\x31\x00\x00\x68\x65\x6c\x6c\x6f\x0a\x53\x88\xbd\x91";
     let lz4 = b"\x02\x21\x4c\x18\x07\x00\x00\x00\x60hello\n\x06\x00\x00\x00";
     let payloads = [&gzip[..], xz, zstd, lz4].into_iter().map(|payload| after(1, payload));
     let elf = elf();
-    // An ELF file that is stored and not compressed: blocks of gzip may be.
-    let stored = [
-        &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1][..],
-        &(elf.len() as u16).to_le_bytes(),
-        &(!(elf.len() as u16)).to_le_bytes(),
-        &elf,
-    ]
-    .concat();
-    payloads.chain([after(0, &elf), after(1, &stored)]).collect()
+    let block = lz4_flex::block::compress(&elf);
+    let packed = [&lz4[..4], &(block.len() as u32).to_le_bytes(), &block, &(elf.len() as u32).to_le_bytes()].concat();
+    payloads.chain([after(0, &elf), after(1, &packed)]).collect()
+}
+
+#[cfg(test)]
+#[test]
+fn all_of_it_is_read() {
+    for image in boot_images().iter().filter(|image| image[0] == 1) {
+        cli::image::unpack(&crate::files::boot(&image[1..])).unwrap();
+    }
+    for file in symbols() {
+        SymbolFile::parse(Path::new("a file"), &file).unwrap();
+    }
+    assert!(cli::image::load(&elf()).is_ok());
 }
 
 /// The contents of a small guest's, as bytes in the frame.
