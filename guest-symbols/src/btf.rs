@@ -11,6 +11,8 @@ use std::hash::BuildHasher;
 mod numbers;
 
 const MAGIC: u16 = 0xeb9f;
+/// `sizeof(struct btf_header)` (include/uapi/linux/btf.h), which may grow.
+const HEADER: usize = 24;
 /// Modifiers and typedefs followed before a chain counts as a loop.
 const MAX_CHAIN: usize = 32;
 /// Depth of anonymous structs searched for a member, and of arrays of arrays.
@@ -135,7 +137,7 @@ impl Btf {
             return Err(BtfError::Header);
         }
         let field = |at| u32_at(data, at).map(|v| v as usize).ok_or(BtfError::Header);
-        let header = field(4)?;
+        let header = field(4).ok().filter(|len| *len >= HEADER).ok_or(BtfError::Header)?;
         let types = header + field(8)?;
         let strings = header + field(16)?;
         let end = strings + field(20)?;
@@ -394,6 +396,14 @@ mod tests {
         out.extend(types);
         out.extend(strings);
         out
+    }
+
+    /// What is read of a blob is a blob.
+    #[test]
+    fn a_header_that_is_shorter_than_its_own_fields() {
+        let mut short = blob();
+        short[4] = 20;
+        assert_eq!(Btf::parse(&short).err(), Some(BtfError::Header));
     }
 
     /// An array of itself, and eight structs that have the next as unnamed members a thousand times.

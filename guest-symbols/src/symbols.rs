@@ -65,7 +65,7 @@ impl SymbolTableBuilder {
     /// Adds a symbol. Names over 64 KiB, names past 4 GiB in all, and what would not be one word of a line are left out.
     pub fn push(&mut self, addr: u64, kind: u8, name: &str) {
         // All of them, without a way out, which is many at once.
-        let odd = name.bytes().fold(false, |odd, b| odd | (b < b' ') | (b >= 0x7f));
+        let odd = name.bytes().fold(false, |odd, b| odd | !(b' '..0x7f).contains(&b));
         if odd && name.contains(char::is_control) {
             return;
         }

@@ -4,6 +4,7 @@ use crate::input::Input;
 use crate::kallsyms;
 use cli::image;
 use guest_symbols::symbol_file::{SymbolFile, to_map};
+use guest_symbols::symbols::SymbolTable;
 use std::path::Path;
 
 /// The banner of the kernel that runs, and its place in the image.
@@ -36,8 +37,13 @@ pub fn symbol_file(data: &[u8]) {
         assert_eq!(slid.lookup("linux_banner").map(|at| at >= BASE), Some(true));
         kallsyms::agrees(&slid);
         let own = file.for_kernel(&memory, BASE, BASE, RELEASE, Some(&slid)).map(|t| t.len());
-        assert_eq!(own.ok(), Some(slid.len()));
+        // Refused where several functions have one name.
+        assert!(own.is_ok_and(|len| len == slid.len()) || has_twins(&slid));
     }
+}
+
+fn has_twins(table: &SymbolTable) -> bool {
+    table.iter().any(|s| table.lookup(s.name) != Some(s.addr))
 }
 
 /// A kernel's image: a byte for how it is packed, as `payload` is.
