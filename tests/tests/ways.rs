@@ -67,7 +67,9 @@ fn a_guest_that_is_loaded_on_the_command_line() {
     assert!(boot.stderr.contains("came from elsewhere"), "{}", boot.hint());
     let report = boot.report();
     boot.assert_planted(&report.objects);
-    assert!(report.summary.is_trustworthy(), "{}", report.summary.line);
+    // Of what was allocated before nothing is known, and it is no doubt.
+    let none = "0 unmatched returns, 0 unwatched sites, 0 unknown frees, 0 missed frees, 0 stale";
+    assert!(report.summary.line.contains(none), "{}", report.summary.line);
 }
 
 #[test]
