@@ -13,6 +13,8 @@ pub struct Allocations<'a> {
     pub objects: &'a Objects,
     /// By number.
     pub stacks: &'a Stacks,
+    /// Whether the events ended before the moment: of what was freed since, only the kernel's own books tell.
+    pub halted: bool,
 }
 
 /// Starts of the names of functions that do nothing but allocate what they return (mm/slub.c, mm/util.c, mm/vmalloc.c and their

@@ -113,8 +113,17 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         // Slab objects are nearly all, and looked at once.
         let each = || others.iter().map(|&i| (i as usize, &objects[i as usize]));
         let blocks = each().filter(|(_, (_, o))| o.kind() != Kind::Pages && !o.is_dying());
-        this.blocks
-            .extend(blocks.map(|(i, (addr, o))| Block::of(*addr, allocations.objects.size(*addr, o), o.kind(), i)));
+        for (i, (addr, object)) in blocks {
+            match allocations.objects.size(*addr, object) {
+                // Of an event that was half done.
+                0 => {}
+                _ if object.kind() == Kind::Large && !page_blocks::may_be_large(pages, *addr) => {
+                    let audit = this.audit.as_mut();
+                    audit.into_iter().for_each(|audit| audit.freed(kernel, allocations, object));
+                }
+                size => this.blocks.push(Block::of(*addr, size, object.kind(), i)),
+            }
+        }
         this.drop_misplaced();
         let of_kind = |kind| each().filter(move |(_, (_, o))| o.kind() == kind).map(|(_, (addr, _))| *addr).collect();
         let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));

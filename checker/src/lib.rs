@@ -75,6 +75,11 @@ pub enum CheckError {
         "{0} does not say where the kernel's memory is mapped: it is too early in its boot, or the kernel has corrupted its memory"
     )]
     Map(&'static str),
+    /// The host, or the user, gives too little.
+    #[error(
+        "a check needs some {0} MiB of the host's memory, and there are not as many; give QEMU more, or raise max-memory="
+    )]
+    NoMemory(u64),
 }
 
 /// An unreferenced object.

@@ -75,6 +75,8 @@ pub struct Moment<'a, M> {
     pub min_age: Duration,
     /// Whether objects that only the kernel's own books know may be leaks too.
     pub unseen: bool,
+    /// Whether the watching had ended before: [`Allocations::halted`].
+    pub halted: bool,
 }
 
 impl<'a, M> Moment<'a, M> {
@@ -97,6 +99,7 @@ impl<'a, M> Moment<'a, M> {
             millis,
             min_age,
             unseen,
+            halted,
         } = self;
         Moment {
             kernel,
@@ -112,6 +115,7 @@ impl<'a, M> Moment<'a, M> {
             millis,
             min_age,
             unseen,
+            halted,
         }
     }
 }
@@ -124,7 +128,7 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
 
     /// The live map.
     pub fn allocations(&self) -> Allocations<'a> {
-        Allocations { objects: self.objects, stacks: self.stacks }
+        Allocations { objects: self.objects, stacks: self.stacks, halted: self.halted }
     }
 
     /// Makes the check, and leaves out what was reported before or is too young, and what `suppressions` fit, with all

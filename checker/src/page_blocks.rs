@@ -62,6 +62,13 @@ pub(crate) fn blocks<M: StoppedMemory>(
     blocks
 }
 
+/// Whether there may be a large object of kmalloc() at an address: a page of the page allocator that the kernel itself uses, the
+/// first of its block. Drivers may have reserved it.
+pub(crate) fn may_be_large(pages: &Pages, addr: u64) -> bool {
+    let page = pages.direct(VirtAddr(addr)).map(|phys| phys.pfn());
+    page.is_some_and(|pfn| matches!(pages.usage(pfn), Use::Kernel | Use::Reserved) && !pages.is_tail(pfn))
+}
+
 /// By frame, whether page tables use it: the kernel's, outside of the direct map, the page descriptors and the image, and those of
 /// every address space (`struct mm_struct`), of which some are no process's.
 fn mapped<M: StoppedMemory>(

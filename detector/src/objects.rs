@@ -77,6 +77,9 @@ const FREES: usize = 1;
 const UNKNOWN_FREES: usize = 2;
 const MISSED_FREES: usize = 3;
 
+/// Of the places of a table, one in so many may be left when another is full.
+const UNEVEN: usize = 16;
+
 type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
 /// [`LiveMap`]'s counters at one moment.
@@ -226,6 +229,34 @@ impl LiveMap {
         self.map.len()
     }
 
+    /// For how many more entries the tables have room before one of them grows, give or take what they are filled unevenly; and the bytes
+    /// that all of them take after that, at most. A table doubles, and both it and its successor are there for a moment.
+    pub fn room(&self) -> (usize, u64) {
+        fn of<V: Copy>(map: &AddressMap<V>) -> (usize, u64) {
+            let (len, capacity) = (map.len(), map.capacity());
+            // Seven of eight places may be taken, and each has a byte besides its entry.
+            let bytes = capacity as u64 / 7 * 8 * (size_of::<(u64, V)>() as u64 + 1);
+            (capacity.saturating_sub(len + capacity / UNEVEN), 2 * bytes)
+        }
+        let ((objects, bytes), (sizes, more)) = (of(&self.map), of(&self.sizes));
+        (objects.min(sizes), bytes + more)
+    }
+
+    /// Gives up all memory, and all objects; the counters stay.
+    pub fn release(&self) {
+        self.clear();
+        self.map.shrink_to_fit();
+        self.sizes.shrink_to_fit();
+    }
+
+    /// Something else is at `addr` now, of which nothing is known, unless it was entered with that sequence number or a later one.
+    pub fn displace(&self, addr: u64, since: u64) {
+        let old = self.map.remove_if(&addr, |_, object| object.sequence() < since || object.is_dying());
+        if let Some((_, object)) = old {
+            self.removed(addr, &object);
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
@@ -365,5 +396,37 @@ mod tests {
         map.copy_to(&mut list, &mut sizes);
         let live = list.iter().filter(|(_, object)| !object.is_dying()).count() as u64;
         assert_eq!(live + freed + replaced, entered, "{list:x?}");
+    }
+
+    #[test]
+    fn that_tables_grow_is_known_before() {
+        let map = LiveMap::with_capacity(1 << 12);
+        let mut grew = 0;
+        let (mut before, mut capacity) = (map.room(), map.map.capacity());
+        for n in 1..1u64 << 18 {
+            map.insert(n << 12, object(n), 0, n);
+            if map.map.capacity() > capacity {
+                assert_eq!(before.0, 0, "{n}");
+                grew += 1;
+            }
+            (before, capacity) = (map.room(), map.map.capacity());
+        }
+        assert!(grew > 5 && before.1 > 1 << 18 << 5);
+        map.release();
+        assert!(map.is_empty() && map.map.capacity() == 0);
+    }
+
+    #[test]
+    fn what_is_displaced_is_not_known() {
+        let map = LiveMap::with_capacity(4);
+        map.insert(0x1000, object(5), 0, 4);
+        map.displace(0x1000, 5);
+        assert!(map.get(0x1000).is_some(), "the same call");
+        map.displace(0x1000, 6);
+        assert!(map.is_empty());
+        map.insert(0x1000, object(7), 0, 6);
+        map.retire(0x1000);
+        map.displace(0x1000, 7);
+        assert!(map.is_empty());
     }
 }

@@ -10,8 +10,13 @@ use crate::report::{Frame, Function, Group};
 use aho_corasick::AhoCorasick;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fs, io};
+
+/// Larger files are refused. A hundred thousand suppressions have some 3 MiB.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// Why suppressions cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +73,20 @@ pub struct Suppressions {
     any: Option<usize>,
 }
 
+/// The bytes of a file, whose size must be known: a pipe or a device may have no end.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if about.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("it has {} bytes, and {MAX_BYTES} are the most", about.len())));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl Suppressions {
     /// Reads files of suppressions.
     ///
@@ -76,7 +95,7 @@ impl Suppressions {
     pub fn read<P: AsRef<Path>>(files: &[P]) -> Result<Suppressions, SuppressError> {
         let mut all = Vec::new();
         for path in files.iter().map(AsRef::as_ref) {
-            let bytes = std::fs::read(path).map_err(|why| SuppressError::Read { path: path.into(), why })?;
+            let bytes = bytes(path).map_err(|why| SuppressError::Read { path: path.into(), why })?;
             parse(path, &bytes, &mut all)?;
         }
         Suppressions::new(all)

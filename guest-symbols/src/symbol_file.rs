@@ -8,10 +8,15 @@ use crate::memory::VirtAddr;
 use crate::symbols::{SymbolTable, SymbolTableBuilder};
 use memchr::memmem;
 use object::{Object, ObjectSection, ObjectSymbol};
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// Text slides by multiples of CONFIG_PHYSICAL_ALIGN, at least 2 MiB on x86-64.
 const SLIDE_ALIGN: u64 = 2 << 20;
+
+/// Larger files are refused; a vmlinux with all debugging information has some 1 GiB.
+const MAX_BYTES: u64 = 4 << 30;
 
 /// Why a symbol file was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +66,27 @@ pub struct SymbolFile {
     pub btf: Option<Vec<u8>>,
 }
 
+/// The bytes of a file, whose size must be known: a pipe or a device may have no end.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if about.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("it has {} bytes, and {MAX_BYTES} are the most", about.len())));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl SymbolFile {
     /// Reads and parses a file.
     ///
     /// # Errors
     /// [`SymbolFileError::Unreadable`] or [`SymbolFileError::Format`].
     pub fn open(path: &Path) -> Result<SymbolFile, SymbolFileError> {
-        let data = std::fs::read(path).map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
+        let data = bytes(path).map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
         SymbolFile::parse(path, &data)
     }
 

@@ -55,6 +55,10 @@ impl Elf {
             std::io::ErrorKind::NotFound => LinesError::Missing { path: path.to_owned() },
             _ => LinesError::Unreadable { path: path.to_owned(), why },
         };
+        // A pipe has no end, or nobody at the other.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(io(std::io::Error::other("it is no regular file")));
+        }
         let file = File::open(path).map_err(io)?;
         let cache = ReadCache::new(file.try_clone().map_err(io)?);
         let mut elf = Elf { file, cache, relocatable: false };

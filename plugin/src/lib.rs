@@ -17,13 +17,13 @@ pub mod session;
 mod stopped;
 pub mod triggers;
 
-use ffi::{api, guard, host, regs};
+use ffi::{api, guard, host, inject, memory, panics, regs, signals};
 use hooks::current;
 use libc::{c_char, c_int, c_uint, c_void};
 use options::{OptionError, Options};
 use qemu_plugin_sys::{qemu_info_t, qemu_plugin_tb};
 use session::{Session, session};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use triggers::control::{self, Socket};
 
 /// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by then.
@@ -39,7 +39,15 @@ pub static qemu_plugin_version: AtomicI32 = AtomicI32::new(4);
 static CONSTRUCTOR: extern "C" fn() = constructor;
 
 extern "C" fn constructor() {
-    guard(|| qemu_plugin_version.store(choose_version(), Ordering::Relaxed));
+    // Not in programs that are no QEMU, such as this crate's own tests, whose panics are theirs.
+    if api::lookup("qemu_plugin_register_vcpu_init_cb").is_some() {
+        panics::install_hook();
+        signals::fill_standard_files();
+    }
+    guard(|| {
+        inject("constructor");
+        qemu_plugin_version.store(choose_version(), Ordering::Relaxed);
+    });
 }
 
 /// Asks for the version that the QEMU which loads us wants.
@@ -57,6 +65,9 @@ fn choose_version() -> c_int {
     }
 }
 
+/// It was loaded a second time, and QEMU does not start.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
 /// QEMU's way in.
 ///
 /// # Safety
@@ -71,6 +82,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
 ) -> c_int {
     let mut status = -1;
     guard(|| {
+        inject("install");
         // SAFETY: by this function's own contract.
         let (target, system, version, words) = unsafe {
             let words: Vec<String> = (0..argc.max(0) as usize).map(|i| api::string(*argv.add(i))).collect();
@@ -89,10 +101,13 @@ pub unsafe extern "C" fn qemu_plugin_install(
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), String> {
     if !host::claim_process() {
+        // QEMU ends now, before a guest ran: that is no news.
+        REFUSED.store(true, Ordering::Relaxed);
         return Err(
             "error: another libleak is loaded in this QEMU already; give -plugin once, with all options".to_owned()
         );
     }
+    signals::survive_large_files();
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn"))
         .try_init()
         .map_err(|e| format!("error: {e}"))?;
@@ -118,6 +133,7 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
     if daemon::is_daemon() {
         daemon::settle(&mut options).map_err(|e| format!("error: {e}"))?;
     }
+    memory::set_aside(options.max_memory);
     // Before reports are emptied, since it may be refused.
     let socket = options.control.as_deref().map(Socket::bind).transpose().map_err(|e| format!("error: {e}"))?;
     let session = Session::start(options).map_err(|e| format!("error: {e}"))?;
@@ -150,6 +166,7 @@ extern "C" fn vcpu_init_with_id(_id: u64, vcpu: c_uint) {
 
 extern "C" fn vcpu_init(_vcpu: c_uint, _userdata: *mut c_void) {
     guard(|| {
+        inject("vcpu-init");
         if let Err(missing) = regs::init_vcpu() {
             output::error(&format!("this vCPU has no register {missing}: nothing can be tracked"));
         }
@@ -167,6 +184,7 @@ extern "C" fn tb_trans_with_id(_id: u64, tb: *mut qemu_plugin_tb) {
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 extern "C" fn tb_trans(tb: *mut qemu_plugin_tb, _userdata: *mut c_void) {
     guard(|| {
+        inject("translate");
         if let Some(session) = session() {
             // SAFETY: QEMU's own argument, used within its callback.
             session.translate(unsafe { api::Block::new(tb) });
@@ -180,6 +198,7 @@ extern "C" fn flush_with_id(_id: u64) {
 
 extern "C" fn flush(_userdata: *mut c_void) {
     guard(|| {
+        inject("flush");
         if let Some(session) = session() {
             session.flushed();
         }
@@ -191,10 +210,10 @@ extern "C" fn at_exit_with_id(_id: u64, userdata: *mut c_void) {
 }
 
 extern "C" fn at_exit(_userdata: *mut c_void) {
-    guard(|| {
-        if let Some(session) = session() {
-            session.exit();
-            control::end();
-        }
-    });
+    let Some(session) = session().filter(|_| !REFUSED.load(Ordering::Relaxed)) else { return };
+    // Also where the tracking has ended: what was known by then is worth a report.
+    if let Err(why) = panics::always(|| session.exit()) {
+        let _ = panics::always(|| output::error(&format!("no result: the check failed by an internal error: {why}")));
+    }
+    let _ = panics::always(control::end);
 }

@@ -111,6 +111,11 @@ const KEYS: &[Key] = &[
         value: "NUMBER",
         what: "threads that make a check, 1 to 64 (default: as many as the host has processors, and 8 at most)",
     },
+    Key {
+        name: "max-memory",
+        value: "SIZE",
+        what: "memory for libleak itself at most, such as 500M or 2G (default: what the host has)",
+    },
     Key { name: "help", value: "", what: "print this" },
 ];
 
@@ -175,6 +180,8 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// QEMU goes to the background, so that nobody reads stderr. Not an option of its own.
     pub background: bool,
+    /// Bytes of libleak's own memory, at most.
+    pub max_memory: Option<u64>,
 }
 
 impl Default for Options {
@@ -203,6 +210,7 @@ impl Default for Options {
             max_objects: None,
             threads: None,
             background: false,
+            max_memory: None,
         }
     }
 }
@@ -228,6 +236,21 @@ pub enum OptionError {
     /// Not an error: the user wants to read.
     #[error("{0}")]
     Help(String),
+}
+
+/// The least that a kernel's symbols and the check of a small guest fit into.
+const LEAST_MEMORY: u64 = 64 << 20;
+
+/// Bytes, of a number that may end in K, M or G.
+fn size(text: &str) -> Option<u64> {
+    let shift = match text.bytes().last()?.to_ascii_uppercase() {
+        b'K' => 10,
+        b'M' => 20,
+        b'G' => 30,
+        _ => 0,
+    };
+    let digits = if shift == 0 { text } else { &text[..text.len() - 1] };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn names() -> String {
@@ -303,6 +326,10 @@ impl Options {
                     Ok(n) if n.get() <= 64 => options.threads = Some(n),
                     _ => return Err(bad("not a number from 1 to 64")),
                 },
+                "max-memory" => match size(value) {
+                    Some(bytes) if bytes >= LEAST_MEMORY => options.max_memory = Some(bytes),
+                    _ => return Err(bad("not a number of bytes, K, M or G that comes to at least 64M")),
+                },
                 "debug" => options.debug.push(path()?),
                 "scan" => options.scan = seconds(1)?,
                 "min-age" => options.min_age = seconds(0)?,
@@ -355,6 +382,9 @@ mod tests {
         assert_eq!(Options::default().frames, 16);
         let o = Options::parse(["guest-markers=off", "tests=off", "per-test=on"]).unwrap();
         assert_eq!((o.guest_markers, o.ktap, o.per_test), (false, false, true));
+        let memory = |word| Options::parse([word]).unwrap().max_memory;
+        assert_eq!(memory("max-memory=64M"), memory("max-memory=67108864"));
+        assert_eq!((memory("max-memory=2g"), memory("max-memory=65536K")), (Some(2 << 30), Some(64 << 20)));
         assert_eq!(Options::parse(["threads=2"]).unwrap().threads.map(usize::from), Some(2));
         let o = Options::parse(["frames=64", "each=on", "suppress=a", "suppress=/b", "debug=c", "suppress-print=d"])
             .unwrap();
@@ -396,6 +426,9 @@ mod tests {
         assert!(error("max-objects=999").contains("at least 1000"));
         assert_eq!(Options::parse(["max-objects=1000"]).unwrap().max_objects, Some(1000));
         assert!(error("threads=0").contains("threads=NUMBER") && error("threads=65").contains("from 1 to 64"));
+        for word in ["max-memory=", "max-memory=on", "max-memory=1M", "max-memory=M", "max-memory=99999999999999G"] {
+            assert!(error(word).contains("at least 64M") && error(word).contains("max-memory=SIZE"), "{word}");
+        }
         assert!(error("snapshot").contains("snapshot=PATH"));
         assert!(error("control=on").contains("control=PATH"));
         assert!(error("help=on").contains("usage:"));

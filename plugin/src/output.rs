@@ -157,6 +157,11 @@ pub fn warning(text: &str) {
 
 fn message(level: &str, text: &str) {
     line(&format!("{level}: {text}"));
+    in_files(level, text);
+}
+
+/// A message for programs alone: what was said on stderr already.
+pub fn in_files(level: &str, text: &str) {
     // What is wrong with the options is said before there is any file.
     if let Some(session) = session::session() {
         session.output().message(level, text);

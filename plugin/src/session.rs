@@ -9,6 +9,7 @@ pub mod troubles;
 use crate::ffi::api::Block;
 use crate::ffi::host;
 use crate::ffi::ram::Ram;
+use crate::ffi::{inject, panics};
 use crate::hooks::table::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::{current, joined};
@@ -29,6 +30,8 @@ use troubles::Trouble;
 
 /// Age below which interval scans report nothing: what kmemleak waits (MSECS_MIN_AGE).
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
+/// Bytes of `linux_banner` that are looked at, which starts with "Linux version RELEASE".
+const MAX_BANNER: usize = 256;
 /// Searches before it is given up: around the first block of a kernel, the second, the third, the fifth and so on, up to one in
 /// half a million.
 const MAX_SEARCHES: u32 = 20;
@@ -55,7 +58,7 @@ pub struct Session {
 }
 
 /// What is said after a panic of ours.
-pub const OFF: &str = "leak detection was off after an internal error: there is no result";
+pub const OFF: &str = "an internal error has ended the tracking, as a line on QEMU's stderr says: there is no report but the last one, at QEMU's end";
 const RESET: &str = "the guest started another kernel, and only its first kernel was tracked; \
                      use -no-reboot, and start QEMU again for each boot";
 
@@ -221,14 +224,20 @@ impl Session {
     /// # Errors
     /// The line to print if there is nothing, or nothing that a scan would be right about.
     pub fn tracked(&self) -> Result<Arc<Tracker>, String> {
-        if crate::ffi::is_disabled() {
-            return Err(OFF.to_owned());
+        match panics::halted() {
+            Some(_) => Err(OFF.to_owned()),
+            None => self.known(),
         }
+    }
+
+    /// What was tracked, whether or not it still is.
+    fn known(&self) -> Result<Arc<Tracker>, String> {
         let Some(tracker) = current::tracker() else {
             let why = self.failure.lock().clone();
             return Err(match why {
                 _ if !self.search.blocks.load(Ordering::Relaxed) => "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg".to_owned(),
                 Some(why) => format!("nothing was tracked: {why}"),
+                None if self.is_between() => "no kernel runs in the guest now: it is starting again".to_owned(),
                 None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
             });
         };
@@ -248,6 +257,23 @@ impl Session {
     pub fn exit(&self) {
         self.ended.store(true, Ordering::Relaxed);
         self.conclude(true);
+    }
+
+    /// Makes what was known when a panic ended the tracking ready for one more check. What happened in the guest since is not
+    /// known: the kernel's own books say what is still allocated, and they must be of the same run of the same kernel.
+    fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), &'static str> {
+        let before = tracker.rewinds();
+        tracker.check_time(false);
+        if tracker.rewinds() > before {
+            return Err("the guest has gone back in time, or started again");
+        }
+        let banner = tracker.kernel.symbols.lookup("linux_banner").map(VirtAddr);
+        let banner = banner.map(|at| tracker.kernel.read_string(&tracker.ram, at, MAX_BANNER));
+        if banner.is_some_and(|banner| !banner.contains(&tracker.kernel.release)) {
+            return Err("another kernel runs since");
+        }
+        tracker.troubles.enter(&Trouble::Halted(since.elapsed().as_secs()));
+        Ok(())
     }
 
     /// Whether QEMU exits.

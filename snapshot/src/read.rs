@@ -58,6 +58,7 @@ pub(crate) struct Contents {
     millis: u64,
     min_age: Duration,
     unseen: bool,
+    halted: bool,
     counters: Counters,
     troubles: Vec<String>,
     registers: Vec<u64>,
@@ -121,6 +122,7 @@ impl Snapshot {
             millis: c.millis,
             min_age: c.min_age,
             unseen: c.unseen,
+            halted: c.halted,
         }
     }
 }
@@ -145,7 +147,11 @@ impl Contents {
         }
 
         from.part("time");
-        let (millis, min_age, unseen) = (from.u64()?, Duration::from_millis(from.u64()?), from.flag()?);
+        let (millis, min_age, [flags]) = (from.u64()?, Duration::from_millis(from.u64()?), from.array()?);
+        let (unseen, halted) = (flags & 1 != 0, flags & 2 != 0);
+        if flags > 3 {
+            from.flaw::<()>(format!("{flags} has flags that are none"))?;
+        }
 
         from.part("counters");
         let counters = Counters {
@@ -203,6 +209,7 @@ impl Contents {
             millis,
             min_age,
             unseen,
+            halted,
             counters,
             troubles,
             registers,

@@ -112,6 +112,7 @@ impl Guest {
             millis: 1234,
             min_age: Duration::from_secs(5),
             unseen: true,
+            halted: true,
         }
     }
 
@@ -170,7 +171,7 @@ fn assert_same(ours: &Moment<'_, OwnedMemory>, theirs: &Moment<'_, OwnedMemory>)
     assert_eq!(ours.registers, theirs.registers);
     assert_eq!(ours.troubles, theirs.troubles);
     assert_eq!((ours.counters, ours.millis, ours.min_age), (theirs.counters, theirs.millis, theirs.min_age));
-    assert_eq!(ours.unseen, theirs.unseen);
+    assert_eq!((ours.unseen, ours.halted), (theirs.unseen, theirs.halted));
     assert_eq!((&ours.tests.finished, ours.tests.dropped), (&theirs.tests.finished, theirs.tests.dropped));
     assert_eq!((&ours.tests.stretches, &ours.tests.at), (&theirs.tests.stretches, &theirs.tests.at));
     for sequence in 0..5 {

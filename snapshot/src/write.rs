@@ -104,7 +104,7 @@ pub(crate) fn contents(
 
     to.u64(moment.millis)?;
     to.u64(moment.min_age.as_millis() as u64)?;
-    to.flag(moment.unseen)?;
+    to.u8(u8::from(moment.unseen) | u8::from(moment.halted) << 1)?;
 
     for counter in counters(moment.counters) {
         to.u64(counter)?;

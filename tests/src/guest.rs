@@ -1,7 +1,7 @@
 //! Booting a guest under the plugin, through `scripts/boot`.
 
 use crate::planted;
-use crate::program::{Program, messages, plugin_argument, scratch, workspace};
+use crate::program::{self, Program, messages, scratch, workspace};
 use crate::report::{self, Report, Unreferenced};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ pub struct Guest {
     seconds: u32,
     losing: Option<Losses>,
     console: Option<PathBuf>,
+    panics: Option<String>,
 }
 
 /// From a console, the addresses that a module says it lost.
@@ -56,6 +57,7 @@ impl Guest {
             seconds: 240,
             losing: None,
             console: None,
+            panics: None,
         }
         .smp(2)
     }
@@ -216,6 +218,13 @@ impl Guest {
         self.boot_option("--kexec", kernel).program("kexec")
     }
 
+    /// Has the plugin panic at these places: see `inject` in `plugin/src/ffi/panics.rs`.
+    #[must_use]
+    pub fn panics(mut self, places: &str) -> Guest {
+        self.panics = Some(places.to_owned());
+        self
+    }
+
     /// Adds an argument for QEMU.
     #[must_use]
     pub fn qemu_arg(mut self, word: &str) -> Guest {
@@ -260,10 +269,14 @@ impl Guest {
         if let Some(options) = &self.options {
             let mut options = options.clone();
             options.extend((!self.groups).then(|| "each=on".to_owned()));
-            program = program.arg("-plugin").arg(plugin_argument(&options));
+            let plugin = if self.panics.is_some() { program::faulty_plugin() } else { program::plugin() };
+            program = program.arg("-plugin").arg(program::argument(&plugin, &options));
         }
         for word in &self.qemu {
             program = program.arg(word);
+        }
+        if let Some(places) = &self.panics {
+            program = program.env("LIBLEAK_PANIC", places);
         }
         // Beyond the guest's own limit there is only the time to fetch and build its parts.
         let done = program.limit(self.seconds + 900).run();

@@ -26,6 +26,22 @@ pub fn plugin() -> PathBuf {
     built("libleak.so")
 }
 
+/// The plugin as `tests/faulty-plugin` makes it, which panics where LIBLEAK_PANIC says. Built when it is first asked for.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn faulty_plugin() -> PathBuf {
+    static BUILT: std::sync::Once = std::sync::Once::new();
+    BUILT.call_once(|| {
+        let cargo = Command::new(env!("CARGO"))
+            .args(["build", "--release", "--quiet", "--package", "faulty-plugin"])
+            .current_dir(workspace())
+            .status();
+        assert!(cargo.expect("cargo starts").success(), "the faulty plugin is not built");
+    });
+    built("libfaulty.so")
+}
+
 /// The program `leak`.
 ///
 /// # Panics
@@ -70,7 +86,12 @@ pub fn scratch(test: &str) -> PathBuf {
 
 /// QEMU's `-plugin` argument for the plugin with these options.
 pub fn plugin_argument(options: &[String]) -> String {
-    let mut words = vec![plugin().display().to_string()];
+    argument(&plugin(), options)
+}
+
+/// The same for another one.
+pub fn argument(plugin: &Path, options: &[String]) -> String {
+    let mut words = vec![plugin.display().to_string()];
     words.extend_from_slice(options);
     // QEMU's own way to have a comma in a value.
     words.iter().map(|w| w.replace(',', ",,")).collect::<Vec<_>>().join(",")
@@ -89,6 +110,7 @@ pub fn qemu(which: &str) -> String {
 /// A command with a limit on its time.
 pub struct Program {
     words: Vec<OsString>,
+    environment: Vec<(String, String)>,
     seconds: u32,
 }
 
@@ -106,7 +128,7 @@ pub struct Finished {
 impl Program {
     /// A program without arguments.
     pub fn new(program: impl AsRef<OsStr>) -> Program {
-        Program { words: vec![program.as_ref().to_owned()], seconds: 60 }
+        Program { words: vec![program.as_ref().to_owned()], environment: Vec::new(), seconds: 60 }
     }
 
     /// Adds an argument.
@@ -120,6 +142,13 @@ impl Program {
     #[must_use]
     pub fn args(mut self, words: &str) -> Program {
         self.words.extend(words.split_whitespace().map(OsString::from));
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Program {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -144,6 +173,7 @@ impl Program {
             .args(&self.words)
             // The user's own wishes for the plugin's messages would be in the way of the tests.
             .env_remove("LIBLEAK_LOG")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(std::process::Stdio::null())
             .output()
             .expect("flock, of util-linux, starts");

@@ -36,14 +36,14 @@ pub fn ram_blocks() -> Vec<RamBlock> {
     extern "C" fn each(block: *mut c_void, opaque: *mut c_void) -> c_int {
         // SAFETY: `opaque` is the `Out` below, alive and not otherwise used during the walk; `block` is a
         // RAMBlock that QEMU keeps alive for the call.
-        unsafe {
+        super::guard(|| unsafe {
             let out = &mut *opaque.cast::<Out>();
             out.blocks.push(RamBlock {
                 name: api::string((out.idstr)(block)),
                 host: (out.host)(block) as usize,
                 len: (out.len)(block) as usize,
             });
-        }
+        });
         0
     }
     let names = ["qemu_ram_foreach_block", "qemu_ram_get_idstr", "qemu_ram_get_host_addr", "qemu_ram_get_used_length"];
@@ -235,6 +235,33 @@ pub fn flush_translations() {
         // SAFETY: as in `exclusive`; the vCPU is the one in whose callback this is.
         unsafe { std::mem::transmute::<*mut c_void, Run>(run)(cpu, work, 0) };
     }
+}
+
+/// Lets a guest go on that was stopped by a monitor which does not answer any more. It does so by itself as soon as it can, and
+/// nothing happens if it runs.
+///
+/// # Errors
+/// Why not, in words.
+pub fn resume() -> Result<(), &'static str> {
+    extern "C" fn work(_cpu: *mut c_void, _data: u64) {
+        let _ = super::panics::always(|| {
+            if let Some(start) = function("vm_start") {
+                // SAFETY: `void vm_start(void)` (include/sysemu/runstate.h, system/runstate.h from 10.0 on), which needs QEMU's big
+                // lock: QEMU holds it when it runs a vCPU's work.
+                unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(start)() }
+            }
+        });
+    }
+    let run = function("async_run_on_cpu").ok_or("this QEMU does not export async_run_on_cpu")?;
+    function("vm_start").ok_or("this QEMU does not export vm_start")?;
+    let cpu = cpu(0).ok_or("QEMU has no vCPU 0")?;
+    // SAFETY: `void async_run_on_cpu(CPUState *, run_on_cpu_func, run_on_cpu_data)`, as in `exclusive` below. A vCPU that is
+    // stopped looks at its work too (qemu_wait_io_event, system/cpus.c).
+    unsafe {
+        let run: unsafe extern "C" fn(*mut c_void, extern "C" fn(*mut c_void, u64), u64) = std::mem::transmute(run);
+        run(cpu.pointer(), work, 0);
+    }
+    Ok(())
 }
 
 /// Runs `f` while no vCPU executes anything, on a vCPU's thread, and waits for it at most `timeout`.

@@ -21,6 +21,32 @@ pub fn while_blocked<T>(make: impl FnOnce() -> T) -> T {
     make()
 }
 
+/// Lets a write beyond the limit on the size of files (`ulimit -f`) fail like one on a full disk. It would end QEMU otherwise, unless
+/// that has a handler of its own.
+pub fn survive_large_files() {
+    // SAFETY: a plain struct that libc fills, and a disposition without a handler.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGXFSZ, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_DFL {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        }
+    }
+}
+
+/// Opens /dev/null in place of those of stdin, stdout and stderr that are closed: the next file that is opened would be taken for them, and
+/// messages would be written into it.
+pub fn fill_standard_files() {
+    for fd in 0..3 {
+        // SAFETY: no memory but a string constant is involved. open() takes the lowest number that is free, which is this one, since
+        // those below are open by now.
+        unsafe {
+            if libc::fcntl(fd, libc::F_GETFD) == -1 {
+                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            }
+        }
+    }
+}
+
 /// Blocks all signals for this thread, one of ours.
 pub fn block() {
     // SAFETY: a set on the stack, filled by libc, applied to this thread only.

@@ -14,11 +14,12 @@ use super::events::ZERO_SIZE_PTR;
 use super::table::{Action, PORT};
 use super::tracker::{Pending, Tracker};
 use super::watches::Watch;
-use crate::ffi::guard;
 use crate::ffi::regs::{self, Reg};
+use crate::ffi::{guard, inject};
 use crate::session::session;
 use crate::triggers::{console, marker};
 use detector::objects::{Kind, Removed};
+use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use guest_symbols::modules::Module;
 use libc::{c_uint, c_void};
@@ -30,6 +31,7 @@ const MAX_ORDER: u64 = 10;
 
 impl Tracker {
     fn enter(&self, vcpu: c_uint, number: u32) {
+        inject("entry");
         let (hook, seen) = &self.hooks[number as usize];
         // Written once, since all CPUs read it all the time.
         if !seen.hit.load(Ordering::Relaxed) {
@@ -79,7 +81,10 @@ impl Tracker {
 
     /// Code has come that is not the kernel's own.
     pub(super) fn loaded(&self, module: Option<Module>) {
-        let Some(module) = module.filter(|module| self.is_news(module)) else { return };
+        // Once nothing is entered any more, who allocates is not asked.
+        let is_news = |module: &Module| !self.closed.load(Ordering::Relaxed) && self.is_news(module);
+        let Some(module) = module.filter(is_news) else { return };
+        inject("module");
         log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
         self.code.add(&module);
         if let Some(symbol) = module.symbols().find(|s| s.name == PORT) {
@@ -144,6 +149,7 @@ impl Tracker {
     fn finish(&self, ret: u64) {
         let slot = regs::read(Reg::Rsp).wrapping_sub(8);
         let Some((_, pending)) = self.pending.remove_if(&slot, |_, p| p.ret == ret) else { return };
+        inject(if pending.armed { "return-conditional" } else { "return" });
         if pending.armed {
             self.arm(-1);
         }
@@ -156,7 +162,9 @@ impl Tracker {
         if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.live.is_inside(rax, pending.sequence) {
             return;
         }
-        let stack = self.stack(hook.addr, ret, slot.wrapping_add(8));
+        // New stacks need memory too.
+        let is_closed = self.closed.load(Ordering::Relaxed);
+        let stack = if is_closed { StackId::NONE } else { self.stack(hook.addr, ret, slot.wrapping_add(8)) };
         match hook.action {
             Action::Alloc(kind, _) => self.allocated(rax, kind, pending, stack),
             Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending, stack),

@@ -2,6 +2,7 @@
 
 use super::context::Who;
 use super::tracker::{Pending, Tracker};
+use crate::ffi::inject;
 use crate::ffi::regs::{self, Reg};
 use crate::session::troubles::Trouble;
 use detector::comms::{Comm, CommId};
@@ -40,12 +41,18 @@ impl Tracker {
         if addr <= ZERO_SIZE_PTR || is_error || (kind != Kind::Percpu && !VirtAddr(addr).is_kernel()) {
             return;
         }
+        if self.closed.load(Ordering::Relaxed) {
+            return self.not_entered(addr, kind, pending);
+        }
         let jiffies = self.check_time(false);
         self.clock.tick(jiffies, || self.millis());
         let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
         let (comm, sequence) = (self.comm(comm), self.sequence.fetch_add(1, Ordering::Relaxed));
         if sequence.is_multiple_of(EVERY) {
             self.bound_objects();
+        }
+        if sequence.is_multiple_of(super::memory::EVERY) {
+            self.look_at_memory();
         }
         let object = Allocation { kind, stack, sequence, jiffies, pid, tgid, cpu, comm }.into();
         let size = match kind {
@@ -129,7 +136,11 @@ impl Tracker {
 
     /// What was live before a rewind is not known, nor what there was no room for.
     pub(super) fn unknown_free(&self, addr: u64) {
-        if self.rewinds() > 0 || self.live.was_full() {
+        let is_closed = self.closed.load(Ordering::Relaxed);
+        if is_closed {
+            self.unentered.fetch_sub(1, Ordering::Relaxed);
+        }
+        if is_closed || self.rewinds() > 0 || self.live.was_full() {
             self.live.forgive_unknown_free();
         } else {
             log::debug!("unknown free of {addr:#x}");
@@ -141,6 +152,7 @@ impl Tracker {
             return;
         }
         let mut recent = self.vfreed.lock();
+        inject("vfree");
         match self.live.remove(addr) {
             Removed::Unknown if recent.contains(&addr) => self.live.forgive_unknown_free(),
             Removed::Unknown => self.unknown_free(addr),

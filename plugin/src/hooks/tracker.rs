@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
 pub(super) type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
@@ -152,6 +152,10 @@ pub struct Tracker {
     pub(super) rewinds: AtomicU64,
     /// What tells it from another; none where it cannot be read.
     pub(super) print: Option<Print>,
+    /// Nothing new is entered any more: see [`super::memory`].
+    pub(super) closed: AtomicBool,
+    /// Since then, allocations less frees.
+    pub(super) unentered: AtomicI64,
 }
 
 impl Tracker {
@@ -191,6 +195,8 @@ impl Tracker {
             jiffies: AtomicU64::new(0),
             rewinds: AtomicU64::new(0),
             print: Print::of(&kernel, &ram),
+            closed: AtomicBool::new(false),
+            unentered: AtomicI64::new(0),
             kernel,
             ram,
             live: map(),

@@ -6,7 +6,7 @@
 //! stopped: that is hooked.
 
 use super::Session;
-use crate::ffi::host;
+use crate::ffi::{host, inject, panics};
 use crate::hooks::current;
 use crate::output;
 use crate::triggers::{console, marker};
@@ -102,12 +102,22 @@ impl Session {
     /// Every vCPU is stopped, and the kernel comes to its end: makes the last report of it, which is the `last` of all when
     /// QEMU exits.
     pub(super) fn conclude(&self, last: bool) {
-        let tracker = match self.tracked() {
+        let halted = panics::halted();
+        let tracker = match self.known() {
             Ok(tracker) => tracker,
             // Of each kernel there was a report; firmware came after the last one.
             Err(_) if current::tracker().is_none() && self.is_between() => return,
+            Err(why) if halted.is_some() => {
+                return output::error(&format!(
+                    "no result: an internal error had ended the tracking, and by then {why}"
+                ));
+            }
             Err(why) => return output::error(&why),
         };
+        if let Some(Err(why)) = halted.map(|since| self.take_up(&tracker, since)) {
+            return output::error(&format!("no result: an internal error had ended the tracking, and {why}"));
+        }
+        inject("exit");
         marker::flush(self);
         if let Some(times) = &tracker.times {
             times.log(tracker.stacks.len());
@@ -117,7 +127,11 @@ impl Session {
         tests.at = tests.end(tracker.sequence());
         drop(tests);
         let began = Instant::now();
-        match self.scan(&tracker, self.options.min_age.unwrap_or_default()) {
+        match self.last_scan(&tracker) {
+            // Without them, all that was freed since would be reported.
+            Ok(found) if halted.is_some() && found.outcome.audit.is_none() => output::error(
+                "no result: an internal error had ended the tracking, and the kernel's slabs do not say what was freed since",
+            ),
             Ok(found) => {
                 self.report(&tracker, &found, began.elapsed(), last);
             }
@@ -126,7 +140,7 @@ impl Session {
     }
 
     /// Whether a kernel was here, and nothing was seen of the next.
-    fn is_between(&self) -> bool {
+    pub(super) fn is_between(&self) -> bool {
         let search = &self.search;
         search.boots.load(Ordering::Relaxed) > 0 && search.kernel_blocks.load(Ordering::Relaxed) == 0
     }

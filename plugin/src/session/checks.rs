@@ -6,7 +6,7 @@
 
 use super::Session;
 use super::troubles::Trouble;
-use crate::ffi::signals;
+use crate::ffi::{inject, memory, panics, signals};
 use crate::hooks::tracker::Tracker;
 use crate::output;
 use crate::stopped;
@@ -36,6 +36,27 @@ fn look_at_image(tracker: &Tracker) {
     if tracker.kernel.checksum(&memory) != tracker.checksum && tracker.troubles.enter(&Trouble::Image) {
         output::warning(&Trouble::Image.to_string());
     }
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The live map cannot be copied.
+    #[error(transparent)]
+    Memory(#[from] CheckError),
+    /// The file.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// What the guest is stopped for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// Less than a check.
+    Less,
+    Check,
+    /// A check at QEMU's exit.
+    LastCheck,
 }
 
 /// What a scan found.
@@ -78,14 +99,27 @@ impl Session {
     /// # Errors
     /// [`CheckError`].
     pub fn scan(&self, tracker: &Tracker, min_age: Duration) -> Result<Found, CheckError> {
+        self.scan_for(tracker, min_age, For::Check)
+    }
+
+    /// As [`Session::scan`], at QEMU's exit: the live map may be gone after it.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub(super) fn last_scan(&self, tracker: &Tracker) -> Result<Found, CheckError> {
+        self.scan_for(tracker, self.options.min_age.unwrap_or_default(), For::LastCheck)
+    }
+
+    fn scan_for(&self, tracker: &Tracker, min_age: Duration, what_for: For) -> Result<Found, CheckError> {
         if self.options.snapshot.is_some() {
             look_at_image(tracker);
         }
-        self.stopped(tracker, min_age, |moment| {
+        self.stopped(tracker, min_age, what_for, |moment| {
             // First, for whoever looks into why the check fails.
             if let Some(Err(why)) = self.options.snapshot.as_deref().map(|path| stopped::save(path, moment)) {
                 output::warning(&why.to_string());
             }
+            inject("check");
             let outcome = self.shared(|| moment.check(self.options.why.as_deref(), &self.suppressions))?;
             self.settle(tracker, &outcome);
             let mut tests = tracker.tests.lock();
@@ -94,7 +128,7 @@ impl Session {
             tests.finished.drain(..told);
             drop(tests);
             Ok(Found { outcome, counters: moment.counters })
-        })
+        })?
     }
 
     /// Makes a check where several threads can share the work.
@@ -102,7 +136,10 @@ impl Session {
         // Started when it is needed: QEMU may fork before.
         let pool = self.pool.get_or_init(|| signals::while_blocked(|| threads::pool(self.options.threads)));
         match pool {
-            Some(pool) => pool.install(check),
+            Some(pool) => pool.install(|| {
+                inject("workers");
+                check()
+            }),
             None => check(),
         }
     }
@@ -150,12 +187,12 @@ impl Session {
     /// # Errors
     /// [`CheckError`].
     pub fn clear(&self, tracker: &Tracker) -> Result<Count, CheckError> {
-        self.stopped(tracker, Duration::ZERO, |moment| {
+        self.stopped(tracker, Duration::ZERO, For::Check, |moment| {
             let outcome = self.shared(|| moment.check(None, &self.suppressions))?;
             self.settle(tracker, &outcome);
             let unreferenced = &outcome.unreferenced;
             Ok(Count { objects: unreferenced.len() as u64, bytes: unreferenced.iter().map(|u| u.leak.size).sum() })
-        })
+        })?
     }
 
     /// The guest is stopped: counts the live objects by site, reachable or not.
@@ -163,11 +200,11 @@ impl Session {
     /// # Errors
     /// [`CheckError`].
     pub fn sites(&self, tracker: &Tracker) -> Result<Sites, CheckError> {
-        self.stopped(tracker, Duration::ZERO, |moment| {
+        self.stopped(tracker, Duration::ZERO, For::Check, |moment| {
             let sites = Sites::of(moment)?;
             log::debug!("{} objects live", sites.total().objects);
             Ok(sites)
-        })
+        })?
     }
 
     /// The guest is stopped: who refers to the live object that has an address in it, step by step to the root; none if
@@ -176,29 +213,47 @@ impl Session {
     /// # Errors
     /// [`CheckError`].
     pub fn why(&self, tracker: &Tracker, address: u64) -> Result<Vec<Path>, CheckError> {
-        self.stopped(tracker, Duration::ZERO, |moment| moment.why(address))
+        self.stopped(tracker, Duration::ZERO, For::Check, |moment| moment.why(address))?
     }
 
     /// The guest is stopped: writes a snapshot.
     ///
     /// # Errors
-    /// [`WriteError`].
-    pub fn save(&self, tracker: &Tracker, path: &std::path::Path) -> Result<(), WriteError> {
+    /// [`SaveError`].
+    pub fn save(&self, tracker: &Tracker, path: &std::path::Path) -> Result<(), SaveError> {
         let min_age = self.options.min_age.unwrap_or_default();
         look_at_image(tracker);
-        self.stopped(tracker, min_age, |moment| stopped::save(path, moment))
+        Ok(self.stopped(tracker, min_age, For::Less, |moment| stopped::save(path, moment))??)
     }
 
-    /// The guest is stopped: makes a [`Moment`] of it. One at a time.
-    pub(super) fn stopped<T>(
+    /// The guest is stopped: makes a [`Moment`] of it, for a check or for less. One at a time.
+    ///
+    /// # Errors
+    /// [`CheckError::NoMemory`], before anything was done that may fail for it.
+    fn stopped<T>(
         &self,
         tracker: &Tracker,
         min_age: Duration,
+        what_for: For,
         look: impl FnOnce(&Moment<'_, crate::ffi::ram::Stopped<'_>>) -> T,
-    ) -> T {
+    ) -> Result<T, CheckError> {
         let _one = self.checking.lock();
+        let needs = tracker.needs();
+        let rest = if what_for == For::Less { 0 } else { needs.rest };
+        let whole = needs.copy + rest;
+        let fits = |bytes| memory::may_have(bytes).then_some(()).ok_or(CheckError::NoMemory(whole.div_ceil(1 << 20)));
+        log::debug!("{} MiB in use, and a check needs {} MiB", memory::used() >> 20, whole >> 20);
+        // Nobody needs the live map any more when it has been copied.
+        let in_parts = what_for == For::LastCheck && !memory::may_have(whole);
+        fits(if in_parts { needs.copy } else { whole })?;
         let baseline = self.marks.lock().baseline;
         let mut objects = self.shared(|| tracker.objects());
+        if in_parts {
+            tracker.live.release();
+            tracker.pages.iter().for_each(|pages| pages.map.release());
+            memory::give_back();
+            fits(rest)?;
+        }
         // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
         objects.set_reported_before(baseline);
         let modules = tracker.modules();
@@ -208,7 +263,7 @@ impl Session {
         tracker.tell_of_bounds();
         let mut tests = tracker.tests.lock().clone();
         tests.at = tests.at.or_else(|| tests.running.clone());
-        look(&Moment {
+        Ok(look(&Moment {
             kernel: &tracker.kernel,
             memory: &memory,
             objects: &objects,
@@ -223,7 +278,8 @@ impl Session {
             min_age,
             // When they were allocated is not known, so after a mark it counts as before.
             unseen: self.options.live_slab && baseline == 0,
-        })
+            halted: panics::halted().is_some(),
+        }))
     }
 
     /// Enters into the live map what a check has found out.

@@ -43,6 +43,19 @@ pub enum Trouble {
         "there were more than {0} modules and BPF programs, or larger ones than there can be: the functions of further ones have no names, and suppressions do not fit them"
     )]
     Modules(usize),
+    /// A panic of ours.
+    #[error(
+        "an internal error ended the tracking {0} s before: what was allocated since is not known, and of what was freed since only what the kernel's own books tell"
+    )]
+    Halted(u64),
+    /// The live map could not grow, or memory failed.
+    #[error("{why}, so of the objects allocated after the first {allocations} none is known")]
+    NoMemory {
+        /// What was short.
+        why: &'static str,
+        /// Allocations until then.
+        allocations: u64,
+    },
 }
 
 /// Troubles, in the order in which they came.

@@ -6,6 +6,7 @@
 //! neither.
 
 use super::marker;
+use crate::ffi::inject;
 use crate::hooks::says;
 use crate::hooks::tracker::Tracker;
 use crate::session::session;
@@ -51,6 +52,7 @@ pub fn printk(tracker: &Tracker, vcpu: c_uint, entry: u64) {
 
 fn write(tracker: &Tracker, vcpu: c_uint, to: u64, text: &[u8]) {
     let mut all = OPEN.lock();
+    inject("console");
     let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
     let (whole, rest) = whole_lines(before.unwrap_or_default(), text);
     // Most lines are none of tests.

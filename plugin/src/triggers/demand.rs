@@ -1,5 +1,7 @@
 //! What can be demanded of the guest while it stands still, and what comes of it.
 
+use crate::ffi::panics;
+use crate::session::OFF;
 use crate::session::checks::Mark;
 use checker::CheckError;
 use checker::sites::Sites;
@@ -70,8 +72,10 @@ pub enum DemandError {
     /// A snapshot was not written.
     #[error("{0}")]
     Snapshot(String),
-    /// No way to stop the guest is left.
-    #[error("the guest cannot be paused, as a line on QEMU's stderr says: there is no further scan before exit")]
+    /// No way to stop the guest works.
+    #[error(
+        "the guest cannot be paused, as a line on QEMU's stderr says; it is tried again after a while, so send this again then"
+    )]
     Running,
     /// QEMU exits, and makes the last scan itself.
     #[error("the guest has ended; what the last scan found is in the report")]
@@ -82,6 +86,13 @@ pub enum DemandError {
     /// Too much waits already.
     #[error("too many requests wait for the guest to be paused; send this one again when others are answered")]
     Busy,
+}
+
+impl DemandError {
+    /// There is no thread that would do it: a panic has ended it, or the system gave none.
+    pub fn nobody() -> DemandError {
+        panics::halted().map_or(DemandError::Running, |_| DemandError::Nothing(OFF.to_owned()))
+    }
 }
 
 /// Who is told: called once, on the thread of the triggers or of who demands, and never blocks.

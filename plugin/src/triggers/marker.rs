@@ -15,7 +15,7 @@ use super::demand::What;
 use super::{Done, stopped};
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::regs::{self, Reg};
-use crate::ffi::{self, guard, host};
+use crate::ffi::{self, guard, host, inject};
 use crate::hooks::current;
 use crate::hooks::says::{self, Text};
 use crate::hooks::tracker::Tracker;
@@ -60,6 +60,7 @@ static DEFERRED_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// A process writes to /proc/PID/comm.
 pub fn comm(tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
+    inject("comm");
     let count = count.min(MAX_TEXT as u64) as usize;
     let text = says::user(tracker, buf, count);
     tell_or_defer(tracker, vcpu, text, Some((buf, count)));
@@ -74,6 +75,7 @@ pub fn comm_copied(tracker: &Tracker, vcpu: c_uint) {
 
 /// A process writes to /dev/kmsg.
 pub fn kmsg(tracker: &Tracker, vcpu: c_uint, iter: u64) {
+    inject("kmsg");
     tell_or_defer(tracker, vcpu, tracker.says.iter(tracker, iter, MAX_TEXT), None);
 }
 
@@ -181,6 +183,7 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
         Ok(tracker) => tracker,
         Err(why) => return log::info!("no effect of a marker: {why}"),
     };
+    inject("marker");
     let began = Instant::now();
     tracker.tests.lock().at = at;
     let done = stopped(session, &tracker, what);
@@ -222,7 +225,12 @@ pub fn start(session: &'static Session) {
     let (wake, woken) = bounded(1);
     let spawned = std::thread::Builder::new().name("libleak-markers".into()).spawn(move || {
         ffi::signals::block();
-        ffi::guard(|| woken.iter().for_each(|()| flush(session)));
+        ffi::guard(|| {
+            woken.iter().for_each(|()| {
+                inject("reports");
+                flush(session);
+            });
+        });
     });
     if spawned.is_ok() {
         let _ = WAKE.set(wake);
@@ -260,6 +268,7 @@ fn is_cpuid(insn: Insn) -> bool {
 extern "C" fn on_cpuid(vcpu: c_uint, _: *mut c_void) {
     guard(|| {
         if regs::read(Reg::Rax) as u32 == LEAF {
+            inject("cpuid");
             current::with(|tracker| cpuid(tracker, vcpu));
         }
     });

@@ -18,7 +18,7 @@ pub mod marker;
 use crate::ffi;
 use crate::hooks::tracker::Tracker;
 use crate::output;
-use crate::pause::{self, Pause};
+use crate::pause::{self, Way};
 use crate::session::checks::Found;
 use crate::session::{OFF, Session};
 use control::events;
@@ -63,7 +63,7 @@ pub fn demand(demand: Demand) {
     let refused = match QUEUE.get().map(|queue| queue.try_send(demand)) {
         Some(Ok(())) => return,
         Some(Err(TrySendError::Full(demand))) => (demand, DemandError::Busy),
-        Some(Err(TrySendError::Disconnected(demand))) => (demand, DemandError::Running),
+        Some(Err(TrySendError::Disconnected(demand))) => (demand, DemandError::nobody()),
         None => return,
     };
     (refused.0.reply)(Err(refused.1));
@@ -75,9 +75,9 @@ struct Scanner {
     demands: Receiver<Demand>,
     /// Received, and to be served in their order.
     waiting: VecDeque<Demand>,
-    /// Ways to stop the guest that have not failed yet, best first.
-    ways: Vec<Box<dyn Pause>>,
-    /// None is left, which was said.
+    /// Ways to stop the guest, best first.
+    ways: Vec<Way>,
+    /// None of them works, which was said.
     is_lost: bool,
     /// Until then the guest runs: as long as it stood still before, so that no client can keep it from its work.
     running_until: Instant,
@@ -106,6 +106,7 @@ impl Scanner {
                 },
             };
             self.waiting.extend(self.demands.try_iter());
+            ffi::inject("scanner");
             let mut replies = vec![next.reply];
             if matches!(next.what, What::Scan { .. }) {
                 // What was asked for at the same time is answered by the same scan, which comes after all of the requests: the
@@ -128,7 +129,7 @@ impl Scanner {
         }
         let tracker = session.tracked().map_err(DemandError::Nothing)?;
         std::thread::sleep(self.running_until.saturating_duration_since(Instant::now()));
-        while let Some(way) = self.ways.first_mut() {
+        for way in self.ways.iter_mut().filter(|way| way.is_ready()) {
             let result = Arc::new(Mutex::new(None));
             let (inner, work, stopped_of) = (result.clone(), what.clone(), Arc::clone(&tracker));
             let began = Instant::now();
@@ -138,10 +139,11 @@ impl Scanner {
             if session.is_ended() {
                 return Err(DemandError::Ended);
             }
-            if let Err(why) = &paused {
-                output::warning(&why.to_string());
-                // A way that failed is not tried again: each failure may have cost its timeout.
-                self.ways.remove(0);
+            match &paused {
+                Ok(()) => self.is_lost = false,
+                Err((why, rest)) => {
+                    output::warning(&format!("{why}; it is not tried again for {} s", rest.as_secs()));
+                }
             }
             // It may have been done all the same, and the guest only not let go on.
             match result.lock().take() {
@@ -167,7 +169,7 @@ impl Scanner {
         }
         if !self.is_lost {
             self.is_lost = true;
-            output::error("the guest cannot be paused: there is no further scan before exit");
+            output::error("the guest cannot be paused: there is no scan before exit until it can");
         }
         Err(DemandError::Running)
     }
@@ -178,6 +180,7 @@ fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, De
     if tracker.is_retired() {
         return Err(DemandError::Again);
     }
+    ffi::inject("pause");
     Ok(Done::Answer(match what {
         What::Tick => return Ok(Done::Found(Box::new(session.scan(tracker, session.interval_min_age())?))),
         What::Scan { min_age } => return Ok(Done::Found(Box::new(session.scan(tracker, *min_age)?))),

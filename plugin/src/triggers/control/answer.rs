@@ -30,6 +30,9 @@ pub enum Problem {
     /// There are too many clients.
     #[error("{0} clients are connected, and no more can be; send it again when one has gone")]
     Full(usize),
+    /// The system gives no more threads, or no memory for one.
+    #[error("no thread can be started to serve this: {0}; send it again later")]
+    NoThread(String),
     /// A number that makes no sense.
     #[error("min_age is no number of seconds; send one of at least 0")]
     MinAge,
@@ -173,7 +176,7 @@ fn demand(what: What) -> Result<(Answer, Duration), Problem> {
         let _ = sender.try_send(answer);
     });
     crate::triggers::demand(Demand { what, reply });
-    Ok(receiver.recv().unwrap_or(Err(DemandError::Running))?)
+    Ok(receiver.recv().unwrap_or_else(|_| Err(DemandError::nobody()))?)
 }
 
 fn confused() -> Problem {

@@ -4,6 +4,7 @@
 use super::answer::{self, Problem};
 use super::events;
 use super::lines::{Line, Lines};
+use crate::ffi::inject;
 use crossbeam_channel::RecvTimeoutError;
 use detector::control::{Event, MAX_LINE, Request};
 use serde_json::Value;
@@ -37,6 +38,7 @@ pub fn serve(stream: &UnixStream) -> io::Result<()> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
+        inject("client");
         let (id, request) = read(&line);
         match request {
             Ok(Request::Events {}) => {
@@ -52,8 +54,8 @@ pub fn serve(stream: &UnixStream) -> io::Result<()> {
 }
 
 /// Tells a client that there is no place for it; it does not block if it was told not to.
-pub fn refuse(stream: &UnixStream, clients: usize) {
-    let _ = write(stream, &answer::error(&Problem::Full(clients), None, None));
+pub fn refuse(stream: &UnixStream, why: &Problem) {
+    let _ = write(stream, &answer::error(why, None, None));
 }
 
 /// The request of a line, and its `id`.
@@ -70,6 +72,7 @@ fn read(line: &[u8]) -> (Option<Value>, Result<Request, Problem>) {
 
 /// Writes events until the client goes.
 fn tell(mut stream: &UnixStream, subscription: &events::Subscription) -> io::Result<()> {
+    inject("events");
     stream.set_read_timeout(Some(Duration::from_millis(1)))?;
     loop {
         match subscription.next(PRESENCE, |line| write(stream, line)) {

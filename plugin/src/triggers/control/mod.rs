@@ -14,11 +14,13 @@ mod socket;
 
 pub use socket::{Socket, SocketError};
 
+use crate::ffi::panics;
 use crate::{ffi, output};
+use answer::Problem;
 use detector::control::Event;
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Clients at once; others are told so.
@@ -36,7 +38,7 @@ pub fn start(socket: Socket) {
     let socket = SOCKET.get_or_init(|| socket);
     let spawned = std::thread::Builder::new().name("libleak-control".into()).spawn(move || {
         ffi::signals::block();
-        ffi::guard(|| accept(socket));
+        let _ = panics::always(|| accept(socket));
     });
     if let Err(why) = spawned {
         output::error(&format!("control= has no effect, no thread could be started: {why}"));
@@ -55,7 +57,8 @@ pub fn end() {
 fn accept(socket: &Socket) {
     for stream in socket.listener.incoming() {
         match stream {
-            Ok(stream) => welcome(stream),
+            // A panic costs this client alone: others would wait for an answer that nobody gives.
+            Ok(stream) => drop(panics::always(|| welcome(stream))),
             Err(why) => {
                 log::info!("a client was lost: {why}");
                 // Out of descriptors, which may pass.
@@ -67,17 +70,20 @@ fn accept(socket: &Socket) {
 
 /// Gives a client a thread.
 fn welcome(stream: UnixStream) {
+    ffi::inject("listener");
     if CLIENTS.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
         CLIENTS.fetch_sub(1, Ordering::Relaxed);
         // A new connection has room for a line.
         let _ = stream.set_nonblocking(true);
-        client::refuse(&stream, MAX_CLIENTS);
+        client::refuse(&stream, &Problem::Full(MAX_CLIENTS));
         return;
     }
+    let stream = Arc::new(stream);
+    let theirs = Arc::clone(&stream);
     let spawned = std::thread::Builder::new().name("libleak-client".into()).stack_size(STACK).spawn(move || {
         ffi::signals::block();
-        ffi::guard(|| {
-            if let Err(why) = client::serve(&stream) {
+        let _ = panics::always(|| {
+            if let Err(why) = client::serve(&theirs) {
                 log::debug!("a client was given up: {why}");
             }
         });
@@ -86,5 +92,7 @@ fn welcome(stream: UnixStream) {
     if let Err(why) = spawned {
         log::info!("a client was lost: {why}");
         CLIENTS.fetch_sub(1, Ordering::Relaxed);
+        let _ = stream.set_nonblocking(true);
+        client::refuse(&stream, &Problem::NoThread(why.to_string()));
     }
 }

@@ -138,6 +138,7 @@ pub(super) fn snapshot() -> Vec<u8> {
         tests: &tests,
         counters: Counters { allocations: 4, hooks: 34, ..Counters::default() },
         troubles: &[],
+        halted: false,
         millis: 1234,
         min_age: Duration::from_secs(5),
         unseen: true,

@@ -1,0 +1,224 @@
+//! Stopping the guest through a QMP monitor: `stop` and `cont`. The guest's clock stands still too.
+//!
+//! The monitor may be dead, die between the two, be slow, or be none. Whatever it does, no wait is without an end, and a guest that
+//! it may have stopped for us is let go on.
+
+use super::{Pause, PauseError, TIMEOUT, Work};
+use crate::ffi::host;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde_json::Value;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Bytes of a line; QEMU's own are some hundred.
+const MAX_LINE: usize = 1 << 20;
+
+/// A QMP monitor.
+pub(super) struct Monitor {
+    path: PathBuf,
+    connection: Option<Connection>,
+    /// One with a `stop` that was not answered, and a `cont` after it: QEMU forgets what it has not done yet of a connection that
+    /// is closed.
+    late: Option<Connection>,
+}
+
+impl Monitor {
+    pub(super) fn new(path: &Path) -> Monitor {
+        Monitor { path: path.into(), connection: None, late: None }
+    }
+
+    fn stop_and_work(&mut self, work: Work) -> Result<(), String> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => Connection::new(&self.path)?,
+        };
+        let status = connection.command("query-status")?;
+        // What somebody else stopped is not ours to let go on.
+        let running = status.get("running").and_then(Value::as_bool).unwrap_or(true);
+        if running && let Err(why) = connection.command("stop") {
+            return Err(self.let_go(connection, why));
+        }
+        work();
+        if running && let Err(why) = connection.command("cont") {
+            return Err(self.let_go(connection, why));
+        }
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    /// The guest may stand still, or may be about to, because of us. Returns `why`, and what to do if it cannot be helped.
+    fn let_go(&mut self, mut connection: Connection, why: String) -> String {
+        // A `stop` that is late is followed by this.
+        let sent = connection.send("cont");
+        self.late = Some(connection).filter(|_| sent.is_ok());
+        let again = || {
+            let mut connection = Connection::new(&self.path)?;
+            connection.command("cont").map(drop)
+        };
+        match host::resume().map_err(str::to_owned).or_else(|_| again()) {
+            Ok(()) => why,
+            Err(_) if sent.is_ok() => format!("{why} (if the guest stands still, type cont in another monitor)"),
+            Err(_) => format!("{why}, and the guest may stand still: type cont in another monitor"),
+        }
+    }
+}
+
+impl Pause for Monitor {
+    fn during(&mut self, work: Work) -> Result<(), PauseError> {
+        self.stop_and_work(work).map_err(|why| PauseError::Monitor { path: self.path.clone(), why })
+    }
+}
+
+/// A connection that is ready for commands.
+struct Connection {
+    stream: UnixStream,
+    /// Read, and not looked at.
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    fn new(path: &Path) -> Result<Connection, String> {
+        let stream = connect(path).map_err(|e| e.to_string())?;
+        stream.set_write_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
+        let mut connection = Connection { stream, buffer: Vec::new() };
+        let greeting = connection.receive(Instant::now() + TIMEOUT)?;
+        if greeting.get("QMP").is_none() {
+            return Err("it is no QMP monitor".to_owned());
+        }
+        connection.command("qmp_capabilities")?;
+        Ok(connection)
+    }
+
+    fn send(&mut self, name: &str) -> Result<(), String> {
+        let request = format!("{{\"execute\":\"{name}\"}}\n");
+        self.stream.write_all(request.as_bytes()).map_err(|e| e.to_string())
+    }
+
+    /// Sends a command and returns its result; events that come between are dropped.
+    fn command(&mut self, name: &str) -> Result<Value, String> {
+        self.send(name)?;
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            let mut reply = self.receive(deadline).map_err(|why| format!("{name}: {why}"))?;
+            if let Some(error) = reply.get("error") {
+                return Err(format!("{name}: {error}"));
+            }
+            if let Some(result) = reply.get_mut("return") {
+                return Ok(result.take());
+            }
+        }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> Result<Value, String> {
+        loop {
+            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(|e| format!("the monitor said no JSON: {e}"));
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Err(format!("the monitor said more than {MAX_LINE} bytes in a line"));
+            }
+            let none = || format!("the monitor did not answer within {} s", TIMEOUT.as_secs());
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return Err(none());
+            }
+            self.stream.set_read_timeout(Some(rest)).map_err(|e| e.to_string())?;
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err("the monitor closed the connection".to_owned()),
+                Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Err(none()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+    }
+}
+
+/// Connects, and does not wait where others wait already: std's own connect() would, for ever.
+fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// A monitor that says `lines`, one after each line that it is told, and then closes, or says no more.
+    fn monitor(test: &str, lines: &'static [&'static str], closes: bool) -> (PathBuf, std::thread::JoinHandle<String>) {
+        let folder = std::env::temp_dir().join(format!("libleak-monitor-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("qmp");
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut told = String::new();
+            for line in lines {
+                stream.write_all(line.as_bytes()).unwrap();
+                let mut chunk = [0; 4096];
+                let n = stream.read(&mut chunk).unwrap_or(0);
+                told += std::str::from_utf8(&chunk[..n]).unwrap();
+            }
+            if !closes {
+                stream.read_to_string(&mut told).unwrap();
+            }
+            told
+        });
+        (path, thread)
+    }
+
+    const HELLO: &str = "{\"QMP\":{}}\n";
+    const DONE: &str = "{\"event\":\"STOP\"}\n{\"return\":{}}\n";
+
+    #[test]
+    fn what_is_no_monitor_or_dies_or_babbles_is_told() {
+        let failed = |test, lines, words: &str| {
+            let (path, thread) = monitor(test, lines, true);
+            let error = Monitor::new(&path).stop_and_work(Box::new(|| panic!("nobody stopped"))).unwrap_err();
+            assert!(error.contains(words), "{error}");
+            thread.join().unwrap();
+        };
+        failed("none", &["SSH-2.0\n"], "no JSON");
+        failed("other", &["{}\n"], "no QMP monitor");
+        failed("dead", &[HELLO, DONE], "closed the connection");
+        failed("refuses", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", "{\"error\":{}}\n"], "stop: {}");
+        let error = Monitor::new(Path::new("/no/such/monitor")).stop_and_work(Box::new(|| ())).unwrap_err();
+        assert!(error.contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_guest_that_is_stopped_is_told_to_go_on() {
+        let (path, thread) =
+            monitor("cont", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", DONE, "garbage\n"], false);
+        let mut way = Monitor::new(&path);
+        let error = way.stop_and_work(Box::new(|| ())).unwrap_err();
+        assert!(error.contains("cont: the monitor said no JSON") && error.contains("type cont"), "{error}");
+        drop(way);
+        let told = thread.join().unwrap();
+        assert_eq!(told.matches("\"cont\"").count(), 2, "{told}");
+    }
+
+    #[test]
+    fn nobody_waits_where_nobody_listens() {
+        let folder = std::env::temp_dir().join(format!("libleak-monitor-full-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("qmp");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let mut waiting = Vec::new();
+        // As many as the system lets wait; then there is an error.
+        while let Ok(stream) = connect(&path) {
+            waiting.push(stream);
+            assert!(waiting.len() < 100_000);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A panic of libleak itself, wherever it is, ends the tracking and nothing else: one line on stderr, the guest runs on to its
+//! end, who asks is answered, and the last report says that it is not to be trusted.
+//!
+//! LIBLEAK_ALL_PANICS asks for a guest for each place.
+
+use serde_json::{Value, json};
+use tests::control::{Places, order};
+use tests::program::{argument, faulty_plugin, qemu};
+use tests::{Boot, Finished, Guest, Program};
+
+const KERNEL: &str = "bookworm-backports";
+const BARE: &str = "-nodefaults -no-user-config -display none -plugin";
+
+/// A machine without anything, which runs for so many seconds.
+fn bare(places: &str, options: &[String], seconds: u32) -> Program {
+    let plugin = argument(&faulty_plugin(), options);
+    Program::new(qemu("installed")).args(BARE).arg(plugin).env("LIBLEAK_PANIC", places).limit(seconds)
+}
+
+/// The line that tells of a panic, and no other of Rust's own.
+fn assert_one_line(messages: &[&str], stderr: &str, place: &str) {
+    let first = messages.first().unwrap_or_else(|| panic!("{stderr}"));
+    assert!(first.starts_with("error: internal error, so nothing is tracked from now on: injected, in "), "{stderr}");
+    assert!(first.contains(place) && first.contains("plugin/src/") && first.contains("please report this"), "{first}");
+    assert!(!stderr.contains("panicked at") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
+    assert_eq!(stderr.matches("from now on").count(), 1, "{stderr}");
+}
+
+fn assert_bare(done: &Finished, place: &str, status: i32, last: &str) {
+    assert_eq!(done.status, Some(status), "{place}: {}", done.stderr);
+    let messages = done.messages();
+    assert_one_line(&messages, &done.stderr, place);
+    assert!(messages.len() <= 2 && done.stderr.contains(last), "{place}: {}", done.stderr);
+}
+
+#[test]
+fn before_a_guest_runs() {
+    // QEMU does not start with a plugin that cannot.
+    for place in ["constructor", "install"] {
+        assert_bare(&bare(place, &[], 5).run(), place, 1, "returned error code -1");
+    }
+    // And it ends when it is told to: 124 is for that.
+    assert_bare(
+        &bare("vcpu-init", &[], 3).run(),
+        "vcpu-init",
+        124,
+        "no result: an internal error had ended the tracking",
+    );
+}
+
+/// One after the other: a thread's panic ends what it did, and the next client is served.
+#[test]
+fn of_threads_that_serve_clients() {
+    let threads = "listener,client,events,scanner";
+    let places = Places::new("panics-bare");
+    let done = std::thread::scope(|scope| {
+        let qemu = bare(threads, &[format!("control={}", places.control.display())], 10);
+        let qemu = scope.spawn(move || qemu.run());
+        for request in ["status", "status", "events"] {
+            // Its thread is gone, and so is the connection.
+            let mut client = places.client();
+            let answer = client.line_after(format!("{{\"do\":\"{request}\"}}\n").as_bytes());
+            assert!(answer.is_none_or(|a| a["do"] == "events") && client.line().is_none(), "{request}");
+        }
+        let mut late = places.client();
+        for _ in 0..3 {
+            let answer = late.answer(&json!({"do": "scan"}));
+            let error = answer["error"].as_str().unwrap_or_else(|| panic!("{answer}"));
+            assert!(error.contains("an internal error has ended the tracking"), "{error}");
+        }
+        let status = late.ask(&json!({"do": "status"}));
+        assert_eq!(status["tracking"], Value::Bool(false), "{status}");
+        qemu.join().expect("QEMU's thread")
+    });
+    assert_bare(&done, "listener", 124, "no result: an internal error had ended the tracking");
+}
+
+/// The guest does all its steps, and the report is marked.
+fn assert_marked(boot: &Boot, place: &str) {
+    assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
+    assert!(boot.console.contains("libleak-guest: off"), "{}", boot.hint());
+    assert_one_line(&boot.messages(), &boot.stderr, place);
+    let report = boot.reports().pop().unwrap_or_else(|| panic!("{place}: no report; {}", boot.stderr));
+    assert!(boot.stderr.contains("libleak: unreliable: an internal error ended the tracking"), "{}", boot.stderr);
+    // What was freed since is no leak.
+    let names = |o: &tests::report::Unreferenced| o.frames.iter().any(|f| f.contains("[leaky]"));
+    let others: Vec<_> = report.objects.iter().filter(|o| !names(o)).collect();
+    assert!(others.is_empty(), "{place}: {}\n{}", boot.hint(), boot.stderr);
+}
+
+fn guest(place: &str) -> Guest {
+    let step = "#!/bin/sh
+echo leak:scan >/proc/self/comm
+echo 'libleak: scan' >/dev/kmsg
+/guest/marker scan
+echo 'ok 1 all of it'
+/guest/workload 1
+";
+    Guest::new("panics", KERNEL)
+        .module("leaky")
+        .program("marker")
+        .script("mark", step)
+        .run(&["insmod:leaky", "mark", "workload"])
+        .option("scan=1")
+        .panics(place)
+}
+
+#[test]
+fn while_a_guest_runs() {
+    // By what differs: on the hot path, in a check in the exclusive section, and in its threads.
+    let some = ["return:30000", "workers"];
+    let all = [
+        "translate:30000",
+        "entry:30000",
+        "return:30000",
+        "return-conditional:1000",
+        "vfree:20",
+        "module",
+        "scanner",
+        "pause",
+        "workers",
+        "check",
+        "comm",
+        "kmsg",
+        "cpuid",
+        "marker",
+        "reports",
+        "console",
+    ];
+    let places = if std::env::var_os("LIBLEAK_ALL_PANICS").is_some() { &all[..] } else { &some[..] };
+    for place in places {
+        println!("{place}");
+        let boot = guest(place).boot();
+        let words = place.split(':').next().unwrap_or_default();
+        assert_marked(&boot, &format!("injected, in {words}"));
+    }
+}
+
+/// Who asks is answered, and leaks that were there before are reported.
+#[test]
+fn what_was_known_before_is_reported() {
+    let places = Places::new("panics-known");
+    let guest = Guest::new("panics-known", KERNEL).module("leaky").run(&["insmod:leaky"]).panics("pause");
+    let guest = places.guest(guest);
+    let boot = std::thread::scope(|scope| {
+        let boot = scope.spawn(|| guest.boot());
+        let mut orders = places.orders();
+        let mut client = places.client();
+        let answer = client.answer(&json!({"do": "mark"}));
+        assert!(answer["error"].as_str().is_some_and(|e| e.contains("an internal error")), "{answer}");
+        let scan = places.leak(&["scan"]);
+        assert!(scan.status == Some(24) && scan.stderr.contains("an internal error"), "{}", scan.stderr);
+        order(&mut orders, "workload 1");
+        places.wait_for("obey: done workload");
+        order(&mut orders, "end");
+        boot.join().expect("the guest's thread")
+    });
+    assert_marked(&boot, "in pause");
+    // A dead word may hide one.
+    assert!(boot.reports().pop().is_some_and(|r| r.objects.len() >= 6), "{}", boot.hint());
+    assert!(!places.control.exists(), "the socket is still there");
+}
+
+#[test]
+fn a_check_that_fails_too_is_the_end_of_it() {
+    let boot = Guest::new("panics-check", KERNEL).panics("return:30000,check").boot();
+    assert_one_line(&boot.messages(), &boot.stderr, "in return");
+    let last = "libleak: error: no result: the check failed by an internal error: injected, in check, at ";
+    assert!(boot.status == Some(0) && boot.stderr.contains(last), "{}", boot.stderr);
+}
