@@ -8,8 +8,8 @@ pub mod troubles;
 
 use crate::ffi::api::Block;
 use crate::ffi::host;
+use crate::ffi::panics;
 use crate::ffi::ram::Ram;
-use crate::ffi::{inject, panics};
 use crate::hooks::table::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::{current, joined};
