@@ -190,7 +190,9 @@ impl Btf {
             let wanted = matches!(ty.kind(), kind::STRUCT | kind::UNION | kind::FUNC | kind::ENUM | kind::ENUM64);
             let id = id as u32;
             if wanted && ty.name != 0 {
-                by_name.insert_unique(hasher.hash_one(name(id)), id, |&j| hasher.hash_one(name(j)));
+                // Of several of one name the first, each time.
+                let same = |&j: &u32| types[j as usize].kind() == ty.kind() && name(j) == name(id);
+                by_name.entry(hasher.hash_one(name(id)), same, |&j| hasher.hash_one(name(j))).or_insert(id);
             }
         }
     }

@@ -505,8 +505,8 @@ impl Pages {
     /// The pages of the slab that begins at a frame.
     fn pages_from(&self, first: usize) -> u64 {
         let next = first + 1;
-        let further = self.uses[next..].iter().zip(&self.tails[next..]);
-        1 + further.take_while(|(u, tail)| **u == Use::Slab && **tail != 0).count() as u64
+        let further = self.uses[next..].iter().zip(&self.tails[next..]).zip(1..);
+        1 + further.take_while(|((u, tail), i)| **u == Use::Slab && u64::from(**tail) == *i).count() as u64
     }
 
     /// The slab that a direct-map address lies in.
