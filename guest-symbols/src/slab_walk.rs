@@ -76,6 +76,13 @@ impl Slots {
         self.first.wrapping_add(self.count * self.stride)
     }
 
+    /// Whether all objects lie in the slab's pages. The first is behind its left red zone, which is a part of what one takes.
+    fn fit(&self, slab: &Slab) -> bool {
+        let pad = self.first.wrapping_sub(slab.start.0);
+        let bytes = self.count.checked_mul(self.stride);
+        pad < self.stride && bytes.is_some_and(|bytes| bytes <= slab.pages * PAGE_SIZE)
+    }
+
     /// The number of the object at exactly that address.
     fn of(&self, object: u64) -> Option<usize> {
         let offset = object.checked_sub(self.first)?;
@@ -263,9 +270,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
             self.learn(cache);
             let found = self.links.get(&cache).and_then(Option::as_ref);
             let slots = found.map(|(_, links)| links.slots(&slab, counters & mask));
-            let (Some((index, links)), Some(slots)) =
-                (found, slots.filter(|slots| slots.count * slots.stride <= slab.pages * PAGE_SIZE))
-            else {
+            let (Some((index, links)), Some(slots)) = (found, slots.filter(|slots| slots.fit(&slab))) else {
                 self.out.broken += 1;
                 continue;
             };
