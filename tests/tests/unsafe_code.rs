@@ -10,9 +10,9 @@ const PLACES: [(&str, &str); 9] = [
     ("detector/src/scan/kernels.rs", "vector instructions, and a hint to the CPU"),
     ("plugin/src/ffi/", "contact with QEMU and libc"),
     ("plugin/src/lib.rs", "what QEMU and the loader look for"),
-    // One statement each: that the guest stands still.
+    // That the guest stands still, and nothing else.
     ("plugin/src/session.rs", "the first block of a kernel"),
-    ("plugin/src/session/checks.rs", "a check"),
+    ("plugin/src/session/checks.rs", "a check, and a look before it"),
     ("plugin/src/hooks/tracker.rs", "the first block of a kernel"),
     // No part of the plugin.
     ("tests/empty-plugin/src/lib.rs", "a plugin that does nothing, for scripts/bench"),
@@ -59,8 +59,10 @@ fn unsafe_code_is_where_it_is_said_to_be() {
         others.is_empty(),
         "unsafe code in {others:?}: put it below plugin/src/ffi, or say here why it is elsewhere"
     );
-    for one in ["plugin/src/session.rs", "plugin/src/session/checks.rs", "plugin/src/hooks/tracker.rs"] {
-        assert_eq!(counts.get(one), Some(&1), "{one}");
+    for (file, n) in
+        [("plugin/src/session.rs", 1), ("plugin/src/session/checks.rs", 2), ("plugin/src/hooks/tracker.rs", 1)]
+    {
+        assert_eq!(counts.get(file), Some(&n), "{file}");
     }
     println!("{counts:?}");
 }
