@@ -305,9 +305,12 @@ impl Boot {
         lost.into_iter().filter(|address| !reported.contains(address)).collect()
     }
 
-    /// Where to look, for the message of a test that fails.
+    /// Where to look, for the message of a test that fails, and how the guest ended: a machine of CI is gone when
+    /// somebody reads it.
     pub fn hint(&self) -> String {
-        format!("see {}/console and stderr there", self.folder.display())
+        let lines: Vec<&str> = self.console.lines().collect();
+        let last = lines[lines.len().saturating_sub(12)..].join("\n    ");
+        format!("see {}/console and stderr there; its last lines:\n    {last}\n", self.folder.display())
     }
 
     /// Every report on stderr, in their order.
