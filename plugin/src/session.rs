@@ -12,12 +12,13 @@ use crate::ffi::panics;
 use crate::ffi::ram::Ram;
 use crate::hooks::table::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
+use crate::hooks::translate::MODULES;
 use crate::hooks::{current, joined};
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::triggers::marker;
 use detector::suppress::Suppressions;
-use guest_symbols::kernel::KernelError;
+use guest_symbols::kernel::{KernelError, START_KERNEL_MAP};
 use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
 use lines::Lines;
@@ -125,11 +126,24 @@ impl Session {
         if !current::is_tracking() {
             self.search(block, start);
         }
+        if self.watch(block) == Some(false) && (START_KERNEL_MAP..MODULES).contains(&start) {
+            if self.is_gone() {
+                self.search(block, start);
+            }
+            // Another vCPU may have found the next one meanwhile.
+            self.watch(block);
+        }
+    }
+
+    /// Watches what is to be watched in a block of the kernel's half. Says whether it is the tracked kernel's; `None` without one.
+    fn watch(&self, block: Block) -> Option<bool> {
         current::with(|tracker| {
-            if tracker.translate(block) && self.options.guest_markers {
+            let is_own = tracker.translate(block);
+            if is_own && self.options.guest_markers {
                 marker::translate(tracker, block);
             }
-        });
+            is_own
+        })
     }
 
     /// Looks for the kernel that this block belongs to.

@@ -18,5 +18,5 @@ pub mod stack;
 pub mod table;
 mod traced;
 pub mod tracker;
-mod translate;
+pub mod translate;
 mod watches;

@@ -12,7 +12,7 @@ use guest_symbols::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::sync::atomic::Ordering;
 
 /// Kernel images lie below the modules: MODULES_VADDR with KASLR (arch/x86/include/asm/pgtable_64_types.h).
-const MODULES: u64 = 0xffff_ffff_c000_0000;
+pub const MODULES: u64 = 0xffff_ffff_c000_0000;
 
 impl Tracker {
     /// Watches what is to be watched in a block of the kernel's half that is being translated, if it is this kernel's own: says

@@ -77,6 +77,22 @@ impl Session {
             tracker.check_time(is_loading);
             return;
         }
+        self.lost();
+    }
+
+    /// Code at a kernel image's addresses is not the tracked kernel's: it is that of a guest's guest, or that kernel is gone, which
+    /// QEMU did not tell in time. Says whether it is gone. In the callback of a vCPU.
+    pub(super) fn is_gone(&self) -> bool {
+        let Some(tracker) = current::tracker() else { return true };
+        let gone = !tracker.is_there();
+        if gone {
+            self.lost();
+        }
+        gone
+    }
+
+    /// What was tracked is gone without a last look at it.
+    fn lost(&self) {
         output::warning(
             "the guest was loaded from a snapshot of another boot: what had leaked before and was not reported yet is lost",
         );
