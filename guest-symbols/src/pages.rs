@@ -1,8 +1,15 @@
 //! What each page frame is used for, from its `struct page` (include/linux/mm_types.h, page-flags.h).
 
-use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u32_at, u64_at};
+mod layout;
+mod slabs;
+
+use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
 use crate::nonsense::Nonsense;
 use crate::{Kernel, free_pages};
+use layout::{Layout, MAPPING_FLAGS};
+
+pub use layout::Use;
+pub use slabs::Slab;
 
 /// `vmemmap_base` and `page_offset_base` of kernels without CONFIG_RANDOMIZE_MEMORY
 /// (arch/x86/include/asm/pgtable_64_types.h, page_64_types.h).
@@ -11,10 +18,6 @@ const PAGE_OFFSET_BASE: u64 = 0xffff_8880_0000_0000;
 
 /// MAX_PAGE_ORDER (include/linux/mmzone.h).
 const MAX_ORDER: u64 = 10;
-
-/// PAGE_MAPPING_ANON, and both flag bits of `page->mapping`.
-const MAPPING_ANON: u64 = 1;
-const MAPPING_FLAGS: u64 = 3;
 
 /// Where page descriptors and the direct map lie, which is decided in early boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,152 +47,17 @@ impl Maps {
     }
 }
 
-/// What a page frame is used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(u8)]
-pub enum Use {
-    /// No RAM, or no `struct page`.
-    #[default]
-    Absent,
-    /// Nobody's: in the buddy allocator, on a per-CPU list, or offline.
-    Free,
-    /// Of no use that it tells: free on a CPU's list, or a further page of a block that is no compound page. Only while
-    /// the descriptors are read.
-    Idle,
-    /// A slab.
-    Slab,
-    /// In the page cache, or another address space.
-    Cache,
-    /// Anonymous user memory.
-    Anonymous,
-    /// A page table.
-    Table,
-    /// PG_reserved: the kernel image and memblock allocations.
-    Reserved,
-    /// Allocated from the page allocator for the kernel's own use.
-    Kernel,
-}
+/// Of `system_state` (include/linux/kernel.h), the last at which descriptors may be unwritten.
+const SYSTEM_SCHEDULING: u64 = 1;
 
-/// How this kernel's `struct page` tells its use.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    size: u64,
-    flags: usize,
-    compound: usize,
-    mapping: usize,
-    page_type: usize,
-    refcount: usize,
-    /// In a free block's first page its order.
-    private: usize,
-    reserved: u64,
-    slab: SlabTest,
-    types: Types,
-    slab_cache: u64,
-    /// Of `index`, which is a number and is left as it was when a page is given out again.
-    index: Option<usize>,
-}
-
-/// A slab is told by a page flag (to 6.10) or by the page type.
-#[derive(Debug, Clone, Copy)]
-enum SlabTest {
-    Flag(u64),
-    Type(u8),
-}
-
-/// How `page_type` is read: bits cleared in an inverted word (to 6.10), or a number in the top byte.
-#[derive(Debug, Clone, Copy)]
-enum Types {
-    ClearedBits { buddy: u32, offline: u32, table: u32 },
-    TopByte { buddy: u8, offline: u8, table: u8, large: Option<u8> },
-}
-
-impl Layout {
-    fn of(kernel: &Kernel) -> Option<Layout> {
-        let btf = kernel.btf.as_ref()?;
-        let page = |path| btf.offset_of("page", path).map(|o| o as usize);
-        let flag = |name| btf.enumerator("pageflags", name).map(|bit| 1 << bit);
-        let kind = |name| btf.enumerator("pagetype", name);
-        let types = match kind("PGTY_buddy") {
-            Some(buddy) => Types::TopByte {
-                buddy: buddy as u8,
-                offline: kind("PGTY_offline")? as u8,
-                table: kind("PGTY_table")? as u8,
-                large: kind("PGTY_large_kmalloc").map(|t| t as u8),
-            },
-            None => Types::ClearedBits {
-                // Macros before 6.10, so not in BTF: include/linux/page-flags.h of 5.0 to 6.9.
-                buddy: kind("PG_buddy").unwrap_or(0x80) as u32,
-                offline: kind("PG_offline").unwrap_or(0x100) as u32,
-                table: kind("PG_table").unwrap_or(0x200) as u32,
-            },
-        };
-        let slab = match (kind("PGTY_slab"), flag("PG_slab")) {
-            (Some(t), _) => SlabTest::Type(t as u8),
-            (None, Some(f)) => SlabTest::Flag(f),
-            (None, None) => return None,
-        };
-        Some(Layout {
-            size: btf.size_of("page")?,
-            flags: page("flags")?,
-            compound: page("compound_head").or_else(|| page("compound_info"))?,
-            mapping: page("mapping")?,
-            page_type: page("page_type")?,
-            refcount: page("_refcount")?,
-            private: page("private")?,
-            reserved: flag("PG_reserved")?,
-            slab,
-            types,
-            index: page("index").or_else(|| page("__folio_index")),
-            slab_cache: btf.offset_of("slab", "slab_cache").or_else(|| btf.offset_of("page", "slab_cache"))?,
-        })
-    }
-
-    /// Whether a page begins a free block of the buddy allocator.
-    fn is_buddy(&self, page: &[u8]) -> bool {
-        let page_type = u32_at(page, self.page_type).unwrap_or(0);
-        match self.types {
-            Types::ClearedBits { buddy, .. } => page_type >= 0xf000_0000 && page_type & buddy == 0,
-            Types::TopByte { buddy, .. } => (page_type >> 24) as u8 == buddy,
-        }
-    }
-
-    /// The use of the page with descriptor `page`; `None` for a compound page's tail, which is used as its head.
-    #[inline]
-    fn classify(&self, page: &[u8]) -> Option<Use> {
-        let word = |at| u64_at(page, at).unwrap_or(0);
-        if word(self.compound) & 1 != 0 {
-            return None;
-        }
-        let flags = word(self.flags);
-        let page_type = u32_at(page, self.page_type).unwrap_or(0);
-        let refcount = u32_at(page, self.refcount).unwrap_or(0);
-        let mapping = word(self.mapping);
-        let (buddy, offline, table, large) = match self.types {
-            Types::ClearedBits { buddy, offline, table } => {
-                let is = |bit| page_type >= 0xf000_0000 && page_type & bit == 0;
-                (is(buddy), is(offline), is(table), false)
-            }
-            Types::TopByte { buddy, offline, table, large } => {
-                let top = (page_type >> 24) as u8;
-                (top == buddy, top == offline, top == table, large == Some(top))
-            }
-        };
-        let slab = match self.slab {
-            SlabTest::Flag(f) => flags & f != 0 && !buddy,
-            SlabTest::Type(t) => (page_type >> 24) as u8 == t,
-        };
-        Some(match () {
-            () if slab => Use::Slab,
-            () if buddy || offline => Use::Free,
-            () if table => Use::Table,
-            () if large => Use::Kernel,
-            () if flags & self.reserved != 0 => Use::Reserved,
-            () if refcount == 0 => Use::Idle,
-            () if mapping & MAPPING_ANON != 0 => Use::Anonymous,
-            () if mapping != 0 && mapping & MAPPING_FLAGS == 0 => Use::Cache,
-            () => Use::Kernel,
-        })
-    }
+/// Whether the kernel has written all page descriptors. With CONFIG_DEFERRED_STRUCT_PAGE_INIT, as distributions have it, most
+/// are written when all CPUs are up (page_alloc_init_late() in mm/mm_init.c, `deferred_pages` in mm/page_alloc.c; 4.2 to 7.3).
+/// Nobody uses the frames of the others, and these hold what was there before: those of the kernel that ran before a reset.
+fn are_written(kernel: &Kernel, memory: &impl GuestMemory) -> bool {
+    let word = |name| kernel.variable(memory, name).map(|word| word & u64::from(u32::MAX));
+    let deferred = word("deferred_pages").is_some_and(|enabled| enabled != 0);
+    // It is never enabled again: later that is what was written over it.
+    !(deferred && word("system_state").is_some_and(|state| state <= SYSTEM_SCHEDULING))
 }
 
 /// Why page frames could not be told apart.
@@ -212,17 +80,6 @@ pub enum PagesError {
     NoRoom(usize),
 }
 
-/// One slab: a page, or a compound page.
-#[derive(Debug, Clone, Copy)]
-pub struct Slab {
-    /// Physical address of its `struct slab`.
-    pub descriptor: PhysAddr,
-    /// Address of its first byte in the direct map.
-    pub start: VirtAddr,
-    /// Its pages.
-    pub pages: u64,
-}
-
 /// The use of every page frame, at one moment.
 pub struct Pages {
     uses: Vec<Use>,
@@ -233,6 +90,8 @@ pub struct Pages {
     direct_map: u64,
     /// Where descriptors lie: first frame, how many, and the physical address of the first's. Ascending.
     runs: Vec<(u64, u64, PhysAddr)>,
+    /// Whether the kernel has written all descriptors.
+    pub whole: bool,
     /// Descriptors that contradict themselves.
     odd: u64,
     /// What makes no sense.
@@ -259,6 +118,7 @@ impl Pages {
             vmemmap,
             direct_map,
             runs: Vec::new(),
+            whole: are_written(kernel, memory),
             odd: 0,
             nonsense: Vec::new(),
         };
@@ -269,7 +129,7 @@ impl Pages {
         if !seen {
             return Err(PagesError::NoDescriptors(vmemmap));
         }
-        if pages.odd > 0 {
+        if pages.odd > 0 && pages.whole {
             pages.nonsense.push(Nonsense::Descriptors(pages.odd));
         }
         pages.settle_idle(kernel, memory);
@@ -479,47 +339,5 @@ impl Pages {
     pub fn direct(&self, at: VirtAddr) -> Option<PhysAddr> {
         let phys = at.0.wrapping_sub(self.direct_map);
         (phys / PAGE_SIZE < self.end()).then_some(PhysAddr(phys))
-    }
-
-    /// The `kmem_cache` (its virtual address) of the slab that a direct-map address lies in.
-    pub fn slab_cache(&self, memory: &impl StoppedMemory, at: VirtAddr) -> Option<VirtAddr> {
-        let pfn = self.direct(at)?.pfn();
-        if self.usage(pfn) != Use::Slab {
-            return None;
-        }
-        let head = pfn.checked_sub(u64::from(self.tails[pfn as usize]))?;
-        let descriptor = self.descriptor_phys(head)?;
-        memory.read_u64(PhysAddr(descriptor.0 + self.layout.slab_cache)).ok().map(VirtAddr)
-    }
-
-    /// Every slab.
-    pub fn slabs(&self) -> impl Iterator<Item = Slab> + '_ {
-        let heads = self.uses.iter().zip(&self.tails).enumerate();
-        heads.filter(|(_, (u, tail))| **u == Use::Slab && **tail == 0).map(|(pfn, _)| Slab {
-            descriptor: self.descriptor_phys(pfn as u64).unwrap_or(PhysAddr(u64::MAX)),
-            start: VirtAddr(self.direct_map.wrapping_add(pfn as u64 * PAGE_SIZE)),
-            pages: self.pages_from(pfn),
-        })
-    }
-
-    /// The pages of the slab that begins at a frame.
-    fn pages_from(&self, first: usize) -> u64 {
-        let next = first + 1;
-        let further = self.uses[next..].iter().zip(&self.tails[next..]).zip(1..);
-        1 + further.take_while(|((u, tail), i)| **u == Use::Slab && u64::from(**tail) == *i).count() as u64
-    }
-
-    /// The slab that a direct-map address lies in.
-    pub fn slab_of(&self, at: VirtAddr) -> Option<Slab> {
-        let pfn = self.direct(at)?.pfn();
-        if self.usage(pfn) != Use::Slab {
-            return None;
-        }
-        let head = pfn.checked_sub(u64::from(self.tails[pfn as usize]))?;
-        Some(Slab {
-            descriptor: self.descriptor_phys(head)?,
-            start: VirtAddr(self.direct_map.wrapping_add(head * PAGE_SIZE)),
-            pages: self.pages_from(head as usize),
-        })
     }
 }

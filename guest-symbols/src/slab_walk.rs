@@ -130,7 +130,7 @@ pub fn allocated(
     if out.broken_cpu > 0 {
         out.nonsense.push(Nonsense::CpuFreelists(out.broken_cpu));
     }
-    if out.broken > IN_THE_MAKING * percpu.offsets.len() as u64 {
+    if pages.whole && out.broken > IN_THE_MAKING * percpu.offsets.len() as u64 {
         out.nonsense.push(Nonsense::Slabs(out.broken));
     }
     Ok(out)
