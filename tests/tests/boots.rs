@@ -1,6 +1,8 @@
 //! One kernel after the other in one QEMU: each is tracked from its start, and each has its report.
 
+use serde_json::{Value, json};
 use std::time::Duration;
+use tests::control::{Places, order};
 use tests::monitor::{Monitor, wait_for};
 use tests::program::scratch;
 use tests::{Boot, Guest, planted};
@@ -78,4 +80,40 @@ fn a_reset_by_the_monitor() {
             boot.join().expect("the guest boots")
         })
     });
+}
+
+/// Scanned without a break while it boots over the memory of the one before: until all CPUs are up most page descriptors are
+/// those of the kernel that is gone. That speaks against no report.
+#[test]
+fn a_kernel_that_boots_over_another_is_trusted_from_its_first_allocation_on() {
+    let places = Places::new("boots-early");
+    let socket = scratch("boots-early-monitor").join("monitor");
+    let guest = Guest::new("boots-early", "bookworm-backports").reboots().monitor(&socket).run(&["workload"]);
+    // It waits for orders after that.
+    let guest = places.guest(guest);
+    let (boot, reports) = std::thread::scope(|scope| {
+        let boot = scope.spawn(|| guest.boot());
+        let ready = "obey: ready";
+        places.wait_for(ready);
+        let mut orders = places.orders();
+        let mut monitor = Monitor::connect(&socket);
+        let said = monitor.command("system_reset");
+        assert!(!said.contains("Error"), "{said}");
+        let mut client = places.client();
+        let mut reports = Vec::new();
+        let mut done = false;
+        while !done {
+            done = places.console_text().matches(ready).count() > 1;
+            // Until the kernel has its allocators it is refused.
+            reports.extend(client.answer(&json!({ "do": "scan", "min_age": 0 })).get("report").cloned());
+        }
+        order(&mut orders, "end");
+        (boot.join().expect("the guest boots"), reports)
+    });
+    let is_early = |r: &&Value| r["figures"]["boot"] == 2 && r["figures"]["allocations"].as_u64() < Some(9_000);
+    assert!(reports.iter().filter(is_early).count() > 5, "too few reports of the second boot's first moments");
+    for report in reports {
+        assert_eq!((report.get("troubles"), &report["figures"]["unreferenced_objects"]), (None, &json!(0)), "{report}");
+    }
+    assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
 }
