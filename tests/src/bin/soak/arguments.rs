@@ -16,6 +16,9 @@ pub struct Arguments {
     pub out: PathBuf,
     /// What all that is random depends on.
     pub seed: u64,
+    /// MiB of QEMU's cache of translated code. With each block in it QEMU keeps records elsewhere, so that its memory grows until the
+    /// cache was full once, and by default that takes hours.
+    pub tb_size: u32,
     /// The QEMU, as for `scripts/boot`.
     pub qemu: Option<String>,
     /// The plugin.
@@ -51,6 +54,7 @@ impl Arguments {
             reset_every: minutes("10")?,
             out: workspace().join(target).join("soak"),
             seed: std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_secs()),
+            tb_size: 64,
             qemu: None,
             plugin: Plugin::Built,
         };
@@ -64,12 +68,15 @@ impl Arguments {
                 "--seed" => {
                     arguments.seed = value.parse().map_err(|_| format!("{value} is no number to start from"))?
                 }
+                "--tb-size" => {
+                    arguments.tb_size = value.parse().map_err(|_| format!("{value} is no number of MiB"))?;
+                }
                 "--qemu" => arguments.qemu = Some(value),
                 "--plugin" if value == "none" => arguments.plugin = Plugin::None,
                 "--plugin" => arguments.plugin = Plugin::File(value),
                 _ => {
                     return Err(format!(
-                        "there is no option {word}; there are --minutes, --reset-every, --kernel, --out, --seed, --qemu and --plugin"
+                        "there is no option {word}; there are --minutes, --reset-every, --kernel, --out, --seed, --tb-size, --qemu and --plugin"
                     ));
                 }
             }

@@ -23,4 +23,5 @@ awk 'NR % 40 == 1 && NR < 800 { sub("-.*", "", $1); print "soak: address " $1 }'
         echo "libleak: scan" >/dev/kmsg
     done
 } &
-echo "soak: ready"
+# Whole, whatever the kernel prints meanwhile.
+echo "<1>soak: ready" >/dev/kmsg

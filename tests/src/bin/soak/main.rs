@@ -89,6 +89,7 @@ impl Places {
         let seconds = arguments.run.as_secs() as u32;
         let mut guest = Guest::new("soak", &arguments.kernel)
             .memory(MEMORY)
+            .accel(&format!("tcg,tb-size={}", arguments.tb_size))
             .console(&self.out.join("console"))
             .limit(2 * seconds + 900)
             // On a busy host the kernel measures that its timer does not work, and panics.
