@@ -184,7 +184,8 @@ impl Pages {
                 self.tails[pfn as usize] = last.1;
                 self.odd += u64::from(last.1 == 0 && self.is_odd(kernel, memory, pfn, page));
                 pfn += 1;
-                if last == (Use::Free, 0) {
+                // Only there: what a balloon holds is free too (PG_offline), and has a pointer in `private`.
+                if last == (Use::Free, 0) && self.layout.is_buddy(page) {
                     let order = u64_at(page, self.layout.private).unwrap_or(0);
                     free_to = pfn - 1 + (1 << order.min(MAX_ORDER));
                 }
