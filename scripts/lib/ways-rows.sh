@@ -9,7 +9,7 @@ all_rows() {
     row "-icount shift=auto, 2 vCPUs" leaks plain $twenty -- -icount shift=auto
     row "-icount shift=auto,sleep=off, 4 vCPUs" leaks plain $twenty --smp 4 -- -icount shift=auto,sleep=off
     row "-accel tcg,one-insn-per-tb=on" leaks plain --smp 2 --accel tcg,one-insn-per-tb=on --run leak
-    row "-accel tcg,tb-size=2" leaks plain --accel tcg,tb-size=2 $twenty
+    row "-accel tcg,tb-size=8" leaks plain --accel tcg,tb-size=8 $twenty
     row "record and replay (-icount rr=)" leaks record_replay
     row "-loadvm" leaks from_snapshot --smp 2
     row "loadvm of another boot" leaks other_boot

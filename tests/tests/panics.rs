@@ -83,7 +83,8 @@ fn assert_marked(boot: &Boot, place: &str) {
     let report = boot.reports().pop().unwrap_or_else(|| panic!("{place}: no report; {}", boot.stderr));
     assert!(boot.stderr.contains("libleak: unreliable: an internal error ended the tracking"), "{}", boot.stderr);
     // What was freed since is no leak.
-    let names = |o: &tests::report::Unreferenced| o.frames.iter().any(|f| f.contains("[leaky]"));
+    let is_ours = |f: &String| f.contains("[leaky]") || f.contains("[zoo]");
+    let names = |o: &tests::report::Unreferenced| o.frames.iter().any(is_ours);
     let others: Vec<_> = report.objects.iter().filter(|o| !names(o)).collect();
     assert!(others.is_empty(), "{place}: {}\n{}", boot.hint(), boot.stderr);
 }
@@ -98,9 +99,11 @@ echo 'ok 1 all of it'
 ";
     Guest::new("panics", KERNEL)
         .module("leaky")
+        // Allocators that are called by a pointer, for which the places of return are watched only meanwhile: those of mempools.
+        .module("zoo")
         .program("marker")
         .script("mark", step)
-        .run(&["insmod:leaky", "mark", "workload"])
+        .run(&["insmod:leaky", "insmod:zoo", "mark", "workload"])
         .option("scan=1")
         .panics(place)
 }
@@ -113,8 +116,8 @@ fn while_a_guest_runs() {
         "translate:30000",
         "entry:30000",
         "return:30000",
-        "return-conditional:1000",
-        "vfree:20",
+        "return-conditional",
+        "vfree:3",
         "module",
         "scanner",
         "pause",

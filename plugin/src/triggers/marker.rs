@@ -8,7 +8,8 @@
 //!
 //! A marker is seen when the kernel's function, or the instruction, is about to run. What needs a guest that stands still is
 //! then done before this vCPU runs another block, and so before the call returns. Nothing waits in the callback, and a vCPU
-//! has no more to do than the markers of one block. Reports are written by a thread of their own, in order.
+//! has no more to do than the markers of one block; but a vCPU that sends one after the other waits with its next one as long as
+//! all of them stood still for the last, so that the others come to their work. Reports are written by a thread of their own, in order.
 
 use super::command::{Command, parse};
 use super::demand::What;
@@ -46,6 +47,12 @@ const MAX_COMPLAINTS: u32 = 8;
 const MAX_DEFERRED: usize = 64;
 /// Most reports that wait to be written; more are written while the guest stands still, which slows it down.
 const MAX_REPORTS: usize = 16;
+
+/// Longest that a vCPU waits with its next marker.
+const MAX_RUNNING: Duration = Duration::from_millis(100);
+
+/// Until then the guest runs, but for the vCPU that would stop it again.
+static RUNNING_UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// A marker whose text the process had not in memory yet when the call began.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -168,6 +175,9 @@ pub fn scan_after(vcpu: c_uint, at: Option<Arc<str>>) {
 
 fn after(vcpu: c_uint, what: What, at: Option<Arc<str>>) {
     let Some(session) = session() else { return };
+    // On this vCPU's thread, which holds no lock of QEMU's. Who stops the guest meanwhile waits too, and not for long.
+    let running_until = *RUNNING_UNTIL.lock();
+    std::thread::sleep(running_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now())));
     let done = host::exclusive_after(vcpu as usize, Box::new(move || do_now(session, &what, at)));
     static TOLD: AtomicBool = AtomicBool::new(false);
     if let Err(why) = done
@@ -189,6 +199,7 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
     let done = stopped(session, &tracker, what);
     tracker.tests.lock().at = None;
     session.paused(began.elapsed());
+    *RUNNING_UNTIL.lock() = Some(Instant::now() + began.elapsed().min(MAX_RUNNING));
     match done {
         Ok(Done::Found(found)) => {
             let mut reports = REPORTS.lock();
