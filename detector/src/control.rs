@@ -225,6 +225,9 @@ pub struct Status {
     pub marks: Vec<String>,
     /// Connections.
     pub clients: usize,
+    /// Bytes of memory that libleak itself has taken.
+    #[serde(default)]
+    pub memory_bytes: u64,
 }
 
 /// How often the guest was stopped, and for how long.

@@ -88,6 +88,7 @@ pub fn status(status: &Status) -> String {
     row("scans", format!("{}, which reported {}", status.scans, count(status.reported)));
     row("marks", if status.marks.is_empty() { "none".to_owned() } else { status.marks.join(", ") });
     row("clients", status.clients.to_string());
+    row("own memory", format!("{:.1} MiB", status.memory_bytes as f64 / f64::from(1 << 20)));
     text
 }
 

@@ -66,7 +66,7 @@ impl Sample {
     /// The first line of the file.
     pub fn head() -> String {
         format!(
-            "seconds\tboot\ttracking\trss_kib\tguest_kib\tcode_kib\trest_kib\tscans\tpauses\t{}\n",
+            "seconds\tboot\ttracking\trss_kib\tguest_kib\tcode_kib\trest_kib\town_kib\tscans\tpauses\t{}\n",
             FIGURES.join("\t")
         )
     }
@@ -76,7 +76,7 @@ impl Sample {
         let m = &self.memory;
         let number = |v: &Value| v.as_u64().map_or_else(String::new, |n| n.to_string());
         let mut line = format!(
-            "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
+            "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
             self.at.as_secs(),
             self.boot,
             u8::from(self.status["tracking"] == true),
@@ -84,6 +84,7 @@ impl Sample {
             m.guest,
             m.code,
             m.rest(),
+            self.status["memory_bytes"].as_u64().unwrap_or_default() >> 10,
             number(&self.status["scans"]),
             number(&self.status["pauses"]["count"])
         );
