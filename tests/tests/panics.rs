@@ -128,11 +128,13 @@ fn while_a_guest_runs() {
         "marker",
         "reports",
         "console",
+        "flush:3",
     ];
     let places = if std::env::var_os("LIBLEAK_ALL_PANICS").is_some() { &all[..] } else { &some[..] };
     for place in places {
         println!("{place}");
-        let boot = guest(place).boot();
+        // A cache of translated code that is full soon, and thrown away.
+        let boot = guest(place).accel(if place.starts_with("flush") { "tcg,tb-size=16" } else { "tcg" }).boot();
         let words = place.split(':').next().unwrap_or_default();
         assert_marked(&boot, &format!("injected, in {words}"));
     }
@@ -169,4 +171,12 @@ fn a_check_that_fails_too_is_the_end_of_it() {
     assert_one_line(&boot.messages(), &boot.stderr, "in return");
     let last = "libleak: error: no result: the check failed by an internal error: injected, in check, at ";
     assert!(boot.status == Some(0) && boot.stderr.contains(last), "{}", boot.stderr);
+}
+
+#[test]
+fn at_the_end() {
+    let boot = Guest::new("panics-exit", KERNEL).panics("exit").boot();
+    assert_one_line(&boot.messages(), &boot.stderr, "in exit");
+    assert!(boot.status == Some(0) && boot.reports().is_empty(), "{}", boot.stderr);
+    assert!(boot.stderr.contains("libleak: error: no result: the check failed by an internal error"), "{}", boot.stderr);
 }
