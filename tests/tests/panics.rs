@@ -178,5 +178,9 @@ fn at_the_end() {
     let boot = Guest::new("panics-exit", KERNEL).panics("exit").boot();
     assert_one_line(&boot.messages(), &boot.stderr, "in exit");
     assert!(boot.status == Some(0) && boot.reports().is_empty(), "{}", boot.stderr);
-    assert!(boot.stderr.contains("libleak: error: no result: the check failed by an internal error"), "{}", boot.stderr);
+    assert!(
+        boot.stderr.contains("libleak: error: no result: the check failed by an internal error"),
+        "{}",
+        boot.stderr
+    );
 }
