@@ -3,6 +3,7 @@
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
 use crate::percpu;
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// More nodes than this are not believed.
@@ -36,14 +37,18 @@ pub fn on_cpu_lists(
     // A page is on one list alone, and once.
     let mut seen = vec![false; frames];
     let mut whole = true;
+    let mut walked = HashSet::new();
     for node in nodes(kernel, memory)? {
         for zone in 0..zone_count {
             let Some(set) = read(node.offset(zones.offset() + zone * zone_size + sets)) else {
                 whole = false;
                 continue;
             };
-            // Zones without memory have none, or the boot CPU's.
-            for cpu in cpus.iter().filter(|_| set != 0) {
+            // Zones without memory have none, or `boot_pageset`, which all zones share until setup_per_cpu_pageset().
+            if set == 0 || !walked.insert(set) {
+                continue;
+            }
+            for cpu in &cpus {
                 let pcp = VirtAddr(set.wrapping_add(*cpu)).offset(inner + lists.offset());
                 for list in 0..list_count {
                     let order = if list < TYPES * ORDERS { list / TYPES } else { HUGE_ORDER };

@@ -143,8 +143,7 @@ impl Pages {
         let pfn_of = |page: VirtAddr| page.0.wrapping_sub(vmemmap) / size;
         let free = free_pages::on_cpu_lists(kernel, memory, self.uses.len(), pfn_of);
         let free = free.map(|(free, whole)| {
-            // Early, the lists too are those that the kernel before left there.
-            self.nonsense.extend((self.whole && !whole).then_some(Nonsense::FreePages));
+            self.nonsense.extend((!whole).then_some(Nonsense::FreePages));
             free
         });
         let rest = if free.is_some() { Use::Kernel } else { Use::Free };

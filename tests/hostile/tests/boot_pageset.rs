@@ -1,0 +1,40 @@
+//! A free page on a list of `boot_pageset`, which all zones share until setup_per_cpu_pageset(), and those without memory for
+//! good (mm/page_alloc.c, 5.10 to 7.3): it is one page, however many zones lead to it.
+
+use guest_symbols::memory::VirtAddr;
+use guest_symbols::pages::{Maps, Pages, Use};
+use hostile::guest::Guest;
+
+#[test]
+fn a_list_that_zones_share_is_walked_once() {
+    let mut guest = Guest::new(|snapshot, memory| {
+        Pages::read(snapshot.moment().kernel, memory).expect("page descriptors");
+    });
+    let (kernel, memory) = (guest.kernel(), guest.memory());
+    let btf = kernel.btf.as_ref().expect("types");
+    let member = |of, name| btf.offset_of(of, name).unwrap_or_else(|| panic!("no {of}.{name}"));
+    let phys = |at: VirtAddr| kernel.translate(memory, at).expect("kernel memory").phys.0;
+
+    // The first two zones are DMA and DMA32, which have memory; they are given the set of the others, as they have it at first.
+    let node = kernel
+        .symbol("contig_page_data")
+        .or_else(|| kernel.read_u64(memory, kernel.symbol("node_data")?).ok().map(VirtAddr));
+    let zones = node.expect("a node").offset(member("pglist_data", "node_zones"));
+    let sets = |i: u64| zones.offset(i * btf.size_of("zone").expect("zones") + member("zone", "per_cpu_pageset"));
+    let set = kernel.symbol("boot_pageset").expect("boot_pageset").0;
+    let cpu = kernel.variable(memory, "__per_cpu_offset").expect("the first CPU's offset");
+    let head = VirtAddr(set.wrapping_add(cpu)).offset(member("per_cpu_pages", "lists"));
+
+    let uses = Pages::read(kernel, memory).expect("page descriptors").uses().to_vec();
+    let pfn = uses.iter().position(|u| *u == Use::Kernel).expect("a page") as u64;
+    let page = Maps::read(kernel, memory).vmemmap.offset(pfn * btf.size_of("page").expect("struct page"));
+    let link = page.offset(btf.offset_of("page", "pcp_list").unwrap_or_else(|| member("page", "lru")));
+
+    let mut written: Vec<(u64, Vec<u8>)> = (0..2).map(|i| (phys(sets(i)), set.to_le_bytes().to_vec())).collect();
+    written.push((phys(head), link.0.to_le_bytes().to_vec()));
+    written.push((phys(link), head.0.to_le_bytes().to_vec()));
+    // Of no use that it tells, as a page on such a list.
+    written.push((phys(page.offset(member("page", "_refcount"))), vec![0; 4]));
+    let pages = guest.with(&written, |guest| Pages::read(guest.kernel(), guest.memory()).expect("page descriptors"));
+    assert_eq!((pages.usage(pfn), &pages.nonsense[..]), (Use::Free, &[][..]));
+}
