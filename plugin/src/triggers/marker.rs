@@ -13,6 +13,7 @@
 
 use super::command::{Command, parse};
 use super::demand::What;
+use super::pace::PACE;
 use super::{Done, stopped};
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::regs::{self, Reg};
@@ -50,9 +51,6 @@ const MAX_REPORTS: usize = 16;
 
 /// Longest that a vCPU waits with its next marker.
 const MAX_RUNNING: Duration = Duration::from_millis(100);
-
-/// Until then the guest runs, but for the vCPU that would stop it again.
-static RUNNING_UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// A marker whose text the process had not in memory yet when the call began.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -176,8 +174,7 @@ pub fn scan_after(vcpu: c_uint, at: Option<Arc<str>>) {
 fn after(vcpu: c_uint, what: What, at: Option<Arc<str>>) {
     let Some(session) = session() else { return };
     // On this vCPU's thread, which holds no lock of QEMU's. Who stops the guest meanwhile waits too, and not for long.
-    let running_until = *RUNNING_UNTIL.lock();
-    std::thread::sleep(running_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now())));
+    std::thread::sleep(PACE.rest(Instant::now()).min(MAX_RUNNING));
     let done = host::exclusive_after(vcpu as usize, Box::new(move || do_now(session, &what, at)));
     static TOLD: AtomicBool = AtomicBool::new(false);
     if let Err(why) = done
@@ -199,7 +196,7 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
     let done = stopped(session, &tracker, what);
     tracker.tests.lock().at = None;
     session.paused(began.elapsed());
-    *RUNNING_UNTIL.lock() = Some(Instant::now() + began.elapsed().min(MAX_RUNNING));
+    PACE.paused(Instant::now(), began.elapsed());
     match done {
         Ok(Done::Found(found)) => {
             let mut reports = REPORTS.lock();

@@ -14,6 +14,7 @@ pub mod control;
 pub mod demand;
 mod interval;
 pub mod marker;
+mod pace;
 
 use crate::ffi;
 use crate::hooks::tracker::Tracker;
@@ -25,6 +26,7 @@ use control::events;
 use crossbeam_channel::{Receiver, Sender, TrySendError, select};
 use demand::{Answer, Demand, DemandError, What};
 use detector::control::Event;
+use pace::PACE;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -45,7 +47,6 @@ pub fn start(session: &'static Session) {
         waiting: VecDeque::new(),
         ways: pause::ladder(session.options.qmp.as_deref()),
         is_lost: false,
-        running_until: Instant::now(),
     };
     let spawned = std::thread::Builder::new().name("libleak-scan".into()).spawn(move || {
         ffi::signals::block();
@@ -79,8 +80,6 @@ struct Scanner {
     ways: Vec<Way>,
     /// None of them works, which was said.
     is_lost: bool,
-    /// Until then the guest runs: as long as it stood still before, so that no client can keep it from its work.
-    running_until: Instant,
 }
 
 /// What was done while the guest stood still.
@@ -128,14 +127,14 @@ impl Scanner {
             return Err(DemandError::Ended);
         }
         let tracker = session.tracked().map_err(DemandError::Nothing)?;
-        std::thread::sleep(self.running_until.saturating_duration_since(Instant::now()));
+        std::thread::sleep(PACE.rest(Instant::now()));
         for way in self.ways.iter_mut().filter(|way| way.is_ready()) {
             let result = Arc::new(Mutex::new(None));
             let (inner, work, stopped_of) = (result.clone(), what.clone(), Arc::clone(&tracker));
             let began = Instant::now();
             let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, &stopped_of, &work))));
             let pause = began.elapsed();
-            self.running_until = Instant::now() + pause;
+            PACE.paused(Instant::now(), pause);
             if session.is_ended() {
                 return Err(DemandError::Ended);
             }
