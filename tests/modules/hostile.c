@@ -359,7 +359,8 @@ static void descriptors(void)
 
 static void descriptor_of_slab(void)
 {
-	patch(virt_to_page(object), NULL, sizeof(struct page));
+	/* A further page of it may stay one with random bytes, and nothing is wrong then. */
+	patch(virt_to_head_page(object), NULL, sizeof(struct page));
 }
 
 static void slab_flags(void)
