@@ -2,16 +2,6 @@
 #
 # Source it after common.sh, kernels.sh and qemu.sh; do not run it.
 
-# qemu_release: the installed QEMU's version, as 10.0.2.
-qemu_release() {
-    qemu-system-x86_64 --version | sed -n '1s/.*version \([0-9.]*\).*/\1/p'
-}
-
-# plugin_api: the plugin API version that the installed QEMU takes, of those that the empty plugin can ask for.
-plugin_api() {
-    if [ "$(printf '%s\n' 11.1 "$(qemu_release)" | sort -V | head -n 1)" = 11.1 ]; then echo 7; else echo 4; fi
-}
-
 # has_option PLUGIN NAME: does this libleak.so have that option? It says so itself, and QEMU then ends.
 has_option() {
     local help

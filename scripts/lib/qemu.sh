@@ -100,3 +100,13 @@ qemu_aarch64() {
     keep_root bookworm-backports "$folder" qemu-system-arm
     qemu_wrapper "$folder" qemu-system-aarch64
 }
+
+# qemu_release [COMMAND]: the installed QEMU's version, or that of COMMAND, as 10.0.2.
+qemu_release() {
+    "${1:-qemu-system-x86_64}" --version | sed -n '1s/.*version \([0-9.]*\).*/\1/p'
+}
+
+# plugin_api [COMMAND]: the plugin API version that this QEMU takes, of those that the empty and the busy plugin can ask for.
+plugin_api() {
+    if [ "$(printf '%s\n' 11.1 "$(qemu_release "${1:-}")" | sort -V | head -n 1)" = 11.1 ]; then echo 7; else echo 4; fi
+}

@@ -60,6 +60,7 @@ all_rows() {
         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
     row "-plugin twice, one file" leaks twice
     row "-plugin twice, two files" "" twice copy
+    row "another plugin, before it and after it" leaks beside_another
     row "-accel kvm" "KVM" bare -accel kvm
     row "-machine none" "translated no guest code" bare -machine none
     row "-S, never started" "translated no guest code" bare -S
@@ -478,4 +479,16 @@ twice() {
     else
         finish "$folder"
     fi
+}
+
+# Whose callbacks are on the same instructions: QEMU runs them in the order in which plugins are given.
+beside_another() {
+    local folder=$1 no_plugin=1 ours="${plugin//,/,,},each=on" busy="${busy//,/,,}"
+    start "$folder" --smp 2 --run workload,leak -- -plugin "$busy" -plugin "$ours"
+    finish "$folder"
+    grep -q '^busy-plugin: [0-9]* blocks ran, [0-9]\{7,\} accesses' "$folder/stderr" || wrong "$folder" "the other plugin saw nothing"
+    [ "$(compare "$folder")" = ok ] || return
+    again "$folder"
+    start "$folder" --smp 2 --run workload,leak -- -plugin "$ours" -plugin "$busy"
+    finish "$folder"
 }

@@ -315,7 +315,10 @@ fn flaws_say_what_and_where() {
     let at = contents.windows(8).position(|w| w == end).unwrap();
     let mut bad = contents.clone();
     bad[at..at + 8].copy_from_slice(&(1u64 << 52).to_le_bytes());
-    assert!(message(&bad).starts_with("no room for"), "{}", message(&bad));
+    // Miri ends where a system's allocator says no.
+    if !cfg!(miri) {
+        assert!(message(&bad).starts_with("no room for"), "{}", message(&bad));
+    }
 }
 
 #[test]

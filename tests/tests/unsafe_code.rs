@@ -16,6 +16,7 @@ const PLACES: [(&str, &str); 9] = [
     ("plugin/src/hooks/tracker.rs", "the first block of a kernel"),
     // No part of the plugin.
     ("tests/empty-plugin/src/lib.rs", "a plugin that does nothing, for scripts/bench"),
+    ("tests/busy-plugin/src/lib.rs", "a plugin that is called for everything, for scripts/ways"),
     ("tests/tests/unsafe_code.rs", "the word itself"),
     ("fuzz/", "fuzzers, which are no part of the plugin"),
 ];

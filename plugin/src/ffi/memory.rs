@@ -3,9 +3,11 @@
 //! Rust ends the process when memory fails, which here is QEMU. So large tables ask first ([`may_have`]), and what is small gets its
 //! memory from a reserve that was set aside at start; that it had to is seen ([`is_short`]), and from then on nothing is tracked that needs more.
 
+use parking_lot::Mutex;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Bytes of the reserve.
 const RESERVE: usize = 8 << 20;
@@ -163,8 +165,21 @@ pub fn may_have(bytes: u64) -> bool {
 
 /// Has the system's allocator give back what is free, so that [`may_have`] finds it.
 pub fn give_back() {
+    let began = Instant::now();
     // SAFETY: it takes no memory of ours, and none that is in use.
     unsafe { libc::malloc_trim(0) };
+    log::debug!("free memory given back in {:?}", began.elapsed());
+}
+
+/// As [`give_back`], once a minute at most. What checks took for a moment would stay with QEMU: the system's allocator keeps
+/// most of it, in an arena for each thread.
+pub fn give_back_at_times() {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock();
+    if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
+        give_back();
+        *last = Some(Instant::now());
+    }
 }
 
 /// The limit, where there is one.

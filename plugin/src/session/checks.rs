@@ -301,6 +301,9 @@ impl Session {
         let problems = self.lines.as_ref().map(Lines::take_problems);
         problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
         log::info!("report of {} objects written in {:?}", found.outcome.unreferenced.len(), began.elapsed());
+        if !last {
+            memory::give_back_at_times();
+        }
         report
     }
 
