@@ -1,5 +1,7 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
+mod rules;
+
 use crate::allocations::Allocations;
 use crate::audit::Audit;
 pub use crate::block::Block;
@@ -15,7 +17,7 @@ use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
 use guest_symbols::paging::PageTables;
 use guest_symbols::percpu::PerCpu;
-use guest_symbols::slab::{self, Cache};
+use guest_symbols::slab::Cache;
 use guest_symbols::slab_walk;
 use guest_symbols::vmap;
 use std::collections::{HashMap, HashSet};
@@ -274,83 +276,6 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             self.troubles.enter(Trouble::Spread);
         }
         self.addresses = addresses;
-    }
-
-    /// A vm_struct and a vmap_area describe their area, which does not make it referenced. But who holds
-    /// the vm_struct holds the area (kmemleak's excess_ref).
-    fn apply_vmap_rules(&mut self, kernel: &Kernel, areas: Option<&[vmap::Area]>) {
-        let (Some(areas), Some(offsets)) = (areas, vmap::Offsets::read(kernel)) else {
-            log::warn!("the kernel's vmap areas cannot be read: leaked vmalloc blocks may be missed");
-            return;
-        };
-        // Areas that are free, pooled or about to be have bounds too, which touch other areas' blocks, and
-        // what was once their vm_struct.
-        let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
-        let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
-        let mut is_vmap_area_site = known::vmap_area_sites(kernel, self.allocations);
-        for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
-            let b = &self.blocks[i as usize];
-            if is_vmap_area_site(self.object(b)) {
-                let vm = if purged.contains(&b.addr) { 0 } else { 8 };
-                self.skip.extend(i, [0..16, offsets.vm..offsets.vm + vm]);
-            }
-        }
-        for area in areas {
-            if let Some(block) = self.addresses.find(area.area.0) {
-                let at = area.area.0 - self.blocks[block as usize].addr;
-                self.skip.extend(block, [at..at + 16, at + offsets.vm..at + offsets.vm + 8]);
-            }
-            if let Some(block) = self.addresses.find(area.vm.0) {
-                let at = area.vm.0 - self.blocks[block as usize].addr;
-                self.skip.push(block, at + offsets.addr..at + offsets.addr + 8);
-                // Areas of per-CPU chunks and the like hold many blocks.
-                let own = self.addresses.find(area.start);
-                let own = own.filter(|own| self.blocks[*own as usize].kind == Kind::Vmalloc);
-                self.rules.set_weak(block);
-                self.rules.set_next(block, own);
-            }
-        }
-    }
-
-    /// The sheaves (6.18 on) among the objects.
-    fn sheaves(&self, kernel: &Kernel, objects: &[(u64, Object)]) -> Vec<VirtAddr> {
-        let Some(cache) = kernel.offset_of("slab_sheaf", "cache") else { return Vec::new() };
-        let caches = slab::caches(kernel, self.memory).unwrap_or_default();
-        let mut is_sheaf_site = known::sheaf_sites(kernel, self.allocations);
-        let is_sheaf = |&&(addr, object): &&(u64, Object)| {
-            matches!(object.kind(), Kind::Slab | Kind::Large) && is_sheaf_site(&object) && {
-                let cache = kernel.read_u64(self.memory, VirtAddr(addr).offset(cache));
-                cache.is_ok_and(|c| caches.contains(&VirtAddr(c)))
-            }
-        };
-        objects.iter().filter(is_sheaf).map(|(addr, _)| VirtAddr(*addr)).collect()
-    }
-
-    /// A sheaf is an array of free objects, and what it has given out still stands in it.
-    fn apply_sheaf_rules(&mut self, kernel: &Kernel, sheaves: &[VirtAddr]) {
-        let Some(objects) = kernel.offset_of("slab_sheaf", "objects") else { return };
-        for block in sheaves.iter().filter_map(|s| self.addresses.find(s.0)) {
-            let size = self.blocks[block as usize].size;
-            self.skip.push(block, objects..size);
-        }
-    }
-
-    /// A kernel with kmemleak in it has an address of every object in kmemleak's own ones, and debugobjects does
-    /// the like. These caches are the ones that kmemleak does not look into (SLAB_NOLEAKTRACE).
-    fn apply_leak_tracer_rules(&mut self, kernel: &Kernel, caches: &HashMap<VirtAddr, bool>) {
-        // What kmemleak has done with waits for a grace period: a link in the chain of everything that waits.
-        let link = kernel.offset_of("kmemleak_object", "flags").zip(kernel.offset_of("kmemleak_object", "rcu.next"));
-        for (i, cache) in &self.odd_objects {
-            let (b, Some(is_kmemleak)) = (&self.blocks[*i as usize], caches.get(cache)) else { continue };
-            let link = link.filter(|(flags, _)| {
-                // OBJECT_ALLOCATED, mm/kmemleak.c
-                *is_kmemleak && kernel.read_u32(self.memory, VirtAddr(b.addr + flags)).is_ok_and(|f| f & 1 == 0)
-            });
-            // Without a link, there is nothing between the two.
-            let end = link.map_or(b.size, |(_, next)| next);
-            self.rules.set_weak(*i);
-            self.skip.extend(*i, [0..end, (end + 8).min(b.size)..b.size]);
-        }
     }
 
     /// What the live map knows of a block.

@@ -10,7 +10,7 @@ use crate::ffi::api::Block;
 use crate::ffi::host;
 use crate::ffi::panics;
 use crate::ffi::ram::Ram;
-use crate::hooks::table::Wanted;
+use crate::hooks::chosen::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::translate::MODULES;
 use crate::hooks::{current, joined};

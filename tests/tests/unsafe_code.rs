@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tests::program::workspace;
 
 /// Files that may have any, and why.
-const PLACES: [(&str, &str); 9] = [
+const PLACES: [(&str, &str); 10] = [
     ("detector/src/scan/kernels.rs", "vector instructions, and a hint to the CPU"),
     ("plugin/src/ffi/", "contact with QEMU and libc"),
     ("plugin/src/lib.rs", "what QEMU and the loader look for"),

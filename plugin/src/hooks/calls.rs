@@ -9,9 +9,10 @@
 //! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
 //! translated yet, it will be watched when it is.
 
+use super::chosen::Action;
 use super::current;
 use super::events::ZERO_SIZE_PTR;
-use super::table::{Action, PORT};
+use super::table::PORT;
 use super::tracker::{Pending, Tracker};
 use super::watches::Watch;
 use crate::ffi::regs::{self, Reg};

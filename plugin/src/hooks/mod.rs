@@ -7,6 +7,7 @@
 pub mod bounds;
 mod calls;
 mod callsite;
+pub mod chosen;
 pub mod code;
 pub mod context;
 pub mod current;

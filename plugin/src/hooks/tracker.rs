@@ -2,13 +2,14 @@
 
 use super::bounds;
 use super::callsite::CallSites;
+use super::chosen::{self, Hook, Wanted};
 use super::code::Code;
 use super::context::Context;
 use super::events::RECENT_VFREES;
 use super::joined::Print;
 use super::says::Says;
 use super::stack::Times;
-use super::table::{self, Hook, LATER, Wanted};
+use super::table::LATER;
 use super::watches::Watches;
 use crate::ffi::api::Flag;
 use crate::ffi::ram::Ram;
@@ -164,7 +165,7 @@ impl Tracker {
     ///
     /// Gives also the families of functions that the kernel has none of.
     pub fn new(kernel: Kernel, ram: Ram, wanted: Wanted, kept: Kept, boot: u64) -> (Tracker, Vec<&'static str>) {
-        let (hooks, missing) = table::choose(&kernel, wanted);
+        let (hooks, missing) = chosen::choose(&kernel, wanted);
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let (sites, code, checksum) = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our

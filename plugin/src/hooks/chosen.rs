@@ -1,0 +1,141 @@
+//! The hooks of one kernel: those functions of the [table](super::table) that it has, and the registers that hold their arguments.
+
+use super::table::{Arg, CODE, CONSOLE, Does, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
+use crate::ffi::regs::Reg;
+use detector::objects::Kind;
+use guest_symbols::Kernel;
+
+/// Hooks that are wanted besides those of all allocators.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// [`PAGES`].
+    pub pages: bool,
+    /// [`MARKERS`].
+    pub markers: bool,
+    /// [`CONSOLE`].
+    pub console: bool,
+}
+
+/// A hook of the running kernel.
+#[derive(Debug)]
+pub struct Hook {
+    /// The function's name.
+    pub name: &'static str,
+    /// Its virtual address.
+    pub addr: u64,
+    /// What it does, with registers in place of arguments.
+    pub action: Action,
+}
+
+/// [`Does`] with registers.
+#[derive(Debug, Clone, Copy)]
+pub enum Action {
+    /// See [`Does::Alloc`].
+    Alloc(Kind, Option<Reg>),
+    /// See [`Does::AllocPages`].
+    AllocPages(Option<Reg>),
+    /// See [`Does::AllocPagesBulk`].
+    AllocPagesBulk(Reg),
+    /// See [`Does::AllocBulk`]; the last is whether the function returns a bool.
+    AllocBulk(Reg, Reg, bool),
+    /// See [`Does::Free`].
+    Free(Reg),
+    /// See [`Does::FreeVmalloc`].
+    FreeVmalloc(Reg),
+    /// See [`Does::FreeBulk`].
+    FreeBulk(Reg, Reg),
+    /// See [`Does::FreeRcu`].
+    FreeRcu(Reg, Reg),
+    /// See [`Does::ModuleLoad`].
+    ModuleLoad(Reg),
+    /// See [`Does::BpfSymbol`].
+    BpfSymbol(Reg),
+    /// See [`Does::Kexec`].
+    Kexec,
+    /// See [`Does::WriteComm`].
+    WriteComm(Reg, Reg),
+    /// See [`Does::SetComm`].
+    SetComm,
+    /// See [`Does::WriteKmsg`].
+    WriteKmsg(Reg),
+    /// See [`Does::Printk`].
+    Printk(Reg),
+    /// See [`Does::PrintkPart`].
+    PrintkPart(Reg),
+    /// See [`Does::WriteTty`].
+    WriteTty(Reg, Reg, Reg),
+    /// See [`Does::WritePort`].
+    WritePort(Reg, Reg),
+}
+
+impl Action {
+    /// Whether its return is of interest.
+    pub fn allocates(&self) -> bool {
+        matches!(self, Action::Alloc(..) | Action::AllocPages(_) | Action::AllocPagesBulk(_) | Action::AllocBulk(..))
+    }
+
+    /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
+    pub fn is_of_memory(&self) -> bool {
+        use Action::{Kexec, Printk, PrintkPart, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
+        !matches!(
+            self,
+            Kexec | WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | PrintkPart(_) | WriteTty(..) | WritePort(..)
+        )
+    }
+}
+
+/// The hooks that the running kernel has, and the families of allocators it has none of.
+pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>) {
+    let (mut hooks, mut missing) = (Vec::new(), Vec::new());
+    let some = |rows: &'static [Row], wanted: bool| rows.iter().filter(move |_| wanted);
+    let markers = some(MARKERS, wanted.markers).chain(some(LOG, wanted.markers || wanted.console));
+    let others = CODE.iter().chain(markers).chain(some(CONSOLE, wanted.console));
+    for (row, needed) in
+        TABLE.iter().chain(some(PAGES, wanted.pages)).map(|r| (r, true)).chain(others.map(|r| (r, false)))
+    {
+        let before = hooks.len();
+        for &name in row.names {
+            let addr = kernel.symbols.lookup(name).or((name == PORT).then_some(LATER));
+            let Some(addr) = addr else { continue };
+            match action(kernel, name, row.does) {
+                Some(action) => hooks.push(Hook { name, addr, action }),
+                None => log::warn!("{name} is not hooked: an argument is not in a register"),
+            }
+        }
+        if needed && hooks.len() == before {
+            missing.push(row.family);
+        }
+    }
+    (hooks, missing)
+}
+
+fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
+    let prototype = kernel.btf.as_ref().and_then(|b| b.parameters(function));
+    let reg = |arg: Arg| {
+        let named = prototype.as_ref().and_then(|p| p.iter().position(|name| arg.names.contains(name)));
+        Reg::argument(named.unwrap_or(arg.position))
+    };
+    Some(match does {
+        Does::Alloc(kind, size) => Action::Alloc(kind, size.map(reg).map_or(Some(None), |r| r.map(Some))?),
+        Does::AllocPages(order) => Action::AllocPages(order.map(reg).map_or(Some(None), |r| r.map(Some))?),
+        Does::AllocPagesBulk { array } => Action::AllocPagesBulk(reg(array)?),
+        Does::AllocBulk { count, array } => {
+            let boolean = kernel.btf.as_ref().and_then(|b| b.return_size(function)) == Some(1);
+            Action::AllocBulk(reg(count)?, reg(array)?, boolean)
+        }
+        Does::Free(object) => Action::Free(reg(object)?),
+        Does::FreeVmalloc(addr) => Action::FreeVmalloc(reg(addr)?),
+        Does::FreeBulk { count, array } => Action::FreeBulk(reg(count)?, reg(array)?),
+        Does::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
+        Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
+        Does::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
+        Does::Kexec => Action::Kexec,
+        Does::WriteComm { buf, count } => Action::WriteComm(reg(buf)?, reg(count)?),
+        Does::SetComm => Action::SetComm,
+        Does::WriteKmsg { from } => Action::WriteKmsg(reg(from)?),
+        Does::Printk { entry } => Action::Printk(reg(entry)?),
+        Does::PrintkPart { entry } => Action::PrintkPart(reg(entry)?),
+        Does::WriteTty { tty, buf, count } => Action::WriteTty(reg(tty)?, reg(buf)?, reg(count)?),
+        Does::WritePort { buf, count } => Action::WritePort(reg(buf)?, reg(count)?),
+    })
+}
