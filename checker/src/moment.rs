@@ -145,7 +145,7 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
         };
         let wanted: Option<&crate::Wanted> = if why.is_some() { Some(&wanted) } else { None };
         // A leak may have come from one stack a hundred thousand times.
-        let known: RefCell<HashMap<(StackId, usize), Option<usize>>> = RefCell::default();
+        let known: RefCell<HashMap<(StackId, u64), Option<usize>>> = RefCell::default();
         let suppressed = |object: &Object| {
             let loaded = names.loaded(object.sequence());
             let find = || suppressions.find(&names.frames(object));

@@ -54,9 +54,11 @@ impl Names<'_> {
         places.into_iter().map(|p| Place { function: p.function, file: p.file, line: p.line }).collect()
     }
 
-    /// How many modules had been loaded at allocation `sequence`: equal stacks have equal names as long as that is the same.
-    pub fn loaded(&self, sequence: u64) -> usize {
-        self.modules.partition_point(|(load, _)| *load <= sequence)
+    /// The last module that had been loaded at allocation `sequence`, by the sequence number of its load; 0 for none. Equal stacks
+    /// have equal names as long as that is the same, also when modules have been forgotten that stand in none of them.
+    pub fn loaded(&self, sequence: u64) -> u64 {
+        let after = self.modules.partition_point(|(load, _)| *load <= sequence);
+        self.modules[..after].last().map_or(0, |(load, _)| *load)
     }
 
     /// Who called the allocator: of what allocates and nothing else the outermost. `None` if the allocation was not seen.

@@ -15,7 +15,7 @@ use std::time::Duration;
 fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut by_name: HashMap<(bool, Option<&str>, Vec<String>), usize> = HashMap::new();
-    let mut by_stack: HashMap<(bool, Option<&str>, StackId, usize), usize> = HashMap::new();
+    let mut by_stack: HashMap<(bool, Option<&str>, StackId, u64), usize> = HashMap::new();
     for u in &outcome.unreferenced {
         // An allocation that was not seen is of no time.
         let seen = u.object.stack() != StackId::NONE;

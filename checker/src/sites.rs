@@ -10,21 +10,25 @@ use detector::objects::Object;
 use detector::report::Frame;
 use detector::stacks::StackId;
 use guest_symbols::memory::StoppedMemory;
+use guest_symbols::modules::Module;
 use guest_symbols::pages::Pages;
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::sync::Arc;
 
-/// Live objects by stack. Where code was loaded, an address may have been another function's before: the number of
-/// modules that had been loaded tells them apart.
-type Key = (StackId, usize);
+/// Live objects by stack. Where code was loaded, an address may have been another function's before: the last module that had
+/// been loaded tells them apart.
+type Key = (StackId, u64);
 
 /// Live objects of one moment, reachable or not.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Sites {
     /// Counts, each with one of its objects.
     counts: HashMap<Key, (Count, Object)>,
     total: Count,
     at_ms: u64,
+    /// As they were then: of those that are gone, some may be forgotten.
+    modules: Vec<(u64, Arc<Module>)>,
 }
 
 impl Sites {
@@ -36,7 +40,7 @@ impl Sites {
         let pages = Pages::read(moment.kernel, moment.memory)?;
         let blocks = Blocks::new(moment.kernel, moment.memory, &pages, moment.allocations(), moment.registers);
         let names = moment.names();
-        let mut sites = Sites { at_ms: moment.millis, ..Sites::default() };
+        let mut sites = Sites { at_ms: moment.millis, modules: moment.modules.to_vec(), ..Sites::default() };
         for b in &blocks.blocks {
             let object = blocks.object(b);
             sites.add((object.stack(), names.loaded(object.sequence())), b.size, *object);
@@ -63,7 +67,8 @@ impl Sites {
 
     /// Places by their live bytes, the most first.
     pub fn top(&self, names: Names<'_>, by: By) -> Vec<Place> {
-        let mut places = merge(names, by, self.counts.values().map(|(now, object)| (Count::default(), *now, *object)));
+        let counts = self.counts.values().map(|(now, object)| (names, Count::default(), *now, *object));
+        let mut places = merge(by, counts);
         places.sort_by_key(|p| Reverse((p.now.bytes, p.now.objects)));
         places
     }
@@ -71,12 +76,13 @@ impl Sites {
     /// Places of which there is more than there was, by how many bytes more, the most first.
     pub fn grown_since(&self, then: &Sites, names: Names<'_>, by: By) -> Vec<Place> {
         let of = |sites: &Sites, key: &Key| sites.counts.get(key).map_or(Count::default(), |(count, _)| *count);
-        let now = self.counts.iter().map(|(key, (now, object))| (of(then, key), *now, *object));
+        let now = self.counts.iter().map(|(key, (now, object))| (names, of(then, key), *now, *object));
         let gone = then.counts.iter().filter(|(key, _)| !self.counts.contains_key(key));
-        let gone = gone.map(|(_, (then, object))| (*then, Count::default(), *object));
+        let before = Names { modules: &then.modules, ..names };
+        let gone = gone.map(|(_, (then, object))| (before, *then, Count::default(), *object));
         // What has not changed need not be named, but where it is a part of a larger place.
-        let changed = now.chain(gone).filter(|(then, now, _)| then != now || by == By::Site);
-        let mut places = merge(names, by, changed);
+        let changed = now.chain(gone).filter(|(_, then, now, _)| then != now || by == By::Site);
+        let mut places = merge(by, changed);
         places.retain(|p| p.now.bytes > p.then.bytes || p.now.objects > p.then.objects);
         places.sort_by_key(|p| Reverse((p.growth().bytes, p.growth().objects)));
         places
@@ -84,10 +90,10 @@ impl Sites {
 }
 
 /// Places that are called the same are one, wherever their module was loaded.
-fn merge(names: Names<'_>, by: By, counts: impl Iterator<Item = (Count, Count, Object)>) -> Vec<Place> {
+fn merge<'a>(by: By, counts: impl Iterator<Item = (Names<'a>, Count, Count, Object)>) -> Vec<Place> {
     let mut places: Vec<Place> = Vec::new();
     let mut by_name: HashMap<Vec<String>, usize> = HashMap::new();
-    for (then, now, object) in counts {
+    for (names, then, now, object) in counts {
         let frames = match by {
             By::Stack => names.frames(&object),
             By::Site => match &names.site(&object)[..] {

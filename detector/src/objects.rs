@@ -262,6 +262,11 @@ impl LiveMap {
         self.map.is_empty()
     }
 
+    /// Calls `each` for every object. A part of the map is locked meanwhile: `each` must not come back to it.
+    pub fn for_each(&self, mut each: impl FnMut(&Object)) {
+        self.map.iter().for_each(|entry| each(entry.value()));
+    }
+
     /// Adds all objects, those given to kfree_rcu() too, to `list` in any order, and their bytes to `sizes`.
     pub(crate) fn copy_to(&self, list: &mut Vec<(u64, Object)>, sizes: &mut Sizes) {
         list.extend(self.map.iter().map(|e| (*e.key(), *e.value())));

@@ -4,6 +4,7 @@ use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr, u32_at, u64_at};
 use crate::symbols::{Resolved, Symbol, SymbolTable, SymbolTableBuilder};
 use crate::unwind::orc::Table;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -106,6 +107,27 @@ impl Module {
     }
 }
 
+/// Of modules in the order in which they were loaded, whether others lie by now wherever one lay: it was unloaded then.
+pub fn replaced<'a>(modules: impl DoubleEndedIterator<Item = &'a Module>) -> Vec<bool> {
+    // Ranges that do not touch, by their starts.
+    let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut take = |range: &Range<u64>| {
+        let before = taken.range(..=range.start).next_back().map(|(s, e)| (*s, *e)).filter(|b| b.1 >= range.start);
+        let (start, mut end) = before.map_or((range.start, range.end), |(s, e)| (s, e.max(range.end)));
+        while let Some((&next, &its_end)) = taken.range(start + 1..=end).next() {
+            end = end.max(its_end);
+            taken.remove(&next);
+        }
+        let was_taken = before.is_some_and(|b| b.1 >= range.end);
+        taken.insert(start, end);
+        was_taken
+    };
+    let mut replaced: Vec<bool> =
+        modules.rev().map(|m| m.ranges.iter().filter(|r| !r.is_empty()).fold(true, |all, r| take(r) & all)).collect();
+    replaced.reverse();
+    replaced
+}
+
 /// A table with the ends of all parts, so that the last symbol's size ends with its part, as in
 /// find_kallsyms_symbol().
 fn ends(ranges: &[Range<u64>]) -> SymbolTableBuilder {
@@ -200,4 +222,54 @@ fn read_symbols(
         }
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(ranges: &[Range<u64>]) -> Module {
+        Module::from_parts("a".to_owned(), ranges.to_vec(), [])
+    }
+
+    #[test]
+    fn what_others_lie_on_is_replaced() {
+        let of = |modules: &[Module]| replaced(modules.iter());
+        assert_eq!(of(&[module(&[10..20]), module(&[10..20])]), [true, false]);
+        // The init part alone, of one that is still there.
+        assert_eq!(of(&[module(&[10..20, 30..40]), module(&[30..50])]), [false, false]);
+        assert_eq!(
+            of(&[module(&[10..20, 30..40]), module(&[30..50]), module(&[5..15]), module(&[15..25])]),
+            [true, false, false, false]
+        );
+        assert_eq!(of(&[module(&[10..20]), module(&[10..19]), module(&[20..30])]), [false, false, false]);
+    }
+
+    /// Held against byte by byte.
+    #[test]
+    fn any_ranges() {
+        let mut seed = 1u64;
+        let mut below = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % n
+        };
+        for _ in 0..if cfg!(miri) { 20 } else { 2000 } {
+            let modules: Vec<Module> = (0..below(12))
+                .map(|_| {
+                    let mut range = || {
+                        let start = below(60);
+                        start..start + below(20)
+                    };
+                    let ranges = [range(), range(), range()];
+                    module(&ranges[..1 + below(3) as usize])
+                })
+                .collect();
+            let found = replaced(modules.iter());
+            for (i, m) in modules.iter().enumerate() {
+                let later = || modules[i + 1..].iter().flat_map(|m| &m.ranges);
+                let all = m.ranges.iter().cloned().flatten().all(|at| later().any(|r| r.contains(&at)));
+                assert_eq!(found[i], all, "{i} of {:?}", modules.iter().map(|m| &m.ranges).collect::<Vec<_>>());
+            }
+        }
+    }
 }

@@ -141,8 +141,7 @@ impl Guest {
     #[must_use]
     pub fn script(self, name: &str, text: &str) -> Guest {
         // Not in the scratch folder of the test, which booting empties.
-        let folder = scratch(&format!("{}-files", self.test));
-        let file = folder.join(name);
+        let file = scratch(&format!("{}-script-{name}", self.test)).join(name);
         std::fs::write(&file, text).expect("the script is written");
         self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
     }

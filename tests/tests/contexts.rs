@@ -3,7 +3,9 @@
 //!
 //! LIBLEAK_CONTEXTS names further kernels, separated by spaces: those that are built here take long to build.
 
+use snapshot::Snapshot;
 use tests::contexts::{KINDS, addresses, differences, leaks};
+use tests::program::scratch;
 use tests::{Boot, Guest};
 
 /// Loads the module with these parameters and writes to its file.
@@ -58,6 +60,41 @@ fn every_context_has_its_backtrace_on_linux_6_12() {
 #[test]
 fn every_context_has_its_backtrace_on_linux_7_3() {
     every_context_has_its_backtrace("trixie-backports");
+}
+
+/// A guest may load and unload modules for days: those that are gone are forgotten, but not those that a leak was allocated by.
+#[test]
+fn modules_that_come_and_go_are_not_kept() {
+    const ROUNDS: usize = 25;
+    const MODULES: [&str; 4] = ["dummy", "veth", "overlay", "loop"];
+    let come_and_go = format!(
+        "#!/bin/sh\nfor round in $(seq {ROUNDS}); do\nfor module in {}; do\nmodprobe $module && rmmod $module && echo \"gone: $module\"\ndone\ndone\n",
+        MODULES.join(" ")
+    );
+    let snapshot = scratch("contexts-gone-file").join("snapshot");
+    let boot = Guest::new("contexts-gone", "bookworm-backports")
+        .module("contexts")
+        .script("in-contexts", &script(""))
+        .script("come-and-go", &come_and_go)
+        .losing(addresses)
+        .run(&["in-contexts", "rmmod:contexts", "come-and-go"])
+        .option(&format!("snapshot={}", snapshot.display()))
+        .limit(360)
+        .boot();
+    boot.assert_ended_well();
+    assert_all_as_the_kernel_says(&boot);
+    let snapshot = Snapshot::open(&snapshot).expect("the snapshot");
+    let moment = snapshot.moment();
+    let kept = |name: &str| moment.modules.iter().filter(|(_, m)| m.name == name).count();
+    let gone = |name: &str| boot.console.matches(&format!("gone: {name}")).count();
+    println!("{} modules are kept", moment.modules.len());
+    for name in MODULES {
+        println!("{name}: {} loads, {} of them are kept", gone(name), kept(name));
+        assert!(gone(name) > ROUNDS / 2, "{}", boot.hint());
+    }
+    let (gone, kept) = (MODULES.map(gone), MODULES.map(kept));
+    assert!(2 * kept.iter().sum::<usize>() < gone.iter().sum(), "{kept:?} of {gone:?}; {}", boot.hint());
+    assert_eq!(moment.modules.iter().filter(|(_, m)| m.name == "contexts").count(), 1, "{}", boot.hint());
 }
 
 /// Stacks of other CPUs and of one alone: an interrupt is sent to itself then.

@@ -1,9 +1,9 @@
-//! How much is kept of what a guest makes up: calls that do not return, live objects, modules. A
+//! How much is kept of what a guest makes up: calls that do not return, live objects. A
 //! guest that is as it should be comes nowhere near these; one that corrupts itself, or is hostile, must not take the host's memory.
 //!
 //! Each is looked at where it grows or now and then, so nothing of it is on the hot path. What is bounded elsewhere: addresses that calls return to
 //! ([`watches`](super::watches)), stacks and names of tasks
-//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), readings of clocks and tests (there), markers and lines that wait
+//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules ([`loaded`](super::loaded)), readings of clocks and tests (there), markers and lines that wait
 //! ([`marker`](crate::triggers::marker), [`console`](crate::triggers::console)).
 
 use super::tracker::Tracker;
@@ -12,14 +12,10 @@ use crate::output;
 use crate::session::troubles::Trouble;
 use detector::{comms, stacks};
 use guest_symbols::memory::GuestMemory;
-use guest_symbols::modules::Module;
 use std::sync::atomic::Ordering;
 
 /// Calls of allocators in progress: each is of a task that sleeps in it, or of an interrupt.
 const MAX_CALLS: usize = 1 << 16;
-/// Modules and BPF programs, and bytes of all that is kept of them.
-const MAX_MODULES: usize = 1 << 16;
-const MAX_MODULE_BYTES: usize = 256 << 20;
 /// Bytes of RAM for each live object, unless the user says how many there may be. The least slab objects have 8, and of these
 /// alone no guest is made: 300 is what one has on average.
 const BYTES_AN_OBJECT: u64 = 16;
@@ -68,21 +64,6 @@ impl Tracker {
                 self.trouble(&Trouble::Objects(map.most()));
             }
         }
-    }
-
-    /// Whether a module is to be kept: it is another one than was there before, and there is room for it.
-    pub(super) fn is_news(&self, module: &Module) -> bool {
-        let modules = self.modules.lock();
-        let there = modules.iter().rev().map(|(_, m)| m).find(|m| m.overlaps(module));
-        if there.is_some_and(|m| m.is_same(module)) {
-            return false;
-        }
-        let bytes: usize = modules.iter().map(|(_, m)| m.size()).sum();
-        if modules.len() >= MAX_MODULES || bytes + module.size() > MAX_MODULE_BYTES {
-            self.trouble(&Trouble::Modules(MAX_MODULES));
-            return false;
-        }
-        true
     }
 
     /// Enters what is bounded elsewhere into the troubles.

@@ -12,7 +12,6 @@
 use super::chosen::Action;
 use super::current;
 use super::events::ZERO_SIZE_PTR;
-use super::table::PORT;
 use super::tracker::{Pending, Tracker};
 use super::watches::Watch;
 use crate::ffi::regs::{self, Reg};
@@ -24,7 +23,6 @@ use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use guest_symbols::modules::Module;
 use libc::{c_uint, c_void};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// The largest block of pages: MAX_PAGE_ORDER (include/linux/mmzone.h).
@@ -78,20 +76,6 @@ impl Tracker {
             }
             Action::WritePort(buf, count) => console::port(self, vcpu, regs::read(buf), regs::read(count)),
         }
-    }
-
-    /// Code has come that is not the kernel's own.
-    pub(super) fn loaded(&self, module: Option<Module>) {
-        // Once nothing is entered any more, who allocates is not asked.
-        let is_news = |module: &Module| !self.closed.load(Ordering::Relaxed) && self.is_news(module);
-        let Some(module) = module.filter(is_news) else { return };
-        inject("module");
-        log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
-        self.code.add(&module);
-        if let Some(symbol) = module.symbols().find(|s| s.name == PORT) {
-            self.port.store(symbol.addr, Ordering::Relaxed);
-        }
-        self.modules.lock().push((self.sequence.load(Ordering::Relaxed), Arc::new(module)));
     }
 
     /// An allocator was entered.

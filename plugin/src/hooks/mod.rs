@@ -13,6 +13,7 @@ pub mod context;
 pub mod current;
 pub mod events;
 pub mod joined;
+mod loaded;
 pub mod memory;
 pub mod says;
 pub mod stack;

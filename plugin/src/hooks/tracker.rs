@@ -7,6 +7,7 @@ use super::code::Code;
 use super::context::Context;
 use super::events::RECENT_VFREES;
 use super::joined::Print;
+use super::loaded;
 use super::says::Says;
 use super::stack::Times;
 use super::table::LATER;
@@ -28,7 +29,7 @@ use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 pub(super) type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
@@ -120,6 +121,8 @@ pub struct Tracker {
     pub troubles: Troubles,
     /// Modules as they were loaded, each with the sequence number of that moment.
     pub(super) modules: Mutex<Vec<(u64, Arc<Module>)>>,
+    /// Bytes of them from which on those that are needed no more are looked for.
+    pub(super) many_modules: AtomicUsize,
     /// Functions watched, and what was seen of each.
     pub hooks: Vec<(Hook, Seen)>,
     pub(super) entries: HashMap<u64, u32>,
@@ -209,6 +212,7 @@ impl Tracker {
             doubts: Doubts::default(),
             troubles: Troubles::default(),
             modules: Mutex::default(),
+            many_modules: AtomicUsize::new(loaded::MANY_BYTES),
             hooks: hooks.into_iter().map(|h| (h, Seen::default())).collect(),
             sites,
             pending: DashMap::with_capacity_and_hasher(4096, Default::default()),
