@@ -4,7 +4,7 @@ use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr, u32_at, u64_at};
 use crate::symbols::{Resolved, Symbol, SymbolTable, SymbolTableBuilder};
 use crate::unwind::orc::Table;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -126,6 +126,41 @@ pub fn replaced<'a>(modules: impl DoubleEndedIterator<Item = &'a Module>) -> Vec
         modules.rev().map(|m| m.ranges.iter().filter(|r| !r.is_empty()).fold(true, |all, r| take(r) & all)).collect();
     replaced.reverse();
     replaced
+}
+
+/// Of modules in the order in which they were loaded, those in which addresses lay: each of the `places` is an address and how many of the
+/// modules had been loaded then, of which the last that has the address is meant.
+pub fn at_places<'a>(modules: impl Iterator<Item = &'a Module>, places: Vec<(u64, usize)>) -> HashSet<usize> {
+    #[derive(PartialEq, Eq, PartialOrd, Ord)]
+    enum Event {
+        End(usize),
+        Start(usize),
+        Place(usize),
+    }
+    let mut events: Vec<(u64, Event)> = places.into_iter().map(|(at, loaded)| (at, Event::Place(loaded))).collect();
+    for (i, module) in modules.enumerate() {
+        for range in module.ranges.iter().filter(|r| !r.is_empty()) {
+            events.extend([(range.start, Event::Start(i)), (range.end, Event::End(i))]);
+        }
+    }
+    events.sort_unstable();
+    // Modules that have the address, and in how many of their parts.
+    let mut here: BTreeMap<usize, u32> = BTreeMap::new();
+    let mut found = HashSet::new();
+    for (_, event) in events {
+        match event {
+            Event::Start(i) => *here.entry(i).or_default() += 1,
+            Event::End(i) => {
+                let parts = here.entry(i).or_insert(1);
+                *parts -= 1;
+                if *parts == 0 {
+                    here.remove(&i);
+                }
+            }
+            Event::Place(loaded) => found.extend(here.range(..loaded).next_back().map(|(i, _)| *i)),
+        }
+    }
+    found
 }
 
 /// A table with the ends of all parts, so that the last symbol's size ends with its part, as in
@@ -270,6 +305,9 @@ mod tests {
                 let all = m.ranges.iter().cloned().flatten().all(|at| later().any(|r| r.contains(&at)));
                 assert_eq!(found[i], all, "{i} of {:?}", modules.iter().map(|m| &m.ranges).collect::<Vec<_>>());
             }
+            let place = (below(90), below(1 + modules.len() as u64) as usize);
+            let by = modules[..place.1].iter().rposition(|m| m.ranges.iter().any(|r| r.contains(&place.0)));
+            assert_eq!(at_places(modules.iter(), vec![place]), by.into_iter().collect(), "{place:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use super::tracker::Tracker;
 use crate::ffi::inject;
 use crate::session::troubles::Trouble;
 use detector::objects::Object;
-use guest_symbols::modules::{Module, replaced};
+use guest_symbols::modules::{Module, at_places, replaced};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -49,10 +49,10 @@ impl Tracker {
             return false;
         }
         let mut bytes = size(&modules);
-        if bytes >= self.many_modules.load(Ordering::Relaxed) || modules.len() == MAX_MODULES {
+        if bytes >= self.many_modules.load(Ordering::Relaxed) {
             self.forget_modules(&mut modules);
             bytes = size(&modules);
-            self.many_modules.store((2 * bytes).clamp(MANY_BYTES, MAX_BYTES), Ordering::Relaxed);
+            self.many_modules.store((2 * bytes).max(MANY_BYTES), Ordering::Relaxed);
         }
         if modules.len() >= MAX_MODULES || bytes + module.size() > MAX_BYTES {
             self.trouble(&Trouble::Modules(MAX_MODULES));
@@ -65,31 +65,26 @@ impl Tracker {
     /// is allocated meanwhile is by none of them, for they are gone.
     #[cold]
     fn forget_modules(&self, modules: &mut Modules) {
-        let mut goes = replaced(modules.iter().map(|(_, m)| &**m));
-        if !goes.contains(&true) {
+        let replaced = replaced(modules.iter().map(|(_, m)| &**m));
+        if !replaced.contains(&true) {
             return;
         }
         let is_outside = |at: &u64| !self.image.contains(at);
         let outside: Vec<Vec<u64>> =
             self.stacks.all().iter().map(|frames| frames.iter().copied().filter(is_outside).collect()).collect();
-        let mut seen = HashSet::new();
+        // As Names::frame() finds them.
+        let mut places = HashSet::new();
         let mut keep = |object: &Object| {
             let Some(frames) = (object.stack().0 as usize).checked_sub(1).and_then(|i| outside.get(i)) else { return };
             let loaded = modules.partition_point(|(load, _)| *load <= object.sequence());
-            if frames.is_empty() || !seen.insert((object.stack(), loaded)) {
-                return;
-            }
-            for at in frames {
-                // As Names::frame() finds it.
-                let by = modules[..loaded].iter().rposition(|(_, m)| m.ranges.iter().any(|r| r.contains(at)));
-                by.into_iter().for_each(|by| goes[by] = false);
-            }
+            places.extend(frames.iter().map(|at| (*at, loaded)));
         };
         self.live.for_each(&mut keep);
         self.pages.iter().for_each(|pages| pages.map.for_each(&mut keep));
+        let needed = at_places(modules.iter().map(|(_, m)| &**m), places.into_iter().collect());
         let before = modules.len();
-        let mut goes = goes.into_iter();
-        modules.retain(|_| !goes.next().unwrap_or(false));
+        let mut number = 0..;
+        modules.retain(|_| number.next().is_some_and(|i| !replaced[i] || needed.contains(&i)));
         log::debug!("{} modules of {before} are forgotten", before - modules.len());
     }
 }
