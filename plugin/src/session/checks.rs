@@ -38,6 +38,13 @@ fn look_at_image(tracker: &Tracker) {
     }
 }
 
+/// The guest is stopped: whether the kernel is still the one that is tracked. This takes some 30 microseconds.
+fn look_at_kernel(tracker: &Tracker) {
+    if !tracker.is_there() && tracker.troubles.enter(&Trouble::ReadOnlyData) {
+        output::warning(&Trouble::ReadOnlyData.to_string());
+    }
+}
+
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
@@ -260,6 +267,7 @@ impl Session {
         // SAFETY: the vCPUs are stopped, by the contract of the methods above with their callers.
         #[expect(unsafe_code, reason = "says that the guest stands still")]
         let memory = unsafe { tracker.ram.stopped() };
+        look_at_kernel(tracker);
         tracker.tell_of_bounds();
         let mut tests = tracker.tests.lock().clone();
         tests.at = tests.at.or_else(|| tests.running.clone());

@@ -38,6 +38,11 @@ pub enum Trouble {
         "the guest's kernel has overwritten its own symbols, types or unwind tables: this report was made with what they were before, but a check of a snapshot may fail or tell other names"
     )]
     Image,
+    /// The kernel may be another.
+    #[error(
+        "the tracked kernel's read-only data are not what they were: it has overwritten them itself, or a snapshot of another boot was loaded and QEMU did not tell of it, so that nothing is tracked since"
+    )]
+    ReadOnlyData,
     /// Modules are not kept.
     #[error(
         "there were more than {0} modules and BPF programs, or larger ones than there can be: the functions of further ones have no names, and suppressions do not fit them"
