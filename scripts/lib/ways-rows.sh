@@ -425,7 +425,7 @@ ended_by() {
         monitor "$1" "stop"
         tell quit
         ;;
-    *) kill -"$2" "$(qemu_of "$job")" ;;
+    *) signal "$2" "$1" ;;
     esac
     finish "$1"
 }
@@ -436,7 +436,7 @@ killed() {
     see "$1" "begin workload" || return
     see "$1" "libleak: " report || return
     sleep 2
-    kill -KILL "$(qemu_of "$job")"
+    signal KILL "$1"
     finish "$1" 137
     [ "$(tail -c 1 "$1/report" | od -An -tx1 | tr -d ' ')" = 0a ] || wrong "$1" "the report ends in the middle of a line"
     n=$(grep -c '^libleak: [0-9]* unreferenced.*Linux' "$1/report")

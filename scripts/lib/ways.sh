@@ -183,5 +183,9 @@ monitor() {
     done
 }
 
-# qemu_of JOB: the process of QEMU itself.
-qemu_of() { pgrep -P "$(pgrep -P "$1" timeout || echo "$1")" qemu-system || true; }
+# signal NAME FOLDER: sends it to QEMU itself, which may have been started by way of a dynamic linker.
+signal() {
+    local qemu
+    qemu=$(pgrep -f -P "$(pgrep -P "$job" timeout || echo "$job")" qemu-system)
+    kill -"$1" "$qemu" || wrong "$2" "QEMU is not there to get SIG$1"
+}
