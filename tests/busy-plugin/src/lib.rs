@@ -29,14 +29,17 @@ type Register = unsafe extern "C" fn(id: u64, callback: Opaque, userdata: Opaque
 /// Not even the kinds of its arguments matter to [`ran`] and [`accessed`].
 type Callback = extern "C" fn();
 
+type Length = unsafe extern "C" fn(tb: Opaque) -> usize;
+type Instruction = unsafe extern "C" fn(tb: Opaque, index: usize) -> Opaque;
+type OnExec = unsafe extern "C" fn(tb: Opaque, callback: Callback, flags: c_uint, userdata: Opaque);
+type OnAccess = unsafe extern "C" fn(insn: Opaque, callback: Callback, flags: c_uint, which: c_uint, userdata: Opaque);
+
 /// QEMU's functions, of include/qemu/qemu-plugin.h (10.0 to 11.1).
 struct Api {
-    tb_n_insns: unsafe extern "C" fn(Opaque) -> usize,
-    tb_get_insn: unsafe extern "C" fn(Opaque, usize) -> Opaque,
-    /// (tb, callback, flags, userdata)
-    register_tb_exec: unsafe extern "C" fn(Opaque, Callback, c_uint, Opaque),
-    /// (insn, callback, flags, reads or writes or both, userdata)
-    register_mem: unsafe extern "C" fn(Opaque, Callback, c_uint, c_uint, Opaque),
+    tb_n_insns: Length,
+    tb_get_insn: Instruction,
+    register_tb_exec: OnExec,
+    register_mem: OnAccess,
 }
 
 /// `QEMU_PLUGIN_CB_R_REGS`, `QEMU_PLUGIN_MEM_RW`.
@@ -86,10 +89,10 @@ fn install(id: u64) -> Option<()> {
     // gave the registrations their third one, which those before do not look at.
     unsafe {
         let _ = API.set(Api {
-            tb_n_insns: transmute::<Opaque, _>(find(c"qemu_plugin_tb_n_insns")?),
-            tb_get_insn: transmute::<Opaque, _>(find(c"qemu_plugin_tb_get_insn")?),
-            register_tb_exec: transmute::<Opaque, _>(find(c"qemu_plugin_register_vcpu_tb_exec_cb")?),
-            register_mem: transmute::<Opaque, _>(find(c"qemu_plugin_register_vcpu_mem_cb")?),
+            tb_n_insns: transmute::<Opaque, Length>(find(c"qemu_plugin_tb_n_insns")?),
+            tb_get_insn: transmute::<Opaque, Instruction>(find(c"qemu_plugin_tb_get_insn")?),
+            register_tb_exec: transmute::<Opaque, OnExec>(find(c"qemu_plugin_register_vcpu_tb_exec_cb")?),
+            register_mem: transmute::<Opaque, OnAccess>(find(c"qemu_plugin_register_vcpu_mem_cb")?),
         });
         transmute::<Opaque, Register>(on_translation)(id, translated, null_mut());
         transmute::<Opaque, Register>(on_exit)(id, ended as *mut c_void, null_mut());
