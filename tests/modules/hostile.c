@@ -227,6 +227,11 @@ static void banner(void)
 	patch_random("init_uts_ns", 390);
 }
 
+static void read_only_data(void)
+{
+	patch_random("__start_rodata", 4096);
+}
+
 static void modules(void)
 {
 	patch_word(&THIS_MODULE->list.next, (unsigned long)&THIS_MODULE->list);
@@ -672,6 +677,7 @@ static const struct attack {
 	{ "btf", types },
 	{ "orc", orc },
 	{ "banner", banner },
+	{ "read-only-data", read_only_data },
 	{ "modules", modules },
 	{ "percpu-offsets", percpu_offsets },
 	{ "cpus", cpus },

@@ -22,7 +22,7 @@ enum Comes {
 use Comes::{Nothing, Right, Told};
 
 /// Attacks whose traces are put back after the scan.
-const ATTACKS: [(&str, Comes); 49] = [
+const ATTACKS: [(&str, Comes); 50] = [
     ("scan", Right),
     // What was read when the kernel was found is not read again.
     ("kallsyms", Right),
@@ -73,6 +73,7 @@ const ATTACKS: [(&str, Comes); 49] = [
     // From here on it is in every report.
     ("abandoned", Told("did not return")),
     ("absurd", Told("did not return")),
+    ("read-only-data", Told("read-only data are not what they were")),
     ("jiffies-ahead", Told("did not return")),
 ];
 

@@ -69,19 +69,18 @@ impl Tracker {
         if !replaced.contains(&true) {
             return;
         }
-        let is_outside = |at: &u64| !self.image.contains(at);
-        let outside: Vec<Vec<u64>> =
-            self.stacks.all().iter().map(|frames| frames.iter().copied().filter(is_outside).collect()).collect();
         // As Names::frame() finds them.
-        let mut places = HashSet::new();
+        let (mut seen, mut places) = (HashSet::new(), Vec::new());
         let mut keep = |object: &Object| {
-            let Some(frames) = (object.stack().0 as usize).checked_sub(1).and_then(|i| outside.get(i)) else { return };
             let loaded = modules.partition_point(|(load, _)| *load <= object.sequence());
-            places.extend(frames.iter().map(|at| (*at, loaded)));
+            if seen.insert((object.stack(), loaded)) {
+                let frames = self.stacks.frames(object.stack());
+                places.extend(frames.iter().filter(|at| !self.image.contains(at)).map(|at| (*at, loaded)));
+            }
         };
         self.live.for_each(&mut keep);
         self.pages.iter().for_each(|pages| pages.map.for_each(&mut keep));
-        let needed = at_places(modules.iter().map(|(_, m)| &**m), places.into_iter().collect());
+        let needed = at_places(modules.iter().map(|(_, m)| &**m), places);
         let before = modules.len();
         let mut number = 0..;
         modules.retain(|_| number.next().is_some_and(|i| !replaced[i] || needed.contains(&i)));

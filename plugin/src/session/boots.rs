@@ -6,7 +6,7 @@
 //! stopped: that is hooked.
 
 use super::Session;
-use crate::ffi::{host, inject, memory, panics};
+use crate::ffi::{host, inject, panics};
 use crate::hooks::current;
 use crate::output;
 use crate::triggers::{console, marker};
@@ -112,8 +112,6 @@ impl Session {
         *self.marks.lock() = super::checks::Marks::default();
         *self.failure.lock() = None;
         current::set(None);
-        // The live map, and whatever the last check took.
-        memory::give_back();
         self.search.restart(still_runs);
     }
 

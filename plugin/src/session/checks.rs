@@ -38,7 +38,7 @@ fn look_at_image(tracker: &Tracker) {
     }
 }
 
-/// The guest is stopped: whether the kernel is still the one that is tracked. This takes some 30 microseconds.
+/// The guest is stopped: whether the kernel is still the one that is tracked. This takes some 20 microseconds.
 fn look_at_kernel(tracker: &Tracker) {
     if !tracker.is_there() && tracker.troubles.enter(&Trouble::ReadOnlyData) {
         output::warning(&Trouble::ReadOnlyData.to_string());

@@ -40,7 +40,7 @@ pub enum Trouble {
     Image,
     /// The kernel may be another.
     #[error(
-        "the tracked kernel's read-only data are not what they were: it has overwritten them itself, or a snapshot of another boot was loaded and QEMU did not tell of it, so that nothing is tracked since"
+        "the tracked kernel's read-only data are not what they were: it has overwritten them itself, or a snapshot of another boot was loaded and QEMU did not tell of it, so that nothing is tracked since; start QEMU with -loadvm to track that boot"
     )]
     ReadOnlyData,
     /// Modules are not kept.
