@@ -41,7 +41,7 @@ pub struct Counters {
     pub hooks_hit: u64,
     /// Hooks.
     pub hooks: u64,
-    /// How often the guest went back in time.
+    /// How often the guest was brought to another time, by loadvm for one, or came from elsewhere.
     pub rewinds: u64,
     /// Which kernel it is of those that ran in this QEMU one after the other, counted from 1.
     pub boot: u64,

@@ -12,13 +12,13 @@ use crate::ffi::panics;
 use crate::ffi::ram::Ram;
 use crate::hooks::chosen::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
-use crate::hooks::translate::MODULES;
+use crate::hooks::translate::is_of_image;
 use crate::hooks::{current, joined};
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::triggers::marker;
 use detector::suppress::Suppressions;
-use guest_symbols::kernel::{KernelError, START_KERNEL_MAP};
+use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
 use lines::Lines;
@@ -97,7 +97,7 @@ impl Session {
             ended: AtomicBool::new(false),
             pool: OnceLock::new(),
         });
-        Session::watch_resets();
+        Session::watch_ends();
         Ok(session)
     }
 
@@ -113,6 +113,7 @@ impl Session {
         if !search.blocks.load(Ordering::Relaxed) {
             search.blocks.store(true, Ordering::Relaxed);
         }
+        self.take_up_loaded();
         if !VirtAddr(start).is_kernel() {
             if search.leaving.load(Ordering::Relaxed) {
                 // What brings the next kernel up runs below the kernel's half.
@@ -126,7 +127,7 @@ impl Session {
         if !current::is_tracking() {
             self.search(block, start);
         }
-        if self.watch(block) == Some(false) && (START_KERNEL_MAP..MODULES).contains(&start) {
+        if self.watch(block) == Some(false) && is_of_image(start) {
             if self.is_gone() {
                 self.search(block, start);
             }
@@ -270,6 +271,7 @@ impl Session {
     /// QEMU exits: the vCPUs have stopped.
     pub fn exit(&self) {
         self.ended.store(true, Ordering::Relaxed);
+        self.take_up_loaded();
         self.conclude(true);
     }
 

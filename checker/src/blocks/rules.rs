@@ -1,13 +1,41 @@
 //! Blocks whose contents are not what refers to an object: what describes vmap areas, sheaves, and other tracers of leaks.
 
-use super::Blocks;
+use super::{Block, Blocks};
 use crate::known;
 use detector::objects::{Kind, Object};
 use guest_symbols::Kernel;
-use guest_symbols::memory::{StoppedMemory, VirtAddr};
+use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
 use guest_symbols::slab;
 use guest_symbols::vmap;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+/// Where vmalloc space begins without KASLR (VMALLOC_START of Documentation/arch/x86/x86_64/mm.rst).
+const VMALLOC_START: u64 = 0xffff_c900_0000_0000;
+
+/// Vmalloc space.
+struct Space {
+    start: u64,
+    /// What is busy of it, ascending.
+    busy: Vec<Range<u64>>,
+}
+
+impl Space {
+    fn new(start: Option<u64>, areas: &[vmap::Area]) -> Space {
+        let mut busy: Vec<Range<u64>> = areas.iter().map(|area| area.start..area.end).collect();
+        busy.sort_unstable_by_key(|area| area.start);
+        Space { start: start.unwrap_or(VMALLOC_START), busy }
+    }
+
+    /// Whether these are the bounds of an area that is not busy. It may come from a cache that others use too, and who has it was
+    /// not seen: but for such an area, nobody has two addresses of vmalloc space with nothing in use between them.
+    fn is_free_area(&self, bounds: Range<u64>) -> bool {
+        let is_aligned = (bounds.start | bounds.end).is_multiple_of(PAGE_SIZE);
+        let next = self.busy.partition_point(|area| area.end <= bounds.start);
+        let is_free = self.busy.get(next).is_none_or(|area| bounds.end <= area.start);
+        is_aligned && self.start <= bounds.start && bounds.start < bounds.end && is_free
+    }
+}
 
 impl<M: StoppedMemory> Blocks<'_, M> {
     /// A vm_struct and a vmap_area describe their area, which does not make it referenced. But who holds
@@ -22,9 +50,14 @@ impl<M: StoppedMemory> Blocks<'_, M> {
         let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
         let mut is_vmap_area_site = known::vmap_area_sites(kernel, self.allocations);
+        let space = Space::new(kernel.variable(self.memory, "vmalloc_base"), areas);
         for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
             let b = &self.blocks[i as usize];
-            if is_vmap_area_site(self.object(b)) {
+            let is_area = match b.seen() {
+                true => is_vmap_area_site(self.object(b)),
+                false => space.is_free_area(self.bounds(kernel, b)),
+            };
+            if is_area {
                 let vm = if purged.contains(&b.addr) { 0 } else { 8 };
                 self.skip.extend(i, [0..16, offsets.vm..offsets.vm + vm]);
             }
@@ -44,6 +77,12 @@ impl<M: StoppedMemory> Blocks<'_, M> {
                 self.rules.set_next(block, own);
             }
         }
+    }
+
+    /// The first two words of a block, which are an area's bounds if it is one.
+    fn bounds(&self, kernel: &Kernel, block: &Block) -> Range<u64> {
+        let word = |at| kernel.read_u64(self.memory, VirtAddr(block.addr).offset(at)).unwrap_or(0);
+        word(0)..word(8)
     }
 
     /// The sheaves (6.18 on) among the objects.
@@ -84,6 +123,26 @@ impl<M: StoppedMemory> Blocks<'_, M> {
             let end = link.map_or(b.size, |(_, next)| next);
             self.rules.set_weak(*i);
             self.skip.extend(*i, [0..end, (end + 8).min(b.size)..b.size]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_area_is_free_between_busy_ones() {
+        let area = |start, end| vmap::Area { area: VirtAddr(0), start, end, vm: VirtAddr(0), block: None };
+        let at = |page: u64| VMALLOC_START + page * PAGE_SIZE;
+        let space = Space::new(None, &[area(at(8), at(10)), area(at(2), at(4))]);
+        for free in [at(0)..at(2), at(4)..at(8), at(5)..at(6), at(10)..at(99)] {
+            assert!(space.is_free_area(free.clone()), "{free:x?}");
+        }
+        let words = [at(0)..at(3), at(3)..at(5), at(4)..at(9), at(8)..at(10), at(0)..at(99)];
+        let others = [at(6)..at(6), at(7)..at(6), at(4) + 8..at(5), at(4)..at(5) + 1, at(0) - PAGE_SIZE..at(1), 0..0];
+        for other in words.into_iter().chain(others) {
+            assert!(!space.is_free_area(other.clone()), "{other:x?}");
         }
     }
 }

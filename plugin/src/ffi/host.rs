@@ -303,32 +303,44 @@ pub fn claim_process() -> bool {
     true
 }
 
-static RESET: OnceLock<fn()> = OnceLock::new();
+/// What is called when a kernel is about to go.
+pub struct Ends {
+    /// The machine is about to be reset.
+    pub reset: fn(),
+    /// A snapshot is about to be loaded; also after `reset`.
+    pub load: fn(),
+}
 
-/// Has `f` called on QEMU's main thread whenever the machine is about to be reset, before any of its devices is: the vCPUs
-/// are stopped, and memory and registers are as they were. Not when a snapshot is loaded. Says whether this QEMU does so; once.
-pub fn on_reset(f: fn()) -> bool {
+static ENDS: OnceLock<Ends> = OnceLock::new();
+
+/// Has these called on QEMU's main thread before any device is reset: the vCPUs are stopped, and memory and registers are as they
+/// were. Machines are reset before a snapshot is loaded, too (load_snapshot(), migration/savevm.c). Says whether this QEMU does so; once.
+pub fn on_ends(ends: Ends) -> bool {
     type Handler = extern "C" fn(*mut c_void);
     extern "C" fn reset(_: *mut c_void) {
-        super::guard(|| RESET.get().into_iter().for_each(|f| f()));
+        super::guard(|| ENDS.get().into_iter().for_each(|ends| (ends.reset)()));
     }
-    let Some(register) = function("qemu_register_reset_nosnapshotload") else { return false };
-    if RESET.set(f).is_err() {
+    extern "C" fn any(_: *mut c_void) {
+        super::guard(|| ENDS.get().into_iter().for_each(|ends| (ends.load)()));
+    }
+    let Some(no_load) = function("qemu_register_reset_nosnapshotload") else { return false };
+    let Some(all) = function("qemu_register_reset") else { return false };
+    if ENDS.set(ends).is_err() {
         return false;
     }
-    // SAFETY: `void qemu_register_reset_nosnapshotload(QEMUResetHandler *func, void *opaque)` (include/system/reset.h, QEMU 9.2
-    // to 11.1). Plugins are loaded on the main thread with the machine's types registered and before it has devices (qemu_init_board(),
-    // system/vl.c), so this handler is before theirs. The function outlives the process.
+    // SAFETY: both are `void (QEMUResetHandler *func, void *opaque)` (include/system/reset.h, QEMU 9.2 to 11.1). Plugins are loaded on the main thread with the machine's types registered and before it has devices (qemu_init_board(),
+    // system/vl.c), so these handlers are before theirs, and called in this order. The functions outlive the process.
     unsafe {
-        let register: unsafe extern "C" fn(Handler, *mut c_void) = std::mem::transmute(register);
-        register(reset, std::ptr::null_mut());
+        let register = |f| std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Handler, *mut c_void)>(f);
+        register(no_load)(reset, std::ptr::null_mut());
+        register(all)(any, std::ptr::null_mut());
     }
     true
 }
 
-/// Whether this QEMU tells of resets.
-pub fn tells_resets() -> bool {
-    RESET.get().is_some()
+/// Whether this QEMU tells of resets and of snapshots that are loaded.
+pub fn tells_ends() -> bool {
+    ENDS.get().is_some()
 }
 
 /// Whether the guest runs, or is stopped as a whole; `None` where QEMU does not export the function.

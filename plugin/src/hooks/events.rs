@@ -112,20 +112,32 @@ impl Tracker {
             if !flushed && state > SYSTEM_SCHEDULING {
                 self.trouble(&Trouble::TimeWentBack);
             }
-            self.live.clear();
-            self.clock.clear();
-            self.tests.lock().forget(self.sequence.load(Ordering::Relaxed));
-            if let Some(pages) = &self.pages {
-                pages.map.clear();
-            }
-            // The calls in progress are those of another time.
-            let mut armed = 0;
-            self.pending.retain(|_, p| {
-                armed += i64::from(p.armed);
-                false
-            });
-            self.arm(-armed);
+            self.forget_all();
         }
+    }
+
+    /// A snapshot is about to be loaded, of this boot's past or future or of another boot, and every vCPU is stopped.
+    pub fn leave_this_time(&self) {
+        self.rewinds.fetch_add(1, Ordering::Relaxed);
+        self.jiffies.store(0, Ordering::Release);
+        self.forget_all();
+        self.troubles.forget_this_time();
+    }
+
+    /// The guest is in another time: of what was live then and of the calls in progress nothing holds.
+    fn forget_all(&self) {
+        self.live.clear();
+        self.clock.clear();
+        self.tests.lock().forget(self.sequence.load(Ordering::Relaxed));
+        if let Some(pages) = &self.pages {
+            pages.map.clear();
+        }
+        let mut armed = 0;
+        self.pending.retain(|_, p| {
+            armed += i64::from(p.armed);
+            false
+        });
+        self.arm(-armed);
     }
 
     pub(super) fn free(&self, addr: u64) {

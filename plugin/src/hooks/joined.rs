@@ -63,6 +63,11 @@ impl Tracker {
     /// that it has loaded is read now.
     pub fn join(&mut self) {
         *self.rewinds.get_mut() += 1;
+        self.read_loaded();
+    }
+
+    /// Reads what code the kernel has loaded from its own lists.
+    pub fn read_loaded(&self) {
         let (kernel, ram) = (&self.kernel, &self.ram);
         let modules = entries(kernel, ram, "modules", kernel.offset_of("module", "list"));
         let programs = entries(kernel, ram, "bpf_kallsyms", kernel.offset_of("bpf_ksym", "lnode"));

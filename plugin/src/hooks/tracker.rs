@@ -276,7 +276,7 @@ impl Tracker {
         self.retired.store(true, Ordering::Release);
     }
 
-    /// How often the guest went back in time.
+    /// How often the guest was brought to another time, or came from elsewhere.
     pub fn rewinds(&self) -> u64 {
         self.rewinds.load(Ordering::Relaxed)
     }

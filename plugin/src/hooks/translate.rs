@@ -12,7 +12,12 @@ use guest_symbols::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::sync::atomic::Ordering;
 
 /// Kernel images lie below the modules: MODULES_VADDR with KASLR (arch/x86/include/asm/pgtable_64_types.h).
-pub const MODULES: u64 = 0xffff_ffff_c000_0000;
+const MODULES: u64 = 0xffff_ffff_c000_0000;
+
+/// Whether a kernel's image may lie at a virtual address.
+pub fn is_of_image(at: u64) -> bool {
+    (START_KERNEL_MAP..MODULES).contains(&at)
+}
 
 impl Tracker {
     /// Watches what is to be watched in a block of the kernel's half that is being translated, if it is this kernel's own: says
@@ -23,7 +28,7 @@ impl Tracker {
         let last = last.vaddr();
         if !self.is_own(start, first) {
             // Without a word of resets, this is the first that is seen of another kernel.
-            if (START_KERNEL_MAP..MODULES).contains(&start) && !host::tells_resets() {
+            if is_of_image(start) && !host::tells_ends() {
                 self.replaced.store(true, Ordering::Relaxed);
             }
             return false;
@@ -69,7 +74,10 @@ impl Tracker {
             false => self.kernel.translate(&self.ram, at).ok().map(|found| found.phys),
         };
         let phys = self.ram.phys_of(first.host_address());
-        phys.is_some() && phys == own()
+        // Beside the image and below the modules there is nothing, but where modules lie without KASLR. A kernel of another boot that
+        // has this one's place in physical memory has its page tables in the place of this one's.
+        let proven = || self.image.contains(&start) || !is_of_image(start) || self.is_there();
+        phys.is_some() && phys == own() && proven()
     }
 
     /// The bytes before the block.

@@ -3,7 +3,8 @@
 //! A machine that is reset keeps its memory until firmware and the next kernel write to it, so the last look at a kernel is
 //! taken when QEMU is about to reset, with the vCPUs stopped and their registers as they were. A kernel that starts another
 //! by itself, by kexec, does so in `machine_kexec()` (arch/x86/kernel/machine_kexec_64.c, 5.10 to 7.3), with all other CPUs
-//! stopped: that is hooked.
+//! stopped: that is hooked. A snapshot that is loaded brings the tracked kernel's past or future, or another kernel: which is seen when
+//! the guest runs again, since that is when all of it is there.
 
 use super::Session;
 use crate::ffi::{host, inject, panics};
@@ -27,6 +28,8 @@ pub(super) struct Search {
     pub settled: AtomicBool,
     /// The last kernel is on its way out: what is still translated of it is not the next one.
     pub leaving: AtomicBool,
+    /// A snapshot was loaded, and nobody has looked yet whether the kernel in it is the tracked one.
+    pub is_loaded: AtomicBool,
     /// Kernels found.
     pub boots: AtomicU64,
 }
@@ -43,20 +46,65 @@ impl Search {
 
 impl Session {
     /// Has the ends of kernels told to us.
-    pub(super) fn watch_resets() {
-        if !host::on_reset(|| super::session().into_iter().for_each(Session::reset)) {
+    pub(super) fn watch_ends() {
+        let ends = host::Ends {
+            reset: || super::session().into_iter().for_each(Session::reset),
+            load: || super::session().into_iter().for_each(Session::load),
+        };
+        if !host::on_ends(ends) {
             log::info!("this QEMU does not tell of resets");
         }
     }
 
     /// The machine is about to be reset: every vCPU is stopped.
     fn reset(&self) {
+        self.take_up_loaded();
         if current::tracker().is_none() {
             // Firmware, or a kernel of which it was said already that it cannot be tracked.
             return;
         }
         log::info!("the machine is reset");
         self.leave(false);
+    }
+
+    /// A snapshot is about to be loaded: every vCPU is stopped. Or the machine is about to be reset, and nothing is tracked any more.
+    fn load(&self) {
+        self.take_up_loaded();
+        let Some(tracker) = current::tracker() else {
+            // What comes may be a kernel that can be tracked.
+            return self.search.restart(false);
+        };
+        log::info!("a snapshot is loaded");
+        self.conclude(false);
+        tracker.leave_this_time();
+        self.search.is_loaded.store(true, Ordering::Release);
+    }
+
+    /// Before anything is made of the guest: if it was loaded from a snapshot, takes up the kernel in it. In a callback of a vCPU,
+    /// or every vCPU is stopped.
+    #[inline]
+    pub fn take_up_loaded(&self) {
+        if self.search.is_loaded.load(Ordering::Acquire) {
+            self.loaded();
+        }
+    }
+
+    #[cold]
+    fn loaded(&self) {
+        // Others wait: only then can they tell whose their blocks are.
+        let _one = self.symbols.lock();
+        if !self.search.is_loaded.load(Ordering::Acquire) {
+            return;
+        }
+        match current::tracker() {
+            Some(tracker) if tracker.is_there() => tracker.read_loaded(),
+            Some(_) => {
+                log::info!("it is of another boot");
+                self.restart(false);
+            }
+            None => {}
+        }
+        self.search.is_loaded.store(false, Ordering::Release);
     }
 
     /// A CPU is about to run the next kernel, which this one has loaded. In the callback of that vCPU.
@@ -67,9 +115,12 @@ impl Session {
         }
     }
 
-    /// QEMU has thrown away what it had translated, as it does while it loads a snapshot: memory is loaded then, and none of it
-    /// has run. No vCPU runs.
+    /// QEMU has thrown away what it had translated, as it does while it loads a snapshot. No vCPU runs.
     pub fn flushed(&self) {
+        if host::tells_ends() {
+            return;
+        }
+        // With QEMU 10.0 memory is loaded by then, and none of it has run.
         let Some(tracker) = current::tracker() else { return };
         // While the guest runs there was only no more room for translations, and whatever it has written was its own doing.
         let is_loading = host::is_running() != Some(true);
@@ -81,8 +132,10 @@ impl Session {
     }
 
     /// Code at a kernel image's addresses is not the tracked kernel's: it is that of a guest's guest, or that kernel is gone, which
-    /// QEMU did not tell in time. Says whether it is gone. In the callback of a vCPU.
+    /// QEMU did not tell. Says whether it is gone. In the callback of a vCPU.
     pub(super) fn is_gone(&self) -> bool {
+        // One at a time: when it is another's turn, the next kernel may have been found.
+        let _one = self.symbols.lock();
         let Some(tracker) = current::tracker() else { return true };
         let gone = !tracker.is_there();
         if gone {

@@ -80,6 +80,12 @@ impl Troubles {
         is_new
     }
 
+    /// The guest is loaded from a snapshot: what it had spoilt of itself is whole again.
+    pub fn forget_this_time(&self) {
+        let gone = [Trouble::TimeWentBack, Trouble::Image, Trouble::ReadOnlyData].map(|trouble| discriminant(&trouble));
+        self.0.lock().retain(|(kind, _)| !gone.contains(kind));
+    }
+
     /// All of them.
     pub fn all(&self) -> Vec<String> {
         self.0.lock().iter().map(|(_, why)| why.clone()).collect()
@@ -96,5 +102,15 @@ mod tests {
         let first = Trouble::NoHook(vec!["slab", "vmalloc"]);
         assert!(troubles.enter(&first) && !troubles.enter(&Trouble::NoHook(vec!["bulk"])));
         assert_eq!(troubles.all(), [first.to_string()]);
+    }
+
+    #[test]
+    fn a_snapshot_makes_whole_what_the_guest_had_spoilt() {
+        let troubles = Troubles::default();
+        let lasting = Trouble::Objects(1000);
+        assert!(troubles.enter(&Trouble::ReadOnlyData) && troubles.enter(&lasting));
+        troubles.forget_this_time();
+        assert_eq!(troubles.all(), [lasting.to_string()]);
+        assert!(troubles.enter(&Trouble::ReadOnlyData));
     }
 }

@@ -176,6 +176,7 @@ impl Scanner {
 
 /// Does what was demanded of a guest that stands still.
 fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
+    session.take_up_loaded();
     if tracker.is_retired() {
         return Err(DemandError::Again);
     }
