@@ -200,7 +200,10 @@ ffffffff81008000 B _end
     const WITH_LIST: &[(&str, u32)] = &[("count", 0), ("owner", 8), ("wait_list", 24)];
     const WITH_FIRST: &[(&str, u32)] = &[("count", 0), ("owner", 8), ("first_waiter", 24)];
 
-    /// A kernel that has such semaphores, and its memory: the first 8 MiB are in the direct map.
+    /// Bytes of RAM. The kernel is looked for in what follows its image, which takes Miri long.
+    const RAM: usize = if cfg!(miri) { 0x21_0000 } else { 0x80_0000 };
+
+    /// A kernel that has such semaphores, and its memory, which is in the direct map.
     struct Guest {
         kernel: Kernel,
         memory: OwnedMemory,
@@ -208,7 +211,7 @@ ffffffff81008000 B _end
 
     impl Guest {
         fn new(semaphore: &[(&str, u32)]) -> Guest {
-            let mut memory = OwnedMemory::zeroed(0, 0x80_0000);
+            let mut memory = OwnedMemory::zeroed(0, RAM);
             memory.write(TEXT_PHYS + 0x1000, b"Linux version 6.1.0-test (gcc) #1");
             // Large pages: the direct map by one of 1 GiB, the image by one of 2 MiB.
             let table = |n: u64| TEXT_PHYS + 0x2000 + 0x1000 * n;
