@@ -328,8 +328,9 @@ pub fn on_ends(ends: Ends) -> bool {
     if ENDS.set(ends).is_err() {
         return false;
     }
-    // SAFETY: both are `void (QEMUResetHandler *func, void *opaque)` (include/system/reset.h, QEMU 9.2 to 11.1). Plugins are loaded on the main thread with the machine's types registered and before it has devices (qemu_init_board(),
-    // system/vl.c), so these handlers are before theirs, and called in this order. The functions outlive the process.
+    // SAFETY: both are `void (QEMUResetHandler *func, void *opaque)` (include/system/reset.h, QEMU 9.2 to 11.1). Plugins are loaded
+    // on the main thread with the machine's types registered and before it has devices (qemu_init_board(), system/vl.c), so
+    // these handlers are before theirs, and called in this order. The functions outlive the process.
     unsafe {
         let register = |f| std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Handler, *mut c_void)>(f);
         register(no_load)(reset, std::ptr::null_mut());
