@@ -45,14 +45,13 @@ fn a_header_that_is_shorter_than_its_own_fields() {
 
 /// An array of itself, and eight structs that have the next as unnamed members a thousand times.
 #[test]
+#[cfg_attr(miri, ignore = "as many members as are looked at take an hour there")]
 fn types_without_end() {
-    // Each way through them would take for ever, and Miri takes long for each member.
-    let members = if cfg!(miri) { 20 } else { 1000 };
     let info = |kind: u32, vlen: u32| kind << 24 | vlen;
     let mut t: Vec<u32> = vec![0, info(kind::ARRAY, 0), 0, 1, 1, 3];
     for id in 2..10 {
-        t.extend([1, info(kind::STRUCT, members), 8]);
-        (0..members).for_each(|_| t.extend([0, if id < 9 { id + 1 } else { 1 }, 0]));
+        t.extend([1, info(kind::STRUCT, 1000), 8]);
+        (0..1000).for_each(|_| t.extend([0, if id < 9 { id + 1 } else { 1 }, 0]));
     }
     let types: Vec<u8> = t.iter().flat_map(|w| w.to_le_bytes()).collect();
     let strings = b"\0a\0";
