@@ -2,6 +2,7 @@
 //! and QEMU in the background. `scripts/ways` goes all of them.
 
 use std::process::Command;
+use std::time::Duration;
 use tests::monitor::{Monitor, wait_for};
 use tests::program::{plugin_argument, qemu, scratch};
 use tests::{Boot, Guest, Program, planted};
@@ -70,6 +71,47 @@ fn a_guest_that_is_loaded_on_the_command_line() {
     // Of what was allocated before nothing is known, and it is no doubt.
     let none = "0 unmatched returns, 0 unwatched sites, 0 unknown frees, 0 missed frees, 0 stale";
     assert!(report.summary.line.contains(none), "{}", report.summary.line);
+}
+
+/// A guest that suspends itself to RAM, is woken, and leaks then.
+fn suspended() -> Boot {
+    let folder = scratch("ways-suspended-files");
+    let (console, socket) = (folder.join("console"), folder.join("monitor"));
+    let _ = std::fs::remove_file(&console);
+    let suspend = "#!/bin/sh\necho deep >/sys/power/mem_sleep && echo mem >/sys/power/state && echo woken\n";
+    let guest = Guest::new("ways-suspended", "bookworm-backports")
+        .script("suspend", suspend)
+        .module("leaky")
+        .run(&["suspend", "insmod:leaky"])
+        .console(&console)
+        .monitor(&socket);
+    std::thread::scope(|scope| {
+        let boot = scope.spawn(|| guest.boot());
+        wait_for(&console, "PM: suspend entry (deep)");
+        let mut monitor = Monitor::connect(&socket);
+        // It says that before it is.
+        let mut is_running = || !monitor.command("info status").contains("suspended");
+        (0..600).take_while(|_| is_running()).for_each(|_| std::thread::sleep(Duration::from_millis(100)));
+        monitor.command("system_wakeup");
+        boot.join().expect("the guest boots")
+    })
+}
+
+/// Its CPUs are reset when it wakes, and its kernel goes on. As elsewhere a dead word may hide a leak: then it is done again,
+/// thrice at most.
+#[test]
+fn a_guest_that_was_suspended_to_ram() {
+    for last in [false, false, true] {
+        let boot = suspended();
+        boot.assert_ended_well();
+        boot.assert_trustworthy();
+        assert!(boot.console.contains("woken"), "{}", boot.hint());
+        let differences = planted::differences(&planted::planted(&boot.console), &boot.report().objects);
+        if differences.is_empty() {
+            return;
+        }
+        assert!(!last && differences.iter().all(|d| d.starts_with("not reported: ")), "{}", differences.join("\n"));
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::api;
 use super::job::Job;
 use libc::{c_char, c_int, c_void};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// A function of QEMU, where this build exports it.
@@ -312,16 +313,47 @@ pub struct Ends {
 }
 
 static ENDS: OnceLock<Ends> = OnceLock::new();
+/// The guest has suspended itself to RAM. Its CPUs are reset when it wakes, and nothing else ends.
+static SUSPENDED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the machine is being reset because a suspended guest wakes: then it counts as running already
+/// (qemu_system_wakeup_request(), system/runstate.c), and if it is reset otherwise, or loaded, it does not.
+fn wakes() -> bool {
+    SUSPENDED.load(Ordering::Relaxed) && is_running() == Some(true)
+}
+
+/// Learns of guests that suspend themselves.
+fn watch_suspends() {
+    /// QEMU's (include/qemu/notify.h, 9.2 to 11.1).
+    #[repr(C)]
+    struct Notifier {
+        notify: extern "C" fn(*mut Notifier, *mut c_void),
+        /// QEMU's own.
+        node: [*mut c_void; 2],
+    }
+    extern "C" fn suspended(_: *mut Notifier, _: *mut c_void) {
+        SUSPENDED.store(true, Ordering::Relaxed);
+    }
+    let Some(register) = function("qemu_register_suspend_notifier") else { return };
+    let notifier = Box::leak(Box::new(Notifier { notify: suspended, node: [std::ptr::null_mut(); 2] }));
+    // SAFETY: `void qemu_register_suspend_notifier(Notifier *notifier)` (include/system/runstate.h, QEMU 9.2 to 11.1) puts it into a
+    // list of the main thread's, which this is; the notifier and the function outlive the process.
+    unsafe {
+        let register: unsafe extern "C" fn(*mut Notifier) = std::mem::transmute(register);
+        register(notifier);
+    }
+}
 
 /// Has these called on QEMU's main thread before any device is reset: the vCPUs are stopped, and memory and registers are as they
 /// were. Machines are reset before a snapshot is loaded, too (load_snapshot(), migration/savevm.c). Says whether this QEMU does so; once.
 pub fn on_ends(ends: Ends) -> bool {
     type Handler = extern "C" fn(*mut c_void);
     extern "C" fn reset(_: *mut c_void) {
-        super::guard(|| ENDS.get().into_iter().for_each(|ends| (ends.reset)()));
+        super::guard(|| ENDS.get().filter(|_| !wakes()).into_iter().for_each(|ends| (ends.reset)()));
     }
     extern "C" fn any(_: *mut c_void) {
-        super::guard(|| ENDS.get().into_iter().for_each(|ends| (ends.load)()));
+        super::guard(|| ENDS.get().filter(|_| !wakes()).into_iter().for_each(|ends| (ends.load)()));
+        SUSPENDED.store(false, Ordering::Relaxed);
     }
     let Some(no_load) = function("qemu_register_reset_nosnapshotload") else { return false };
     let Some(all) = function("qemu_register_reset") else { return false };
@@ -336,6 +368,7 @@ pub fn on_ends(ends: Ends) -> bool {
         register(no_load)(reset, std::ptr::null_mut());
         register(all)(any, std::ptr::null_mut());
     }
+    watch_suspends();
     true
 }
 
