@@ -247,10 +247,12 @@ impl Guest {
         let mut boot = self.boot_once();
         for again in 1..BOOTS {
             let hidden = boot.hidden(self.losing);
-            if hidden.is_empty() && !boot.met_a_stale_breakpoint() {
-                break;
-            }
-            println!("boot {again} of {}: lost and not reported {hidden:x?}; see its console", self.test);
+            let why = match boot.met_a_stale_breakpoint() {
+                true => "QEMU ran a breakpoint that was no longer there".to_owned(),
+                false if hidden.is_empty() => break,
+                false => format!("lost and not reported {hidden:x?}"),
+            };
+            println!("boot {again} of {}: {why}", self.test);
             boot = self.boot_once();
         }
         boot

@@ -1,5 +1,6 @@
 //! What the module `tests/modules/leaky.c` leaks, as it says itself on the console, against a report.
 
+use crate::Boot;
 use crate::report::Unreferenced;
 use std::collections::BTreeMap;
 
@@ -87,6 +88,24 @@ pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Vec<String>
     }
     out.extend(expected.values().map(|p| format!("not reported: {p:x?}")));
     out
+}
+
+/// Has a guest booted by `once`, which also gives the differences: again if something is not reported, since a dead word may hide
+/// a leak, but thrice at most. [`Guest::losing`](crate::Guest::losing) does so for guests with which nothing is done meanwhile.
+///
+/// # Panics
+/// If something else differs, or the third time anything.
+pub fn thrice(once: impl Fn() -> (Boot, Vec<String>)) -> Boot {
+    for last in [false, false, true] {
+        let (boot, differences) = once();
+        if last || differences.iter().any(|d| !d.starts_with("not reported: ")) {
+            assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
+        }
+        if differences.is_empty() {
+            return boot;
+        }
+    }
+    unreachable!("the last time it is asserted")
 }
 
 /// Whether `frame` lies in that function of that module: `leak_list+0x42/0xe5e [leaky]`. A compiler may
