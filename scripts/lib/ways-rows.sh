@@ -13,6 +13,7 @@ all_rows() {
     row "record and replay (-icount rr=)" leaks record_replay
     row "-loadvm" leaks from_snapshot --smp 2
     row "loadvm of another boot" leaks other_boot
+    row "suspend to RAM, and system_wakeup" leaks suspended
     row "migration out, and on" leaks migrated_out
     row "migration out, while scans are made" leaks migrated_out scan=1,min-age=0,
     row "migration in (-incoming)" leaks migrated_in
@@ -173,6 +174,21 @@ other_boot() {
     runs "$1"
     orders "$1"
     grep -q 'note: this is boot 2 of the guest' "$1/stderr" || wrong "$1" "does not say so"
+}
+
+suspended() {
+    local n
+    printf '#!/bin/sh\necho deep >/sys/power/mem_sleep && echo mem >/sys/power/state\n' >"$1/suspend"
+    start "$1" --smp 2 --file "$1/suspend:guest/suspend" --run workload,suspend,leak
+    see "$1" "PM: suspend entry (deep)" || return
+    # It says that before it is.
+    for n in $(seq "$PATIENCE"); do
+        monitor "$1" "info status"
+        ! grep -aq 'VM status: paused (suspended)' "$1/monitor" || break
+        sleep 1
+    done
+    monitor "$1" "system_wakeup"
+    finish "$1"
 }
 
 migrated_out() {
