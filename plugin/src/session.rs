@@ -165,10 +165,11 @@ impl Session {
             return;
         }
         match self.find(block, start, symbols.as_ref()) {
-            Ok(()) => {
+            Ok(has_run) => {
                 search.settled.store(true, Ordering::Relaxed);
-                if n > 0 {
-                    log::info!("{n} blocks of the kernel were translated before: all are translated again");
+                // It may have been tracked as another boot: firmware goes on with a suspended kernel after a reset, too.
+                if n > 0 || has_run {
+                    log::info!("blocks of the kernel were translated before: all are translated again");
                     host::flush_translations();
                 }
             }
@@ -187,7 +188,8 @@ impl Session {
         }
     }
 
-    fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<(), NotFound> {
+    /// Looks for the kernel that this block belongs to. Says whether it has run before.
+    fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<bool, NotFound> {
         let began = Instant::now();
         let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
         let ram = Ram::find(code).map_err(|e| NotFound::Never(e.to_string()))?;
@@ -231,7 +233,7 @@ impl Session {
         }
         current::set(Some(tracker));
         log::info!("ready {:?} after the first kernel block", began.elapsed());
-        Ok(())
+        Ok(has_run)
     }
 
     /// What is tracked.

@@ -7,6 +7,7 @@ use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
 use guest_symbols::slab;
 use guest_symbols::vmap;
+use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -50,7 +51,8 @@ impl<M: StoppedMemory> Blocks<'_, M> {
         let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
         let mut is_vmap_area_site = known::vmap_area_sites(kernel, self.allocations);
-        let space = Space::new(kernel.variable(self.memory, "vmalloc_base"), areas);
+        // Nearly always the allocation of each was seen.
+        let space = LazyCell::new(|| Space::new(kernel.variable(self.memory, "vmalloc_base"), areas));
         for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
             let b = &self.blocks[i as usize];
             let is_area = match b.seen() {

@@ -332,7 +332,7 @@ fn watch_suspends() {
         node: [*mut c_void; 2],
     }
     extern "C" fn suspended(_: *mut Notifier, _: *mut c_void) {
-        SUSPENDED.store(true, Ordering::Relaxed);
+        super::guard(|| SUSPENDED.store(true, Ordering::Relaxed));
     }
     let Some(register) = function("qemu_register_suspend_notifier") else { return };
     let notifier = Box::leak(Box::new(Notifier { notify: suspended, node: [std::ptr::null_mut(); 2] }));
@@ -349,11 +349,18 @@ fn watch_suspends() {
 pub fn on_ends(ends: Ends) -> bool {
     type Handler = extern "C" fn(*mut c_void);
     extern "C" fn reset(_: *mut c_void) {
-        super::guard(|| ENDS.get().filter(|_| !wakes()).into_iter().for_each(|ends| (ends.reset)()));
+        super::guard(|| tell(|ends| ends.reset));
     }
     extern "C" fn any(_: *mut c_void) {
-        super::guard(|| ENDS.get().filter(|_| !wakes()).into_iter().for_each(|ends| (ends.load)()));
-        SUSPENDED.store(false, Ordering::Relaxed);
+        super::guard(|| {
+            tell(|ends| ends.load);
+            SUSPENDED.store(false, Ordering::Relaxed);
+        });
+    }
+    fn tell(which: fn(&Ends) -> fn()) {
+        if let Some(ends) = ENDS.get().filter(|_| !wakes()) {
+            which(ends)();
+        }
     }
     let Some(no_load) = function("qemu_register_reset_nosnapshotload") else { return false };
     let Some(all) = function("qemu_register_reset") else { return false };
@@ -378,7 +385,7 @@ pub fn tells_ends() -> bool {
 }
 
 /// Whether the guest runs, or is stopped as a whole; `None` where QEMU does not export the function.
-pub fn is_running() -> Option<bool> {
+fn is_running() -> Option<bool> {
     let function = function("runstate_is_running")?;
     // SAFETY: `bool runstate_is_running(void)` (include/system/runstate.h, QEMU 9.2 to 11.1) reads a variable.
     Some(unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> bool>(function)() })

@@ -117,18 +117,12 @@ impl Session {
 
     /// QEMU has thrown away what it had translated, as it does while it loads a snapshot. No vCPU runs.
     pub fn flushed(&self) {
-        if host::tells_ends() {
-            return;
+        let Some(tracker) = current::tracker().filter(|_| !host::tells_ends()) else { return };
+        // With QEMU 10.0 memory is loaded by then, and none of it has run. Or there was only no more room for translations.
+        match tracker.is_there() {
+            true => _ = tracker.check_time(true),
+            false => self.lost(),
         }
-        // With QEMU 10.0 memory is loaded by then, and none of it has run.
-        let Some(tracker) = current::tracker() else { return };
-        // While the guest runs there was only no more room for translations, and whatever it has written was its own doing.
-        let is_loading = host::is_running() != Some(true);
-        if !is_loading || tracker.is_there() {
-            tracker.check_time(is_loading);
-            return;
-        }
-        self.lost();
     }
 
     /// Code at a kernel image's addresses is not the tracked kernel's: it is that of a guest's guest, or that kernel is gone, which
@@ -147,7 +141,7 @@ impl Session {
     /// What was tracked is gone without a last look at it.
     fn lost(&self) {
         output::warning(
-            "the guest was loaded from a snapshot of another boot: what had leaked before and was not reported yet is lost",
+            "the guest was loaded from a snapshot of another boot, and QEMU did not tell before: what had leaked until then and was not reported yet is lost; ask for a scan before loadvm (scan=, control=)",
         );
         self.restart(false);
     }
