@@ -72,10 +72,10 @@ build_module() {
     mkdir -p "$out"
     if [ -n "$debug" ]; then
         mkdir -p "$debug"
-        cp "$cached"/*.ko "$debug/"
+        install -C -m 644 "$cached"/*.ko "$debug/"
         for f in "$cached"/*.ko; do strip --strip-debug -o "$out/$(basename "$f")" "$f"; done
     else
-        cp "$cached"/*.ko "$out/"
+        install -C -m 644 "$cached"/*.ko "$out/"
     fi
 }
 

@@ -20,6 +20,7 @@ pub struct Guest {
     losing: Option<Losses>,
     console: Option<PathBuf>,
     panics: Option<String>,
+    alone: bool,
 }
 
 /// From a console, the addresses that a module says it lost.
@@ -58,6 +59,7 @@ impl Guest {
             losing: None,
             console: None,
             panics: None,
+            alone: false,
         }
         .smp(2)
     }
@@ -242,6 +244,13 @@ impl Guest {
         self
     }
 
+    /// Has no other guest beside it: see [`Program::alone`].
+    #[must_use]
+    pub fn alone(mut self) -> Guest {
+        self.alone = true;
+        self
+    }
+
     /// Boots the guest and waits for its end.
     pub fn boot(&self) -> Boot {
         let mut boot = self.boot_once();
@@ -278,6 +287,9 @@ impl Guest {
         }
         if let Some(places) = &self.panics {
             program = program.env("LIBLEAK_PANIC", places);
+        }
+        if self.alone {
+            program = program.alone();
         }
         // Beyond the guest's own limit there is only the time to fetch and build its parts.
         let done = program.limit(self.seconds + 900).run();

@@ -1,4 +1,4 @@
-//! Programs that the tests run, one at a time on the whole machine.
+//! Programs that the tests run.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn target_folder() -> PathBuf {
 /// # Panics
 /// If it is not built.
 pub fn plugin() -> PathBuf {
-    built("libleak.so")
+    built("release/libleak.so")
 }
 
 /// The plugin as `tests/faulty-plugin` makes it, which panics where LIBLEAK_PANIC says. Built when it is first asked for.
@@ -34,12 +34,12 @@ pub fn faulty_plugin() -> PathBuf {
     static BUILT: std::sync::Once = std::sync::Once::new();
     BUILT.call_once(|| {
         let cargo = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--quiet", "--package", "faulty-plugin"])
+            .args(["build", "--profile=tests", "--quiet", "--package=faulty-plugin"])
             .current_dir(workspace())
             .status();
         assert!(cargo.expect("cargo starts").success(), "the faulty plugin is not built");
     });
-    built("libfaulty.so")
+    built("tests/libfaulty.so")
 }
 
 /// The program `leak`.
@@ -47,11 +47,11 @@ pub fn faulty_plugin() -> PathBuf {
 /// # Panics
 /// If it is not built.
 pub fn leak() -> PathBuf {
-    built("leak")
+    built("release/leak")
 }
 
 fn built(name: &str) -> PathBuf {
-    let path = target_folder().join("release").join(name);
+    let path = target_folder().join(name);
     assert!(path.exists(), "{} is not there; run cargo build --release", path.display());
     path
 }
@@ -112,6 +112,7 @@ pub struct Program {
     words: Vec<OsString>,
     environment: Vec<(String, String)>,
     seconds: u32,
+    alone: bool,
 }
 
 /// What a program left behind.
@@ -128,7 +129,7 @@ pub struct Finished {
 impl Program {
     /// A program without arguments.
     pub fn new(program: impl AsRef<OsStr>) -> Program {
-        Program { words: vec![program.as_ref().to_owned()], environment: Vec::new(), seconds: 60 }
+        Program { words: vec![program.as_ref().to_owned()], environment: Vec::new(), seconds: 60, alone: false }
     }
 
     /// Adds an argument.
@@ -159,16 +160,24 @@ impl Program {
         self
     }
 
-    /// Runs it to the end, when no other test runs one.
+    /// Has nothing else that tests run run beside it: for what is to be busy, or is about time.
+    #[must_use]
+    pub fn alone(mut self) -> Program {
+        self.alone = true;
+        self
+    }
+
+    /// Runs it to the end, when nothing runs that is to be alone.
     ///
     /// # Panics
     /// If it cannot be started.
     pub fn run(&self) -> Finished {
         std::fs::create_dir_all(target_folder()).expect("the target folder");
-        // Several guests at once would only be slow, and run into their limits. The lock is one on the
-        // whole machine's side: cargo may run several test programs, and each several tests.
+        // How many guests there are at once is the number of the test program's threads. A lock that is a file, since cargo may run
+        // several test programs.
+        let sharing = if self.alone { "--exclusive" } else { "--shared" };
         let output = Command::new("flock")
-            .args(["--close".as_ref(), target_folder().join("guests.lock").as_os_str()])
+            .args([sharing.as_ref(), "--close".as_ref(), target_folder().join("guests.lock").as_os_str()])
             .args(["timeout", "--kill-after=10", &self.seconds.to_string()])
             .args(&self.words)
             // The user's own wishes for the plugin's messages would be in the way of the tests.

@@ -55,7 +55,7 @@ fn a_guest_that_reboots() {
 
 #[test]
 fn a_guest_that_is_killed() {
-    let boot = guest("machines-killed").run(&["sleep:1000"]).limit(20).boot();
+    let boot = guest("machines-killed").run(&["sleep:1000"]).limit(40).boot();
     assert_eq!(boot.status, Some(124), "{}", boot.hint());
     assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
     assert_planted(&boot);

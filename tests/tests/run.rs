@@ -168,7 +168,8 @@ fn a_detector_that_did_not_work_is_no_success() {
 #[test]
 fn told_to_end_it_still_reports() {
     let temporary = scratch("run-told-tmp");
-    let done = command(&temporary, "", "BOOT --module leaky --run insmod:leaky,sleep:1000").limit(25).run();
+    let booted = command(&temporary, "", "BOOT --module leaky --run insmod:leaky,sleep:1000");
+    let done = booted.limit(25).alone().run();
     // Status 124 is of the program that told it.
     assert_eq!(done.status, Some(124), "{}", done.stderr);
     assert!(said(&done).contains(&"8 objects (32968 bytes) leaked in 7 places"), "{}", done.stderr);

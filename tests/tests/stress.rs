@@ -16,6 +16,7 @@ fn nothing_is_reported_under_load(kernel: &str) {
         .option("scan=5")
         // The last turn of the load may end late on a busy machine.
         .limit(240 + 2 * seconds)
+        .alone()
         .run(&[&step])
         .boot();
     boot.assert_ended_well();

@@ -150,6 +150,7 @@ fn nothing_is_read_outside_of_its_place() {
 
 /// The last two places of the index, which comes last here, lead out of the image, and back.
 #[test]
+#[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
 fn an_index_that_leads_out_of_the_image() {
     let whole = image(Layout::OffsetsFirst);
     for (place, at) in [(255, u16::MAX), (254, u16::MAX - 1), (255, 0)] {
@@ -162,6 +163,7 @@ fn an_index_that_leads_out_of_the_image() {
 
 /// Three hundred tokens of two letters each.
 #[test]
+#[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
 fn a_name_that_no_kernel_could_hold() {
     let with = |n: usize| {
         image_of(Layout::OffsetsLast, |i| if i == 700 { format!("t{}", "\u{1}".repeat(n)) } else { name(i) })
