@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod boot;
 pub mod contexts;
 pub mod control;
 pub mod guest;
@@ -14,6 +15,7 @@ pub mod program;
 pub mod report;
 pub mod sample;
 
-pub use guest::{Boot, Guest};
+pub use boot::Boot;
+pub use guest::Guest;
 pub use program::{Finished, Program};
 pub use report::{Report, Summary, Unreferenced};

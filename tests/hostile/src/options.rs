@@ -1,7 +1,7 @@
 //! The plugin's options, as QEMU gives them.
 
 // See control.rs.
-#[path = "../../../plugin/src/options.rs"]
+#[path = "../../../plugin/src/options/mod.rs"]
 pub mod plugin;
 
 use plugin::{OptionError, Options};

@@ -1,0 +1,127 @@
+//! What a guest left behind, and what must hold of it.
+
+use crate::planted;
+use crate::program::messages;
+use crate::report::{self, Report, Unreferenced};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// From a console, the addresses that a module says it lost.
+pub(crate) type Losses = fn(&str) -> Vec<u64>;
+
+/// A guest that ended.
+#[derive(Debug)]
+pub struct Boot {
+    /// QEMU's status; 124 if the guest took too long.
+    pub status: Option<i32>,
+    /// The guest's console.
+    pub console: String,
+    /// What QEMU and the plugin said.
+    pub stderr: String,
+    pub(crate) steps: Vec<String>,
+    pub(crate) folder: PathBuf,
+}
+
+impl Boot {
+    /// Whether the guest's kernel died of a breakpoint that it had taken away again: QEMU with a thread for each vCPU may run it all the
+    /// same, without any plugin too (README.md).
+    pub(crate) fn met_a_stale_breakpoint(&self) -> bool {
+        self.console.contains("Oops: int3:") && self.console.contains("Kernel panic")
+    }
+
+    /// What was lost and is in no report.
+    pub(crate) fn hidden(&self, losing: Option<Losses>) -> Vec<u64> {
+        let Some(losses) = losing.filter(|_| self.stderr.contains("libleak: ")) else { return Vec::new() };
+        let objects: Vec<_> = self.reports().into_iter().flat_map(|r| r.objects).collect();
+        let reported: BTreeSet<u64> = objects.iter().map(|o| o.address).collect();
+        let lost = losses(&self.console);
+        // Of a group one address is told, and how many there are.
+        if objects.iter().map(Unreferenced::count).sum::<u64>() >= lost.len() as u64 && reported.len() < lost.len() {
+            return Vec::new();
+        }
+        lost.into_iter().filter(|address| !reported.contains(address)).collect()
+    }
+
+    /// Where to look, for the message of a test that fails, and how the guest ended: a machine of CI is gone when
+    /// somebody reads it.
+    pub fn hint(&self) -> String {
+        let lines: Vec<&str> = self.console.lines().collect();
+        let last = lines[lines.len().saturating_sub(12)..].join("\n    ");
+        format!("see {}/console and stderr there; its last lines:\n    {last}\n", self.folder.display())
+    }
+
+    /// Every report on stderr, in their order.
+    pub fn reports(&self) -> Vec<Report> {
+        report::parse(&self.stderr)
+    }
+
+    /// The only report.
+    ///
+    /// # Panics
+    /// If there is not exactly one.
+    pub fn report(&self) -> Report {
+        let mut reports = self.reports();
+        let n = reports.len();
+        reports.pop().filter(|_| n == 1).unwrap_or_else(|| panic!("{n} reports; {}\n{}", self.hint(), self.stderr))
+    }
+
+    /// The plugin's lines that are no report.
+    pub fn messages(&self) -> Vec<&str> {
+        messages(&self.stderr)
+    }
+
+    /// The guest did all its steps and turned itself off, and QEMU and the plugin had no complaint.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_ended_well(&self) {
+        assert_eq!(self.status, Some(0), "{}\n{}", self.hint(), self.stderr);
+        for step in &self.steps {
+            let done = format!("libleak-guest: end {step} 0");
+            assert!(self.console.contains(&done), "no \"{done}\"; {}", self.hint());
+        }
+        assert!(self.console.contains("libleak-guest: off"), "{}", self.hint());
+        assert_eq!(self.messages(), [""; 0], "{}", self.hint());
+        // Whatever was reported, the guest itself must have been well.
+        for trouble in ["Oops", "BUG:", "Kernel panic", "WARNING: CPU", "soft lockup", "rcu_sched self-detected"] {
+            assert!(!self.console.contains(trouble), "\"{trouble}\" on the console; {}", self.hint());
+        }
+    }
+
+    /// The counters that speak against the last report are all 0.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_trustworthy(&self) {
+        let reports = self.reports();
+        let summary = &reports.last().unwrap_or_else(|| panic!("no report; {}\n{}", self.hint(), self.stderr)).summary;
+        assert!(summary.is_trustworthy(), "{}; {}", summary.line, self.hint());
+        // A plugin that saw nothing would have no doubts either.
+        assert!(summary.allocations > 10_000 && summary.live > 1_000, "{}; {}", summary.line, self.hint());
+    }
+
+    /// The objects are exactly what the module `leaky` planted.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_planted(&self, objects: &[Unreferenced]) {
+        let planted = planted::planted(&self.console);
+        assert_eq!(planted.len(), 8, "leaky.c plants 8; {}", self.hint());
+        let differences = planted::differences(&planted, objects);
+        assert!(differences.is_empty(), "{}\n{}", self.hint(), differences.join("\n"));
+    }
+
+    /// All reports together have exactly what `leaky` planted, each object once, and not first in the last one,
+    /// which is made when the guest has ended.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_planted_while_running(&self) {
+        let reports = self.reports();
+        assert!(reports.len() > 2, "{} reports; {}", reports.len(), self.hint());
+        let objects: Vec<Unreferenced> = reports.iter().flat_map(|r| r.objects.clone()).collect();
+        self.assert_planted(&objects);
+        // All but what some dead word hid until then.
+        assert!(reports[reports.len() - 1].objects.len() < 2, "{}", self.hint());
+    }
+}
