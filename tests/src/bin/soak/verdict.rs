@@ -16,7 +16,7 @@ const SETTLES: Duration = Duration::from_secs(60);
 const ENOUGH: Duration = Duration::from_secs(15 * 60);
 
 /// Words on the console of a guest that is not well.
-const UNWELL: [&str; 5] = ["Oops", "BUG:", "Kernel panic", "WARNING: CPU", "self-detected stall"];
+const UNWELL: [&str; 5] = ["Oops: ", "BUG:", "Kernel panic", "WARNING: CPU", "self-detected stall"];
 
 /// The table, and whether all is well.
 pub fn verdict(outcome: &Outcome, arguments: &Arguments) -> (String, bool) {
