@@ -70,6 +70,7 @@ build_module() {
     fi
     rm -rf "$stage"
     mkdir -p "$out"
+    # Not touched if they are the same: others may be reading them.
     if [ -n "$debug" ]; then
         mkdir -p "$debug"
         install -C -m 644 "$cached"/*.ko "$debug/"
