@@ -13,6 +13,7 @@ use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
 use detector::scan::Rules;
 use guest_symbols::Kernel;
+use guest_symbols::allocators::kfence;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
 use guest_symbols::paging::PageTables;
@@ -44,7 +45,7 @@ pub struct Blocks<'a, M> {
     pub(crate) memory: &'a M,
     /// The live map.
     pub(crate) allocations: Allocations<'a>,
-    pages: &'a Pages,
+    pub(crate) pages: &'a Pages,
     tables: PageTables,
     /// Per-CPU memory.
     pub percpu: PerCpu,
@@ -160,10 +161,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     /// not seen comes in.
     fn take_slab_objects(&mut self, kernel: &Kernel, objects: &[(u64, Object)], sheaves: &[VirtAddr]) {
         let allocated = slab_walk::allocated(kernel, self.memory, self.pages, &self.percpu, sheaves);
-        let Some(allocated) = self.troubles.read("slabs", allocated) else {
+        let Some(mut allocated) = self.troubles.read("slabs", allocated) else {
             return self.trust_live_map(kernel, objects);
         };
         self.troubles.extend(allocated.nonsense.iter().cloned());
+        if let Some(pool) = &self.pages.kfence {
+            allocated.add_kfence(kernel, self.memory, &kfence_objects(pool, objects));
+        }
         let blocks = &mut self.blocks;
         let odd: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.odd_caches.contains(at)).collect();
         let odd_objects = &mut self.odd_objects;
@@ -373,4 +377,14 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             at = at.max(hole.end);
         }
     }
+}
+
+/// KFENCE's objects, by ascending address. A zombie is one that the live map still has: an object that
+/// is being freed has left it.
+fn kfence_objects(pool: &kfence::Pool, objects: &[(u64, Object)]) -> Vec<kfence::Object> {
+    let is_live = |o: &&kfence::Object| objects.binary_search_by_key(&o.addr, |(addr, _)| *addr).is_ok();
+    let mut all: Vec<kfence::Object> =
+        pool.objects.iter().chain(pool.zombies.iter().filter(is_live)).copied().collect();
+    all.sort_unstable_by_key(|object| object.addr);
+    all
 }

@@ -149,6 +149,7 @@ fn ranges<M: StoppedMemory>(
         }
     }
     dead.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
+    dead.extend(blocks.pages.kfence.iter().flat_map(|pool| pool.not_references.iter().cloned()));
     dead.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
     dead.retain(|range| range.start < range.end);
     dead

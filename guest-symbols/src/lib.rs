@@ -8,6 +8,7 @@
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
 //! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
+//! - [`allocators`]: allocators beside the slab
 //! - [`nonsense`]: what of these makes no sense
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
@@ -15,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod allocators;
 pub mod btf;
 pub mod free_pages;
 pub mod kallsyms;

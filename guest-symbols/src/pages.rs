@@ -3,6 +3,7 @@
 mod layout;
 mod slabs;
 
+use crate::allocators::kfence;
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
 use crate::nonsense::Nonsense;
 use crate::{Kernel, free_pages};
@@ -92,6 +93,8 @@ pub struct Pages {
     runs: Vec<(u64, u64, PhysAddr)>,
     /// Whether the kernel has written all descriptors.
     pub whole: bool,
+    /// KFENCE's pool.
+    pub kfence: Option<kfence::Pool>,
     /// Descriptors that contradict themselves.
     odd: u64,
     /// What makes no sense.
@@ -119,6 +122,7 @@ impl Pages {
             direct_map,
             runs: Vec::new(),
             whole: are_written(kernel, memory),
+            kfence: kfence::Pool::read(kernel, memory),
             odd: 0,
             nonsense: Vec::new(),
         };
@@ -134,6 +138,7 @@ impl Pages {
         }
         pages.settle_idle(kernel, memory);
         pages.mark_descriptors(kernel, memory);
+        pages.mark_kfence();
         Ok(pages)
     }
 
@@ -223,6 +228,16 @@ impl Pages {
         }
     }
 
+    /// The descriptors of KFENCE's pool say slab or reserved.
+    fn mark_kfence(&mut self) {
+        let Some(range) = self.kfence.as_ref().map(|pool| pool.range.clone()) else { return };
+        let frame = |at: u64| at.wrapping_sub(self.direct_map) / PAGE_SIZE;
+        let (first, end) = (frame(range.start), frame(range.end));
+        if let Some(uses) = self.uses.get_mut(first as usize..end as usize) {
+            uses.fill(Use::Kfence);
+        }
+    }
+
     /// The memory of the descriptors themselves is not to be read as kernel memory: those of free pages hold
     /// stale pointers. [`Pages::descriptors`] gives the others.
     fn mark_descriptors(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
@@ -297,7 +312,8 @@ impl Pages {
 
     fn descriptor_references(&self, pfn: u64, at: PhysAddr, page: &[u8], each: &mut impl FnMut(PhysAddr, &[u8])) {
         let (before, after) = match self.usage(pfn) {
-            Use::Free | Use::Absent => return,
+            // The pool's refer to `kfence_metadata`.
+            Use::Free | Use::Absent | Use::Kfence => return,
             // A slab's is the head's alone; in the others an older slab's freelist may still stand.
             Use::Slab if self.tails[pfn as usize] != 0 => return,
             // What was a slab's freelist may still stand in `index`.

@@ -2,6 +2,7 @@
 //! what is on a freelist of the slab or of a CPU, or waits in a sheaf.
 
 use crate::Kernel;
+use crate::allocators::kfence::{self, STEP};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::nonsense::{Nonsense, Unread};
 use crate::pages::{Pages, Slab};
@@ -106,6 +107,30 @@ pub struct Allocated {
     broken_cpu: u64,
     /// What makes no sense.
     pub nonsense: Vec<Nonsense>,
+}
+
+impl Allocated {
+    /// Adds KFENCE's objects, which are slab objects to whoever uses them. `objects` lie in its pool, by
+    /// ascending address, and no slab does.
+    pub fn add_kfence(&mut self, kernel: &Kernel, memory: &impl StoppedMemory, objects: &[kfence::Object]) {
+        let mut numbers: HashMap<(VirtAddr, u64), u32> = HashMap::new();
+        let mut added = Vec::with_capacity(objects.len());
+        for object in objects {
+            let number = *numbers.entry((object.cache, object.size)).or_insert_with(|| {
+                let cache = Cache::read(kernel, memory, object.cache);
+                // Their size is what was asked for.
+                let name = cache.map_or_else(|| "of a destroyed cache".to_owned(), |cache| cache.name);
+                self.caches.push(Cache { name, object_size: object.size, stride: STEP, left_pad: 0 });
+                self.cache_addresses.push(object.cache);
+                self.caches.len() as u32 - 1
+            });
+            added.push((object.addr, number));
+        }
+        if let Some(&(first, _)) = added.first() {
+            let at = self.objects.partition_point(|(addr, _)| *addr < first);
+            self.objects.splice(at..at, added);
+        }
+    }
 }
 
 /// Walks every slab. `sheaves` are the addresses of all `struct slab_sheaf`s.

@@ -21,6 +21,8 @@ pub enum Use {
     Idle,
     /// A slab.
     Slab,
+    /// KFENCE's pool, with its guard pages.
+    Kfence,
     /// In the page cache, or another address space.
     Cache,
     /// Anonymous user memory.

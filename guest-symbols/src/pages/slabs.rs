@@ -15,9 +15,13 @@ pub struct Slab {
 }
 
 impl Pages {
-    /// The `kmem_cache` (its virtual address) of the slab that a direct-map address lies in.
+    /// The `kmem_cache` (its virtual address) of the slab, or of KFENCE's object, that a direct-map
+    /// address lies in.
     pub fn slab_cache(&self, memory: &impl StoppedMemory, at: VirtAddr) -> Option<VirtAddr> {
         let pfn = self.direct(at)?.pfn();
+        if self.usage(pfn) == Use::Kfence {
+            return self.kfence.as_ref()?.object_at(at).map(|object| object.cache);
+        }
         if self.usage(pfn) != Use::Slab {
             return None;
         }

@@ -1,0 +1,174 @@
+//! KFENCE, which takes the place of the slab for one allocation in a while (mm/kfence/core.c and
+//! kfence.h, 5.12 to 7.3).
+//!
+//! Its pool is 2 guard pages, and for each object one page and one guard page. An object begins or
+//! ends with its page. `kfence_metadata` has one record an object: address, size, cache, state.
+
+use crate::Kernel;
+use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
+use std::ops::Range;
+
+/// The most objects that a pool has: the range of CONFIG_KFENCE_NUM_OBJECTS (lib/Kconfig.kfence).
+const MAX_OBJECTS: u64 = 65_535;
+
+/// Bytes from one object's page to the next one's: a page and its guard page.
+pub(crate) const STEP: u64 = 2 * PAGE_SIZE;
+
+/// An object of the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Object {
+    /// Virtual address, in the direct map.
+    pub addr: u64,
+    /// Bytes that were asked for. The cache's `object_size` may be more.
+    pub size: u64,
+    /// The `struct kmem_cache` that it was asked of. A destroyed cache leaves 0.
+    pub cache: VirtAddr,
+}
+
+/// The pool, at one moment.
+#[derive(Debug, Default)]
+pub struct Pool {
+    /// Virtual addresses of the pool, in the direct map.
+    pub range: Range<u64>,
+    /// Allocated objects, by ascending address.
+    pub objects: Vec<Object>,
+    /// Objects that kmem_cache_destroy() found allocated, by ascending address. KFENCE counts them as
+    /// freed, and never gives their pages out again (kfence_shutdown_cache()). An object that is just
+    /// being freed looks the same.
+    pub zombies: Vec<Object>,
+    /// Virtual ranges of `kfence_metadata` that hold no references to what is allocated.
+    pub not_references: Vec<Range<u64>>,
+}
+
+/// Offsets in bytes in `struct kfence_metadata`, and values of `enum kfence_object_state`.
+struct Layout {
+    size: u64,
+    list: u64,
+    rcu_next: u64,
+    rcu_func: u64,
+    state: u64,
+    addr: u64,
+    object_size: u64,
+    cache: u64,
+    /// Per-object data of memory control groups: offset and bytes.
+    objcg: Option<Range<u64>>,
+    unused: u32,
+    freed: u32,
+}
+
+impl Layout {
+    fn of(kernel: &Kernel) -> Option<Layout> {
+        let btf = kernel.btf.as_ref()?;
+        let member = |path: &str| btf.member("kfence_metadata", path);
+        let offset = |path: &str| btf.offset_of("kfence_metadata", path);
+        // include/linux/types.h: `rcu_head` is a macro for `callback_head`, and renames the member too.
+        let rcu = |part: &str| offset(&format!("callback_head.{part}")).or_else(|| offset(&format!("rcu_head.{part}")));
+        let state = |name: &str| btf.enumerator("kfence_object_state", name).map(|value| value as u32);
+        // `obj_exts` from 6.10 on, `objcg` from 5.19 on.
+        let objcg = member("obj_exts").or_else(|| member("objcg"));
+        Some(Layout {
+            size: btf.size_of("kfence_metadata").filter(|size| (1..=PAGE_SIZE).contains(size))?,
+            list: offset("list")?,
+            rcu_next: rcu("next")?,
+            rcu_func: rcu("func")?,
+            state: offset("state")?,
+            addr: offset("addr")?,
+            object_size: offset("size")?,
+            cache: offset("cache")?,
+            objcg: objcg.and_then(|m| Some(m.offset()..m.offset() + btf.type_size(m.type_id)?)),
+            unused: state("KFENCE_OBJECT_UNUSED")?,
+            freed: state("KFENCE_OBJECT_FREED")?,
+        })
+    }
+}
+
+impl Pool {
+    /// Reads the pool. `None` where the kernel has none: not built in, switched off
+    /// (`kfence.sample_interval=0`), or not set up yet.
+    pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Pool> {
+        let start = kernel.variable(memory, "__kfence_pool").filter(|&at| at != 0)?;
+        let layout = Layout::of(kernel)?;
+        let records = Records { kernel, memory, layout, start };
+        // An array of the image to 6.5, and a pointer to one from 6.6 on.
+        let metadata = kernel.symbol("kfence_metadata")?;
+        let array = || kernel.read_u64(memory, metadata).ok().map(VirtAddr);
+        let metadata = if records.is_valid(metadata, 0) { metadata } else { array()? };
+        let mut pool = Pool { range: start..start.saturating_add(STEP), ..Pool::default() };
+        for number in 0..MAX_OBJECTS {
+            if !records.is_valid(metadata, number) {
+                break;
+            }
+            pool.range.end = pool.range.end.saturating_add(STEP);
+            records.add(metadata, number, &mut pool);
+        }
+        // Guard pages alone are a pool that is not set up.
+        (pool.range.end - start > STEP).then_some(pool)
+    }
+
+    /// The object that has an address in it, be it allocated or a zombie.
+    pub fn object_at(&self, at: VirtAddr) -> Option<&Object> {
+        [&self.objects, &self.zombies].into_iter().find_map(|objects| {
+            let object = objects[..objects.partition_point(|o| o.addr <= at.0)].last()?;
+            (at.0 - object.addr < object.size.max(1)).then_some(object)
+        })
+    }
+}
+
+/// The records in `kfence_metadata`.
+struct Records<'a, M> {
+    kernel: &'a Kernel,
+    memory: &'a M,
+    layout: Layout,
+    /// Virtual address of the pool.
+    start: u64,
+}
+
+impl<M: GuestMemory> Records<'_, M> {
+    fn word(&self, at: VirtAddr) -> Option<u64> {
+        self.kernel.read_u64(self.memory, at).ok()
+    }
+
+    /// Virtual address of a record.
+    fn record(&self, metadata: VirtAddr, number: u64) -> VirtAddr {
+        VirtAddr(metadata.0.wrapping_add(number * self.layout.size))
+    }
+
+    /// Whether a record is one of this pool's: its object lies in the page that belongs to its number.
+    /// The kernel keeps this for free objects too (metadata_to_pageaddr()).
+    fn is_valid(&self, metadata: VirtAddr, number: u64) -> bool {
+        let addr = self.word(self.record(metadata, number).offset(self.layout.addr));
+        addr.is_some_and(|addr| addr & !(PAGE_SIZE - 1) == self.start.wrapping_add((number + 1) * STEP))
+    }
+
+    /// Adds what a valid record says.
+    fn add(&self, metadata: VirtAddr, number: u64, pool: &mut Pool) {
+        let Layout { size, list, rcu_next, rcu_func, state, addr, object_size, cache, ref objcg, unused, freed } =
+            self.layout;
+        let record = self.record(metadata, number);
+        let word = |offset| self.word(record.offset(offset)).unwrap_or(0);
+        let state = self.kernel.read_u32(self.memory, record.offset(state)).unwrap_or(unused);
+        let object = Object { addr: word(addr), size: word(object_size), cache: VirtAddr(word(cache)) };
+        let fits = object.size <= PAGE_SIZE - object.addr % PAGE_SIZE;
+        // Objects of SLAB_TYPESAFE_BY_RCU caches wait for a grace period when they are freed
+        // (__kfence_free()). rcu_do_batch() clears `func` before the wait ends.
+        let is_queued = word(rcu_func) != 0;
+        let is_allocated = state != unused && state != freed;
+        let mut references = Vec::new();
+        if is_queued {
+            // A link in the list of everything that waits.
+            references.push(rcu_next..rcu_next + 8);
+        } else if is_allocated {
+            references.extend(objcg.clone());
+            pool.objects.extend(fits.then_some(object));
+        } else if state == freed && word(list) == record.offset(list).0 {
+            pool.zombies.extend(fits.then_some(object));
+        }
+        let mut at = 0;
+        for range in references.into_iter().chain([size..size]) {
+            if at < range.start {
+                pool.not_references.push(record.0.wrapping_add(at)..record.0.wrapping_add(range.start));
+            }
+            at = range.end;
+        }
+    }
+}
