@@ -228,13 +228,14 @@ impl Pages {
         }
     }
 
-    /// The descriptors of KFENCE's pool say slab or reserved.
+    /// Tells the pages of KFENCE's pool apart, whose descriptors say slab or reserved. A pool that does not
+    /// lie in RAM is dropped.
     fn mark_kfence(&mut self) {
         let Some(range) = self.kfence.as_ref().map(|pool| pool.range.clone()) else { return };
-        let frame = |at: u64| at.wrapping_sub(self.direct_map) / PAGE_SIZE;
-        let (first, end) = (frame(range.start), frame(range.end));
-        if let Some(uses) = self.uses.get_mut(first as usize..end as usize) {
-            uses.fill(Use::Kfence);
+        let frame = |at: u64| (at.wrapping_sub(self.direct_map) / PAGE_SIZE) as usize;
+        match self.uses.get_mut(frame(range.start)..frame(range.end)) {
+            Some(uses) => uses.fill(Use::Kfence),
+            None => self.kfence = None,
         }
     }
 

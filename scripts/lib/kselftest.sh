@@ -10,7 +10,7 @@ kselftests() {
     local version source folder=$CACHE/kselftest wanted
     apt_tree "$SELFBUILT_SUITE"
     version=$(in_tree "$SELFBUILT_SUITE" apt-cache policy "linux-source-$SELFBUILT_SERIES" | awk '/Candidate:/ { print $2 }')
-    source=$(selfbuilt_source "$version") || return
+    source=$(selfbuilt_source "$SELFBUILT_SERIES" "$version") || return
     wanted="$version $KSELFTESTS"
     if [ "$(cat "$folder/built" 2>/dev/null)" != "$wanted" ]; then
         need_packages "$SELFBUILT_CC" make libc6-dev binutils rsync bison flex

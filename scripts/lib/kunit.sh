@@ -8,7 +8,7 @@ kunit_tree() {
     local version source tree=$CACHE/kunit wanted
     apt_tree "$SELFBUILT_SUITE"
     version=$(in_tree "$SELFBUILT_SUITE" apt-cache policy "linux-source-$SELFBUILT_SERIES" | awk '/Candidate:/ { print $2 }')
-    source=$(selfbuilt_source "$version") || return
+    source=$(selfbuilt_source "$SELFBUILT_SERIES" "$version") || return
     wanted="$version $(cat "$TOP"/scripts/kunit/* | sha256sum | cut -c 1-20)"
     if [ "$(cat "$tree/.built" 2>/dev/null)" != "$wanted" ]; then
         need_packages "$SELFBUILT_CC" make libc6-dev binutils bc bison flex libelf-dev dwarves python3

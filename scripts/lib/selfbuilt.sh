@@ -14,11 +14,13 @@
 SELFBUILT_SUITE=bookworm
 SELFBUILT_SERIES=6.12
 SELFBUILT_CC=gcc-12
+# These are of another series of the same suite.
+declare -A SELFBUILT_SERIES_OF=([selfbuilt-kfence]=6.1)
 
-# selfbuilt_source VERSION: unpacks that version of the package and prints the folder. All variants are
-# built from it; there is one at a time, since it is large.
+# selfbuilt_source SERIES VERSION: unpacks that version of the package and prints the folder. All variants
+# of a series are built from it; there is one version at a time, since it is large.
 selfbuilt_source() {
-    local package=linux-source-$SELFBUILT_SERIES version=$1 folder=$CACHE/sources/linux-$SELFBUILT_SERIES work
+    local package=linux-source-$1 version=$2 folder=$CACHE/sources/linux-$1 work
     if [ "$(cat "$folder/.version" 2>/dev/null)" != "$version" ]; then
         say "fetching $package $version (some 150 MB to download, 1.7 GB unpacked)"
         work=$(mktemp -d "$CACHE/fetch.XXXXXX")
@@ -91,7 +93,9 @@ selfbuilt_make() {
 # selfbuilt_kernel NAME: builds the kernel of that name, if it is not here as its package and fragments now
 # are, and prints its folder.
 selfbuilt_kernel() {
-    local name=$1 dir=$CACHE/kernels/$1 package=linux-source-$SELFBUILT_SERIES config version wanted source
+    local name=$1 dir=$CACHE/kernels/$1 series package config version wanted source
+    series=${SELFBUILT_SERIES_OF[$name]:-$SELFBUILT_SERIES}
+    package=linux-source-$series
     config=$TOP/scripts/kernel-config
     [ "$name" != selfbuilt-base ] && [ -e "$config/${name#selfbuilt-}.config" ] ||
         die "there is no kernel $name; see scripts/kernel-config"
@@ -116,7 +120,7 @@ selfbuilt_kernel() {
         wanted=$(printf '%s\n' "$package=$version" "config=$config")
         if [ "$(cat "$dir/packages" 2>/dev/null)" != "$wanted" ]; then
             need_packages "$SELFBUILT_CC" make libc6-dev binutils bc bison flex libelf-dev dwarves kmod xz-utils
-            source=$(selfbuilt_source "$version") || exit
+            source=$(selfbuilt_source "$series" "$version") || exit
             say "building $name from $package $version: some minutes"
             rm -rf "$dir.new" "$dir.build"
             selfbuilt_make "$name" "$source" "$dir.build" "$dir.new" >"$dir.log" 2>&1 </dev/null || {

@@ -172,3 +172,21 @@ impl<M: GuestMemory> Records<'_, M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_found_by_any_address_in_it() {
+        let object = |addr, size| Object { addr, size, cache: VirtAddr(7) };
+        let objects = vec![object(0x2000, 64), object(0x4fc0, 40)];
+        let pool = Pool { range: 0..0x8000, objects, zombies: vec![object(0x6000, 0)], ..Pool::default() };
+        let at = |at| pool.object_at(VirtAddr(at)).map(|o| o.addr);
+        assert_eq!(
+            [at(0x2000), at(0x203f), at(0x4fe7), at(0x6000)],
+            [Some(0x2000), Some(0x2000), Some(0x4fc0), Some(0x6000)]
+        );
+        assert_eq!([at(0x1fff), at(0x2040), at(0x4000), at(0x4fe8), at(0x6001)], [None; 5]);
+    }
+}
