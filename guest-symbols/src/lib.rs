@@ -8,6 +8,7 @@
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
 //! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
+//! - [`kasan`]: those of its address sanitizer
 //! - [`nonsense`]: what of these makes no sense
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
@@ -18,6 +19,7 @@
 pub mod btf;
 pub mod free_pages;
 pub mod kallsyms;
+pub mod kasan;
 pub mod kernel;
 pub mod memory;
 pub mod modules;
