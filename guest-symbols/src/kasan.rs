@@ -97,7 +97,7 @@ impl Quarantine {
         let batches = kernel.symbol("global_quarantine")?;
         let count = kernel.symbols.resolve(batches.0)?.size / size;
         lists.extend((0..count.min(MAX_BATCHES)).map(|i| batches.offset(i * size)));
-        // 5.12 on; with a lock before the list 6.2 on.
+        // Later kernels have it, and most of these a lock before the list.
         let shrink = kernel.offset_of("cpu_shrink_qlist", "qlist").unwrap_or(0);
         for (name, within) in [("cpu_quarantine", 0), ("shrink_qlist", shrink)] {
             let Some(variable) = kernel.symbol(name) else { continue };
