@@ -18,9 +18,9 @@ impl<M: StoppedMemory> Walk<'_, M> {
     /// Takes what is in quarantine as free.
     pub(super) fn read_quarantine(&mut self, percpu: &PerCpu) {
         let Some(quarantine) = Quarantine::of(self.kernel, percpu) else { return };
-        let mut odd = 0;
+        let (mut odd, mut seen) = (0, HashSet::new());
         for list in &quarantine.lists {
-            odd += u64::from(!self.read_quarantined(&quarantine, *list));
+            odd += u64::from(!self.read_quarantined(&quarantine, *list, &mut seen));
         }
         // What is entered while its CPU is stopped is linked in some steps.
         if odd > IN_THE_MAKING * percpu.offsets.len() as u64 {
@@ -28,14 +28,14 @@ impl<M: StoppedMemory> Walk<'_, M> {
         }
     }
 
-    /// Takes the objects of a list as free. Whether it leads from object to object to its end.
-    fn read_quarantined(&mut self, quarantine: &Quarantine, list: VirtAddr) -> bool {
+    /// Takes the objects of a list as free. Whether it leads from object to object to its end, past none that was `seen`: no
+    /// object is in two lists.
+    fn read_quarantined(&mut self, quarantine: &Quarantine, list: VirtAddr, seen: &mut HashSet<u64>) -> bool {
         let (Some(mut node), Some(tail)) =
             (self.word(list.offset(quarantine.head)), self.word(list.offset(quarantine.tail)))
         else {
             return false;
         };
-        let mut seen = HashSet::new();
         while node != 0 {
             let object = self.quarantined(quarantine, node).filter(|_| seen.insert(node));
             let Some(object) = object else { return false };
