@@ -28,10 +28,12 @@ pub struct Audit {
 impl Audit {
     /// Compares `ours`, as far as it is slab objects, with what the slabs count. Calls `each` with every
     /// object that is one: address, the number of its cache, and its place in the live map's list, if it has one.
+    /// Objects that are not in the live map are none if they were freed.
     pub(crate) fn compare(
         kernel: &Kernel,
         ours: Allocations<'_>,
         allocated: &Allocated,
+        is_freed: impl Fn(u64) -> bool,
         each: &mut impl FnMut(u64, u32, Option<usize>),
     ) -> Audit {
         let mut audit =
@@ -54,6 +56,7 @@ impl Audit {
                         each(addr, cache, Some(i));
                     }
                 }
+                None if is_freed(addr) => audit.allocated -= 1,
                 None => {
                     audit.unknown(&allocated.caches[cache as usize].name);
                     each(addr, cache, None);

@@ -14,6 +14,7 @@ use detector::objects::{Kind, Object};
 use detector::scan::Rules;
 use guest_symbols::Kernel;
 use guest_symbols::allocators::kfence;
+use guest_symbols::kasan;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
 use guest_symbols::paging::PageTables;
@@ -115,7 +116,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let areas = this.troubles.read("vmap areas", vmap::areas(kernel, memory));
         // Slab objects are nearly all, and looked at once.
         let each = || others.iter().map(|&i| (i as usize, &objects[i as usize]));
-        let blocks = each().filter(|(_, (_, o))| o.kind() != Kind::Pages && !o.is_dying());
+        let shadow = kasan::shadow_of_kernel(kernel, memory);
+        let is_block = |at: u64, o: &Object| o.kind() != Kind::Pages && !o.is_dying() && !shadow.contains(&at);
+        let blocks = each().filter(|(_, (addr, object))| is_block(*addr, object));
         for (i, (addr, object)) in blocks {
             match allocations.objects.size(*addr, object) {
                 // Of an event that was half done.
@@ -129,7 +132,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
         this.drop_misplaced();
         let of_kind = |kind| each().filter(move |(_, (_, o))| o.kind() == kind).map(|(_, (addr, _))| *addr).collect();
-        let areas_of_blocks = areas.iter().flatten().filter_map(|a| Some((a.block?, Some(a))));
+        // Without CONFIG_KASAN_VMALLOC the sanitizer's shadow of a module is made by vmalloc, and nobody refers to it.
+        let areas_of_blocks = areas.iter().flatten().filter(|area| !shadow.contains(&area.start));
+        let areas_of_blocks = areas_of_blocks.filter_map(|a| Some((a.block?, Some(a))));
         // While a tree is rebalanced, a part of it is in no place, but still mapped.
         let tables = this.tables;
         let in_no_area = |addr: u64| !areas.iter().flatten().any(|area| (area.start..area.end).contains(&addr));
@@ -171,16 +176,18 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let blocks = &mut self.blocks;
         let odd: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.odd_caches.contains(at)).collect();
         let odd_objects = &mut self.odd_objects;
-        self.audit = Some(Audit::compare(kernel, self.allocations, &allocated, &mut |addr, cache, object| {
-            let size = allocated.caches[cache as usize].object_size;
-            if odd[cache as usize] {
-                odd_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
-            }
-            blocks.push(match object {
-                Some(object) => Block::of(addr, size, Kind::Slab, object),
-                None => Block::unseen(addr, size, Kind::Slab),
-            });
-        }));
+        let is_freed = allocated.is_freed(kernel, self.memory);
+        self.audit =
+            Some(Audit::compare(kernel, self.allocations, &allocated, is_freed, &mut |addr, cache, object| {
+                let size = allocated.caches[cache as usize].object_size;
+                if odd[cache as usize] {
+                    odd_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
+                }
+                blocks.push(match object {
+                    Some(object) => Block::of(addr, size, Kind::Slab, object),
+                    None => Block::unseen(addr, size, Kind::Slab),
+                });
+            }));
     }
 
     /// Blocks of another kind, held in the same way against the kernel's books on them: address and bytes, and the area
@@ -280,6 +287,11 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             self.troubles.enter(Trouble::Spread);
         }
         self.addresses = addresses;
+    }
+
+    /// One past the highest page frame.
+    pub(crate) fn frames_end(&self) -> u64 {
+        self.pages.end()
     }
 
     /// What the live map knows of a block.

@@ -3,6 +3,7 @@
 //! Each was found by a leak that it hid. All of it is data: variables and members, asked of the running kernel.
 
 use crate::blocks::Blocks;
+use crate::debug_options;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
@@ -150,6 +151,7 @@ fn ranges<M: StoppedMemory>(
     }
     dead.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
     dead.extend(blocks.pages.kfence.iter().flat_map(|pool| pool.not_references.iter().cloned()));
+    dead.extend(debug_options::ranges(kernel, blocks));
     dead.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
     dead.retain(|range| range.start < range.end);
     dead

@@ -23,6 +23,7 @@ pub mod audit;
 mod block;
 pub mod blocks;
 mod dead;
+mod debug_options;
 mod guess;
 pub mod known;
 pub mod moment;

@@ -11,10 +11,11 @@ use guest_symbols::unwind::orc::{Base, Orc, Rule};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// Members of `task_struct`, with their bytes, that refer to tasks which may be long gone, and whose memory may be
-/// another object's: whom it woke last, which is compared and never followed (record_wakee, kernel/sched/fair.c),
-/// and its place in the tree of runnable tasks, which stays as it was when it is taken out (rb_erase, lib/rbtree.c).
-const DEAD_IN_TASKS: [(&str, u64); 2] = [("last_wakee", 8), ("se.run_node", 24)];
+/// Members of `task_struct` that refer to what may be long gone, and whose memory may be another object's: whom it woke
+/// last, which is compared and never followed (record_wakee, kernel/sched/fair.c), its place in the tree of runnable tasks,
+/// which stays as it was when it is taken out (rb_erase, lib/rbtree.c), and the locks that it holds by lockdep's books and
+/// held before (lock_release, kernel/locking/lockdep.c). Whoever holds a lock needs no lockdep to find it again.
+const DEAD_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
 
 /// In `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -58,12 +59,18 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
 }
 
 fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
-    for (member, len) in DEAD_IN_TASKS {
-        let Some(offset) = kernel.offset_of("task_struct", member) else { continue };
+    let Some(btf) = kernel.btf.as_ref() else { return };
+    for member in DEAD_IN_TASKS.iter().filter_map(|name| btf.member("task_struct", name)) {
+        let Some(len) = btf.type_size(member.type_id) else { continue };
         for task in &tasks.tasks {
-            if let Some(block) = blocks.addresses.find(task.0) {
-                let at = task.0 - blocks.blocks[block as usize].addr + offset;
-                blocks.skip.push(block, at..at + len);
+            let at = task.0.wrapping_add(member.offset());
+            match blocks.addresses.find(task.0) {
+                Some(block) => {
+                    let at = at - blocks.blocks[block as usize].addr;
+                    blocks.skip.push(block, at..at + len);
+                }
+                // The first idle task.
+                None => blocks.dead.push(at..at.saturating_add(len)),
             }
         }
     }

@@ -9,6 +9,7 @@
 //! - [`unwind`]: frames of stacks
 //! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
 //! - [`allocators`]: allocators beside the slab
+//! - [`kasan`]: those of its address sanitizer
 //! - [`nonsense`]: what of these makes no sense
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
@@ -20,6 +21,7 @@ pub mod allocators;
 pub mod btf;
 pub mod free_pages;
 pub mod kallsyms;
+pub mod kasan;
 pub mod kernel;
 pub mod memory;
 pub mod modules;

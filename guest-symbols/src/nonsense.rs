@@ -19,6 +19,9 @@ pub enum Nonsense {
     /// `kmem_cache_cpu.freelist`.
     #[error("{0} freelists of CPUs lead out of their slab or in a circle")]
     CpuFreelists(u64),
+    /// `struct qlist_head`, more than CPUs can be about to change.
+    #[error("{0} lists of quarantined objects lead nowhere or in a circle")]
+    Quarantine(u64),
     /// `struct slab`, more than CPUs can be about to make.
     #[error("{0} slabs have freelists, numbers of objects or caches that make no sense")]
     Slabs(u64),

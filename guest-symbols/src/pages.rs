@@ -6,7 +6,7 @@ mod slabs;
 use crate::allocators::kfence;
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
 use crate::nonsense::Nonsense;
-use crate::{Kernel, free_pages};
+use crate::{Kernel, free_pages, kasan};
 use layout::{Layout, MAPPING_FLAGS};
 
 pub use layout::Use;
@@ -139,6 +139,7 @@ impl Pages {
         pages.settle_idle(kernel, memory);
         pages.mark_descriptors(kernel, memory);
         pages.mark_kfence();
+        pages.mark_shadow(kernel, memory);
         Ok(pages)
     }
 
@@ -260,6 +261,18 @@ impl Pages {
                 at = at.offset(len);
             }
         }
+    }
+
+    /// The address sanitizer's shadow is an eighth of the kernel's memory and holds no pointers.
+    fn mark_shadow(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
+        if !kasan::is_built_in(kernel) {
+            return;
+        }
+        let (end, uses) = (self.end(), &mut self.uses);
+        kasan::shadow_frames(kernel, memory, end, &mut |frames| {
+            let frames = uses[frames.start as usize..frames.end as usize].iter_mut();
+            frames.filter(|u| matches!(u, Use::Kernel | Use::Reserved)).for_each(|u| *u = Use::Table);
+        });
     }
 
     /// Virtual address of the `struct page` of a frame.

@@ -1,5 +1,7 @@
 //! Which slab objects the kernel itself counts as allocated: every slot of every slab (mm/slub.c, 5.10 to 7.3), less
-//! what is on a freelist of the slab or of a CPU, or waits in a sheaf.
+//! what is on a freelist of the slab or of a CPU, or waits in a sheaf or in KASAN's quarantine.
+
+mod quarantine;
 
 use crate::Kernel;
 use crate::allocators::kfence::{self, STEP};
@@ -149,6 +151,7 @@ pub fn allocated(
         Walk { kernel, memory, pages, layout, links: HashMap::new(), free: Vec::new(), out: Allocated::default() };
     walk.read_sheaves(sheaves);
     walk.read_caches(percpu);
+    walk.read_quarantine(percpu);
     walk.free.sort_unstable();
     walk.read_slabs()?;
     let mut out = walk.out;

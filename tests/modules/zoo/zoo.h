@@ -39,6 +39,8 @@ void zoo_make_held(void);
 /* Takes every held specimen from what holds it. */
 void zoo_forget_held(void);
 void zoo_make_freed(void);
+/* Lost ones that the kernel's debug options watch. */
+void zoo_make_watched(void);
 /* Lost and held ones in semaphores, and how to let go of the held. */
 void zoo_make_locks(void);
 void zoo_forget_locks(void);

@@ -100,6 +100,7 @@ static int __init zoo_init(void)
 	zoo_make_held();
 	zoo_make_freed();
 	zoo_make_locks();
+	zoo_make_watched();
 	if (pages)
 		zoo_make_pages();
 	if (forget) {

@@ -1,0 +1,94 @@
+//! Objects that were freed and are still counted by their slabs: those in KASAN's quarantine (mm/kasan/quarantine.c, 5.10
+//! to 7.3), and those that CONFIG_SLUB_RCU_DEBUG keeps for a grace period (mm/slub.c, 6.12 on).
+
+use super::{Allocated, IN_THE_MAKING, Walk};
+use crate::kasan::Quarantine;
+use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
+use crate::nonsense::Nonsense;
+use crate::percpu::PerCpu;
+use crate::{Kernel, kasan};
+use std::collections::HashSet;
+
+/// The function that frees such an object when its grace period is over.
+const AFTER_GRACE_PERIOD: &str = "slab_free_after_rcu_debug";
+/// Objects of caches with more bytes are no `struct rcu_delayed_free`, which has three words.
+const MAX_DELAYED_FREE: u64 = 64;
+
+impl<M: StoppedMemory> Walk<'_, M> {
+    /// Takes what is in quarantine as free.
+    pub(super) fn read_quarantine(&mut self, percpu: &PerCpu) {
+        let Some(quarantine) = Quarantine::of(self.kernel, percpu) else { return };
+        let (mut odd, mut seen) = (0, HashSet::new());
+        for list in &quarantine.lists {
+            odd += u64::from(!self.read_quarantined(&quarantine, *list, &mut seen));
+        }
+        // What is entered while its CPU is stopped is linked in some steps.
+        if odd > IN_THE_MAKING * percpu.offsets.len() as u64 {
+            self.out.nonsense.push(Nonsense::Quarantine(odd));
+        }
+    }
+
+    /// Takes the objects of a list as free. Whether it leads from object to object to its end, past none that was `seen`: no
+    /// object is in two lists.
+    fn read_quarantined(&mut self, quarantine: &Quarantine, list: VirtAddr, seen: &mut HashSet<u64>) -> bool {
+        let (Some(mut node), Some(tail)) =
+            (self.word(list.offset(quarantine.head)), self.word(list.offset(quarantine.tail)))
+        else {
+            return false;
+        };
+        while node != 0 {
+            let object = self.quarantined(quarantine, node).filter(|_| seen.insert(node));
+            let Some(object) = object else { return false };
+            self.free.push(object);
+            if node == tail {
+                break;
+            }
+            // The node is the pointer to the next.
+            match self.word(VirtAddr(node)) {
+                Some(next) => node = next,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// The object that a node of the quarantine lies in, if it is one of a slab.
+    fn quarantined(&mut self, quarantine: &Quarantine, node: u64) -> Option<u64> {
+        let slab = self.pages.slab_of(VirtAddr(node))?;
+        let cache = PhysAddr(slab.descriptor.0.wrapping_add(self.pages.slab_cache_offset()));
+        let cache = self.memory.read_u64(cache).ok()?;
+        self.learn(cache);
+        let (_, links) = self.links.get(&cache)?.as_ref()?;
+        let free_meta = self.kernel.read_u32(self.memory, VirtAddr(cache).offset(quarantine.free_meta)).ok()?;
+        let object = node.wrapping_sub(quarantine.link).wrapping_sub(free_meta.into());
+        let slots = links.slots(&slab, slab.pages * PAGE_SIZE / links.cache.stride);
+        slots.of(object).map(|_| object)
+    }
+}
+
+impl Allocated {
+    /// Tells of objects that the slabs count, and whose allocation was not seen, whether they were freed: those that wait for a
+    /// grace period, and those that the address sanitizer says were. Some of these are on their way out of the quarantine, in a
+    /// list on a stack. Objects of a mempool's reserve are said to be freed as well, so it is no test for others.
+    pub fn is_freed<'a>(&self, kernel: &'a Kernel, memory: &'a impl StoppedMemory) -> impl Fn(u64) -> bool + 'a {
+        let delayed = self.delayed(kernel, memory).unwrap_or_default();
+        let has_sanitizer = kasan::is_built_in(kernel);
+        move |object| delayed.contains(&object) || has_sanitizer && kasan::is_freed(kernel, memory, VirtAddr(object))
+    }
+
+    /// Objects that wait for a grace period.
+    fn delayed(&self, kernel: &Kernel, memory: &impl StoppedMemory) -> Option<HashSet<u64>> {
+        let of = |member| kernel.offset_of("rcu_delayed_free", member);
+        let function = kernel.symbol(AFTER_GRACE_PERIOD)?.0;
+        let (func, object) = (of("head.func")?, of("object")?);
+        let size = kernel.btf.as_ref()?.size_of("rcu_delayed_free")?;
+        let may_be: Vec<bool> =
+            self.caches.iter().map(|cache| (size..=MAX_DELAYED_FREE).contains(&cache.object_size)).collect();
+        let word = |at: u64, offset| kernel.read_u64(memory, VirtAddr(at).offset(offset)).ok();
+        let records = self
+            .objects
+            .iter()
+            .filter(|(at, cache)| may_be.get(*cache as usize) == Some(&true) && word(*at, func) == Some(function));
+        Some(records.filter_map(|(at, _)| word(*at, object)).collect())
+    }
+}
