@@ -4,10 +4,11 @@ use crate::blocks::Blocks;
 use crate::known;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
+use guest_symbols::code::Code;
 use guest_symbols::memory::{GuestMemory, StoppedMemory, VirtAddr};
 use guest_symbols::tasks::{self, Stack, Tasks};
 use guest_symbols::unwind::frames::{self, Registers};
-use guest_symbols::unwind::orc::{Base, Orc, Rule};
+use guest_symbols::unwind::orc::{Base, Rule};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -29,7 +30,7 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
     let Some(tasks) = blocks.troubles.read("tasks", tasks) else { return };
     skip_dead_members(blocks, kernel, &tasks);
     skip_stacks_of_nobody(blocks, kernel, &tasks);
-    let threads = Threads::of(kernel);
+    let threads = Threads::of(kernel, blocks.memory);
     for stack in &tasks.stacks {
         let Some(block) = blocks.addresses.find(stack.base) else { continue };
         let b = &blocks.blocks[block as usize];
@@ -100,8 +101,8 @@ const SWITCH_RETURN: u64 = 48;
 /// but what `struct kthread` holds as well. Yet whoever it calls saves those registers, and kthread() those of
 /// ret_from_fork(): they keep the `struct kthread_create_info` that the thread was made from, freed since, and the stack of
 /// who made it (kernel/kthread.c, 5.10 to 7.3), and so whatever is allocated there next.
-struct Threads<'a> {
-    orc: &'a Orc,
+struct Threads<'a, M> {
+    code: Code<'a, M>,
     /// The code of kthread().
     kthread: Range<u64>,
     /// And of kthreadd(), which has the kthread_create_info of the last thread that it made in a register while it waits
@@ -111,14 +112,14 @@ struct Threads<'a> {
     flags: u64,
 }
 
-impl<'a> Threads<'a> {
-    fn of(kernel: &'a Kernel) -> Option<Threads<'a>> {
+impl<'a, M: StoppedMemory> Threads<'a, M> {
+    fn of(kernel: &'a Kernel, memory: &'a M) -> Option<Threads<'a, M>> {
         let code = |name| {
             let at = kernel.symbol(name)?.0;
             Some(at + 1..at + kernel.symbols.resolve(at)?.size)
         };
         Some(Threads {
-            orc: kernel.orc.as_ref()?,
+            code: Code::new(kernel, memory)?,
             kthread: code("kthread")?,
             kthreadd: code("kthreadd")?,
             flags: kernel.offset_of("task_struct", "flags")?,
@@ -126,7 +127,7 @@ impl<'a> Threads<'a> {
     }
 
     /// The addresses of a stack that are dead for this reason, of a task that sleeps with its stack pointer at `sp`.
-    fn dead_words<M: StoppedMemory>(
+    fn dead_words(
         &self,
         blocks: &Blocks<'_, M>,
         kernel: &Kernel,
@@ -143,7 +144,7 @@ impl<'a> Threads<'a> {
         // All that is added to it below lies in the stack.
         let sp = Some(sp).filter(|sp| (bottom..top.saturating_sub(SWITCH_RETURN + 8)).contains(sp))?;
         let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
-        let frames = frames::frames(self.orc, registers, read);
+        let frames = frames::frames(|at| self.code.rule(at), registers, read);
         let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip) || self.kthreadd.contains(&f.ip))?;
         match called(kernel, memory, frames[kthread].ip)? {
             // The thread's function.
@@ -158,9 +159,8 @@ impl<'a> Threads<'a> {
         // The first below to save a register saves kthread()'s.
         let mut unsaved = PRESERVED.to_vec();
         for frame in frames[..kthread].iter().rev() {
-            let function = kernel.symbols.resolve(frame.ip.wrapping_sub(1))?;
-            let start = frame.ip.wrapping_sub(1).wrapping_sub(function.offset);
-            let Some(saved) = self.saved(kernel, memory, start, frame.ip) else {
+            let start = self.code.function(frame.ip.wrapping_sub(1));
+            let Some(saved) = start.and_then(|start| self.saved(kernel, memory, start, frame.ip)) else {
                 unsaved.clear();
                 break;
             };
@@ -189,10 +189,10 @@ impl<'a> Threads<'a> {
         ip: u64,
     ) -> Option<Vec<(Register, u64)>> {
         let room = |rule: Rule| u64::try_from(rule.sp_offset).ok().filter(|_| rule.sp == Base::Sp);
-        let now = room(self.orc.lookup(ip.checked_sub(1)?)?)?;
-        let mut before = room(self.orc.lookup(function)?)?;
+        let now = room(self.code.rule(ip.checked_sub(1)?)?)?;
+        let mut before = room(self.code.rule(function)?)?;
         let mut saved: Vec<(Register, u64)> = Vec::new();
-        for (at, rule) in self.orc.changes(function.saturating_add(1)..ip) {
+        for (at, rule) in self.code.changes(function.saturating_add(1)..ip)? {
             let after = room(rule)?;
             let mut code = [0; 2];
             kernel.read(memory, VirtAddr(at.wrapping_sub(2)), &mut code).ok()?;
