@@ -150,8 +150,8 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
             // The thread's function.
             Call::Indirect => {}
             // It waits to be started, or for a thread to make, and the scheduler's own frames hold nothing.
-            Call::To(name) if name.starts_with("schedule") => return Some(vec![stack]),
-            Call::To(_) => return None,
+            Call::Scheduler => return Some(vec![stack]),
+            Call::Other => return None,
         }
         // All above the return address into kthread() is of those who need it no more.
         let mut dead: Vec<Range<u64>> = Vec::new();
@@ -215,23 +215,32 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
 }
 
 /// What is called by an instruction.
-enum Call<'a> {
+enum Call {
     /// What a register points at, perhaps by way of a thunk.
     Indirect,
-    /// A function.
-    To(&'a str),
+    /// A function of the scheduler.
+    Scheduler,
+    /// Another function.
+    Other,
 }
 
 /// The call before a return address.
-fn called<'a>(kernel: &'a Kernel, memory: &impl GuestMemory, ret: u64) -> Option<Call<'a>> {
+fn called(kernel: &Kernel, memory: &impl GuestMemory, ret: u64) -> Option<Call> {
     let mut code = [0; 5];
     kernel.read(memory, VirtAddr(ret.wrapping_sub(5)), &mut code).ok()?;
     match code {
         [_, _, _, 0xff, 0xd0..=0xd7] => Some(Call::Indirect),
         [0xe8, to @ ..] => {
             let target = ret.wrapping_add_signed(i32::from_le_bytes(to).into());
-            let name = kernel.symbols.resolve(target)?.name;
-            Some(if name.starts_with("__x86_indirect_") { Call::Indirect } else { Call::To(name) })
+            let text = kernel.symbol("_stext")?.0..kernel.symbol("_etext")?.0;
+            // A thunk has other names too, such as __pi___x86_indirect_thunk_rax.
+            let is_named = |start: &str| kernel.symbols.names(target).any(|name| name.starts_with(start));
+            Some(match () {
+                // Thunks that are made at boot lie where modules do (its_allocate_thunk(), arch/x86/kernel/alternative.c, 6.15 on).
+                () if is_named("__x86_indirect_") || !text.contains(&target) => Call::Indirect,
+                () if is_named("schedule") => Call::Scheduler,
+                () => Call::Other,
+            })
         }
         _ => None,
     }
