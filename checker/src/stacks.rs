@@ -4,10 +4,11 @@ use crate::blocks::Blocks;
 use crate::known;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
+use guest_symbols::code::Code;
 use guest_symbols::memory::{GuestMemory, StoppedMemory, VirtAddr};
 use guest_symbols::tasks::{self, Stack, Tasks};
 use guest_symbols::unwind::frames::{self, Registers};
-use guest_symbols::unwind::orc::{Base, Orc, Rule};
+use guest_symbols::unwind::orc::{Base, Rule};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -30,7 +31,7 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
     let Some(tasks) = blocks.troubles.read("tasks", tasks) else { return };
     skip_dead_members(blocks, kernel, &tasks);
     skip_stacks_of_nobody(blocks, kernel, &tasks);
-    let threads = Threads::of(kernel);
+    let threads = Threads::of(kernel, blocks.memory);
     for stack in &tasks.stacks {
         let Some(block) = blocks.addresses.find(stack.base) else { continue };
         let b = &blocks.blocks[block as usize];
@@ -107,8 +108,8 @@ const SWITCH_RETURN: u64 = 48;
 /// but what `struct kthread` holds as well. Yet whoever it calls saves those registers, and kthread() those of
 /// ret_from_fork(): they keep the `struct kthread_create_info` that the thread was made from, freed since, and the stack of
 /// who made it (kernel/kthread.c, 5.10 to 7.3), and so whatever is allocated there next.
-struct Threads<'a> {
-    orc: &'a Orc,
+struct Threads<'a, M> {
+    code: Code<'a, M>,
     /// The code of kthread().
     kthread: Range<u64>,
     /// And of kthreadd(), which has the kthread_create_info of the last thread that it made in a register while it waits
@@ -118,14 +119,14 @@ struct Threads<'a> {
     flags: u64,
 }
 
-impl<'a> Threads<'a> {
-    fn of(kernel: &'a Kernel) -> Option<Threads<'a>> {
+impl<'a, M: StoppedMemory> Threads<'a, M> {
+    fn of(kernel: &'a Kernel, memory: &'a M) -> Option<Threads<'a, M>> {
         let code = |name| {
             let at = kernel.symbol(name)?.0;
             Some(at + 1..at + kernel.symbols.resolve(at)?.size)
         };
         Some(Threads {
-            orc: kernel.orc.as_ref()?,
+            code: Code::new(kernel, memory)?,
             kthread: code("kthread")?,
             kthreadd: code("kthreadd")?,
             flags: kernel.offset_of("task_struct", "flags")?,
@@ -133,7 +134,7 @@ impl<'a> Threads<'a> {
     }
 
     /// The addresses of a stack that are dead for this reason, of a task that sleeps with its stack pointer at `sp`.
-    fn dead_words<M: StoppedMemory>(
+    fn dead_words(
         &self,
         blocks: &Blocks<'_, M>,
         kernel: &Kernel,
@@ -150,14 +151,14 @@ impl<'a> Threads<'a> {
         // All that is added to it below lies in the stack.
         let sp = Some(sp).filter(|sp| (bottom..top.saturating_sub(SWITCH_RETURN + 8)).contains(sp))?;
         let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
-        let frames = frames::frames(self.orc, registers, read);
+        let frames = frames::frames(|at| self.code.rule(at), registers, read);
         let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip) || self.kthreadd.contains(&f.ip))?;
         match called(kernel, memory, frames[kthread].ip)? {
             // The thread's function.
             Call::Indirect => {}
             // It waits to be started, or for a thread to make, and the scheduler's own frames hold nothing.
-            Call::To(name) if name.starts_with("schedule") => return Some(vec![stack]),
-            Call::To(_) => return None,
+            Call::Scheduler => return Some(vec![stack]),
+            Call::Other => return None,
         }
         // All above the return address into kthread() is of those who need it no more.
         let mut dead: Vec<Range<u64>> = Vec::new();
@@ -165,9 +166,8 @@ impl<'a> Threads<'a> {
         // The first below to save a register saves kthread()'s.
         let mut unsaved = PRESERVED.to_vec();
         for frame in frames[..kthread].iter().rev() {
-            let function = kernel.symbols.resolve(frame.ip.wrapping_sub(1))?;
-            let start = frame.ip.wrapping_sub(1).wrapping_sub(function.offset);
-            let Some(saved) = self.saved(kernel, memory, start, frame.ip) else {
+            let start = self.code.function(frame.ip.wrapping_sub(1));
+            let Some(saved) = start.and_then(|start| self.saved(kernel, memory, start, frame.ip)) else {
                 unsaved.clear();
                 break;
             };
@@ -196,10 +196,10 @@ impl<'a> Threads<'a> {
         ip: u64,
     ) -> Option<Vec<(Register, u64)>> {
         let room = |rule: Rule| u64::try_from(rule.sp_offset).ok().filter(|_| rule.sp == Base::Sp);
-        let now = room(self.orc.lookup(ip.checked_sub(1)?)?)?;
-        let mut before = room(self.orc.lookup(function)?)?;
+        let now = room(self.code.rule(ip.checked_sub(1)?)?)?;
+        let mut before = room(self.code.rule(function)?)?;
         let mut saved: Vec<(Register, u64)> = Vec::new();
-        for (at, rule) in self.orc.changes(function.saturating_add(1)..ip) {
+        for (at, rule) in self.code.changes(function.saturating_add(1)..ip)? {
             let after = room(rule)?;
             let mut code = [0; 2];
             kernel.read(memory, VirtAddr(at.wrapping_sub(2)), &mut code).ok()?;
@@ -222,23 +222,32 @@ impl<'a> Threads<'a> {
 }
 
 /// What is called by an instruction.
-enum Call<'a> {
+enum Call {
     /// What a register points at, perhaps by way of a thunk.
     Indirect,
-    /// A function.
-    To(&'a str),
+    /// A function of the scheduler.
+    Scheduler,
+    /// Another function.
+    Other,
 }
 
 /// The call before a return address.
-fn called<'a>(kernel: &'a Kernel, memory: &impl GuestMemory, ret: u64) -> Option<Call<'a>> {
+fn called(kernel: &Kernel, memory: &impl GuestMemory, ret: u64) -> Option<Call> {
     let mut code = [0; 5];
     kernel.read(memory, VirtAddr(ret.wrapping_sub(5)), &mut code).ok()?;
     match code {
         [_, _, _, 0xff, 0xd0..=0xd7] => Some(Call::Indirect),
         [0xe8, to @ ..] => {
             let target = ret.wrapping_add_signed(i32::from_le_bytes(to).into());
-            let name = kernel.symbols.resolve(target)?.name;
-            Some(if name.starts_with("__x86_indirect_") { Call::Indirect } else { Call::To(name) })
+            let text = kernel.symbol("_stext")?.0..kernel.symbol("_etext")?.0;
+            // A thunk has other names too, such as __pi___x86_indirect_thunk_rax.
+            let is_named = |start: &str| kernel.symbols.names(target).any(|name| name.starts_with(start));
+            Some(match () {
+                // Thunks that are made at boot lie where modules do (its_allocate_thunk(), arch/x86/kernel/alternative.c, 6.15 on).
+                () if is_named("__x86_indirect_") || !text.contains(&target) => Call::Indirect,
+                () if is_named("schedule") => Call::Scheduler,
+                () => Call::Other,
+            })
         }
         _ => None,
     }

@@ -7,6 +7,7 @@
 //! - [`btf`]: types and function prototypes
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
+//! - [`code`]: the code of the kernel and its modules, for these
 //! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
 //! - [`allocators`]: allocators beside the slab
 //! - [`kasan`]: those of its address sanitizer
@@ -19,6 +20,7 @@
 
 pub mod allocators;
 pub mod btf;
+pub mod code;
 pub mod free_pages;
 pub mod kallsyms;
 pub mod kasan;

@@ -15,6 +15,8 @@ const MAX_SYMBOLS: u64 = 1 << 20;
 const MAX_STRINGS: usize = 64 << 20;
 /// KSYM_NAME_LEN, as it is since 6.1; it was 128.
 const MAX_NAME: usize = 512;
+/// Entries of a list that are looked at, at most.
+const MAX_LISTED: usize = 1 << 12;
 /// Nor is one with more unwind entries.
 const MAX_ORCS: u64 = 1 << 20;
 /// `sizeof(struct orc_entry)`.
@@ -163,6 +165,23 @@ pub fn at_places<'a>(modules: impl Iterator<Item = &'a Module>, places: Vec<(u64
     found
 }
 
+/// The modules that are loaded, as the virtual addresses of their `struct module`s (`modules`, kernel/module/main.c; to 5.18
+/// kernel/module.c).
+pub fn list(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<VirtAddr> {
+    entries(kernel, memory, "modules", kernel.offset_of("module", "list"))
+}
+
+/// The entries of the list whose head is the variable `head`, by where in each the links are.
+pub fn entries(kernel: &Kernel, memory: &impl GuestMemory, head: &str, links: Option<u64>) -> Vec<VirtAddr> {
+    let (Some(head), Some(links)) = (kernel.symbol(head), links) else { return Vec::new() };
+    let next = |at: &VirtAddr| kernel.read_u64(memory, *at).ok().map(VirtAddr);
+    std::iter::successors(next(&head), next)
+        .take_while(|at| *at != head && at.is_kernel())
+        .take(MAX_LISTED)
+        .map(|at| VirtAddr(at.0.wrapping_sub(links)))
+        .collect()
+}
+
 /// A table with the ends of all parts, so that the last symbol's size ends with its part, as in
 /// find_kallsyms_symbol().
 fn ends(ranges: &[Range<u64>]) -> SymbolTableBuilder {
@@ -172,7 +191,7 @@ fn ends(ranges: &[Range<u64>]) -> SymbolTableBuilder {
 }
 
 /// Base and size of each part: `mem[]` from 6.4 on, `core_layout` and `init_layout` before.
-fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Vec<Range<u64>>> {
+pub(crate) fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Vec<Range<u64>>> {
     let btf = kernel.btf.as_ref()?;
     let mut places = Vec::new();
     if let Some(mem) = btf.member("module", "mem") {
@@ -200,21 +219,33 @@ fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Ve
     Some(ranges)
 }
 
+/// How many unwind entries the `struct module` at `at` has; `None` for none, or more than is believed.
+pub(crate) fn orc_count(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<u64> {
+    let count = kernel.read_u32(memory, at.offset(kernel.offset_of("module", "arch.num_orcs")?)).ok()?;
+    Some(u64::from(count)).filter(|count| (1..=MAX_ORCS).contains(count))
+}
+
 /// `struct mod_arch_specific` (arch/x86/include/asm/module.h): the table, sorted by unwind_module_init() before the module's
 /// code runs.
-fn read_orc(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Table> {
+pub(crate) fn read_orc(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Table> {
     let field = |path| Some(at.offset(kernel.offset_of("module", path)?));
-    let count = u64::from(kernel.read_u32(memory, field("arch.num_orcs")?).ok()?);
+    let count = orc_count(kernel, memory, at)?;
     let ips_at = VirtAddr(kernel.read_u64(memory, field("arch.orc_unwind_ip")?).ok()?);
     let entries_at = VirtAddr(kernel.read_u64(memory, field("arch.orc_unwind")?).ok()?);
-    if count == 0 || count > MAX_ORCS {
-        return None;
-    }
     let mut ips = vec![0; count as usize * 4];
     let mut entries = vec![0; count as usize * ORC_ENTRY];
     kernel.read(memory, ips_at, &mut ips).ok()?;
     kernel.read(memory, entries_at, &mut entries).ok()?;
     Table::new(ips_at.0, &ips, &entries)
+}
+
+/// Where the symbols (`Elf64_Sym`) of the `struct module` at `at` lie, and how many they are.
+pub(crate) fn symbol_table(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<(VirtAddr, u64)> {
+    let field = |path| kernel.offset_of("mod_kallsyms", path);
+    let kallsyms = VirtAddr(kernel.read_u64(memory, at.offset(kernel.offset_of("module", "kallsyms")?)).ok()?);
+    let symtab = kernel.read_u64(memory, kallsyms.offset(field("symtab")?)).ok()?;
+    let count = u64::from(kernel.read_u32(memory, kallsyms.offset(field("num_symtab")?)).ok()?).min(MAX_SYMBOLS);
+    Some((VirtAddr(symtab), count))
 }
 
 fn read_symbols(
@@ -226,11 +257,10 @@ fn read_symbols(
 ) -> Option<()> {
     let field = |path| kernel.offset_of("mod_kallsyms", path);
     let kallsyms = VirtAddr(kernel.read_u64(memory, at.offset(kernel.offset_of("module", "kallsyms")?)).ok()?);
-    let symtab = kernel.read_u64(memory, kallsyms.offset(field("symtab")?)).ok()?;
-    let count = u64::from(kernel.read_u32(memory, kallsyms.offset(field("num_symtab")?)).ok()?).min(MAX_SYMBOLS);
+    let (symtab, count) = symbol_table(kernel, memory, at)?;
     let strtab = VirtAddr(kernel.read_u64(memory, kallsyms.offset(field("strtab")?)).ok()?);
     let mut table = vec![0; count as usize * ELF_SYM];
-    kernel.read(memory, VirtAddr(symtab), &mut table).ok()?;
+    kernel.read(memory, symtab, &mut table).ok()?;
     // The string table's length is kept nowhere: read as far as the names used reach.
     let last_name = table.chunks_exact(ELF_SYM).filter_map(|s| u32_at(s, 0)).max()? as usize;
     if last_name > MAX_STRINGS {

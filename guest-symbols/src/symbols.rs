@@ -150,6 +150,12 @@ impl SymbolTable {
         Some(Resolved { name: self.name(&self.entries[first]), offset: addr - found, size })
     }
 
+    /// The names of what lies at an address: there may be several, of which [`SymbolTable::resolve`] gives the first.
+    pub fn names(&self, addr: u64) -> impl Iterator<Item = &str> {
+        let first = self.entries.partition_point(|e| e.addr < addr);
+        self.entries[first..].iter().take_while(move |e| e.addr == addr).map(|e| self.name(e))
+    }
+
     /// Whether the symbols ascend, as they do unless [`SymbolTable::slide`] moved some round the end of the address space: nothing is found then.
     pub(crate) fn is_sorted(&self) -> bool {
         self.entries.is_sorted_by_key(|e| e.addr)
@@ -184,6 +190,8 @@ mod tests {
         assert_eq!(t.resolve(0xffff_0018), Some(Resolved { name: "first", offset: 8, size: 0x20 }));
         assert_eq!(t.resolve(0xffff_0030).unwrap().name, "third");
         assert_eq!(t.resolve(0xffff_000f), None);
+        assert_eq!(t.names(0xffff_0010).collect::<Vec<_>>(), ["first", "alias"]);
+        assert_eq!(t.names(0xffff_0018).chain(t.names(0xffff_0040)).next(), None);
     }
 
     /// A guest could write lines of a report otherwise.

@@ -24,6 +24,29 @@ fn an_inner_allocator_stays_and_a_missed_free_replaces() {
 }
 
 #[test]
+fn what_a_cache_kept_is_of_who_takes_it() {
+    let map = LiveMap::with_capacity(4);
+    map.insert(0x1000, object(5), 0, 5);
+    map.set_reported(0x1000);
+    // What a function inside the call has allocated is no cache's.
+    assert_eq!((map.kept_since(0x1000, 5), map.kept_since(0x2000, 9)), (None, None));
+    assert_eq!(map.kept_since(0x1000, 9), Some(Kind::Slab));
+    map.take(0x1000, object(9), 5);
+    assert_eq!(map.get(0x1000).unwrap().sequence(), 5);
+    map.take(0x1000, object(9), 9);
+    map.take(0x2000, object(10), 9);
+    let taken = map.get(0x1000).unwrap();
+    assert_eq!((taken.sequence(), taken.is_reported(), map.len()), (9, false, 1));
+    // It is one allocation, and has one free.
+    assert_eq!(map.retire(0x1000), Removed::Object);
+    assert_eq!(map.kept_since(0x1000, 20), None);
+    map.take(0x1000, object(20), 20);
+    assert_eq!((map.get(0x1000).unwrap().sequence(), map.remove(0x1000)), (9, Removed::Dying));
+    let c = map.counters();
+    assert_eq!((c.allocations, c.frees, c.unknown_frees, c.missed_frees), (1, 1, 0, 0));
+}
+
+#[test]
 fn what_is_full_forgets_nothing() {
     let map = LiveMap::with_capacity(4).with_most(3);
     for at in 1..=5 {

@@ -1,6 +1,6 @@
 //! The frames of a task that sleeps, over a function that reads its stack.
 
-use super::orc::{Kind, Orc};
+use super::orc::{Kind, Rule};
 use super::step::{self, Bp, State};
 
 /// More frames than this are a circle.
@@ -26,13 +26,17 @@ pub struct Frame {
     pub cfa: u64,
 }
 
-/// The frames from `registers` on, innermost first, as far as they are plain calls. `read` gives words of the stack, by
-/// virtual address.
-pub fn frames(orc: &Orc, registers: Registers, mut read: impl FnMut(u64) -> Option<u64>) -> Vec<Frame> {
+/// The frames from `registers` on, innermost first, as far as they are plain calls. `rule` gives what holds at an
+/// address of code, `read` words of the stack, both by virtual address.
+pub fn frames(
+    mut rule: impl FnMut(u64) -> Option<Rule>,
+    registers: Registers,
+    mut read: impl FnMut(u64) -> Option<u64>,
+) -> Vec<Frame> {
     let mut found = Vec::new();
     let mut state = State::returned(registers.ip, registers.sp, Bp::Is(registers.bp));
     while found.len() < MAX_FRAMES {
-        let Some(rule) = orc.lookup(state.lookup_address()).filter(|rule| rule.kind == Kind::Call) else { break };
+        let Some(rule) = rule(state.lookup_address()).filter(|rule| rule.kind == Kind::Call) else { break };
         let Some((caller, _)) = step::by_rule(&state, rule, &mut read) else { break };
         found.push(Frame { ip: state.ip, cfa: caller.sp });
         // The stack grows down: a caller's frame lies above.
@@ -47,6 +51,7 @@ pub fn frames(orc: &Orc, registers: Registers, mut read: impl FnMut(u64) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unwind::orc::Orc;
     use crate::unwind::orc::tests::table;
 
     /// `inner` at 0x1000 counts from the stack pointer, `middle` at 0x2000 from the frame pointer, `outer` at 0x3000 ends.
@@ -62,7 +67,7 @@ mod tests {
         // inner: 16 bytes and its return address; middle: saved frame pointer and return address; outer's.
         let stack = [0, 0, 0x2010, 0xb0b0, 0x3020, 0x4444];
         let read = |at: u64| stack.get((at as usize).checked_sub(0x100)? / 8).copied();
-        let found = frames(&orc(), Registers { ip: 0x1008, sp: 0x100, bp: 0x118 }, read);
+        let found = frames(|at| orc().lookup(at), Registers { ip: 0x1008, sp: 0x100, bp: 0x118 }, read);
         let expected = [(0x1008, 0x118), (0x2010, 0x128), (0x3020, 0x130)];
         assert_eq!(found.iter().map(|f| (f.ip, f.cfa)).collect::<Vec<_>>(), expected);
     }
@@ -70,12 +75,12 @@ mod tests {
     #[test]
     fn circles_and_unreadable_stacks_end() {
         let circle = |_: u64| Some(0x1008);
-        let found = frames(&orc(), Registers { ip: 0x1008, sp: 0x100, bp: 0 }, circle);
+        let found = frames(|at| orc().lookup(at), Registers { ip: 0x1008, sp: 0x100, bp: 0 }, circle);
         assert_eq!(found.len(), MAX_FRAMES);
-        assert_eq!(frames(&orc(), Registers { ip: 0x1008, sp: 0x100, bp: 0 }, |_| None), []);
-        assert_eq!(frames(&orc(), Registers { ip: 0x4008, sp: 0x100, bp: 0 }, circle), []);
+        assert_eq!(frames(|at| orc().lookup(at), Registers { ip: 0x1008, sp: 0x100, bp: 0 }, |_| None), []);
+        assert_eq!(frames(|at| orc().lookup(at), Registers { ip: 0x4008, sp: 0x100, bp: 0 }, circle), []);
         // A frame pointer that leads down.
-        let found = frames(&orc(), Registers { ip: 0x2008, sp: 0x100, bp: 0x10 }, |_| Some(0x2008));
+        let found = frames(|at| orc().lookup(at), Registers { ip: 0x2008, sp: 0x100, bp: 0x10 }, |_| Some(0x2008));
         assert_eq!(found.len(), 1);
     }
 }

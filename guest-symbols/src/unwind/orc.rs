@@ -262,7 +262,15 @@ impl Orc {
 
     /// The addresses in a range of the image at which something else begins to hold, each with what does.
     pub fn changes(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Rule)> + '_ {
-        let table = &self.table;
+        self.changes_in(&self.table, range)
+    }
+
+    /// The same by a table, perhaps a module's.
+    pub fn changes_in<'a>(
+        &'a self,
+        table: &'a Table,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (u64, Rule)> + use<'a> {
         let first = range.start.checked_sub(1).and_then(|at| table.index(at)).map_or(0, |i| i + 1);
         (first..table.ips.len())
             .map(|i| (table.ip(i), self.format.rule(&table.entries[i])))

@@ -40,6 +40,8 @@ impl Tracker {
             Action::Alloc(_, size) => self.begin(number, size.map_or(0, regs::read), 0),
             Action::AllocPages(order) => self.begin(number, PAGE_SIZE << order.map_or(0, regs::read).min(MAX_ORDER), 0),
             Action::AllocPagesBulk(array) => self.begin(number, PAGE_SIZE, regs::read(array)),
+            Action::Take => self.begin(number, 0, 0),
+            Action::TakeBulk(count, array) => self.begin(number, regs::read(count) & 0xffff_ffff, regs::read(array)),
             Action::AllocBulk(count, array, _) => self.begin(number, regs::read(count), regs::read(array)),
             Action::Free(object) => self.free(regs::read(object)),
             Action::FreeVmalloc(addr) => self.free_vmalloc(regs::read(addr)),
@@ -143,13 +145,24 @@ impl Tracker {
         }
         let (hook, seen) = &self.hooks[pending.hook as usize];
         let rax = regs::read(Reg::Rax);
+        let find_stack = || self.stack(hook.addr, ret, slot.wrapping_add(8));
+        match hook.action {
+            Action::Take => return self.taken(rax, pending, find_stack),
+            Action::TakeBulk(..) => {
+                let mut stack = None;
+                return self.array(pending.array, pending.size, |object| {
+                    self.taken(object, pending, || *stack.get_or_insert_with(find_stack));
+                });
+            }
+            _ => {}
+        }
         // Nothing came of it, or nothing new.
         if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.live.is_inside(rax, pending.sequence) {
             return;
         }
         // New stacks need memory too.
         let is_closed = self.closed.load(Ordering::Relaxed);
-        let stack = if is_closed { StackId::NONE } else { self.stack(hook.addr, ret, slot.wrapping_add(8)) };
+        let stack = if is_closed { StackId::NONE } else { find_stack() };
         match hook.action {
             Action::Alloc(kind, _) => self.allocated(rax, kind, pending, stack),
             Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending, stack),

@@ -1,6 +1,6 @@
 //! The hooks of one kernel: those functions of the [table](super::table) that it has, and the registers that hold their arguments.
 
-use super::table::{Arg, CODE, CONSOLE, Does, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
+use super::table::{Arg, CACHES, CODE, CONSOLE, Does, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
 use crate::ffi::regs::Reg;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
@@ -38,6 +38,10 @@ pub enum Action {
     AllocPagesBulk(Reg),
     /// See [`Does::AllocBulk`]; the last is whether the function returns a bool.
     AllocBulk(Reg, Reg, bool),
+    /// See [`Does::Take`].
+    Take,
+    /// See [`Does::TakeBulk`].
+    TakeBulk(Reg, Reg),
     /// See [`Does::Free`].
     Free(Reg),
     /// See [`Does::FreeVmalloc`].
@@ -71,7 +75,8 @@ pub enum Action {
 impl Action {
     /// Whether its return is of interest.
     pub fn allocates(&self) -> bool {
-        matches!(self, Action::Alloc(..) | Action::AllocPages(_) | Action::AllocPagesBulk(_) | Action::AllocBulk(..))
+        use Action::{Alloc, AllocBulk, AllocPages, AllocPagesBulk, Take, TakeBulk};
+        matches!(self, Alloc(..) | AllocPages(_) | AllocPagesBulk(_) | AllocBulk(..) | Take | TakeBulk(..))
     }
 
     /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
@@ -89,7 +94,7 @@ pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>)
     let (mut hooks, mut missing) = (Vec::new(), Vec::new());
     let some = |rows: &'static [Row], wanted: bool| rows.iter().filter(move |_| wanted);
     let markers = some(MARKERS, wanted.markers).chain(some(LOG, wanted.markers || wanted.console));
-    let others = CODE.iter().chain(markers).chain(some(CONSOLE, wanted.console));
+    let others = CACHES.iter().chain(CODE).chain(markers).chain(some(CONSOLE, wanted.console));
     for (row, needed) in
         TABLE.iter().chain(some(PAGES, wanted.pages)).map(|r| (r, true)).chain(others.map(|r| (r, false)))
     {
@@ -123,6 +128,8 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
             let boolean = kernel.btf.as_ref().and_then(|b| b.return_size(function)) == Some(1);
             Action::AllocBulk(reg(count)?, reg(array)?, boolean)
         }
+        Does::Take => Action::Take,
+        Does::TakeBulk { count, array } => Action::TakeBulk(reg(count)?, reg(array)?),
         Does::Free(object) => Action::Free(reg(object)?),
         Does::FreeVmalloc(addr) => Action::FreeVmalloc(reg(addr)?),
         Does::FreeBulk { count, array } => Action::FreeBulk(reg(count)?, reg(array)?),

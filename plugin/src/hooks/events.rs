@@ -6,7 +6,7 @@ use crate::ffi::inject;
 use crate::ffi::regs::{self, Reg};
 use crate::session::troubles::Trouble;
 use detector::comms::{Comm, CommId};
-use detector::objects::{Allocation, Inserted, Kind, Removed};
+use detector::objects::{Allocation, Inserted, Kind, Object, Removed};
 use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use guest_symbols::pages::Maps;
@@ -44,17 +44,7 @@ impl Tracker {
         if self.closed.load(Ordering::Relaxed) {
             return self.not_entered(addr, kind, pending);
         }
-        let jiffies = self.check_time(false);
-        self.clock.tick(jiffies, || self.millis());
-        let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
-        let (comm, sequence) = (self.comm(comm), self.sequence.fetch_add(1, Ordering::Relaxed));
-        if sequence.is_multiple_of(EVERY) {
-            self.bound_objects();
-        }
-        if sequence.is_multiple_of(super::memory::EVERY) {
-            self.look_at_memory();
-        }
-        let object = Allocation { kind, stack, sequence, jiffies, pid, tgid, cpu, comm }.into();
+        let object = self.object(kind, stack);
         let size = match kind {
             Kind::Slab => 0,
             Kind::Large | Kind::Pages => pending.size,
@@ -71,6 +61,32 @@ impl Tracker {
             Inserted::Inside => self.hooks[pending.hook as usize].1.wraps.store(true, Ordering::Relaxed),
             Inserted::Replaced => log::debug!("missed free of {addr:#x}, allocated again by {:#x}", pending.ret),
         }
+    }
+
+    /// A function that takes objects from a cache returns `addr`. One that is live and was not allocated during the call
+    /// is from now on of who called. `stack` gives the call's.
+    pub(super) fn taken(&self, addr: u64, pending: Pending, stack: impl FnOnce() -> StackId) {
+        if self.closed.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(kind) = self.live.kept_since(addr, pending.sequence) {
+            self.live.take(addr, self.object(kind, stack()), pending.sequence);
+        }
+    }
+
+    /// What is kept of an object that whoever runs gets now.
+    fn object(&self, kind: Kind, stack: StackId) -> Object {
+        let jiffies = self.check_time(false);
+        self.clock.tick(jiffies, || self.millis());
+        let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
+        let (comm, sequence) = (self.comm(comm), self.sequence.fetch_add(1, Ordering::Relaxed));
+        if sequence.is_multiple_of(EVERY) {
+            self.bound_objects();
+        }
+        if sequence.is_multiple_of(super::memory::EVERY) {
+            self.look_at_memory();
+        }
+        Allocation { kind, stack, sequence, jiffies, pid, tgid, cpu, comm }.into()
     }
 
     /// The number of a task's name, which is mostly the one that this thread saw last.

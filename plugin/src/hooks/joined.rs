@@ -4,14 +4,12 @@
 use super::tracker::Tracker;
 use crate::ffi::ram::Ram;
 use guest_symbols::Kernel;
-use guest_symbols::memory::{GuestMemory, PhysAddr, VirtAddr};
-use guest_symbols::modules::Module;
+use guest_symbols::memory::{GuestMemory, PhysAddr};
+use guest_symbols::modules::{self, Module};
 use std::hash::{DefaultHasher, Hasher};
 
 /// CONFIG_HZ (kernel/Kconfig.hz).
 const HZ: [u32; 4] = [100, 250, 300, 1000];
-/// Entries of a list that are looked at, at most.
-const MAX_ENTRIES: usize = 1 << 12;
 /// Bytes of the read-only data that tell one kernel from another. There are addresses among them, which KASLR has moved.
 const PRINT: usize = 1 << 16;
 
@@ -69,22 +67,11 @@ impl Tracker {
     /// Reads what code the kernel has loaded from its own lists.
     pub fn read_loaded(&self) {
         let (kernel, ram) = (&self.kernel, &self.ram);
-        let modules = entries(kernel, ram, "modules", kernel.offset_of("module", "list"));
-        let programs = entries(kernel, ram, "bpf_kallsyms", kernel.offset_of("bpf_ksym", "lnode"));
+        let modules = modules::list(kernel, ram);
+        let programs = modules::entries(kernel, ram, "bpf_kallsyms", kernel.offset_of("bpf_ksym", "lnode"));
         modules.into_iter().for_each(|at| self.loaded(Module::read(&self.kernel, &self.ram, at)));
         programs.into_iter().for_each(|at| self.loaded(Module::read_bpf(&self.kernel, &self.ram, at)));
     }
-}
-
-/// The entries of the list with that head, by where in each the links are.
-fn entries(kernel: &Kernel, ram: &Ram, head: &str, links: Option<u64>) -> Vec<VirtAddr> {
-    let (Some(head), Some(links)) = (kernel.symbol(head), links) else { return Vec::new() };
-    let next = |at: &VirtAddr| kernel.read_u64(ram, *at).ok().map(VirtAddr);
-    std::iter::successors(next(&head), next)
-        .take_while(|at| *at != head && at.is_kernel())
-        .take(MAX_ENTRIES)
-        .map(|at| VirtAddr(at.0.wrapping_sub(links)))
-        .collect()
 }
 
 #[cfg(test)]

@@ -35,6 +35,10 @@ pub enum Does {
     AllocPagesBulk { array: Arg },
     /// Fills an array with as many slab objects as asked for, or returns 0.
     AllocBulk { count: Arg, array: Arg },
+    /// Returns an object, which a cache on top of the allocators may have kept until now.
+    Take,
+    /// Fills an array with such objects.
+    TakeBulk { count: Arg, array: Arg },
     /// Frees one object.
     Free(Arg),
     /// Frees one vmalloc block, perhaps by way of another such function.
@@ -184,6 +188,55 @@ pub const TABLE: &[Row] = &[
         names: &["kvfree_call_rcu", "kfree_call_rcu_nolock"],
         does: Does::FreeRcu { head: arg(&["head"], 0), object: arg(&["ptr", "func"], 1) },
     },
+];
+
+/// Functions that take objects from caches on top of the allocators. Who took an object is the one who has it, and not who
+/// filled the cache. A kernel may well be built without any of them. Compilers make one function of several, or another one
+/// (`.constprop.0`), so functions around those that take are here as well: what such a function has from another one here keeps
+/// the stack that it has from there.
+pub const CACHES: &[Row] = &[
+    // napi_skb_cache_get() is in __alloc_skb() and in the others by 7.3 (net/core/skbuff.c, 5.13 on; net/core/gro.c).
+    Row {
+        family: "skb cache",
+        names: &[
+            "napi_skb_cache_get",
+            "__alloc_skb",
+            "__napi_build_skb",
+            "napi_build_skb",
+            "__napi_alloc_skb",
+            "napi_alloc_skb",
+            "napi_get_frags",
+        ],
+        does: Does::Take,
+    },
+    Row {
+        family: "skb cache, many at once",
+        names: &["napi_skb_cache_get_bulk"],
+        does: Does::TakeBulk { count: arg(&["n"], 1), array: arg(&["skbs"], 0) },
+    },
+    // Elements that a mempool reserved when it was made, or got back since (mm/mempool.c).
+    Row {
+        family: "mempools",
+        names: &["mempool_alloc", "mempool_alloc_noprof", "mempool_alloc_preallocated"],
+        does: Does::Take,
+    },
+    Row {
+        family: "mempools, many at once",
+        names: &["mempool_alloc_bulk_noprof"],
+        does: Does::TakeBulk { count: arg(&["count"], 2), array: arg(&["elems", "elem"], 1) },
+    },
+    // What bpf_mem_alloc() and its like return is an address inside of that (kernel/bpf/memalloc.c, 6.1 on).
+    Row { family: "BPF memory", names: &["unit_alloc"], does: Does::Take },
+    // lib/radix-tree.c: nodes of radix_tree_preload() and idr_preload().
+    Row {
+        family: "radix tree nodes",
+        names: &["radix_tree_node_alloc", "radix_tree_node_alloc.constprop.0", "radix_tree_node_alloc.isra.0"],
+        does: Does::Take,
+    },
+    // lib/maple_tree.c, 6.1 to 6.17 or so: nodes that were allocated before a tree is changed.
+    Row { family: "maple tree nodes", names: &["mas_pop_node"], does: Does::Take },
+    // block/bio.c, 5.16 on: bios of a CPU.
+    Row { family: "bios", names: &["bio_alloc_bioset"], does: Does::Take },
 ];
 
 /// Hooks that name code which is not the kernel's own. A kernel may well be built without.

@@ -121,7 +121,7 @@ fn look_up(orc: &Orc, entries: &[(u64, [u8; 6])]) {
 
 fn walks(orc: &Orc, table: &Table, from: Registers, words: &[u64], flags: u8) {
     let read = |at: u64| words.get((at.checked_sub(STACK)? / 8) as usize).copied();
-    let found = frames(orc, from, read);
+    let found = frames(|at| orc.lookup(at), from, read);
     assert!(found.len() <= 512, "{} frames", found.len());
     assert!(found.iter().rev().skip(1).rev().is_sorted_by(|a, b| a.cfa <= b.cfa), "a frame lies below its callee's");
     let state = State::returned(from.ip, from.sp, if flags & 2 == 0 { Bp::Is(from.bp) } else { Bp::SavedAt(from.bp) });
