@@ -42,7 +42,7 @@ pub(crate) fn closing(
     }
     if counters.rewinds > 0 {
         text += &format!(
-            "libleak: note: the guest was brought to another time (loadvm) or came from elsewhere (-loadvm, -incoming), {} times: \
+            "libleak: note: the guest was brought to another time (loadvm, resume from disk) or came from elsewhere (-loadvm, -incoming), {} times: \
              what was allocated before the last time is reported only with live=slab, without its site\n",
             counters.rewinds
         );

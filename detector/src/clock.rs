@@ -52,6 +52,12 @@ impl Clock {
         self.next.store(0, Ordering::Relaxed);
     }
 
+    /// Forgets the readings after `jiffies`: the guest goes on from there.
+    pub fn go_back(&self, jiffies: u64) {
+        self.readings.lock().retain(|&(then, _)| then <= jiffies);
+        self.next.store(0, Ordering::Relaxed);
+    }
+
     /// All readings, and the one of now.
     pub fn until(&self, now: Reading) -> Vec<Reading> {
         let mut readings = self.readings.lock().clone();
@@ -88,6 +94,9 @@ mod tests {
         assert_eq!(readings, [(1000, 10), (1100, 410), (1200, 1000)]);
         let at = |jiffies| millis_at(&readings, jiffies);
         assert_eq!([at(900), at(1000), at(1025), at(1100), at(1199), at(5000)], [10, 10, 110, 410, 994, 1000]);
+        clock.go_back(1050);
+        clock.tick(1060, || 900);
+        assert_eq!(clock.until((1070, 910)), [(1000, 10), (1060, 900), (1070, 910)]);
         clock.clear();
         assert_eq!(clock.until((5, 6)), [(5, 6)]);
         assert_eq!(millis_at(&[], 7), 0);

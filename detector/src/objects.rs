@@ -3,8 +3,11 @@
 //! Written from every vCPU thread at once; it takes one shard's lock an event and allocates nothing but
 //! when it grows.
 
+mod copied;
+
 pub use crate::object::{Allocation, Kind, Object};
 use crate::striped::Striped;
+pub use copied::Copied;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::collections::HashMap;

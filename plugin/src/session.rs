@@ -3,6 +3,7 @@
 
 mod boots;
 pub mod checks;
+mod hibernation;
 mod history;
 pub mod troubles;
 
@@ -153,6 +154,10 @@ impl Session {
         if search.settled.load(Ordering::Acquire) || search.leaving.load(Ordering::Relaxed) {
             return;
         }
+        // What restores an image lies elsewhere.
+        if search.restoring.load(Ordering::Relaxed) && !is_of_image(start) {
+            return;
+        }
         // One vCPU searches. Of a guest that was loaded others may run as well, and wait here until it is known what to watch in
         // their blocks: nobody who searches needs them to go on.
         let symbols = self.symbols.lock();
@@ -162,6 +167,10 @@ impl Session {
         let n = search.kernel_blocks.fetch_add(1, Ordering::Relaxed);
         // Soon again at first: the first block may have been a module's.
         if n != 0 && !n.is_power_of_two() {
+            return;
+        }
+        if search.restoring.swap(false, Ordering::Relaxed) && self.take_up_image() {
+            search.settled.store(true, Ordering::Relaxed);
             return;
         }
         match self.find(block, start, symbols.as_ref()) {
@@ -231,7 +240,7 @@ impl Session {
             output::warning(&format!("{trouble}, and the report is not to be trusted"));
             tracker.troubles.enter(&trouble);
         }
-        current::set(Some(tracker));
+        current::set(Some(Arc::new(tracker)));
         log::info!("ready {:?} after the first kernel block", began.elapsed());
         Ok(has_run)
     }

@@ -9,12 +9,17 @@
  * Writing COUNT to .../lose loses as many objects of 100 bytes:
  *
  *	grower: lost COUNT
+ *
+ * Writing anything to .../drop takes all objects off the list and frees none, and says of each
+ *
+ *	grower: dropped 0xADDRESS
  */
 #include <linux/kernel.h>
 #include <linux/list.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 
 struct grown {
 	struct list_head list;
@@ -70,10 +75,43 @@ static int lose_set(const char *text, const struct kernel_param *param)
 	return 0;
 }
 
+/* Overwrites what was left below the caller's stack frame; see leaky.c. */
+static noinline void scrub(int frames)
+{
+	char room[1024];
+
+	memset(room, 0x5a, sizeof(room));
+	asm volatile("" : : "r" (room) : "memory");
+	if (frames > 1)
+		scrub(frames - 1);
+	asm volatile("" : : "r" (room) : "memory");
+}
+
+static noinline void grower_drop(void)
+{
+	struct grown *g, *next;
+
+	list_for_each_entry_safe(g, next, &all, list) {
+		list_del(&g->list);
+		pr_info("grower: dropped 0x%px\n", g);
+	}
+}
+
+static int drop_set(const char *text, const struct kernel_param *param)
+{
+	mutex_lock(&lock);
+	grower_drop();
+	mutex_unlock(&lock);
+	scrub(4);
+	return 0;
+}
+
 static const struct kernel_param_ops add_ops = { .set = add_set };
 static const struct kernel_param_ops lose_ops = { .set = lose_set };
 module_param_cb(add, &add_ops, NULL, 0200);
+static const struct kernel_param_ops drop_ops = { .set = drop_set };
 module_param_cb(lose, &lose_ops, NULL, 0200);
+module_param_cb(drop, &drop_ops, NULL, 0200);
 
 static int __init grower_init(void)
 {

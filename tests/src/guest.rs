@@ -17,6 +17,7 @@ pub struct Guest {
     seconds: u32,
     losing: Option<Losses>,
     console: Option<PathBuf>,
+    kmods: Option<String>,
     panics: Option<String>,
     alone: bool,
 }
@@ -40,6 +41,7 @@ impl Guest {
             seconds: 240,
             losing: None,
             console: None,
+            kmods: None,
             panics: None,
             alone: false,
         }
@@ -119,6 +121,13 @@ impl Guest {
     #[must_use]
     pub fn module_debug(self, name: &str) -> Guest {
         self.boot_option("--module-debug", name)
+    }
+
+    /// Puts modules of the distribution into the guest, besides those that the workload needs: `virtio_pci,virtio_blk`.
+    #[must_use]
+    pub fn kmods(mut self, names: &str) -> Guest {
+        self.kmods = Some(names.to_owned());
+        self
     }
 
     /// Puts a script into the guest, as a step of that name.
@@ -269,6 +278,9 @@ impl Guest {
         }
         if let Some(places) = &self.panics {
             program = program.env("LIBLEAK_PANIC", places);
+        }
+        if let Some(names) = &self.kmods {
+            program = program.env("KMODS", names);
         }
         if self.alone {
             program = program.alone();

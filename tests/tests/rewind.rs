@@ -81,7 +81,8 @@ fn rewind(test: &str, option: &str) -> (Boot, Vec<String>) {
         wait_for(&files.console, "libleak-guest: end insmod:leaky 0");
         tell(monitor, "loadvm then");
     });
-    let note = "brought to another time (loadvm) or came from elsewhere (-loadvm, -incoming), 1 times";
+    let note =
+        "brought to another time (loadvm, resume from disk) or came from elsewhere (-loadvm, -incoming), 1 times";
     assert!(boot.stderr.contains(note), "{}\n{}", boot.hint(), boot.stderr);
     compare(boot, 2)
 }

@@ -64,6 +64,8 @@ impl Tracker {
                 self.loaded(Module::read_bpf(&self.kernel, &self.ram, VirtAddr(regs::read(symbol))));
             }
             Action::Kexec => session().into_iter().for_each(|session| session.kexec(vcpu)),
+            Action::SaveImage => self.keep_image(),
+            Action::RestoreImage => session().into_iter().for_each(|session| session.restore_image(vcpu)),
             Action::WriteComm(buf, count) => marker::comm(self, vcpu, regs::read(buf), regs::read(count)),
             Action::SetComm => marker::comm_copied(self, vcpu),
             Action::WriteKmsg(from) => marker::kmsg(self, vcpu, regs::read(from)),

@@ -56,6 +56,10 @@ pub enum Action {
     BpfSymbol(Reg),
     /// See [`Does::Kexec`].
     Kexec,
+    /// See [`Does::SaveImage`].
+    SaveImage,
+    /// See [`Does::RestoreImage`].
+    RestoreImage,
     /// See [`Does::WriteComm`].
     WriteComm(Reg, Reg),
     /// See [`Does::SetComm`].
@@ -81,11 +85,15 @@ impl Action {
 
     /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
     pub fn is_of_memory(&self) -> bool {
-        use Action::{Kexec, Printk, PrintkPart, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
-        !matches!(
+        use Action::{
+            Kexec, Printk, PrintkPart, RestoreImage, SaveImage, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty,
+        };
+        let is_of_kernels = matches!(self, Kexec | SaveImage | RestoreImage);
+        let is_of_text = matches!(
             self,
-            Kexec | WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | PrintkPart(_) | WriteTty(..) | WritePort(..)
-        )
+            WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | PrintkPart(_) | WriteTty(..) | WritePort(..)
+        );
+        !is_of_kernels && !is_of_text
     }
 }
 
@@ -137,6 +145,8 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
         Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
         Does::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
         Does::Kexec => Action::Kexec,
+        Does::SaveImage => Action::SaveImage,
+        Does::RestoreImage => Action::RestoreImage,
         Does::WriteComm { buf, count } => Action::WriteComm(reg(buf)?, reg(count)?),
         Does::SetComm => Action::SetComm,
         Does::WriteKmsg { from } => Action::WriteKmsg(reg(from)?),

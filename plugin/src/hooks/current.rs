@@ -65,10 +65,13 @@ impl Seen {
 }
 
 /// Makes another the current one; the last one goes when nobody holds it any more.
-pub fn set(tracker: Option<Tracker>) {
-    let before = std::mem::replace(&mut *CURRENT.write(), tracker.map(Arc::new));
+pub fn set(tracker: Option<Arc<Tracker>>) {
+    if let Some(tracker) = &tracker {
+        tracker.set_retired(false);
+    }
+    let before = std::mem::replace(&mut *CURRENT.write(), tracker);
     CHANGES.fetch_add(1, Ordering::Release);
     if let Some(before) = before {
-        before.retire();
+        before.set_retired(true);
     }
 }

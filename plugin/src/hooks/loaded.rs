@@ -80,6 +80,7 @@ impl Tracker {
         };
         self.live.for_each(&mut keep);
         self.pages.iter().for_each(|pages| pages.map.for_each(&mut keep));
+        self.hibernated.lock().iter().for_each(|image| image.for_each(&mut keep));
         let needed = at_places(modules.iter().map(|(_, m)| &**m), places);
         let before = modules.len();
         let mut number = 0..;

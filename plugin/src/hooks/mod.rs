@@ -12,6 +12,7 @@ pub mod code;
 pub mod context;
 pub mod current;
 pub mod events;
+pub mod image;
 pub mod joined;
 mod loaded;
 pub mod memory;

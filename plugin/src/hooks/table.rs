@@ -53,6 +53,10 @@ pub enum Does {
     BpfSymbol(Arg),
     /// Jumps to the kernel that kexec has loaded (arch/x86/kernel/machine_kexec_64.c).
     Kexec,
+    /// Copies memory for the image of hibernation (kernel/power/snapshot.c).
+    SaveImage,
+    /// Brings memory back from such an image (arch/x86/power/hibernate_asm_64.S).
+    RestoreImage,
     /// Writes what a process wrote to /proc/PID/comm (fs/proc/base.c).
     WriteComm { buf: Arg, count: Arg },
     /// Gives a task its name (fs/exec.c).
@@ -244,6 +248,8 @@ pub const CODE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
     Row { family: "BPF symbols", names: &["bpf_ksym_add"], does: Does::BpfSymbol(arg(&["ksym"], 0)) },
     Row { family: "kexec", names: &["machine_kexec"], does: Does::Kexec },
+    Row { family: "hibernation", names: &["swsusp_save"], does: Does::SaveImage },
+    Row { family: "resume from hibernation", names: &["restore_image"], does: Does::RestoreImage },
 ];
 
 const ORDER: Arg = arg(&["order"], 1);

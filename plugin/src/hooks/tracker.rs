@@ -6,6 +6,7 @@ use super::chosen::{self, Hook, Wanted};
 use super::code::Code;
 use super::context::Context;
 use super::events::RECENT_VFREES;
+use super::image::Image;
 use super::joined::Print;
 use super::loaded;
 use super::says::Says;
@@ -142,6 +143,8 @@ pub struct Tracker {
     pub(super) flag: Flag,
     pub(super) sequence: AtomicU64,
     pub(super) vfreed: Mutex<VecDeque<u64>>,
+    /// What was live when the guest hibernated last.
+    pub(super) hibernated: Mutex<Option<Image>>,
     start: Instant,
     /// Virtual range of the kernel's image.
     pub(super) image: std::ops::Range<u64>,
@@ -222,6 +225,7 @@ impl Tracker {
             flag: Flag::get(),
             sequence: AtomicU64::new(1),
             vfreed: Mutex::new(VecDeque::with_capacity(RECENT_VFREES)),
+            hibernated: Mutex::default(),
             start: Instant::now(),
         };
         // Calls of the kernel before may never have returned.
@@ -271,9 +275,9 @@ impl Tracker {
         self.boot as u16
     }
 
-    /// The kernel is gone.
-    pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
+    /// The kernel is gone, or is back.
+    pub(super) fn set_retired(&self, retired: bool) {
+        self.retired.store(retired, Ordering::Release);
     }
 
     /// How often the guest was brought to another time, or came from elsewhere.

@@ -7,11 +7,13 @@
 //! the guest runs again, since that is when all of it is there.
 
 use super::Session;
+use super::hibernation::Hibernated;
 use crate::ffi::{host, inject, panics};
 use crate::hooks::current;
 use crate::output;
 use crate::triggers::{console, marker};
 use libc::c_uint;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -30,6 +32,10 @@ pub(super) struct Search {
     pub leaving: AtomicBool,
     /// A snapshot was loaded, and nobody has looked yet whether the kernel in it is the tracked one.
     pub is_loaded: AtomicBool,
+    /// An image of hibernation is being restored: the next kernel begins in the middle.
+    pub restoring: AtomicBool,
+    /// Kernels that hibernated and may come back. Two at most: one that restores an image may have hibernated itself.
+    pub hibernated: Mutex<Vec<Hibernated>>,
     /// Kernels found.
     pub boots: AtomicU64,
 }
@@ -40,7 +46,13 @@ impl Search {
         self.leaving.store(leaving, Ordering::Relaxed);
         self.kernel_blocks.store(0, Ordering::Relaxed);
         self.searches.store(0, Ordering::Relaxed);
+        self.restoring.store(false, Ordering::Relaxed);
         self.settled.store(false, Ordering::Release);
+    }
+
+    /// An image is about to be restored.
+    pub fn await_image(&self) {
+        self.restoring.store(true, Ordering::Relaxed);
     }
 }
 
@@ -153,10 +165,11 @@ impl Session {
     }
 
     /// Forgets a kernel, and starts to look for the next.
-    fn restart(&self, still_runs: bool) {
+    pub(super) fn restart(&self, still_runs: bool) {
         marker::forget();
         console::forget();
-        *self.marks.lock() = super::checks::Marks::default();
+        let marks = std::mem::take(&mut *self.marks.lock());
+        self.keep_hibernated(marks);
         *self.failure.lock() = None;
         current::set(None);
         self.search.restart(still_runs);

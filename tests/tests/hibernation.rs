@@ -1,0 +1,188 @@
+//! Guests that hibernate. Memory goes back to the moment of the image, and so does what is known of it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use tests::planted::{self, thrice};
+use tests::program::scratch;
+use tests::{Boot, Guest, Unreferenced};
+
+const KERNEL: &str = "bookworm-backports";
+/// What the module `leaky` loses.
+const PLANTED: usize = 8;
+/// What the module `grower` holds when the guest hibernates, and loses after it was resumed.
+const GROWN: usize = 50;
+/// What it allocates and loses after that.
+const LOST: usize = 20;
+
+/// Finds the disk, and with an image on it resumes.
+const RESUME: &str = "#!/bin/sh
+modprobe virtio_pci
+modprobe virtio_blk
+i=0
+while [ ! -b /dev/vda ] && [ $i -lt 50 ]; do
+    usleep 100000
+    i=$((i + 1))
+done
+if dd if=/dev/vda bs=4096 count=1 2>/dev/null | tail -c 10 | grep -q S1SUSPEND; then
+    cat /sys/block/vda/dev >/sys/power/resume
+    exit 1
+fi
+mkswap /dev/vda >/dev/null && swapon /dev/vda
+";
+/// Loses and holds something, hibernates, and goes on behind that.
+const HIBERNATE: &str = "#!/bin/sh
+[ \"$1\" = shutdown ] || insmod /modules/leaky.ko
+insmod /modules/grower.ko
+echo 50 >/sys/module/grower/parameters/add
+cat /sys/block/vda/dev >/sys/power/resume
+echo \"$1\" >/sys/power/disk && echo disk >/sys/power/state || exit 1
+swapoff /dev/vda
+";
+/// Loses what was held since before, and something new.
+const LOSE: &str = "#!/bin/sh
+echo 1 >/sys/module/grower/parameters/drop
+echo 20 >/sys/module/grower/parameters/lose
+rmmod grower
+[ -d /sys/module/leaky ] || insmod /modules/leaky.ko
+";
+
+/// A guest with a disk that images are written to.
+struct Machine {
+    disk: PathBuf,
+}
+
+impl Machine {
+    fn new(test: &str) -> Machine {
+        let disk = scratch(&format!("{test}-files")).join("disk");
+        File::create(&disk).and_then(|file| file.set_len(700 << 20)).expect("a disk");
+        Machine { disk }
+    }
+
+    fn guest(&self, test: &str, how: &str) -> Guest {
+        let hibernate = format!("hibernate:{how}");
+        Guest::new(test, KERNEL)
+            .kmods("virtio_pci,virtio_blk")
+            .module("leaky")
+            .module("grower")
+            .script("resume", RESUME)
+            .script("hibernate", HIBERNATE)
+            .script("lose", LOSE)
+            .append("hibernate=nocompress")
+            .run(&["resume", &hibernate, "lose"])
+            .qemu_arg("-drive")
+            .qemu_arg(&format!("file={},if=none,id=disk,format=raw", self.disk.display()))
+            .qemu_arg("-device")
+            .qemu_arg("virtio-blk-pci,drive=disk")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It is large, and tells nothing.
+        let _ = std::fs::remove_file(&self.disk);
+    }
+}
+
+fn is_of(object: &Unreferenced, function: &str) -> bool {
+    object.frames.iter().any(|frame| planted::is_frame_of(frame, function, "grower"))
+}
+
+/// Takes what the module `grower` lost out of a report, and gives the ways in which that differs from what the module says.
+fn take_grown(boot: &Boot, objects: &mut Vec<Unreferenced>) -> Vec<String> {
+    let dropped = boot.console.lines().filter_map(|line| line.split_once("grower: dropped 0x"));
+    let dropped: Vec<u64> = dropped.filter_map(|(_, address)| u64::from_str_radix(address.trim(), 16).ok()).collect();
+    assert_eq!(dropped.len(), GROWN, "{}", boot.hint());
+    let before = objects.len();
+    objects.retain(|object| !is_of(object, "grower_lose"));
+    let lost = before - objects.len();
+    let mut differences = Vec::new();
+    if lost != LOST {
+        differences.push(format!("not reported: {} of what grower lost after the resume", LOST.wrapping_sub(lost)));
+    }
+    for address in dropped {
+        let Some(at) = objects.iter().position(|object| object.address == address) else {
+            differences.push(format!("not reported: {address:x}, which grower held when the guest hibernated"));
+            continue;
+        };
+        let object = objects.remove(at);
+        // It was allocated before: its frames come from there.
+        if !is_of(&object, "grower_add") || object.size != 256 {
+            differences.push(format!("not as grower allocated it: {object:x?}"));
+        }
+    }
+    differences
+}
+
+/// Nothing was unknown, though the guest has been at three moments.
+fn assert_trustworthy(boot: &Boot) {
+    for report in boot.reports() {
+        assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
+    }
+    assert!(!boot.stderr.contains("another time"), "{}", boot.hint());
+}
+
+/// The first kernel hibernates, and the machine is reset. The second boots, finds the image, and restores the first.
+#[test]
+fn a_kernel_that_another_one_resumes() {
+    thrice(|| {
+        let machine = Machine::new("hibernation-disk");
+        let boot = machine.guest("hibernation-disk", "reboot").reboots().boot();
+        boot.assert_ended_well();
+        assert_trustworthy(&boot);
+        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+        let [hibernated, other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+        assert!(boot.stderr.contains("this is boot 2 of the guest"), "{}", boot.hint());
+        assert!(other.objects.is_empty(), "{}", boot.hint());
+        assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
+        let mut objects = resumed.objects.clone();
+        let mut differences = take_grown(&boot, &mut objects);
+        // What leaked before it hibernated was reported when the machine was reset, and is not again.
+        differences.extend(planted::differences(&planted, &hibernated.objects));
+        differences.extend(planted::differences(&[], &objects));
+        (boot, differences)
+    });
+}
+
+/// The kernel writes the image, and at once goes back to its moment: what it allocated and freed for that never was.
+#[test]
+fn a_kernel_that_goes_back_to_its_own_image() {
+    thrice(|| {
+        let machine = Machine::new("hibernation-test");
+        let boot = machine.guest("hibernation-test", "test_resume").boot();
+        boot.assert_ended_well();
+        assert_trustworthy(&boot);
+        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+        let [left, end] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+        assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
+        let mut objects = [&left.objects[..], &end.objects[..]].concat();
+        let mut differences = take_grown(&boot, &mut objects);
+        differences.extend(planted::differences(&planted, &objects));
+        // Copies of memory lie about then, and hide some.
+        let is_planted = |object: &Unreferenced| planted.iter().any(|p| p.address == object.address);
+        assert!(left.objects.iter().all(is_planted), "{}", boot.hint());
+        (boot, differences)
+    });
+}
+
+/// The first kernel hibernated in another QEMU: what it allocated there is not known, as after -loadvm.
+#[test]
+fn a_kernel_that_hibernated_elsewhere() {
+    thrice(|| {
+        let machine = Machine::new("hibernation-elsewhere");
+        let before = machine.guest("hibernation-before", "shutdown").without_plugin().boot();
+        assert!(before.console.contains("PM: Image saving done"), "{}", before.hint());
+        let boot = machine.guest("hibernation-elsewhere", "shutdown").boot();
+        assert_eq!((boot.status, boot.messages()), (Some(0), vec![]), "{}\n{}", boot.hint(), boot.stderr);
+        assert!(boot.console.contains("libleak-guest: end lose 0"), "{}", boot.hint());
+        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+        let [other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+        assert!(other.objects.is_empty() && other.summary.is_trustworthy(), "{}", boot.hint());
+        assert!(boot.stderr.contains("brought to another time (loadvm, resume from disk)"), "{}", boot.hint());
+        assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
+        let mut objects = resumed.objects.clone();
+        objects.retain(|object| !is_of(object, "grower_lose"));
+        assert_eq!(resumed.objects.len() - objects.len(), LOST, "{}", boot.hint());
+        let differences = planted::differences(&planted, &objects);
+        (boot, differences)
+    });
+}
