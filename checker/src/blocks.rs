@@ -377,6 +377,10 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         for pfn in self.frames(b).into_iter().flat_map(|(first, count)| first..first + count) {
             self.pages.descriptor_of(self.memory, pfn, &mut *each);
         }
+        // Compressed data.
+        if self.frames(b).is_some_and(|(first, _)| self.pages.usage(first) == Use::Zspage) {
+            return;
+        }
         let Some(skip) = self.skip.get(number) else { return self.located_bytes(number, each) };
         let mut skip = skip.to_vec();
         skip.sort_by_key(|r| r.start);

@@ -50,7 +50,7 @@ pub(crate) fn blocks<M: StoppedMemory>(
         let Some(first) = pages.direct(VirtAddr(addr)).map(|p| p.pfn()) else { continue };
         // Given back in part, or split and given out again: what is left of it.
         let is_ours = |i: u64| {
-            pages.usage(first + i) == Use::Kernel
+            matches!(pages.usage(first + i), Use::Kernel | Use::Zspage)
                 && !mapped[(first + i) as usize]
                 && (i == 0 || starts.get(&(addr + i * PAGE_SIZE)).is_none_or(|&then| then < object.sequence()))
         };

@@ -2,6 +2,7 @@
 
 mod layout;
 mod slabs;
+mod zspages;
 
 use crate::allocators::kfence;
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
@@ -16,6 +17,10 @@ pub use slabs::Slab;
 /// (arch/x86/include/asm/pgtable_64_types.h, page_64_types.h).
 const VMEMMAP_BASE: u64 = 0xffff_ea00_0000_0000;
 const PAGE_OFFSET_BASE: u64 = 0xffff_8880_0000_0000;
+
+/// So many page descriptors a `struct folio` takes at most (include/linux/mm_types.h); what is in those that follow is the
+/// address of the first.
+const FOLIO_PAGES: u64 = 4;
 
 /// MAX_PAGE_ORDER (include/linux/mmzone.h).
 const MAX_ORDER: u64 = 10;
@@ -97,6 +102,8 @@ pub struct Pages {
     pub kfence: Option<kfence::Pool>,
     /// Descriptors that contradict themselves.
     odd: u64,
+    /// Pages that may be of zspages, where no page type tells: frame and `page.private`. Only while descriptors are read.
+    maybe_zspages: Vec<(u64, VirtAddr)>,
     /// What makes no sense.
     pub nonsense: Vec<Nonsense>,
 }
@@ -124,6 +131,7 @@ impl Pages {
             whole: are_written(kernel, memory),
             kfence: kfence::Pool::read(kernel, memory),
             odd: 0,
+            maybe_zspages: Vec::new(),
             nonsense: Vec::new(),
         };
         let mut seen = false;
@@ -136,6 +144,7 @@ impl Pages {
         if pages.odd > 0 && pages.whole {
             pages.nonsense.push(Nonsense::Descriptors(pages.odd));
         }
+        pages.settle_zspages(memory);
         pages.settle_idle(kernel, memory);
         pages.mark_descriptors(kernel, memory);
         pages.mark_kfence();
@@ -182,13 +191,18 @@ impl Pages {
             let run = memory.run(t.phys, (count * size) as usize);
             let mut descriptors = run.chunks_exact(size as usize);
             while let Some(page) = descriptors.next() {
-                last = match self.layout.classify(page) {
+                // A huge page begins where its descriptor has the next one beside it.
+                let second = run.get(((pfn - first + 1) * size) as usize..).unwrap_or_default();
+                last = match self.layout.classify(page, second) {
                     Some(kind) => (kind, 0),
                     None => (last.0, last.1.saturating_add(1)),
                 };
                 self.uses[pfn as usize] = last.0;
                 self.tails[pfn as usize] = last.1;
                 self.odd += u64::from(last.1 == 0 && self.is_odd(kernel, memory, pfn, page));
+                if last == (Use::Kernel, 0) {
+                    self.may_be_zspage(pfn, page);
+                }
                 pfn += 1;
                 // Only there: what a balloon holds is free too (PG_offline), and has a pointer in `private`.
                 if last == (Use::Free, 0) && self.layout.is_buddy(page) {
@@ -309,7 +323,13 @@ impl Pages {
         let run = memory.run(phys, (count * size) as usize);
         for (i, page) in run.chunks_exact(size as usize).enumerate() {
             let pfn = first + i as u64;
-            if !matches!(self.usage(pfn), Use::Free | Use::Absent) && !leave_out(pfn) {
+            let is_used = match self.usage(pfn) {
+                Use::Free | Use::Absent => false,
+                // There may be a quarter of a million of them, which only lead to the first.
+                Use::Huge => u64::from(self.tails[pfn as usize]) < FOLIO_PAGES,
+                _ => true,
+            };
+            if is_used && !leave_out(pfn) {
                 self.descriptor_references(pfn, PhysAddr(phys.0 + i as u64 * size), page, &mut each);
             }
         }
@@ -330,8 +350,10 @@ impl Pages {
             Use::Free | Use::Absent | Use::Kfence => return,
             // A slab's is the head's alone; in the others an older slab's freelist may still stand.
             Use::Slab if self.tails[pfn as usize] != 0 => return,
+            // Here `index` is the next page's descriptor, or a handle.
+            Use::Zspage if self.next_of_zspage(page).is_some() => (page, &page[..0]),
             // What was a slab's freelist may still stand in `index`.
-            Use::Kernel => match self.layout.index.filter(|index| index + 8 <= page.len()) {
+            Use::Kernel | Use::Zspage => match self.layout.index.filter(|index| index + 8 <= page.len()) {
                 Some(index) => (&page[..index], &page[index + 8..]),
                 None => (page, &page[..0]),
             },

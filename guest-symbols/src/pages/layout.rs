@@ -33,13 +33,17 @@ pub enum Use {
     Reserved,
     /// Allocated from the page allocator for the kernel's own use.
     Kernel,
+    /// Of a pool of huge pages (mm/hugetlb.c): free there, or user memory.
+    Huge,
+    /// Of a zspage (mm/zsmalloc.c): compressed data.
+    Zspage,
 }
 
 /// How this kernel's `struct page` tells its use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub(super) size: u64,
-    flags: usize,
+    pub(super) flags: usize,
     compound: usize,
     pub(super) mapping: usize,
     page_type: usize,
@@ -52,6 +56,10 @@ pub(super) struct Layout {
     pub(super) slab_cache: u64,
     /// Of `index`, which is a number and is left as it was when a page is given out again.
     pub(super) index: Option<usize>,
+    head: u64,
+    /// PG_private.
+    pub(super) has_private: u64,
+    hugetlb: Option<HugetlbTest>,
 }
 
 /// A slab is told by a page flag (to 6.10) or by the page type.
@@ -64,8 +72,17 @@ enum SlabTest {
 /// How `page_type` is read: bits cleared in an inverted word (to 6.10), or a number in the top byte.
 #[derive(Debug, Clone, Copy)]
 enum Types {
-    ClearedBits { buddy: u32, offline: u32, table: u32 },
-    TopByte { buddy: u8, offline: u8, table: u8, large: Option<u8> },
+    ClearedBits { buddy: u32, offline: u32, table: u32, hugetlb: Option<u32>, zsmalloc: Option<u32> },
+    TopByte { buddy: u8, offline: u8, table: u8, large: Option<u8>, hugetlb: Option<u8>, zsmalloc: Option<u8> },
+}
+
+/// Where hugetlb pages have no page type, the second page of each tells.
+#[derive(Debug, Clone, Copy)]
+enum HugetlbTest {
+    /// A byte at this offset is the number of the destructor (to 6.5).
+    Destructor(usize, u8),
+    /// A page flag (6.6 to 6.8).
+    Flag(u64),
 }
 
 impl Layout {
@@ -80,12 +97,16 @@ impl Layout {
                 offline: kind("PGTY_offline")? as u8,
                 table: kind("PGTY_table")? as u8,
                 large: kind("PGTY_large_kmalloc").map(|t| t as u8),
+                hugetlb: kind("PGTY_hugetlb").map(|t| t as u8),
+                zsmalloc: kind("PGTY_zsmalloc").map(|t| t as u8),
             },
             None => Types::ClearedBits {
                 // Macros before 6.10, so not in BTF: include/linux/page-flags.h of 5.0 to 6.9.
                 buddy: kind("PG_buddy").unwrap_or(0x80) as u32,
                 offline: kind("PG_offline").unwrap_or(0x100) as u32,
                 table: kind("PG_table").unwrap_or(0x200) as u32,
+                hugetlb: kind("PG_hugetlb").map(|bits| bits as u32),
+                zsmalloc: kind("PG_zsmalloc").map(|bits| bits as u32),
             },
         };
         let slab = match (kind("PGTY_slab"), flag("PG_slab")) {
@@ -93,6 +114,13 @@ impl Layout {
             (None, Some(f)) => SlabTest::Flag(f),
             (None, None) => return None,
         };
+        let destructor = || {
+            let number = btf.enumerator("compound_dtor_id", "HUGETLB_PAGE_DTOR")? as u8;
+            // In `struct folio` it is counted from the first page's start (6.3 to 6.5).
+            let in_folio = || Some((btf.offset_of("folio", "_folio_dtor")? % btf.size_of("page")?.max(1)) as usize);
+            Some(HugetlbTest::Destructor(page("compound_dtor").or_else(in_folio)?, number))
+        };
+        let hugetlb = flag("PG_hugetlb").map(HugetlbTest::Flag).or_else(destructor);
         Some(Layout {
             size: btf.size_of("page")?,
             flags: page("flags")?,
@@ -104,6 +132,9 @@ impl Layout {
             reserved: flag("PG_reserved")?,
             slab,
             types,
+            head: flag("PG_head").unwrap_or(0),
+            has_private: flag("PG_private").unwrap_or(0),
+            hugetlb,
             index: page("index").or_else(|| page("__folio_index")),
             slab_cache: btf.offset_of("slab", "slab_cache").or_else(|| btf.offset_of("page", "slab_cache"))?,
         })
@@ -118,9 +149,27 @@ impl Layout {
         }
     }
 
-    /// The use of the page with descriptor `page`; `None` for a compound page's tail, which is used as its head.
+    /// Whether pages of zspages have a page type (6.11 on).
+    pub(super) fn tells_zspages(&self) -> bool {
+        match self.types {
+            Types::ClearedBits { zsmalloc, .. } => zsmalloc.is_some(),
+            Types::TopByte { zsmalloc, .. } => zsmalloc.is_some(),
+        }
+    }
+
+    /// Whether the second page of a compound page, whose descriptor is `second`, tells that it is one of hugetlb.
+    fn is_hugetlb(&self, second: &[u8]) -> bool {
+        match self.hugetlb {
+            Some(HugetlbTest::Destructor(at, number)) => second.get(at) == Some(&number),
+            Some(HugetlbTest::Flag(flag)) => u64_at(second, self.flags).is_some_and(|flags| flags & flag != 0),
+            None => false,
+        }
+    }
+
+    /// The use of the page with descriptor `page`; `None` for a compound page's tail, which is used as its head. `second`
+    /// is the next page's descriptor, empty where there is none.
     #[inline]
-    pub(super) fn classify(&self, page: &[u8]) -> Option<Use> {
+    pub(super) fn classify(&self, page: &[u8], second: &[u8]) -> Option<Use> {
         let word = |at| u64_at(page, at).unwrap_or(0);
         if word(self.compound) & 1 != 0 {
             return None;
@@ -129,14 +178,15 @@ impl Layout {
         let page_type = u32_at(page, self.page_type).unwrap_or(0);
         let refcount = u32_at(page, self.refcount).unwrap_or(0);
         let mapping = word(self.mapping);
-        let (buddy, offline, table, large) = match self.types {
-            Types::ClearedBits { buddy, offline, table } => {
+        let (buddy, offline, table, large, hugetlb, zspage) = match self.types {
+            Types::ClearedBits { buddy, offline, table, hugetlb, zsmalloc } => {
                 let is = |bit| page_type >= 0xf000_0000 && page_type & bit == 0;
-                (is(buddy), is(offline), is(table), false)
+                (is(buddy), is(offline), is(table), false, hugetlb.is_some_and(is), zsmalloc.is_some_and(is))
             }
-            Types::TopByte { buddy, offline, table, large } => {
+            Types::TopByte { buddy, offline, table, large, hugetlb, zsmalloc } => {
                 let top = (page_type >> 24) as u8;
-                (top == buddy, top == offline, top == table, large == Some(top))
+                let is = |of: Option<u8>| of == Some(top);
+                (top == buddy, top == offline, top == table, is(large), is(hugetlb), is(zsmalloc))
             }
         };
         let slab = match self.slab {
@@ -148,6 +198,8 @@ impl Layout {
             () if buddy || offline => Use::Free,
             () if table => Use::Table,
             () if large => Use::Kernel,
+            () if hugetlb || (flags & self.head != 0 && self.is_hugetlb(second)) => Use::Huge,
+            () if zspage => Use::Zspage,
             () if flags & self.reserved != 0 => Use::Reserved,
             () if refcount == 0 => Use::Idle,
             () if mapping & MAPPING_ANON != 0 => Use::Anonymous,
