@@ -81,8 +81,7 @@ fn options() -> BTreeSet<String> {
         .args("-machine none -display none -plugin")
         .arg(program::plugin_argument(&["help".to_owned()]))
         .run();
-    let rows =
-        help.stderr.lines().filter(|line| line.starts_with("  ")).filter_map(|line| line.split_whitespace().next());
+    let rows = help.stderr.lines().filter_map(|line| line.strip_prefix("libleak:   ")?.split_whitespace().next());
     let options: BTreeSet<String> = rows.map(str::to_owned).collect();
     assert!(options.len() > 20, "{}", help.stderr);
     options
