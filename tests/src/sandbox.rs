@@ -14,8 +14,8 @@ const ELSEWHERE: [(&str, &str, &[&str]); 3] = [
     ("cargo build --release", "scripts/test", &["cargo build --release --package libleak --package cli"]),
     // This one installs a package of Python's.
     ("vng -r", "scripts/lib/recipes.sh", &["\"$leak\" run --report", "vng ", " -r ", "--user root", "--exec"]),
-    // This one builds a kernel, which takes minutes.
-    ("kunit.py run", "scripts/lib/kunit.sh", &["\"$leak\" run", "./tools/testing/kunit/kunit.py", "--arch=x86_64"]),
+    // This one builds a kernel, which takes minutes: there it is `kunit.py build`, and then `kunit.py exec`.
+    ("kunit.py run", "scripts/lib/recipes.sh", &["\"$leak\" run", "./tools/testing/kunit/kunit.py exec --arch=x86_64"]),
 ];
 
 /// The commands of the shell block of a page that has this part, without those that run elsewhere.

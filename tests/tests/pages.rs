@@ -1,5 +1,5 @@
-//! The pages say what is so: links lead somewhere, and options, commands and scripts are those that there are.
-//! What their commands do is tried in `page_commands.rs`.
+//! The pages are right: links lead to files and headings, and every option, command and script in them exists.
+//! `page_commands.rs` runs the commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use tests::page::Page;
@@ -19,7 +19,7 @@ fn assert_none(wrong: &[String]) {
 }
 
 #[test]
-fn pages_are_short_lines_and_the_readme_few() {
+fn the_readme_is_short_and_no_line_is_long() {
     let lines = Page::read("README.md").text.lines().count();
     assert!(lines <= README_LINES, "README.md has {lines} lines");
     let mut wrong = Vec::new();
@@ -162,7 +162,7 @@ fn leak_words(command: &str) -> Option<Vec<&str>> {
 }
 
 #[test]
-fn commands_of_leak_are_its_own_and_all_are_told() {
+fn leak_commands_exist_and_all_are_documented() {
     let subcommands = subcommands();
     assert!(subcommands.len() > 15, "{subcommands:?}");
     let (mut wrong, mut told) = (Vec::new(), BTreeMap::<&str, BTreeSet<&str>>::new());
@@ -187,14 +187,14 @@ fn commands_of_leak_are_its_own_and_all_are_told() {
         subcommands
             .keys()
             .filter(|name| !told.contains_key(name.as_str()))
-            .map(|name| format!("no page has leak {name}")),
+            .map(|name| format!("leak {name} is in no page")),
     );
     // A flag may be told in a table, apart from its command.
     for (name, flags) in &subcommands {
         for flag in flags.iter().filter(|flag| *flag != "--help") {
             let is_told = |command: &str| command.split_whitespace().any(|word| word == flag);
             if !commands.iter().any(|(_, command)| is_told(command)) {
-                wrong.push(format!("no page has {flag} of leak {name}"));
+                wrong.push(format!("{flag} of leak {name} is in no page"));
             }
         }
     }
