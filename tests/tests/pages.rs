@@ -189,7 +189,16 @@ fn leak_commands_exist_and_all_are_documented() {
             .filter(|name| !told.contains_key(name.as_str()))
             .map(|name| format!("leak {name} is in no page")),
     );
-    // A flag may be told in a table, apart from its command.
+    // Tables have flags apart from their commands.
+    let scripts = script_texts();
+    for (page, command) in &commands {
+        let flag = command.split_whitespace().next().filter(|word| word.starts_with("--") && word.len() > 2);
+        if let Some(flag) = flag.filter(|flag| !subcommands.values().any(|flags| flags.contains(*flag)))
+            && !scripts.contains(flag)
+        {
+            wrong.push(format!("{}: no command and no script has {flag}", page.name));
+        }
+    }
     for (name, flags) in &subcommands {
         for flag in flags.iter().filter(|flag| *flag != "--help") {
             let is_told = |command: &str| command.split_whitespace().any(|word| word == flag);
@@ -198,6 +207,50 @@ fn leak_commands_exist_and_all_are_documented() {
             }
         }
     }
+    assert_none(&wrong);
+}
+
+/// The text of all scripts.
+fn script_texts() -> String {
+    ["scripts", "scripts/lib"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(workspace().join(folder)).expect("a folder of scripts").flatten())
+        .filter_map(|entry| std::fs::read_to_string(entry.path()).ok())
+        .collect()
+}
+
+/// Packages, benchmarks and test files that commands of cargo and `scripts/test` name are there.
+#[test]
+fn packages_benchmarks_and_test_files_exist() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for page in Page::all() {
+        for command in page.commands() {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            for pair in words.windows(2) {
+                let exists = match (words[0], pair[0]) {
+                    ("cargo", "-p" | "--package") => {
+                        // The plugin's package has the name of its library.
+                        let folder = if pair[1] == "libleak" { "plugin" } else { pair[1] };
+                        workspace().join(folder).join("Cargo.toml").exists()
+                    }
+                    ("cargo", "--bench") => {
+                        let package = words.iter().position(|word| *word == "-p").and_then(|at| words.get(at + 1));
+                        let file = format!("{}/benches/{}.rs", package.copied().unwrap_or("."), pair[1]);
+                        workspace().join(file).exists()
+                    }
+                    ("./scripts/test" | "scripts/test", "--test") => {
+                        workspace().join(format!("tests/tests/{}.rs", pair[1])).exists()
+                    }
+                    _ => continue,
+                };
+                seen += 1;
+                if !exists {
+                    wrong.push(format!("{}: there is no {}: {command}", page.name, pair[1]));
+                }
+            }
+        }
+    }
+    assert!(seen > 10, "{seen} of them");
     assert_none(&wrong);
 }
 
