@@ -1,4 +1,4 @@
-//! A folder in which commands of the pages run as they stand there.
+//! A folder in which commands of the pages run exactly as written.
 
 use crate::page::Page;
 use crate::program::{Finished, Program, leak, scratch, workspace};
@@ -8,17 +8,17 @@ use std::path::PathBuf;
 /// The kernel whose image is `bzImage` there.
 const KERNEL: &str = "bookworm-backports";
 
-/// Commands that are not run in a sandbox: a part of them, the file that runs them, and what must stand in it.
+/// Commands that another script runs: a part of the command, the script, and what it must contain.
 const ELSEWHERE: [(&str, &str, &[&str]); 3] = [
-    // The plugin and the program are built before any test of them.
+    // The plugin and the program are built before any test.
     ("cargo build --release", "scripts/test", &["cargo build --release --package libleak --package cli"]),
     // This one installs a package of Python's.
     ("vng -r", "scripts/lib/recipes.sh", &["\"$leak\" run --report", "vng ", " -r ", "--user root", "--exec"]),
-    // This one builds a kernel, which takes minutes: there it is `kunit.py build`, and then `kunit.py exec`.
+    // This one builds a kernel, which takes minutes. The script runs its parts, build and exec.
     ("kunit.py run", "scripts/lib/recipes.sh", &["\"$leak\" run", "./tools/testing/kunit/kunit.py exec --arch=x86_64"]),
 ];
 
-/// The commands of the shell block of a page that has this part, without those that run elsewhere.
+/// The commands of the shell block of a page that contains `part`, without those of [`ELSEWHERE`].
 ///
 /// # Panics
 /// If not exactly one block has the part, or a command that is said to run elsewhere does not.
@@ -66,7 +66,8 @@ impl Sandbox {
         sandbox
     }
 
-    /// The same with `bzImage` and `initrd.gz`, of a guest that has the module `leaky` and this script as its init.
+    /// The same with `bzImage` and `initrd.gz`. The guest has the module `leaky`, and this script as
+    /// its init.
     ///
     /// # Panics
     /// If it cannot be made.

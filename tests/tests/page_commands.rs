@@ -1,4 +1,5 @@
-//! The commands of the pages do what the pages say. They run as they stand there; `tests::sandbox` says which run elsewhere.
+//! The commands of the pages do what the pages say. They run exactly as written there;
+//! `tests::sandbox` lists those that another script runs.
 
 use std::collections::BTreeSet;
 use tests::page::Page;
@@ -18,14 +19,14 @@ ls -lR / >/dev/null 2>&1
 poweroff -f
 ";
 
-/// Of a guest that waits.
+/// The first process of a guest that waits.
 const WAITS: &str = "#!/bin/sh
 export PATH=/bin
 sleep 600
 poweroff -f
 ";
 
-/// What `leaky` loses; a stale word that equals an address may hide one or two.
+/// The report has the leaks of `leaky`. A stale word that equals an address may hide one or two.
 fn assert_leaky(report: &str) {
     let reports = report::parse(report);
     let last = reports.last().unwrap_or_else(|| panic!("no report:\n{report}"));
@@ -34,7 +35,7 @@ fn assert_leaky(report: &str) {
     assert!(last.objects.iter().all(|object| object.frames.iter().any(|frame| frame.contains("[leaky]"))), "{report}");
 }
 
-/// A command's status, and if it is another, all that it said.
+/// The commands ended with this status; else the failure has their output.
 fn assert_status(done: &Finished, status: i32) {
     assert_eq!(done.status, Some(status), "{}\n{}", done.stdout, done.stderr);
 }
@@ -61,7 +62,7 @@ fn every_block_is_run() {
     assert_eq!(blocks, calls.len(), "{calls:?}");
 }
 
-/// A clone has what the demo needs, and the demo ends well. It runs in the checkout, where all is built.
+/// A clone has the demo, and the demo ends well. It runs in the checkout, where all is built.
 #[test]
 fn the_quick_start() {
     let commands = block("README.md", "git clone");
@@ -95,7 +96,7 @@ fn recipes() {
     let lines = sandbox.read("leaks.jsonl");
     assert!(lines.contains("\"test\":\"first\""), "{lines}");
 
-    // What is left of it takes QEMU; the others' commands run elsewhere.
+    // The commands with vng and kunit.py run elsewhere; QEMU's is left.
     assert_eq!(block("README.md", "vng -r"), [""; 0]);
     let done = sandbox.run(&block("docs/testing-kernels.md", "kunit.py run"));
     assert_status(&done, 23);
@@ -118,7 +119,7 @@ fn snapshots() {
     assert!(done.stdout.contains("\"type\":\"group\"") && sandbox.path("small.snapshot").exists(), "{}", done.stdout);
 }
 
-/// Two terminals: QEMU in one, and the questions in the other, when the guest is tracked.
+/// QEMU in one terminal, and the questions in another, once the guest is tracked.
 #[test]
 fn questions_to_a_running_guest() {
     let sandbox = Sandbox::with_guest("page-questions", WAITS);
@@ -136,7 +137,7 @@ fn questions_to_a_running_guest() {
     assert!(sandbox.read("report").contains("libleak: 0 unreferenced objects"), "{}", sandbox.read("report"));
 }
 
-/// A guest that says by each of the ways what the page says.
+/// The guest sends the page's markers, by each of the three ways.
 #[test]
 fn markers_of_a_guest() {
     let commands = block("docs/testing-kernels.md", "leak:test first").join("\n");

@@ -1,5 +1,5 @@
-//! The pages are right: links lead to files and headings, and every option, command and script in them exists.
-//! `page_commands.rs` runs the commands.
+//! The pages are right: links lead to files and headings, and every option, command and script in
+//! them exists. `page_commands.rs` runs the commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use tests::page::Page;
@@ -10,10 +10,10 @@ use tests::{Program, program};
 const README_LINES: usize = 120;
 /// Columns of a line that is no part of a table.
 const COLUMNS: usize = 100;
-/// `KEY=VALUE` in the pages that is an option of QEMU's or of the kernel's, or a variable of the environment.
+/// Keys of `KEY=VALUE` in the pages that belong to QEMU, to the kernel or to the environment.
 const OTHERS_OPTIONS: [&str; 6] = ["accel", "memory-backend", "one-insn-per-tb", "sleep", "thread", "LIBLEAK_MANY"];
 
-/// Fails with all that is wrong.
+/// Fails with the list, unless it is empty.
 fn assert_none(wrong: &[String]) {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
@@ -153,7 +153,7 @@ fn subcommands() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// What follows the program `leak` in a command, up to the command that it runs.
+/// The words after the program `leak` in a command, up to the command that it runs.
 fn leak_words(command: &str) -> Option<Vec<&str>> {
     let words: Vec<&str> = command.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "leak" || word.ends_with("/leak"))?;
@@ -254,7 +254,7 @@ fn packages_benchmarks_and_test_files_exist() {
     assert_none(&wrong);
 }
 
-/// Of a command, the script of this project's that it starts, and the words after it that a `--` alone ends.
+/// The script of this project that a command starts, and the words after it up to a lone `--`.
 fn script_words(command: &str) -> Option<(&str, Vec<&str>)> {
     let mut words = command.split_whitespace().map(|word| word.trim_start_matches("./"));
     let script = words.next().filter(|word| word.starts_with("scripts/"))?;
