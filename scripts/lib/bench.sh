@@ -1,16 +1,17 @@
-# What scripts/bench takes from a boot, and what it says of the machine.
+# How scripts/bench reads the figures of a boot, and describes the machine.
 #
 # Source it after common.sh, kernels.sh and qemu.sh; do not run it.
 
-# has_option PLUGIN NAME: does this libleak.so have that option? It says so itself, and QEMU then ends.
+# has_option PLUGIN NAME: whether this libleak.so has the option. It prints its options itself, and
+# QEMU then ends.
 has_option() {
     local help
     help=$(qemu-system-x86_64 -machine none -display none -accel tcg -plugin "$1,help=on" 2>&1 </dev/null || true)
     grep -q "^ *\(libleak: \)\? *$2=" <<<"$help"
 }
 
-# timed_qemu FILE: makes a command that runs QEMU, with its pid in $BENCH_FILES.pid, and leaves in $BENCH_FILES.time its
-# processor seconds (of the user, of the system) and the most KiB of memory that it had (ru_maxrss).
+# timed_qemu FILE: makes a command that runs QEMU, with its pid in $BENCH_FILES.pid. It leaves in
+# $BENCH_FILES.time the processor seconds (user, system) and the most KiB of memory (ru_maxrss).
 timed_qemu() {
     cat >"$1" <<'QEMU'
 #!/bin/sh
@@ -20,8 +21,9 @@ QEMU
     chmod +x "$1"
 }
 
-# watch_console PIDFILE: passes a guest's console on, and after each line of a load adds the processor time that QEMU has
-# had since the one before, all threads together, in ns. Nothing is started for it, which would take longer.
+# watch_console PIDFILE: passes a guest's console on. After each line of a load it adds the
+# processor time of QEMU since the line before, all threads together, in ns. It starts no process
+# for that, which would take longer.
 watch_console() {
     local line name pid sum last=0 ns file
     while IFS= read -r line; do
@@ -44,8 +46,9 @@ watch_console() {
     done
 }
 
-# values VARIANT BOOT FILES: what a boot measured, as "VARIANT BOOT NAME VALUE" lines. Times are in ms. The names of what
-# is no load of the guest have a dot in front, and those of processor time cpu and a dot.
+# values VARIANT BOOT FILES: the figures of a boot, as "VARIANT BOOT NAME VALUE" lines. Times are in
+# ms. Names that are no load of the guest begin with a dot, and those of processor time with cpu and
+# a dot.
 values() {
     local files=$3 summary
     {
@@ -73,8 +76,9 @@ $(date -u +%Y-%m-%d), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n
 TEXT
 }
 
-# held FOLDER VARIANT: what a live object costs, from boots of none and of VARIANT with (-held) and without (-1) many more
-# objects. What does not grow with them, such as the kernel's symbols, is in neither difference.
+# held FOLDER VARIANT: the cost of a live object, from boots of none and of VARIANT with (-held) and
+# without (-1) many more objects. What does not grow with them, such as the kernel's symbols,
+# cancels out.
 held() {
     local file=() name
     for name in "$2-held" none-held "$2-1" none-1; do
@@ -93,7 +97,8 @@ held() {
         }' "${file[@]}"
 }
 
-# said FOLDER: what libleak said of itself in the boots that had LIBLEAK_LOG=info, and what a check is in instructions.
+# said FOLDER: libleak's own figures from the boots with LIBLEAK_LOG=info, and the instructions of a
+# check.
 said() {
     local log count name
     for log in "$1"/*-log.stderr; do

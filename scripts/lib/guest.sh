@@ -65,12 +65,12 @@ build_module() {
         compile_module "$kernel" "$stage" "${debug:+-g}" || { rm -rf "$stage"; die "could not build ${sources[*]} for $(basename "$kernel")"; }
         mkdir -p "$cached.$$"
         cp "$stage"/*.ko "$cached.$$/"
-        # Somebody else may have been as quick; theirs is as good.
+        # Another process may have built the same.
         mv -T "$cached.$$" "$cached" 2>/dev/null || rm -rf "$cached.$$"
     fi
     rm -rf "$stage"
     mkdir -p "$out"
-    # Not touched if they are the same: others may be reading them.
+    # Unchanged files are not written: others may be reading them.
     if [ -n "$debug" ]; then
         mkdir -p "$debug"
         install -C -m 644 "$cached"/*.ko "$debug/"
@@ -86,9 +86,9 @@ compile_module() {
     release=$(cat "$kernel/release")
     suite=$(kernel_suite "$kernel")
     tree=$kernel/root/usr/src/linux-headers-$release
-    # Type information for the module is of no use here and costs a run of pahole. Debugging
-    # information has the names of folders in it, and the build id would follow: of the stage's random
-    # one none is kept. The last map that fits is taken, in the folder and as the folder itself.
+    # Type information for the module is not needed and costs a run of pahole. Debugging information
+    # has the names of folders in it, and so has the build id: the random name of the stage must not
+    # stay. The last map that fits is taken, in the folder and as the folder itself.
     command=(make -s -C "$tree" "M=$stage"
         "KCFLAGS=${debug:--g0} -ffile-prefix-map=$stage=. -ffile-prefix-map=$stage/="
         CONFIG_DEBUG_INFO_BTF_MODULES= modules)
@@ -136,7 +136,7 @@ kmemleak_sample_source() {
         work=$(mktemp -d "$CACHE/fetch.XXXXXX")
         (cd "$work" && in_tree "$suite" apt-get download -qq "$package=$version" >/dev/null) ||
             { rm -rf "$work"; die "could not download $package"; }
-        # Stopping at the one file breaks the pipe in front of it, which is no failure.
+        # Stopping at the one file breaks the pipe before it, which is no failure.
         (
             set +o pipefail
             dpkg-deb --fsys-tarfile "$work"/*.deb 2>/dev/null |
@@ -185,7 +185,7 @@ kernel_depmod() {
     local kernel=$1
     [ -e "$kernel/modules/.indexed" ] && return 0
     need_packages kmod
-    # Newer packages ship no modules.order; depmod says so, and it matters not.
+    # Newer packages have no modules.order. depmod says so, which does not matter.
     /sbin/depmod -b "$kernel/root/usr" "$(cat "$kernel/release")" 2>/dev/null
     touch "$kernel/modules/.indexed"
 }
@@ -258,7 +258,8 @@ make_initramfs() {
         fi
     fi
     chmod -R u=rwX,go=rX "$stage"
-    # Nothing of this run may show: fixed times, a fixed order, no owner, no file name in the gzip.
+    # The same input must give the same bytes: fixed times, a fixed order, no owner, no file name in
+    # the gzip.
     find "$stage" -exec touch -h -d @0 {} +
     mkdir -p "$(dirname "$out")"
     (cd "$stage" && find . -print0 | LC_ALL=C sort -z |

@@ -64,7 +64,7 @@ guest_kernel() {
     if [ "$(cat "$dir/packages" 2>/dev/null)" != "$(printf '%s\n' "${image[@]}" "${headers[@]}")" ]; then
         say "fetching the kernel ${image[1]:-${image[0]}}"
         rm -rf "$dir.new"
-        # Without the meta packages, in which nothing is: only the others have a version in their names.
+        # Without the meta packages, which are empty: only the others have a version in their names.
         local wanted
         mapfile -t wanted < <(printf '%s\n' "${image[@]}" "${headers[@]}" | grep '^linux-[a-z]*-[0-9]')
         fetch_packages "$suite" "$dir.new/root" "${wanted[@]}"

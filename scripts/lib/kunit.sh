@@ -2,8 +2,9 @@
 #
 # Source it after common.sh and selfbuilt.sh; do not run it.
 
-# kunit_tree: prints a kernel tree with a suite more, which leaks (scripts/kunit), and a kernel built in .kunit there. Some
-# four minutes of a processor, when the sources or the configuration are new.
+# kunit_tree: prints a kernel tree with one more suite, which leaks (scripts/kunit), and a kernel
+# built in .kunit there. Takes about four minutes of a processor when the sources or the
+# configuration are new.
 kunit_tree() {
     local version source tree=$CACHE/kunit wanted
     apt_tree "$SELFBUILT_SUITE"
@@ -14,7 +15,8 @@ kunit_tree() {
         need_packages "$SELFBUILT_CC" make libc6-dev binutils bc bison flex libelf-dev dwarves python3
         say "building a kernel with KUnit: some minutes"
         rm -rf "$tree"
-        # Links to the files there, but for what is changed, and for kunit.py, which looks where it lies itself.
+        # Links to the files there, except for what is changed, and for kunit.py, which looks beside
+        # itself.
         cp -as "$source" "$tree"
         rm -rf "$tree/tools/testing/kunit"
         cp -a "$source/tools/testing/kunit" "$tree/tools/testing/kunit"
@@ -25,7 +27,7 @@ kunit_tree() {
             printf 'config KUNIT_LEAKY_TEST\n\tbool "A suite that leaks"\n\tdepends on KUNIT=y\n'
         } >"$tree/lib/kunit/Kconfig"
         cp "$TOP/scripts/kunit/leaky_kunit.c" "$tree/lib/kunit/"
-        # It says on stdout what it does.
+        # It prints its progress on stdout.
         kunit_py "$tree" build --jobs="$(nproc)" --kunitconfig="$TOP/scripts/kunit/kunitconfig" >"$tree/build.log" 2>&1 || {
             tail -n 20 "$tree/build.log" >&2
             die "could not build a kernel with KUnit; see $tree/build.log"

@@ -5,7 +5,7 @@
 # The oldest QEMU that the plugin runs in.
 QEMU_MINIMUM=9.2
 
-# qemu_works: is a qemu-system-x86_64 here that is new enough and takes plugins?
+# qemu_works: whether a qemu-system-x86_64 is here that is new enough and takes plugins.
 qemu_works() {
     local version
     version=$(qemu-system-x86_64 --version 2>/dev/null | sed -n '1s/.*version \([0-9]*\.[0-9]*\).*/\1/p')
@@ -53,8 +53,7 @@ qemu_wrapper() {
     local folder=$1 program=$2 wrapper=$1/run-$2 data=
     case "$program" in
     qemu-system-*)
-        # Its own idea of where the firmware is comes from where the program is, which through a
-        # dynamic linker is somewhere else.
+        # It looks for its firmware beside the program, which through a dynamic linker is elsewhere.
         data="-L '$folder/usr/share/qemu' -L '$folder/usr/share/seabios' -L '$folder/usr/lib/ipxe/qemu'"
         ;;
     esac
@@ -77,7 +76,7 @@ qemu_new() {
     qemu_wrapper "$folder" qemu-system-x86_64
 }
 
-# The plugin must say no in these, and say why. Each prints a command that takes QEMU's arguments.
+# The plugin must refuse these, and say why. Each prints a command that takes QEMU's arguments.
 
 # qemu_old: too old a QEMU.
 qemu_old() {
@@ -106,7 +105,8 @@ qemu_release() {
     "${1:-qemu-system-x86_64}" --version | sed -n '1s/.*version \([0-9.]*\).*/\1/p'
 }
 
-# plugin_api [COMMAND]: the plugin API version that this QEMU takes, of those that the empty and the busy plugin can ask for.
+# plugin_api [COMMAND]: the plugin API version that this QEMU takes, of those that the empty and the
+# busy plugin can ask for.
 plugin_api() {
     if [ "$(printf '%s\n' 11.1 "$(qemu_release "${1:-}")" | sort -V | head -n 1)" = 11.1 ]; then echo 7; else echo 4; fi
 }

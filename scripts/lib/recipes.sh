@@ -1,8 +1,8 @@
-# The recipes that scripts/recipes runs, and what it makes of them.
+# The recipes that scripts/recipes runs, and how it judges them.
 #
-# Source it after common.sh, kernels.sh, roots.sh, guest.sh, qemu.sh, selfbuilt.sh and vng.sh; do not run it. A recipe is a
-# function that gets a folder, runs `$leak run` there, and returns its status; what it sees wrong besides it writes to
-# FOLDER/trouble.
+# Source it after common.sh, kernels.sh, roots.sh, guest.sh, qemu.sh, selfbuilt.sh and vng.sh; do
+# not run it. A recipe is a function that gets a folder, runs `$leak run` there, and returns its
+# status. Other failures go to FOLDER/trouble.
 
 # row NAME STATUS FUNCTION ARGUMENT...: runs a recipe and prints its row.
 row() {
@@ -24,7 +24,7 @@ row() {
     printf '%-44s %6s %6s %8s  %s\n' "$name" "$status" "$wanted" $((SECONDS - began)) "$verdict"
 }
 
-# is_wanted NAME: is it one of those that were asked for?
+# is_wanted NAME: whether the row was asked for.
 is_wanted() {
     local word
     [ ${#words[@]} -gt 0 ] || return 0
@@ -43,10 +43,10 @@ expect() {
     done
 }
 
-# What the module leaky loses; a dead word that equals an address may hide one or two of it.
+# The module leaky loses 8 objects. A stale word that equals an address may hide one or two.
 LEAKY='[5-8] leaks, [0-9]* bytes: '
 
-# expect_leaky FOLDER WORDS...: the module's leaks, and the words, are in the report.
+# expect_leaky FOLDER WORDS...: the report has the module's leaks, and the words.
 expect_leaky() {
     local folder=$1
     shift
@@ -94,7 +94,8 @@ disk_leaky() {
     return $status
 }
 
-# under_vng FOLDER KERNEL LEAK-OPTION... -- VNG-ARGUMENT...: vng, whose output must not be a file, which QEMU would empty.
+# under_vng FOLDER KERNEL LEAK-OPTION... -- VNG-ARGUMENT...: runs vng. Its output must not be a
+# file, which QEMU would empty.
 under_vng() {
     local folder=$1 kernel image path options=() status
     kernel=$(guest_kernel "$2") || return
@@ -159,7 +160,7 @@ vng_kvm() {
 
 # kselftest FOLDER: the selftests' own harness, of a copy in FOLDER, under vng.
 kselftest() {
-    # The rest of this machine's files can only be read there.
+    # The rest of this machine's files is read-only there.
     under_vng "$1" bookworm-backports-generic --per-test -- \
         --rwdir "$1/kselftest" --exec "cd $1/kselftest && ./run_kselftest.sh"
 }
@@ -187,7 +188,7 @@ kselftest_leaky() {
     mkdir "$1/kselftest/leaky"
     printf '#!/bin/sh\ninsmod %s/leaky.ko\n' "$1" >"$1/kselftest/leaky/insmod.sh"
     chmod +x "$1/kselftest/leaky/insmod.sh"
-    # Before the others, since those must have no part in it.
+    # It comes before the others: its leaks must not be charged to them.
     sed -i '1a leaky:insmod.sh' "$1/kselftest/kselftest-list.txt"
     kselftest "$1"
     status=$?
@@ -198,7 +199,7 @@ kselftest_leaky() {
     return $status
 }
 
-# kunit FOLDER FILTER: kunit.py with what it built. KVM and all else is QEMU's affair: kunit.py finds it on PATH.
+# kunit FOLDER FILTER: runs kunit.py with the kernel that it built. It finds QEMU on PATH.
 kunit() {
     local tree
     tree=$(kunit_tree) || return
@@ -222,7 +223,7 @@ kunit_leaky() {
     kunit "$1" 'leaky'
     status=$?
     expect "$1" "$1/leaks.xml" 'failures="1" errors="0"' '<failure message="1 leak, 256 bytes: 1 object of 256 bytes in leaky_lose'
-    # Of its suite, or of the case in it.
+    # The test is its suite, or the case in it.
     grep -A1 '<testcase name="leaky' "$1/leaks.xml" | grep -q '<failure message="1 leak, ' ||
         echo "the leak is not the test's" >>"$1/trouble"
     return $status

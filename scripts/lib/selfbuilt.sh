@@ -1,4 +1,4 @@
-# Guest kernels built here, for what no distribution kernel has: kmemleak, or other choices than theirs.
+# Guest kernels built here, for what no distribution kernel has: kmemleak, or other options.
 #
 # Source it after common.sh; do not run it. guest_kernel knows these names.
 #
@@ -62,7 +62,7 @@ selfbuilt_make() {
     echo "CONFIG_LOCALVERSION=\"-$name\"" >"$build/name.config"
     selfbuilt_configure "$source" "$build" "$TOP/scripts/kernel-config/base.config" \
         "$TOP/scripts/kernel-config/${name#selfbuilt-}.config" "$build/name.config" || return
-    # Of this machine's names none gets into the kernel.
+    # No name of this machine gets into the kernel.
     make=(nice -n 5 make -s -C "$source" "O=$build" "-j$(nproc)" "CC=$SELFBUILT_CC" "HOSTCC=$SELFBUILT_CC"
         KBUILD_BUILD_USER=libleak KBUILD_BUILD_HOST=libleak)
     "${make[@]}" bzImage modules || return
@@ -74,13 +74,13 @@ selfbuilt_make() {
     tree=$out/root/usr/src/linux-headers-$release
     "${make[@]}" run-command KBUILD_RUN_COMMAND="\$(srctree)/scripts/package/install-extmod-build $tree" || return
     cp "$build/.config" "$tree/.config" || return
-    # Whoever builds a module need not know what the kernel was built with.
+    # A build of a module does not need to know the compiler.
     sed -i "s/^\(CC\t*= \)\$(CROSS_COMPILE)gcc\$/\1$SELFBUILT_CC/; s/^\(HOSTCC\t*= \)gcc\$/\1$SELFBUILT_CC/" "$tree/Makefile"
     if ! grep -q '^CONFIG_DEBUG_INFO_BTF=y' "$build/.config"; then
         pahole -J --btf_gen_floats "$build/vmlinux" || return
     fi
     strip --strip-debug -o "$out/vmlinux" "$build/vmlinux" || return
-    # A file ten times as large, which whoever only wants symbols need not read.
+    # This file is ten times as large and not needed for symbols alone.
     mkdir -p "$out/debug" || return
     cp "$build/vmlinux" "$out/debug/vmlinux" || return
     find "$build" -name '*.ko' -exec cp -t "$out/debug" {} + || return
@@ -100,7 +100,7 @@ selfbuilt_kernel() {
     [ "$name" != selfbuilt-base ] && [ -e "$config/${name#selfbuilt-}.config" ] ||
         die "there is no kernel $name; see scripts/kernel-config"
     apt_tree "$SELFBUILT_SUITE"
-    # What is said in comments makes no other kernel.
+    # A changed comment makes no new kernel.
     config=$({
         cat "$config/base.config" "$config/${name#selfbuilt-}.config" | grep -v '^#'
         declare -f selfbuilt_configure selfbuilt_make

@@ -1,14 +1,15 @@
-# virtme-ng, and kernels as it takes them.
+# virtme-ng, and kernels in the form that it takes.
 #
 # Source it after common.sh, kernels.sh, roots.sh and guest.sh; do not run it.
 
 VIRTME_NG_VERSION=1.42
 
-# virtme_ng: installs PyPI's virtme-ng below the cache, for nobody else, and prints a folder for PATH: vng and what it looks
-# for there.
+# virtme_ng: installs PyPI's virtme-ng below the cache and prints a folder for PATH, with vng and
+# the programs that it looks for there.
 virtme_ng() {
     local folder=$CACHE/virtme-ng-$VIRTME_NG_VERSION busybox python=${PYTHON:-python3}
-    # Without udev in the root file system, which is this machine's, the guest's programs have neither output nor status.
+    # The guest's root file system is this machine's. Without udev in it, the guest's programs have
+    # neither output nor status.
     need_packages udev kmod
     if [ ! -e "$folder/ready" ]; then
         rm -rf "$folder"
@@ -21,7 +22,7 @@ virtme_ng() {
             die "could not install virtme-ng $VIRTME_NG_VERSION; is there a way to PyPI (pip config list)?"
         touch "$folder/ready"
     fi
-    # It makes its initramfs of a static one.
+    # vng makes its initramfs of a static busybox.
     busybox=$(guest_busybox)
     ln -sf "$busybox" "$folder/bin/busybox"
     echo "$folder/bin"
@@ -33,7 +34,7 @@ vng_image() {
     image=$kernel/root/boot/vmlinuz-$(cat "$kernel/release")
     kernel_depmod "$kernel"
     mkdir -p "$kernel/root/boot"
-    # The folder is made anew for another version.
+    # The folder is new for each version.
     [ -e "$image" ] || cp "$kernel/vmlinuz" "$image"
     echo "$image"
 }

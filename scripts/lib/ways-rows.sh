@@ -1,4 +1,4 @@
-# The ways that scripts/ways goes, and the table of them.
+# The ways to run QEMU that scripts/ways tries, and the table of them.
 #
 # Source it after ways.sh; do not run it.
 
@@ -73,7 +73,7 @@ plain() {
     finish "$1"
 }
 
-# bare FOLDER ARGUMENT...: a machine without anything, until it is told to end.
+# bare FOLDER ARGUMENT...: an empty machine, until it is told to end.
 bare() {
     local folder=$1 status=0
     shift
@@ -86,7 +86,7 @@ bare() {
     fi
 }
 
-# The same run twice: once for the record, and once from it.
+# The same run twice: a recording, and its replay.
 record_replay() {
     local folder=$1 addresses
     start "$folder" --smp 1 --run leak -- -icount "shift=7,rr=record,rrfile=$folder/record"
@@ -110,7 +110,7 @@ disk() {
 # again FOLDER: makes room for the next guest there.
 again() { rm -f "$1"/*.{in,out} "$1/stderr" "$1/console" "$1/monitor"; }
 
-# orders FOLDER: a guest that takes orders does some work, leaks and ends.
+# orders FOLDER: a guest that takes orders runs a workload, leaks and ends.
 orders() {
     order workload
     see "$1" "obey: done workload" || return
@@ -120,7 +120,7 @@ orders() {
     finish "$1"
 }
 
-# runs FOLDER: waits until the guest runs: what it is told before is lost.
+# runs FOLDER: waits until the guest runs: earlier orders are lost.
 runs() {
     local n
     for n in 1 2 3 4 5 6 7 8 9 10; do
@@ -144,7 +144,7 @@ saved() {
     again "$folder"
 }
 
-# What was allocated before is known by the kernel's books alone.
+# Older objects are known from the kernel's allocator metadata alone.
 from_snapshot() {
     echo 1000000 >"$1/unknown"
     saved "$1" || return
@@ -181,7 +181,7 @@ suspended() {
     printf '#!/bin/sh\necho deep >/sys/power/mem_sleep && echo mem >/sys/power/state\n' >"$1/suspend"
     start "$1" --smp 2 --file "$1/suspend:guest/suspend" --run workload,suspend,leak
     see "$1" "PM: suspend entry (deep)" || return
-    # It says that before it is.
+    # It says so before it is done.
     for n in $(seq "$PATIENCE"); do
         monitor "$1" "info status"
         ! grep -aq 'VM status: paused (suspended)' "$1/monitor" || break
@@ -211,7 +211,8 @@ plain_microvm() {
 }
 
 hotplug_cpu() {
-    # Later kernels, where no hypervisor is known to them, take vCPUs that are missing in a package for broken.
+    # Later kernels without a hypervisor that they know take vCPUs that are missing in a package for
+    # broken.
     local folder=$1 n kernel=bookworm
     cat >"$folder/cpus" <<'GUEST'
 #!/bin/sh
@@ -328,12 +329,12 @@ balloon() {
     [ "$(grep -c 'free: ' "$folder/console")" = 2 ] || wrong "$folder" "no balloon"
 }
 
-# with_huge_pages PAGES COMMAND...: the host has so many of 2 MiB meanwhile.
+# with_huge_pages PAGES COMMAND...: runs COMMAND while the host has that many huge pages of 2 MiB.
 with_huge_pages() {
     local before pages=$1 file=/proc/sys/vm/nr_hugepages
     shift
     before=$(cat $file)
-    # However this ends: the subshell of the row is all that it is set for.
+    # However this ends: the trap is set for the subshell of the row alone.
     trap "echo $before | as_root tee $file >/dev/null" EXIT
     trap 'exit 143' TERM INT HUP
     echo "$pages" | as_root tee $file >/dev/null
@@ -461,7 +462,7 @@ killed() {
 }
 
 daemon() {
-    # Nobody's child when it has started.
+    # It is nobody's child when it has started.
     local folder=$1 status=0 began=$SECONDS pid job=$$
     printf '#!/bin/sh\ninsmod /modules/leaky.ko\n' >"$folder/leak"
     cd "$folder" || return
@@ -489,14 +490,15 @@ twice() {
     start "$folder" --smp 2 --run leak -- -plugin "${other//,/,,}"
     if [ "${2:-}" = copy ]; then
         finish "$folder" 1
-        # The first one says then that nothing ran.
+        # The first one says that nothing ran.
         grep -q '^libleak: error: another libleak is loaded' "$folder/stderr" || wrong "$folder" "is not refused"
     else
         finish "$folder"
     fi
 }
 
-# Whose callbacks are on the same instructions: QEMU runs them in the order in which plugins are given.
+# A plugin with callbacks on the same instructions: QEMU runs them in the order in which plugins are
+# given.
 beside_another() {
     local folder=$1 no_plugin=1 ours="${plugin//,/,,},each=on" busy="${busy//,/,,}"
     start "$folder" --smp 2 --run workload,leak -- -plugin "$busy" -plugin "$ours"

@@ -1,13 +1,16 @@
-# How scripts/ways boots a guest, talks to it and to its QEMU, and holds what is reported against what was lost.
+# How scripts/ways boots a guest, talks to it and to its QEMU, and compares the report with what was
+# lost.
 #
-# Source it after common.sh, kernels.sh, roots.sh, guest.sh and qemu.sh; do not run it. A way is a function that gets a
-# folder, runs QEMU there, and leaves `console` and `stderr` in it; what it sees wrong besides it writes to FOLDER/trouble.
+# Source it after common.sh, kernels.sh, roots.sh, guest.sh and qemu.sh; do not run it. A way is a
+# function that gets a folder, runs QEMU there, and leaves `console` and `stderr` in it. Other
+# failures go to FOLDER/trouble.
 
-# Longest wait for anything to be seen, in seconds.
+# The longest wait for any event, in seconds.
 PATIENCE=200
 
-# row NAME EXPECTED FUNCTION ARGUMENT...: goes one way and prints its row. EXPECTED is "leaks", those of leaky, all of them and
-# nothing else; or a part of the one line of libleak that says why there is no report. Seen again at most twice if a leak is missing.
+# row NAME EXPECTED FUNCTION ARGUMENT...: tries one way and prints its row. EXPECTED is "leaks":
+# exactly those of leaky. Or it is a part of the one line of libleak that says why there is no
+# report. It is tried again at most twice if a leak is missing.
 row() {
     local name=$1 expected=$2 folder try verdict
     shift 2
@@ -39,7 +42,7 @@ row() {
     printf '| %s | %s | %s |\n' "$name" "${expected/#leaks/its leaks}" "$verdict"
 }
 
-# is_wanted NAME: is it one of those that were asked for?
+# is_wanted NAME: whether the row was asked for.
 is_wanted() {
     local word
     [ ${#words[@]} -gt 0 ] || return 0
@@ -52,8 +55,8 @@ is_wanted() {
 # counter NAME SUMMARY: a number of the summary line.
 counter() { sed -n "s/.*[;,] \([0-9]*\) $1[,;].*/\1/p" <<<"$2"; }
 
-# compare FOLDER: "ok" if all reports together have what the guest's module says that it lost, and nothing else, and the last
-# one has no doubts; or what is wrong.
+# compare FOLDER: "ok" if all reports together have exactly what the guest's module lost, and the
+# last one has no doubts. Otherwise what is wrong.
 compare() {
     local folder=$1 summary name n doubts=0 missing extra
     tr -d '\r' <"$folder/console" | sed -n 's/.*leaky: leak [^ ]* 0x\([0-9a-f]*\) .*/\1/p' | sort -u >"$folder/planted"
@@ -88,7 +91,8 @@ compare() {
     fi
 }
 
-# complaints FOLDER: what libleak says besides reports and notes, but for lines with the text in FOLDER/said.
+# complaints FOLDER: libleak's lines other than reports and notes, except for lines with the text in
+# FOLDER/said.
 complaints() {
     local said
     said=$(cat "$1/said" 2>/dev/null || echo "no such text")
@@ -96,7 +100,7 @@ complaints() {
         grep -v -e '^libleak: note: ' -e '^libleak: [0-9]* unreferenced' | grep -vF -- "$said"
 }
 
-# one_line FOLDER TEXT: "ok" if libleak said one line, an error with TEXT in it.
+# one_line FOLDER TEXT: "ok" if libleak printed one line, an error with TEXT in it.
 one_line() {
     if [ "$(grep -c '^libleak: ' "$1/stderr")" != 1 ]; then
         echo "says $(grep -c '^libleak: ' "$1/stderr") lines: $(grep '^libleak: ' "$1/stderr" | head -n 2 | cut -c 1-160 | tr '\n' ' ')"
@@ -107,15 +111,16 @@ one_line() {
     fi
 }
 
-# wrong FOLDER WORD...: something is not as it should be.
+# wrong FOLDER WORD...: notes a failure.
 wrong() {
     local folder=$1
     shift
     echo "$*" >>"$folder/trouble"
 }
 
-# start FOLDER BOOT-OPTION... -- QEMU-ARGUMENT...: a guest in the background, whose job's number is in $job. It has the module, and
-# QEMU has a monitor for `tell` and a second serial line for `order`. `options` are the plugin's, after a comma.
+# start FOLDER BOOT-OPTION... -- QEMU-ARGUMENT...: starts a guest in the background, whose job
+# number is in $job. It has the module. QEMU has a monitor for `tell` and a second serial line for
+# `order`. `options` are the plugin's, after a comma.
 start() {
     local folder=$1 args=() more=()
     shift
@@ -125,7 +130,7 @@ start() {
     done
     [ $# = 0 ] || shift
     mkfifo "$folder"/{hmp,order}.{in,out}
-    # Whoever writes to a pipe that nobody reads would wait.
+    # A writer to a pipe without a reader would wait.
     exec 7<>"$folder/hmp.in" 8<>"$folder/order.in"
     cat "$folder/hmp.out" >"$folder/monitor" &
     cat "$folder/order.out" >/dev/null &
@@ -139,7 +144,7 @@ start() {
     touch "$folder/console"
 }
 
-# finish FOLDER [STATUS]: waits for its end, which is to have that status (0).
+# finish FOLDER [STATUS]: waits for its end, which must have that status (0).
 finish() {
     local status=0
     wait "$job" || status=$?
@@ -167,7 +172,7 @@ see() {
 tell() { echo "$*" >&7; }
 order() { echo "$*" >&8; }
 
-# monitor FOLDER COMMAND...: tells, and waits for the next prompt after it.
+# monitor FOLDER COMMAND...: sends the commands, and waits for the next prompt after each.
 monitor() {
     local folder=$1 before
     shift
@@ -183,7 +188,7 @@ monitor() {
     done
 }
 
-# signal NAME FOLDER: sends it to QEMU itself, which may have been started by way of a dynamic linker.
+# signal NAME FOLDER: sends it to QEMU itself, which a dynamic linker may have started.
 signal() {
     local qemu
     qemu=$(pgrep -f -P "$(pgrep -P "$job" timeout || echo "$job")" qemu-system)

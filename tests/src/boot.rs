@@ -24,7 +24,7 @@ pub struct Boot {
 
 impl Boot {
     /// Whether the guest's kernel died of a breakpoint that it had taken away again: QEMU with a thread for each vCPU may run it all the
-    /// same, without any plugin too (README.md).
+    /// same, without any plugin too (docs/qemu-support.md).
     pub(crate) fn met_a_stale_breakpoint(&self) -> bool {
         self.console.contains("Oops: int3:") && self.console.contains("Kernel panic")
     }

@@ -10,12 +10,15 @@ pub mod control;
 pub mod guest;
 pub mod kmemleak_objects;
 pub mod monitor;
+pub mod page;
 pub mod planted;
 pub mod program;
 pub mod report;
 pub mod sample;
+pub mod sandbox;
 
 pub use boot::Boot;
 pub use guest::Guest;
+pub use page::Page;
 pub use program::{Finished, Program};
 pub use report::{Report, Summary, Unreferenced};

@@ -212,7 +212,7 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     assert_eq!(names, ["fresh", "fresh line", "parts"], "{}", boot.hint());
     assert!(tests.len() > 1000 && tests.iter().all(|t| t.name.len() <= 1024), "{}; {}", tests.len(), boot.hint());
     assert!(reports.iter().all(|r| r.groups.is_empty()), "{}", boot.hint());
-    // How far the other CPU comes meanwhile is in DESIGN.md, from the line that this finds: half of the time is its own.
+    // How far the other CPU comes meanwhile is in docs/measurements.md, from the line that this finds: half of the time is its own.
     let busy = boot.console.lines().find_map(|l| l.split_once("busy: ")?.1.split_once(" scans, "));
     let (scans, percent) = busy.unwrap_or_else(|| panic!("no line of busy; {}", boot.hint()));
     println!("beside {scans} scans the other CPU comes {percent} as far as alone");
