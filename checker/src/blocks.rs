@@ -1,13 +1,18 @@
 //! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
 
+mod allocation_sites;
+mod debug_options;
+mod layout;
+mod pages;
 mod rules;
+mod stacks;
+mod stale_words;
 
 use crate::allocations::Allocations;
 use crate::audit::Audit;
 pub use crate::block::Block;
 use crate::skips::Skips;
 use crate::troubles::{Trouble, Troubles};
-use crate::{dead, known, page_blocks, stacks};
 use detector::guest_tests::shown;
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
@@ -22,6 +27,7 @@ use guest_symbols::percpu::PerCpu;
 use guest_symbols::slab::Cache;
 use guest_symbols::slab_walk;
 use guest_symbols::vmap;
+pub use layout::lay_out;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -40,6 +46,16 @@ const RSP: usize = 7;
 
 /// Names of slab caches by the virtual address of their `struct kmem_cache`.
 pub type Caches = HashMap<VirtAddr, Option<String>>;
+
+/// Objects of the kernel's own for which there are rules.
+struct Special {
+    /// Virtual addresses of every `struct slab_sheaf`.
+    sheaves: Vec<VirtAddr>,
+    /// Caches that kmemleak does not look into, each with whether it is the one of kmemleak's objects.
+    untraced: HashMap<VirtAddr, bool>,
+    /// Busy vmap areas, where they can be read.
+    areas: Option<Vec<vmap::Area>>,
+}
 
 /// All blocks, with what the scan needs to know of them.
 pub struct Blocks<'a, M> {
@@ -77,13 +93,15 @@ pub struct Blocks<'a, M> {
 }
 
 impl<'a, M: StoppedMemory> Blocks<'a, M> {
-    /// Lays out what the live map has; `registers` are as in [`Request`](crate::Request).
-    pub fn new(
+    /// Makes the blocks and their index. [`lay_out`] applies the rules afterwards. `registers` are as in
+    /// [`Request`](crate::Request).
+    fn new(
         kernel: &Kernel,
         memory: &'a M,
         pages: &'a Pages,
         allocations: Allocations<'a>,
         registers: &[u64],
+        special: &mut Special,
     ) -> Self {
         let objects = allocations.objects.list();
         let mut this = Blocks {
@@ -106,14 +124,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             troubles: Troubles::default(),
         };
         this.troubles.extend(pages.nonsense.iter().chain(&this.percpu.nonsense).cloned());
-        let untraced = known::untraced_caches(kernel, memory);
-        this.odd_caches = untraced.keys().copied().collect();
+        this.odd_caches = special.untraced.keys().copied().collect();
         this.odd_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
         let others = (0..).zip(objects).filter(|(_, (_, o))| o.kind() != Kind::Slab).map(|(i, _)| i);
         let others: Vec<u32> = others.collect();
-        let sheaves = this.sheaves(kernel, objects);
-        this.take_slab_objects(kernel, objects, &sheaves);
-        let areas = this.troubles.read("vmap areas", vmap::areas(kernel, memory));
+        this.take_slab_objects(kernel, objects, &special.sheaves);
+        special.areas = this.troubles.read("vmap areas", vmap::areas(kernel, memory));
+        let areas = &special.areas;
         // Slab objects are nearly all, and looked at once.
         let each = || others.iter().map(|&i| (i as usize, &objects[i as usize]));
         let shadow = kasan::shadow_of_kernel(kernel, memory);
@@ -123,7 +140,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             match allocations.objects.size(*addr, object) {
                 // Of an event that was half done.
                 0 => {}
-                _ if object.kind() == Kind::Large && !page_blocks::may_be_large(pages, *addr) => {
+                _ if object.kind() == Kind::Large && !self::pages::may_be_large(pages, *addr) => {
                     let audit = this.audit.as_mut();
                     audit.into_iter().for_each(|audit| audit.freed(kernel, allocations, object));
                 }
@@ -150,15 +167,10 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         );
         let freed = this.audit.as_ref().map_or(0, |audit| audit.counts().1);
         this.troubles.count(freed, Trouble::Freed);
-        this.blocks.extend(page_blocks::blocks(kernel, memory, pages, allocations.objects, &others));
+        this.blocks.extend(self::pages::blocks(kernel, memory, pages, allocations.objects, &others));
         this.rules = Rules::new(this.blocks.len());
         this.skip = Skips::new(this.blocks.len());
         this.index();
-        this.apply_sheaf_rules(kernel, &sheaves);
-        this.apply_vmap_rules(kernel, areas.as_deref());
-        this.apply_leak_tracer_rules(kernel, &untraced);
-        this.dead = dead::skip(kernel, &mut this);
-        stacks::apply_rules(&mut this, kernel);
         this
     }
 

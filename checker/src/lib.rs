@@ -4,11 +4,12 @@
 //! It needs no QEMU: a snapshot of memory and the live objects are enough.
 //!
 //! - [`audit`]: the live map against the slabs
-//! - [`known`]: what the kernel declares no leak
+//! - [`not_leaks`]: what the kernel declares no leak
 //! - [`blocks`]: live objects as blocks of guest memory
 //! - [`roots`]: what the kernel owns besides them
 //! - [`why`]: who keeps an object alive
-//! - [`moment`]: all that a report depends on, and the check of it
+//! - [`guest_state`]: all that a report depends on, and the check of it
+//! - [`counters`]: the events that it rests on
 //! - [`names`]: what addresses are called
 //! - [`report`]: the result, ready to be written
 //! - [`sites`]: live objects by the place of their allocation, and what grows
@@ -22,19 +23,16 @@ pub mod allocations;
 pub mod audit;
 mod block;
 pub mod blocks;
-mod dead;
-mod debug_options;
+pub mod counters;
 mod guess;
-pub mod known;
-pub mod moment;
+pub mod guest_state;
 pub mod names;
-mod page_blocks;
+pub mod not_leaks;
 pub mod report;
 pub mod roots;
 mod semaphores;
 pub mod sites;
 mod skips;
-mod stacks;
 pub mod text;
 pub mod threads;
 pub mod troubles;
@@ -156,7 +154,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     let pages = Pages::read(kernel, memory)?;
     is_mapped(kernel, memory, &pages)?;
     steps.done("page descriptors");
-    let mut blocks = Blocks::new(kernel, memory, &pages, request.allocations, request.registers);
+    let mut blocks = blocks::lay_out(kernel, memory, &pages, request.allocations, request.registers);
     steps.done("blocks");
     let semaphores = Semaphores::of(kernel, memory);
     let options = Options { origins: request.wanted.is_some(), ..Options::default() };
@@ -166,7 +164,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     steps.done("roots");
     marker.run(&blocks);
     steps.done("marking");
-    let known = known::mark(kernel, &blocks, &mut marker);
+    let known = not_leaks::mark(kernel, &blocks, &mut marker);
     marker.run(&blocks);
     let suppressed = suppress(&blocks, &mut marker, request);
     let marks = marker.finish(&blocks);

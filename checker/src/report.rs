@@ -1,15 +1,15 @@
 //! The result of a check, ready to be written.
 
+use crate::counters::Counters;
 use crate::guess;
-use crate::moment::Counters;
 use crate::names::Names;
+pub use crate::text::Asked;
 use crate::{Outcome, text};
 use detector::report::{Frame, Group, Report, Suppressed};
 use detector::stacks::StackId;
-use detector::suppress::{Suppression, Suppressions};
+use detector::suppress::Suppression;
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::time::Duration;
 
 /// Leaks of one test whose stacks are called the same are of one group, wherever their module was loaded.
 fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
@@ -41,19 +41,6 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let weight = |g: &Group| g.bytes() + g.retains().1;
     groups.sort_by_cached_key(|g| (!g.direct, Reverse(weight(g)), g.leaks.first().map(|l| Reverse(l.age))));
     groups
-}
-
-/// What is asked of a report, besides what leaked.
-#[derive(Clone, Copy)]
-pub struct Asked<'a> {
-    /// The audit, in the closing lines.
-    pub audit: bool,
-    /// How long the guest stood still, if it ran at all.
-    pub pause: Option<Duration>,
-    /// The suppressions that the check was made with.
-    pub suppressions: &'a Suppressions,
-    /// Those of them that no check used: this is the last one.
-    pub unused: bool,
 }
 
 /// Puts leaks with equal stacks together.

@@ -2,8 +2,8 @@
 //! still refers to, as a list that is only ever added to.
 
 use crate::CheckError;
-use crate::blocks::Blocks;
-use crate::moment::Moment;
+use crate::blocks;
+use crate::guest_state::Moment;
 use crate::names::Names;
 use detector::control::{By, Count, Place};
 use detector::objects::Object;
@@ -38,7 +38,7 @@ impl Sites {
     /// [`CheckError::Pages`].
     pub fn of(moment: &Moment<'_, impl StoppedMemory>) -> Result<Sites, CheckError> {
         let pages = Pages::read(moment.kernel, moment.memory)?;
-        let blocks = Blocks::new(moment.kernel, moment.memory, &pages, moment.allocations(), moment.registers);
+        let blocks = blocks::lay_out(moment.kernel, moment.memory, &pages, moment.allocations(), moment.registers);
         let names = moment.names();
         let mut sites = Sites { at_ms: moment.millis, modules: moment.modules.to_vec(), ..Sites::default() };
         for b in &blocks.blocks {

@@ -2,14 +2,14 @@
 
 use crate::Outcome;
 use crate::audit::Audit;
-use crate::moment::Counters;
+use crate::counters::Counters;
 use crate::names::Names;
-use crate::report::Asked;
 use crate::why::{Holder, Path};
 use detector::frozen::Objects;
 use detector::guest_tests::shown;
 use detector::objects::Object;
 use detector::report::{Figures, Group, Report};
+use detector::suppress::Suppressions;
 use guest_symbols::Kernel;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,6 +17,19 @@ use std::time::Duration;
 
 /// Unused suppressions told by name in the text; a structured report has all of them.
 const MAX_UNUSED: usize = 20;
+
+/// What is asked of a report, besides what leaked.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// The audit, in the closing lines.
+    pub audit: bool,
+    /// How long the guest stood still, if it ran at all.
+    pub pause: Option<Duration>,
+    /// The suppressions that the check was made with.
+    pub suppressions: &'a Suppressions,
+    /// Those of them that no check used: this is the last one.
+    pub unused: bool,
+}
 
 /// What follows the objects of a report: the summary, what speaks against it, suppressions, where it was asked for the audit, notes, and the paths.
 /// `report` lacks nothing but these lines.

@@ -1,7 +1,7 @@
 //! What a check finds out that speaks against its own result. Each is certain: a guest whose kernel is as it should be has none,
 //! whatever it does and whenever it is stopped.
 
-use guest_symbols::nonsense::{Nonsense, Unread};
+use guest_symbols::corruption::{Nonsense, Unread};
 
 /// Why a result is not to be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

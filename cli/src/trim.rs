@@ -1,6 +1,6 @@
 //! `leak trim`.
 
-use checker::moment::Moment;
+use checker::guest_state::Moment;
 use checker::report::Asked;
 use checker::{CheckError, Outcome};
 use detector::report::Format;

@@ -10,7 +10,7 @@ use crate::kallsyms::{self, KallsymsError};
 use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::paging::{PageTables, Translation};
 use crate::symbol_file::{SymbolFile, SymbolFileError};
-use crate::symbols::{SymbolTable, readable};
+use crate::symbols::{SymbolTable, find_release, readable};
 use crate::unwind::orc::Orc;
 use crate::view::View;
 use memchr::memmem;
@@ -269,17 +269,6 @@ fn image_window(
     let after = after.min(ram.end - phys.0).min(end.saturating_sub(at.0));
     let image = memory.slice(PhysAddr(phys.0 - before), (before + after) as usize);
     (image.unwrap_or(&[]), at.0 - before)
-}
-
-/// `linux_banner` (init/version-timestamp.c): "Linux version RELEASE (...".
-pub(crate) fn find_release(image: &[u8]) -> Option<&str> {
-    const START: &[u8] = b"Linux version ";
-    memmem::find_iter(image, START).find_map(|at| {
-        let rest = &image[at + START.len()..];
-        let end = rest.iter().take(64).position(|&b| b == b' ')?;
-        let release = std::str::from_utf8(&rest[..end]).ok().filter(|r| !r.contains(char::is_control))?;
-        (release.starts_with(|c: char| c.is_ascii_digit()) && rest.get(end + 1) == Some(&b'(')).then_some(release)
-    })
 }
 
 /// The kernel's types, and where in the image they are.

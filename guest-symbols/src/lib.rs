@@ -11,7 +11,7 @@
 //! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
 //! - [`allocators`]: allocators beside the slab
 //! - [`kasan`]: those of its address sanitizer
-//! - [`nonsense`]: what of these makes no sense
+//! - [`corruption`]: what of these makes no sense
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
 //! function here panics on any content.
@@ -21,13 +21,13 @@
 pub mod allocators;
 pub mod btf;
 pub mod code;
+pub mod corruption;
 pub mod free_pages;
 pub mod kallsyms;
 pub mod kasan;
 pub mod kernel;
 pub mod memory;
 pub mod modules;
-pub mod nonsense;
 pub mod pages;
 pub mod paging;
 pub mod percpu;

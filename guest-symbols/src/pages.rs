@@ -5,8 +5,8 @@ mod slabs;
 mod zspages;
 
 use crate::allocators::kfence;
+use crate::corruption::Nonsense;
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
-use crate::nonsense::Nonsense;
 use crate::{Kernel, free_pages, kasan};
 use layout::{Layout, MAPPING_FLAGS};
 

@@ -1,8 +1,8 @@
 //! Per-CPU memory (mm/percpu.c): where each CPU's copy lies, and which parts are handed out piecemeal.
 
 use crate::Kernel;
+use crate::corruption::{self, Nonsense};
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
-use crate::nonsense::{self, Nonsense};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -124,7 +124,7 @@ fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, 
     let list_at = Chunk::of(kernel)?.list;
     let (mut chunks, mut all_whole) = (Vec::new(), slots != 0);
     for slot in 0..slots {
-        let (nodes, whole) = nonsense::circle(kernel, memory, lists.offset(16 * slot), MAX_CHUNKS);
+        let (nodes, whole) = corruption::circle(kernel, memory, lists.offset(16 * slot), MAX_CHUNKS);
         chunks.extend(nodes.iter().map(|node| VirtAddr(node.0.wrapping_sub(list_at))));
         all_whole &= whole;
     }

@@ -1,8 +1,8 @@
 //! Slab caches: `struct kmem_cache` (mm/slab.h).
 
 use crate::Kernel;
+use crate::corruption;
 use crate::memory::{GuestMemory, VirtAddr};
-use crate::nonsense;
 
 /// More caches than this are not believed.
 const MAX_CACHES: usize = 65_536;
@@ -17,7 +17,7 @@ pub fn caches(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<VirtAddr
 /// As [`caches`], and whether that is all of them.
 pub(crate) fn cache_list(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, bool)> {
     let list = kernel.offset_of("kmem_cache", "list")?;
-    let (nodes, whole) = nonsense::circle(kernel, memory, kernel.symbol("slab_caches")?, MAX_CACHES);
+    let (nodes, whole) = corruption::circle(kernel, memory, kernel.symbol("slab_caches")?, MAX_CACHES);
     Some((nodes.iter().map(|node| VirtAddr(node.0.wrapping_sub(list))).collect(), whole))
 }
 

@@ -5,8 +5,8 @@ mod quarantine;
 
 use crate::Kernel;
 use crate::allocators::kfence::{self, STEP};
+use crate::corruption::{Nonsense, Unread};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
-use crate::nonsense::{Nonsense, Unread};
 use crate::pages::{Pages, Slab};
 use crate::percpu::PerCpu;
 use crate::slab::{self, Cache};

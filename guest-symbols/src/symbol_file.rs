@@ -3,8 +3,8 @@
 //! are worse than none.
 
 use crate::kallsyms::has_code;
-use crate::kernel::find_release;
 use crate::memory::VirtAddr;
+use crate::symbols::find_release;
 use crate::symbols::{SymbolTable, SymbolTableBuilder};
 use memchr::memmem;
 use object::{Object, ObjectSection, ObjectSymbol};

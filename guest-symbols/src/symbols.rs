@@ -1,6 +1,7 @@
 //! The kernel's symbols: by name, and the one an address belongs to.
 
 use hashbrown::HashTable;
+use memchr::memmem;
 use std::hash::BuildHasher;
 
 /// One symbol.
@@ -47,6 +48,17 @@ pub struct SymbolTable {
 /// Text of a guest's, in which what is none, and what would control a terminal or end a line, is U+FFFD.
 pub fn readable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace(char::is_control, "\u{fffd}")
+}
+
+/// `linux_banner` (init/version-timestamp.c): "Linux version RELEASE (...".
+pub(crate) fn find_release(image: &[u8]) -> Option<&str> {
+    const START: &[u8] = b"Linux version ";
+    memmem::find_iter(image, START).find_map(|at| {
+        let rest = &image[at + START.len()..];
+        let end = rest.iter().take(64).position(|&b| b == b' ')?;
+        let release = std::str::from_utf8(&rest[..end]).ok().filter(|r| !r.contains(char::is_control))?;
+        (release.starts_with(|c: char| c.is_ascii_digit()) && rest.get(end + 1) == Some(&b'(')).then_some(release)
+    })
 }
 
 /// Collects symbols for a [`SymbolTable`].

@@ -1,8 +1,8 @@
 //! Tasks and their stacks (include/linux/sched.h).
 
 use crate::Kernel;
+use crate::corruption::{self, Nonsense, Unread};
 use crate::memory::{GuestMemory, VirtAddr};
-use crate::nonsense::{self, Nonsense, Unread};
 use crate::percpu::PerCpu;
 use std::collections::HashSet;
 
@@ -83,7 +83,7 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu, found: &mut
         // Every thread of the process; the group leader is one of them, but init_task is in no list.
         add(found, process)?;
         let head = VirtAddr(read(process.offset(signal))?).offset(thread_head);
-        let (threads, whole) = nonsense::circle(kernel, memory, head, MAX_TASKS);
+        let (threads, whole) = corruption::circle(kernel, memory, head, MAX_TASKS);
         threads.iter().try_for_each(|node| add(found, VirtAddr(node.0.wrapping_sub(thread_node))))?;
         let next = VirtAddr(read(process.offset(tasks))?.wrapping_sub(tasks));
         (whole && seen.insert(process) && found.tasks.len() <= MAX_TASKS).then_some(next)

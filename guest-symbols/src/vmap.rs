@@ -1,8 +1,8 @@
 //! The kernel's own record of vmalloc space (mm/vmalloc.c): busy `vmap_area`s and their `vm_struct`s.
 
 use crate::Kernel;
+use crate::corruption::{Nonsense, Unread};
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
-use crate::nonsense::{Nonsense, Unread};
 use std::collections::HashSet;
 use std::ops::Range;
 

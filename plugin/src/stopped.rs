@@ -2,7 +2,7 @@
 
 use crate::ffi::{host, regs};
 use crate::hooks::tracker::Tracker;
-use checker::moment::{Counters, Moment};
+use checker::guest_state::{Counters, Moment};
 use guest_symbols::memory::StoppedMemory;
 use snapshot::WriteError;
 use std::path::Path;

@@ -18,7 +18,7 @@
 //! | kernel | text release; u64 virtual and u64 physical address of `_text`; u64 length of the image; u64 number of symbols |
 //! | symbols | flag, whether they came from a file and not from the kernel's memory. If so: bytes of a System.map at the running kernel's addresses; flag, and bytes of BTF |
 //! | time | u64 milliseconds since tracking began; u64 least age in milliseconds of what is reported; byte, 1 if unseen objects are, and 2 if events had ended before |
-//! | counters | 10 u64, as in [`checker::moment::Counters`] |
+//! | counters | 10 u64, as in [`checker::guest_state::Counters`] |
 //! | troubles | u32 number, and as many texts: why the report is not to be trusted |
 //! | registers | u32 number, and as many u64 |
 //! | modules | u32 number; for each u64 sequence number of the load, text name, u32 number of ranges and for each u64 start and end, u32 number of symbols and for each u64 address, u8 letter, text name |

@@ -5,7 +5,7 @@ use crate::error::ReadError;
 use crate::fields::{Flaw, Source};
 use crate::ram::TakeError;
 use crate::{END, MAGIC, VERSION, guest_tests, objects, ram};
-use checker::moment::{Counters, Moment};
+use checker::guest_state::{Counters, Moment};
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
 use detector::stacks::Stacks;

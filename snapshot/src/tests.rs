@@ -5,7 +5,7 @@ use crate::fields::{Sink, Source};
 use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
 use crate::{MAGIC, VERSION};
-use checker::moment::{Counters, Moment};
+use checker::guest_state::{Counters, Moment};
 use detector::clock::Clock;
 use detector::comms::Comms;
 use detector::frozen::Objects;

@@ -1,7 +1,7 @@
 //! What of a snapshot's memory its report depends on: the kernel's own tables, and every word that the check reads.
 //! Page cache, memory of processes, free memory, and what is free in slabs are none of it.
 
-use checker::moment::Moment;
+use checker::guest_state::Moment;
 use checker::{CheckError, Outcome};
 use detector::suppress::Suppressions;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PhysAddr, StoppedMemory};

@@ -3,7 +3,7 @@
 use crate::error::WriteError;
 use crate::fields::Sink;
 use crate::{END, MAGIC, VERSION, guest_tests, objects, ram};
-use checker::moment::{Counters, Moment};
+use checker::guest_state::{Counters, Moment};
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
 use guest_symbols::symbol_file::to_map;

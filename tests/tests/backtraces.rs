@@ -1,6 +1,6 @@
 //! Backtraces are those that the guest's own kmemleak has saved, of every object that both know.
 
-use checker::moment::Moment;
+use checker::guest_state::Moment;
 use guest_symbols::memory::StoppedMemory;
 use snapshot::Snapshot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

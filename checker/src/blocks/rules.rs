@@ -1,7 +1,8 @@
 //! Blocks whose contents are not what refers to an object: what describes vmap areas, sheaves, and other tracers of leaks.
 
 use super::{Block, Blocks};
-use crate::known;
+use crate::allocations::Allocations;
+use crate::blocks::allocation_sites;
 use detector::objects::{Kind, Object};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
@@ -38,6 +39,20 @@ impl Space {
     }
 }
 
+/// Virtual addresses of the sheaves (6.18 on) among the objects.
+pub(super) fn sheaves(kernel: &Kernel, memory: &impl StoppedMemory, allocations: Allocations<'_>) -> Vec<VirtAddr> {
+    let Some(cache) = kernel.offset_of("slab_sheaf", "cache") else { return Vec::new() };
+    let caches = slab::caches(kernel, memory).unwrap_or_default();
+    let mut is_sheaf_site = allocation_sites::sheaf_sites(kernel, allocations);
+    let is_sheaf = |&&(addr, object): &&(u64, Object)| {
+        matches!(object.kind(), Kind::Slab | Kind::Large) && is_sheaf_site(&object) && {
+            let cache = kernel.read_u64(memory, VirtAddr(addr).offset(cache));
+            cache.is_ok_and(|c| caches.contains(&VirtAddr(c)))
+        }
+    };
+    allocations.objects.list().iter().filter(is_sheaf).map(|(addr, _)| VirtAddr(*addr)).collect()
+}
+
 impl<M: StoppedMemory> Blocks<'_, M> {
     /// A vm_struct and a vmap_area describe their area, which does not make it referenced. But who holds
     /// the vm_struct holds the area (kmemleak's excess_ref).
@@ -50,7 +65,7 @@ impl<M: StoppedMemory> Blocks<'_, M> {
         // what was once their vm_struct.
         let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
-        let mut is_vmap_area_site = known::vmap_area_sites(kernel, self.allocations);
+        let mut is_vmap_area_site = allocation_sites::vmap_area_sites(kernel, self.allocations);
         // Nearly always the allocation of each was seen.
         let space = LazyCell::new(|| Space::new(kernel.variable(self.memory, "vmalloc_base"), areas));
         for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
@@ -85,20 +100,6 @@ impl<M: StoppedMemory> Blocks<'_, M> {
     fn bounds(&self, kernel: &Kernel, block: &Block) -> Range<u64> {
         let word = |at| kernel.read_u64(self.memory, VirtAddr(block.addr).offset(at)).unwrap_or(0);
         word(0)..word(8)
-    }
-
-    /// The sheaves (6.18 on) among the objects.
-    pub(super) fn sheaves(&self, kernel: &Kernel, objects: &[(u64, Object)]) -> Vec<VirtAddr> {
-        let Some(cache) = kernel.offset_of("slab_sheaf", "cache") else { return Vec::new() };
-        let caches = slab::caches(kernel, self.memory).unwrap_or_default();
-        let mut is_sheaf_site = known::sheaf_sites(kernel, self.allocations);
-        let is_sheaf = |&&(addr, object): &&(u64, Object)| {
-            matches!(object.kind(), Kind::Slab | Kind::Large) && is_sheaf_site(&object) && {
-                let cache = kernel.read_u64(self.memory, VirtAddr(addr).offset(cache));
-                cache.is_ok_and(|c| caches.contains(&VirtAddr(c)))
-            }
-        };
-        objects.iter().filter(is_sheaf).map(|(addr, _)| VirtAddr(*addr)).collect()
     }
 
     /// A sheaf is an array of free objects, and what it has given out still stands in it.

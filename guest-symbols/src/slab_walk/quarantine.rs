@@ -2,9 +2,9 @@
 //! to 7.3), and those that CONFIG_SLUB_RCU_DEBUG keeps for a grace period (mm/slub.c, 6.12 on).
 
 use super::{Allocated, IN_THE_MAKING, Walk};
+use crate::corruption::Nonsense;
 use crate::kasan::Quarantine;
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
-use crate::nonsense::Nonsense;
 use crate::percpu::PerCpu;
 use crate::{Kernel, kasan};
 use std::collections::HashSet;

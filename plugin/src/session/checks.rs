@@ -11,7 +11,7 @@ use crate::hooks::tracker::Tracker;
 use crate::output;
 use crate::stopped;
 use crate::triggers::control::events;
-use checker::moment::{Counters, Moment};
+use checker::guest_state::{Counters, Moment};
 use checker::names::Names;
 use checker::report::Asked;
 use checker::sites::Sites;

@@ -1,7 +1,7 @@
 //! Symbol files, kernels' images, and a snapshot.
 
 use super::after;
-use checker::moment::{Counters, Moment};
+use checker::guest_state::{Counters, Moment};
 use detector::clock::Clock;
 use detector::comms::Comms;
 use detector::frozen::Objects;

@@ -1,7 +1,7 @@
 //! What of tasks and their stacks is no reference.
 
 use crate::blocks::Blocks;
-use crate::known;
+use crate::blocks::allocation_sites;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
 use guest_symbols::code::Code;
@@ -82,7 +82,7 @@ fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kern
 fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
     let head = kernel.btf.as_ref().and_then(|b| b.size_of("vm_stack")).unwrap_or(0);
     let owned: HashSet<u64> = tasks.stacks.iter().map(|s| s.base).collect();
-    let mut is_stack_site = known::stack_sites(kernel, blocks.allocations);
+    let mut is_stack_site = allocation_sites::stack_sites(kernel, blocks.allocations);
     for (i, b) in blocks.blocks.iter().enumerate() {
         let is_stack = b.kind == Kind::Vmalloc && is_stack_site(blocks.object(b));
         if is_stack && !owned.contains(&b.addr) {

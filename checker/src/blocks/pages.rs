@@ -4,7 +4,7 @@
 //! are words like any other. What page tables map, the kernel's or a process's, counts as referred to, as do the tables themselves.
 //! Numbers of frames are not looked for: they would match anything.
 
-use crate::blocks::Block;
+use crate::block::Block;
 use detector::frozen::Objects;
 use detector::objects::{Kind, Object};
 use guest_symbols::Kernel;

@@ -2,12 +2,12 @@
 //!
 //! Each was found by a leak that it hid. All of it is data: variables and members, asked of the running kernel.
 
+use super::debug_options;
 use crate::blocks::Blocks;
-use crate::debug_options;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
+use guest_symbols::corruption::Nonsense;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
-use guest_symbols::nonsense::Nonsense;
 use guest_symbols::slab;
 use std::collections::HashSet;
 use std::ops::Range;

@@ -1,0 +1,30 @@
+//! Lays out a stopped guest: first all blocks, then the rules over them. No rule sees blocks that are not
+//! all there.
+
+use super::{Blocks, Special, allocation_sites, rules, stacks, stale_words};
+use crate::allocations::Allocations;
+use guest_symbols::Kernel;
+use guest_symbols::memory::StoppedMemory;
+use guest_symbols::pages::Pages;
+
+/// Lays out what the live map has. `registers` are as in [`Request`](crate::Request).
+pub fn lay_out<'a, M: StoppedMemory>(
+    kernel: &Kernel,
+    memory: &'a M,
+    pages: &'a Pages,
+    allocations: Allocations<'a>,
+    registers: &[u64],
+) -> Blocks<'a, M> {
+    let mut special = Special {
+        sheaves: rules::sheaves(kernel, memory, allocations),
+        untraced: allocation_sites::untraced_caches(kernel, memory),
+        areas: None,
+    };
+    let mut blocks = Blocks::new(kernel, memory, pages, allocations, registers, &mut special);
+    blocks.apply_sheaf_rules(kernel, &special.sheaves);
+    blocks.apply_vmap_rules(kernel, special.areas.as_deref());
+    blocks.apply_leak_tracer_rules(kernel, &special.untraced);
+    blocks.dead = stale_words::skip(kernel, &mut blocks);
+    stacks::apply_rules(&mut blocks, kernel);
+    blocks
+}
