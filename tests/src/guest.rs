@@ -18,6 +18,7 @@ pub struct Guest {
     losing: Option<Losses>,
     console: Option<PathBuf>,
     panics: Option<String>,
+    kmods: Option<String>,
     alone: bool,
 }
 
@@ -41,6 +42,7 @@ impl Guest {
             losing: None,
             console: None,
             panics: None,
+            kmods: None,
             alone: false,
         }
         .smp(2)
@@ -119,6 +121,14 @@ impl Guest {
     #[must_use]
     pub fn module_debug(self, name: &str) -> Guest {
         self.boot_option("--module-debug", name)
+    }
+
+    /// Puts modules of the distribution into the guest, and what they depend on, for `modprobe` there. Names are separated by
+    /// commas. What the kernel has built in is left out.
+    #[must_use]
+    pub fn distribution_modules(mut self, names: &str) -> Guest {
+        self.kmods = Some(names.to_owned());
+        self
     }
 
     /// Puts a script into the guest, as a step of that name.
@@ -269,6 +279,9 @@ impl Guest {
         }
         if let Some(places) = &self.panics {
             program = program.env("LIBLEAK_PANIC", places);
+        }
+        if let Some(names) = &self.kmods {
+            program = program.env("KMODS", names);
         }
         if self.alone {
             program = program.alone();
