@@ -102,8 +102,8 @@ pub struct Pages {
     pub kfence: Option<kfence::Pool>,
     /// Descriptors that contradict themselves.
     odd: u64,
-    /// Pages that may be of zspages, where no page type tells: frame and `page.private`. Only while descriptors are read.
-    maybe_zspages: Vec<(u64, VirtAddr)>,
+    /// Frames that may be of zspages, where no page type tells. Only while descriptors are read.
+    maybe_zspages: Vec<u32>,
     /// What makes no sense.
     pub nonsense: Vec<Nonsense>,
 }

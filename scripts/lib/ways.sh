@@ -135,7 +135,7 @@ start() {
     cat "$folder/hmp.out" >"$folder/monitor" &
     cat "$folder/order.out" >/dev/null &
     printf '#!/bin/sh\ninsmod /modules/leaky.ko\n' >"$folder/leak"
-    [ -n "${no_plugin:-}" ] || more+=(-plugin "${plugin//,/,,},each=on${options:-}")
+    [ -n "${no_plugin:-}" ] || more+=(-plugin "${plugin//,/,,},each=on${more_options:-}${options:-}")
     [ -n "${no_order:-}" ] || more+=(-serial "pipe:${folder//,/,,}/order")
     scripts/boot "${kernel:-bookworm-backports}" --timeout "${limit:-300}" --module leaky --file "$folder/leak:guest/leak" \
         --console "$folder/console" ${qemu:+--qemu "$qemu"} "${args[@]}" -- \

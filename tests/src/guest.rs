@@ -123,7 +123,8 @@ impl Guest {
         self.boot_option("--module-debug", name)
     }
 
-    /// Puts modules of the distribution into the guest, besides those that the workload needs: `virtio_pci,virtio_blk`.
+    /// Adds modules of the distribution, and what they depend on, for `modprobe` in the guest. Commas
+    /// separate names. What the kernel has built in is left out.
     #[must_use]
     pub fn kmods(mut self, names: &str) -> Guest {
         self.kmods = Some(names.to_owned());

@@ -66,6 +66,8 @@ pub struct Summary {
     pub unknown: u64,
     /// Objects that the kernel has freed, which was not seen.
     pub freed: u64,
+    /// Whole MiB of roots that were read.
+    pub root_mib: u64,
 }
 
 /// A report: the objects and the line after them.
@@ -92,7 +94,9 @@ impl Summary {
             number.unwrap_or_else(|| panic!("no counter \"{name}\" in: {line}"))
         };
         let groups = text.split_once(" bytes) in ").and_then(|(_, rest)| rest.split_once(" groups, ")?.0.parse().ok());
+        let roots = text.split_once("scanned ").and_then(|(_, rest)| rest.split_once('.')?.0.parse().ok());
         Some(Summary {
+            root_mib: roots.unwrap_or_else(|| panic!("no roots in: {line}")),
             line: line.to_owned(),
             unreferenced: counter("unreferenced objects"),
             direct: counter("direct"),
@@ -217,7 +221,7 @@ scanned 14.7 MiB of roots and 33.0 MiB of heap in 83.8 ms, pause 99.9 ms; 9 in s
         let s = &report.summary;
         assert_eq!((s.unreferenced, s.allocations, s.frees, s.live), (1, 359_171, 248_497, 110_674));
         assert_eq!((s.unmatched_returns, s.unwatched_sites, s.unknown_frees), (1, 2, 3));
-        assert_eq!((s.groups, s.direct, s.suppressed), (1, 0, 6));
+        assert_eq!((s.groups, s.direct, s.suppressed, s.root_mib), (1, 0, 6, 14));
         assert_eq!((s.missed_frees, s.stale, s.unknown, s.freed, s.is_trustworthy()), (4, 5, 8, 7, false));
     }
 

@@ -18,14 +18,15 @@ impl Pages {
         }
         let private = VirtAddr(u64_at(page, self.layout.private).unwrap_or(0));
         if private.0.is_multiple_of(8) && self.direct(private).is_some() {
-            self.maybe_zspages.push((pfn, private));
+            self.maybe_zspages.extend(u32::try_from(pfn));
         }
     }
 
     /// Tells which of the pages that were noted are of zspages: those for whose `struct zspage` the first page says the same.
     pub(super) fn settle_zspages(&mut self, memory: &impl StoppedMemory) {
-        for (pfn, zspage) in std::mem::take(&mut self.maybe_zspages) {
-            if self.is_zspage(memory, zspage) {
+        for pfn in std::mem::take(&mut self.maybe_zspages) {
+            let private = self.descriptor_word(memory, u64::from(pfn), self.layout.private);
+            if private.is_some_and(|zspage| self.is_zspage(memory, VirtAddr(zspage))) {
                 self.uses[pfn as usize] = Use::Zspage;
             }
         }
@@ -38,11 +39,17 @@ impl Pages {
         let len = ZSPAGE.min((PAGE_SIZE - phys.0 % PAGE_SIZE) as usize);
         let words = memory.slice(phys, len).unwrap_or_default();
         words.as_chunks::<8>().0.iter().any(|word| {
-            let first = self.frame_of(u64::from_le_bytes(*word)).and_then(|pfn| self.descriptor_phys(pfn));
-            let word = |at: usize| memory.read_u64(PhysAddr(first?.0 + at as u64)).ok();
-            word(self.layout.private) == Some(at.0)
-                && word(self.layout.flags).is_some_and(|flags| flags & self.layout.has_private != 0)
+            let Some(first) = self.frame_of(u64::from_le_bytes(*word)) else { return false };
+            self.descriptor_word(memory, first, self.layout.private) == Some(at.0)
+                && self
+                    .descriptor_word(memory, first, self.layout.flags)
+                    .is_some_and(|flags| flags & self.layout.has_private != 0)
         })
+    }
+
+    /// The word at an offset in the descriptor of a frame.
+    fn descriptor_word(&self, memory: &impl StoppedMemory, pfn: u64, at: usize) -> Option<u64> {
+        memory.read_u64(PhysAddr(self.descriptor_phys(pfn)?.0 + at as u64)).ok()
     }
 
     /// The frame whose descriptor is at this virtual address.

@@ -1,6 +1,6 @@
 //! The hooks of one kernel: those functions of the [table](super::table) that it has, and the registers that hold their arguments.
 
-use super::table::{Arg, CACHES, CODE, CONSOLE, Does, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
+use super::table::{Arg, CACHES, CODE, CONSOLE, Does, LATER, LOG, MARKERS, NONE_YET, PAGES, PORT, Row, TABLE};
 use crate::ffi::regs::Reg;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
@@ -115,7 +115,9 @@ pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>)
                 None => log::warn!("{name} is not hooked: an argument is not in a register"),
             }
         }
-        if needed && hooks.len() == before {
+        let mut older = NONE_YET.iter().filter(|(family, _)| *family == row.family);
+        let is_none_yet = older.any(|(_, function)| kernel.symbols.lookup(function).is_some());
+        if needed && hooks.len() == before && !is_none_yet {
             missing.push(row.family);
         }
     }

@@ -259,7 +259,8 @@ const ORDER: Arg = arg(&["order"], 1);
 pub const PAGES: &[Row] = &[
     Row {
         family: "page allocation",
-        names: &["__alloc_pages", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof"],
+        // The first to 5.12.
+        names: &["__alloc_pages_nodemask", "__alloc_pages", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof"],
         does: Does::AllocPages(Some(ORDER)),
     },
     Row {
@@ -271,6 +272,8 @@ pub const PAGES: &[Row] = &[
         family: "page allocation wrappers",
         names: &[
             "alloc_pages",
+            "alloc_pages_current",
+            "alloc_pages_vma",
             "__folio_alloc",
             "folio_alloc",
             "__get_free_pages",
@@ -293,6 +296,10 @@ pub const PAGES: &[Row] = &[
         does: Does::AllocPages(None),
     },
 ];
+
+/// Families that a kernel with that function does not have yet: `alloc_pages_bulk` came with 5.13, after
+/// `__alloc_pages_nodemask` got another name.
+pub const NONE_YET: &[(&str, &str)] = &[("bulk page allocation", "__alloc_pages_nodemask")];
 
 /// Hooks by which the guest calls on us, with `guest-markers=on`.
 pub const MARKERS: &[Row] = &[
