@@ -5,7 +5,8 @@
 //! u64 address and three u64 as the live map keeps them ([`Object`]), ascending by address.
 
 use crate::fields::{Flaw, Sink, Source};
-use detector::frozen::Objects;
+use detector::clock::Reading;
+use detector::frozen::{Objects, Size};
 use detector::objects::{Kind, Object};
 use std::io::{self, Read, Write};
 
@@ -27,15 +28,15 @@ pub(crate) fn put(to: &mut Sink<impl Write>, objects: &Objects) -> io::Result<()
         to.0.write_all(comm)?;
     }
     to.count(readings.len())?;
-    for (jiffies, millis) in readings {
-        to.u64(*jiffies)?;
-        to.u64(*millis)?;
+    for reading in readings {
+        to.u64(reading.jiffies)?;
+        to.u64(reading.millis)?;
     }
     to.u64(sizes.len() as u64)?;
-    for ((addr, kind), size) in sizes {
-        to.u64(addr)?;
-        to.u8(kind as u8)?;
-        to.u64(size)?;
+    for size in sizes {
+        to.u64(size.addr)?;
+        to.u8(size.kind as u8)?;
+        to.u64(size.bytes)?;
     }
     to.u64(objects.list().len() as u64)?;
     for (addr, object) in objects.list() {
@@ -60,7 +61,9 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Objects, Flaw> {
     let count = from.count(MAX_TABLE)?;
     let comms = (0..count).map(|_| from.array()).collect::<Result<Vec<[u8; 16]>, Flaw>>()?;
     let count = from.count(MAX_TABLE)?;
-    let readings = (0..count).map(|_| Ok((from.u64()?, from.u64()?))).collect::<Result<Vec<_>, Flaw>>()?;
+    let readings = (0..count)
+        .map(|_| Ok(Reading { jiffies: from.u64()?, millis: from.u64()? }))
+        .collect::<Result<Vec<_>, Flaw>>()?;
     if !readings.is_sorted() {
         return from.flaw("a clock that goes back");
     }
@@ -74,7 +77,7 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Objects, Flaw> {
         if size > MAX_SIZE {
             return from.flaw(format!("an object of {size} bytes"));
         }
-        sizes.push(((addr, kind), size));
+        sizes.push(Size { addr, kind, bytes: size });
     }
     let count = many(from, "objects")?;
     let mut list: Vec<(u64, Object)> = Vec::with_capacity(count.min(ROOM) as usize);

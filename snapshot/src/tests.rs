@@ -6,7 +6,7 @@ use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
 use crate::{MAGIC, VERSION};
 use checker::moment::{Counters, Moment};
-use detector::clock::Clock;
+use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::{Test, Tests, Verdict};
@@ -70,7 +70,7 @@ impl Guest {
         }
         map.retire(0xffff_8880_0000_0080);
         map.set_reported(0xffff_8880_0000_00c0);
-        let objects = Objects::of(&[&map], &comms, &clock, (4_294_900_100, 450));
+        let objects = Objects::of(&[&map], &comms, &clock, Reading { jiffies: 4_294_900_100, millis: 450 });
         let module = |name: &str| {
             let symbols = [Symbol { addr: 0xffff_ffff_c000_0010, kind: b't', name: "init_module" }];
             let parts = [0xffff_ffff_c000_0000..0xffff_ffff_c000_1000, 0xffff_ffff_c000_3000..0xffff_ffff_c000_4000];

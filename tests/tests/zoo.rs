@@ -1,6 +1,8 @@
 //! Of a zoo of allocations (`tests/modules/zoo`) the lost ones are reported, with their sizes, those that are
 //! held in some hidden way are not, and nothing else is.
 
+use detector::Count;
+use detector::graph::Verdict;
 use std::collections::BTreeMap;
 use tests::program::{leak, scratch};
 use tests::{Boot, Guest, Program, Unreferenced};
@@ -179,24 +181,25 @@ fn one_of_each_is_direct(kernel: &str) {
     let check = Program::new(leak()).arg("check").arg(&snapshot).args("--format jsonl").run();
     assert_eq!(check.status, Some(0), "{}", check.stderr);
     let reports = detector::report::json::read(&check.stdout).expect("a report in lines of JSON");
-    // By address whether it is a direct leak, and what hangs from it.
-    let leaks: BTreeMap<u64, (bool, (u64, u64))> = reports
+    let leaks: BTreeMap<u64, Verdict> = reports
         .iter()
         .flat_map(|r| &r.groups)
-        .flat_map(|g| g.leaks.iter().map(|l| (l.addr, (g.direct, l.retains))))
+        .flat_map(|g| g.leaks.iter().map(|l| (l.addr, Verdict { direct: g.direct, retains: l.retains })))
         .collect();
     for (kind, objects) in [("chain", 3), ("ring", 2), ("tree", 7)] {
         let ours: Vec<&Specimen> = zoo.iter().filter(|s| s.is_leak && s.kind == kind).collect();
         assert_eq!(ours.len(), objects, "{kind}; {}", boot.hint());
-        let verdicts: Vec<(bool, (u64, u64))> = ours.iter().map(|s| leaks[&s.address]).collect();
+        let verdicts: Vec<Verdict> = ours.iter().map(|s| leaks[&s.address]).collect();
         // They are printed from the head on, and of a ring the first to be allocated stands for it.
         let rest = objects as u64 - 1;
-        assert_eq!(verdicts[0], (true, (rest, rest * ours[0].size)), "{kind} {verdicts:?}; {}", boot.hint());
-        assert!(verdicts[1..].iter().all(|v| *v == (false, (0, 0))), "{kind} {verdicts:?}; {}", boot.hint());
+        let retains = Count { objects: rest, bytes: rest * ours[0].size };
+        assert_eq!(verdicts[0], Verdict { direct: true, retains }, "{kind} {verdicts:?}; {}", boot.hint());
+        assert!(verdicts[1..].iter().all(|v| *v == Verdict::default()), "{kind} {verdicts:?}; {}", boot.hint());
     }
     // What is lost by itself is all direct.
     let others = zoo.iter().filter(|s| s.is_leak && ["kmalloc", "kzalloc", "vmalloc"].contains(&s.kind.as_str()));
-    assert!(others.map(|s| leaks[&s.address]).all(|v| v == (true, (0, 0))), "{}", boot.hint());
+    let alone = Verdict { direct: true, retains: Count::default() };
+    assert!(others.map(|s| leaks[&s.address]).all(|v| v == alone), "{}", boot.hint());
 }
 
 #[test]

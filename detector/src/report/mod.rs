@@ -1,34 +1,40 @@
-//! What a check has found, ready to be written: groups of leaks with equal stacks, and the forms they are written in.
+//! Reports: groups of leaks with equal stacks, and the formats they are written in.
 //!
-//! - here: the model, and kmemleak's checksum
-//! - [`text`]: kmemleak's own words
-//! - [`json`]: lines of JSON, and their schema
+//! - this file: the data model, and kmemleak's checksum
+//! - [`text`]: kmemleak's text format
+//! - [`json`]: JSON lines, and their schema
+//! - [`suppress`]: suppressions in LeakSanitizer's format
+//! - [`control`]: the messages of the control socket
 
+pub mod control;
 pub mod json;
+pub mod suppress;
 pub mod text;
 
+use crate::count::Count;
 use crate::guest_tests::Test;
-use crate::objects::Kind;
+use crate::live::objects::Kind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-/// A form that reports are written in.
+/// A format of reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Format {
-    /// kmemleak's own words.
+    /// kmemleak's text format.
     #[default]
     Text,
-    /// As [`Format::Text`], with the line before each object that parsers of kernel consoles (syzkaller's) start at.
+    /// As [`Format::Text`], with the headline before each object that console parsers like
+    /// syzkaller's look for.
     Console,
-    /// Lines of JSON: see [`json`].
+    /// JSON lines. See [`json`].
     JsonLines,
 }
 
 impl Format {
-    /// The form of a file of that name.
+    /// The format of a file, by its suffix.
     pub fn of(path: &Path) -> Format {
         match path.extension().and_then(|e| e.to_str()) {
             Some("jsonl") => Format::JsonLines,
@@ -36,8 +42,8 @@ impl Format {
         }
     }
 
-    /// A report in this form. With `each`, text has every object by itself and not only one of each group; JSON always has
-    /// all of them.
+    /// Writes a report in this format. With `each`, text contains every object and not one per
+    /// group. JSON always contains every object.
     pub fn write(self, report: &Report, each: bool) -> String {
         let headline = if self == Format::Console { text::CONSOLE } else { "" };
         match self {
@@ -48,28 +54,38 @@ impl Format {
     }
 }
 
-impl FromStr for Format {
-    type Err = &'static str;
+/// A word that is not the name of a [`Format`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", UnknownFormat::MESSAGE)]
+pub struct UnknownFormat;
 
-    fn from_str(name: &str) -> Result<Format, &'static str> {
+impl UnknownFormat {
+    /// The message, for errors that carry static text.
+    pub const MESSAGE: &'static str = "neither text, jsonl nor console";
+}
+
+impl FromStr for Format {
+    type Err = UnknownFormat;
+
+    fn from_str(name: &str) -> Result<Format, UnknownFormat> {
         match name {
             "text" => Ok(Format::Text),
             "console" => Ok(Format::Console),
             "jsonl" => Ok(Format::JsonLines),
-            _ => Err("neither text, jsonl nor console"),
+            _ => Err(UnknownFormat),
         }
     }
 }
 
-/// One place in the source.
+/// A source location.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// The function, an inlined one too.
+    /// The function, which may be inlined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
-    /// The file as its debugging information names it, relative to where it was built.
+    /// The file as the debugging information names it, relative to the build directory.
     pub file: String,
-    /// The line, counted from 1; 0 if it is not known.
+    /// The line, counted from 1. 0 if the line is unknown.
     pub line: u32,
 }
 
@@ -82,16 +98,17 @@ impl fmt::Display for Place {
     }
 }
 
-/// One frame of an allocation's stack.
+/// One frame of an allocation stack.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
-    /// Virtual address: the start of the allocator, else a return address. 0 if the allocation was not seen.
+    /// Virtual address: the allocator's first instruction, or a return address. 0 if the allocation
+    /// was not seen.
     #[serde(with = "json::hex")]
     pub address: u64,
-    /// The function it lies in; `None` where nothing is known of it.
+    /// The function that contains the address, if it is known.
     #[serde(flatten)]
     pub function: Option<Function>,
-    /// Where in the source, innermost inlined function first; empty without debugging information.
+    /// Source locations, innermost inlined function first. Empty without debugging information.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub places: Vec<Place>,
 }
@@ -99,26 +116,27 @@ pub struct Frame {
 /// A function as kallsyms names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Function {
-    /// Its name; empty where no symbol tells.
+    /// The name. Empty if no symbol covers the address.
     #[serde(rename = "function")]
     pub name: String,
-    /// The frame's place in it, in bytes.
+    /// The frame's offset in the function, in bytes.
     pub offset: u64,
-    /// Its size in bytes, up to the next symbol.
+    /// The distance to the next symbol, in bytes.
     pub size: u64,
-    /// The module it is in, or `bpf`; `None` for the kernel's image.
+    /// The module, or `bpf`. `None` for the kernel image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
 }
 
 impl Frame {
-    /// Its names, those of inlined functions and of source files too.
+    /// All names of the frame: module, function, inlined functions and source files.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let function = self.function.iter().flat_map(|f| f.module.as_deref().into_iter().chain([f.name.as_str()]));
         function.chain(self.places.iter().flat_map(|p| p.function.as_deref().into_iter().chain([p.file.as_str()])))
     }
 
-    /// Writes it with a place in the source, where scripts/decode_stacktrace.sh and syzkaller have that: before the module.
+    /// Writes the frame with a source location. The location stands before the module, as in the
+    /// output of scripts/decode_stacktrace.sh and syzkaller.
     fn write(&self, f: &mut impl fmt::Write, place: Option<&Place>) -> fmt::Result {
         match &self.function {
             _ if self.address == 0 => f.write_str("(allocation not seen)")?,
@@ -148,118 +166,129 @@ pub struct Leak {
     /// Virtual address, or `__percpu` pointer.
     #[serde(rename = "address", with = "json::hex")]
     pub addr: u64,
-    /// Size in bytes as kmemleak knows it: the cache's object size, or what was requested.
+    /// Size in bytes, as kmemleak counts it: the object size of the cache, or the requested size.
     pub size: u64,
-    /// What it is made of.
+    /// The allocator that the object comes from.
     pub kind: Kind,
-    /// Its slab cache.
+    /// The slab cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
-    /// The type it seems to be of: `struct NAME`.
+    /// The likely type: `struct NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guess: Option<String>,
-    /// Task at allocation; `hardirq` or `softirq` in interrupts.
+    /// The comm of the allocating task, or `hardirq` or `softirq`.
     pub comm: String,
-    /// Its pid, the thread's own; 0 in interrupts.
+    /// The pid of the allocating thread. 0 in interrupts.
     pub pid: u32,
-    /// Its process's pid; 0 in interrupts.
+    /// The pid of the allocating process. 0 in interrupts.
     pub tgid: u32,
-    /// The CPU that it ran on.
+    /// The CPU of the allocation.
     pub cpu: u32,
     /// Jiffies at allocation.
     pub jiffies: u64,
-    /// Milliseconds since the allocation, of the host's clock.
+    /// The age in milliseconds of the host's clock.
     #[serde(rename = "age_ms")]
     pub age: u64,
-    /// The first bytes of the object; at least 32 where it has as many.
+    /// The first bytes of the object: at least 32, or all if it is smaller.
     #[serde(with = "json::bytes")]
     pub head: Vec<u8>,
     /// The CPU whose copy of a per-CPU object is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shown_cpu: Option<u32>,
-    /// [`Checksum`] of its contents.
+    /// The [`Checksum`] of the contents.
     #[serde(with = "json::hex")]
     pub crc: u32,
-    /// What hangs from a direct leak: indirect leaks, each counted for one direct leak, and their bytes. 0 for indirect
-    /// leaks.
-    #[serde(with = "json::counts")]
-    pub retains: (u64, u64),
+    /// The indirect leaks that hang from a direct leak. Each counts for one direct leak. 0 for
+    /// indirect leaks.
+    pub retains: Count,
 }
 
-/// Leaks with equal stacks, of one test, and either all direct or all indirect.
+/// Leaks with equal stacks from one test. All are direct, or all are indirect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// Whether nothing refers to them; else only other leaks do.
+    /// Whether nothing refers to the leaks. Otherwise only other leaks do.
     pub direct: bool,
-    /// The test in which they were allocated, if tests have names.
+    /// The test during which the leaks were allocated, if there is one.
     pub test: Option<String>,
-    /// Their stack, innermost frame first; not empty.
+    /// The common stack, innermost frame first. Never empty.
     pub frames: Vec<Frame>,
-    /// The leaks, in the order of their allocation; not empty.
+    /// The leaks in the order of allocation. Never empty.
     pub leaks: Vec<Leak>,
 }
 
 impl Group {
-    /// Bytes of all its leaks.
+    /// The size of all leaks together, in bytes.
     pub fn bytes(&self) -> u64 {
         self.leaks.iter().map(|l| l.size).sum()
     }
 
-    /// The greatest and the least age of its leaks, in milliseconds.
-    pub fn ages(&self) -> (u64, u64) {
+    /// The ages of its oldest and its youngest leak.
+    pub fn ages(&self) -> Ages {
         let ages = || self.leaks.iter().map(|l| l.age);
-        (ages().max().unwrap_or(0), ages().min().unwrap_or(0))
+        Ages { oldest: ages().max().unwrap_or(0), youngest: ages().min().unwrap_or(0) }
     }
 
-    /// Objects and bytes that hang from its leaks.
-    pub fn retains(&self) -> (u64, u64) {
-        self.leaks.iter().fold((0, 0), |(n, b), l| (n + l.retains.0, b + l.retains.1))
+    /// The indirect leaks that hang from its leaks.
+    pub fn retains(&self) -> Count {
+        let mut sum = Count::default();
+        self.leaks.iter().for_each(|leak| sum += leak.retains);
+        sum
     }
 }
 
-/// The summary's figures: their names, as in the summary line with `_` for spaces, and their values.
+/// The range of ages in a [`Group`], in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ages {
+    /// The age of the leak that was allocated first.
+    pub oldest: u64,
+    /// The age of the leak that was allocated last.
+    pub youngest: u64,
+}
+
+/// The figures of the summary line by name. Names have `_` for spaces.
 pub type Figures = BTreeMap<String, u64>;
 
-/// A suppression, and what it left out of a report.
+/// A suppression and the number of leaks that it matched.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suppressed {
     /// The pattern after `leak:`.
     pub template: String,
-    /// The file that it stands in.
+    /// The file that contains it.
     pub file: String,
-    /// The line there, counted from 1.
+    /// The line in the file, counted from 1.
     pub line: usize,
-    /// Objects left out, without those that hang from them.
+    /// Suppressed objects, without the indirect leaks that hang from them.
     pub objects: u64,
-    /// Their bytes.
+    /// Bytes of the suppressed objects.
     pub bytes: u64,
 }
 
-/// Everything that one check says.
+/// The result of one check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// What leaked: direct ones first, each of the two by bytes with what hangs from them, the most first, then by first
-    /// allocation.
+    /// The leaks. Direct groups come first. Each kind is sorted by bytes, including what hangs from
+    /// the group, in descending order, and then by first allocation.
     pub groups: Vec<Group>,
-    /// The test at whose end, or within which, the check was made.
+    /// The test that ran or ended when the check was made.
     pub test: Option<String>,
-    /// Tests that are over, since the report before.
+    /// Tests that ended since the previous report.
     pub tests: Vec<Test>,
     /// What `uname -r` prints in the guest.
     pub release: String,
     /// The summary's figures.
     pub figures: Figures,
-    /// Why it is not to be trusted; empty if it is.
+    /// Reasons not to trust the report. Empty if it is trustworthy.
     pub troubles: Vec<String>,
-    /// Suppressions that were used.
+    /// Suppressions that matched.
     pub suppressed: Vec<Suppressed>,
-    /// Suppressions that no check used so far; only the last report tells.
+    /// Suppressions that no check has used so far. Only the last report lists them.
     pub unused: Vec<Suppressed>,
-    /// The summary line, and all lines after it that there are or that were asked for: troubles, suppressions, the audit, notes, paths of references.
+    /// The summary line and the lines after it: troubles, suppressions, audit, notes, reference
+    /// paths.
     pub closing: String,
 }
 
-/// The kernel's `crc32(0, ...)`, continued over several runs of bytes: CRC-32 without the inversions
+/// The kernel's `crc32(0, ...)` over several runs of bytes. It is CRC-32 without the inversions
 /// before and after.
 #[derive(Default)]
 pub struct Checksum(u32);
@@ -267,13 +296,13 @@ pub struct Checksum(u32);
 impl Checksum {
     /// Adds bytes.
     pub fn add(&mut self, bytes: &[u8]) {
-        // The crate's value is inverted on the way in and out, the kernel's is not.
+        // The crate inverts the value at both ends, the kernel does not.
         let mut h = crc32fast::Hasher::new_with_initial(!self.0);
         h.update(bytes);
         self.0 = !h.finalize();
     }
 
-    /// The checksum of what was added.
+    /// The checksum of all bytes so far.
     pub fn value(&self) -> u32 {
         self.0
     }
@@ -303,7 +332,7 @@ mod tests {
         assert_eq!(formats, [Format::JsonLines, Format::Text, Format::Text, Format::Text]);
     }
 
-    /// Bit by bit, as lib/crc32.c defines it.
+    /// Bit by bit, as in lib/crc32.c.
     fn crc32_le(mut crc: u32, bytes: &[u8]) -> u32 {
         for b in bytes {
             crc ^= u32::from(*b);

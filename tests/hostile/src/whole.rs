@@ -5,7 +5,7 @@ use crate::input::Input;
 use checker::report::{Asked, report};
 use checker::sites::Sites;
 use detector::control::By;
-use detector::frozen::Objects;
+use detector::frozen::{Objects, Size};
 use detector::objects::{Kind, Object};
 use detector::report::{Format, json};
 use detector::suppress::Suppressions;
@@ -59,7 +59,8 @@ fn objects(from: &Objects, input: &mut Input<'_>, changed: usize) -> Objects {
             _ => {
                 let kinds = [Kind::Slab, Kind::Large, Kind::Vmalloc, Kind::Percpu, Kind::Pages];
                 // As snapshots and hooks bound it.
-                sizes.push(((list[number].0, kinds[usize::from(what >> 4) % kinds.len()]), value & ((1 << 40) - 1)));
+                let kind = kinds[usize::from(what >> 4) % kinds.len()];
+                sizes.push(Size { addr: list[number].0, kind, bytes: value & ((1 << 40) - 1) });
             }
         }
     }

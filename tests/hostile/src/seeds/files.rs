@@ -2,7 +2,7 @@
 
 use super::after;
 use checker::moment::{Counters, Moment};
-use detector::clock::Clock;
+use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
@@ -118,7 +118,7 @@ pub(super) fn snapshot() -> Vec<u8> {
         let allocation = Allocation { kind, sequence, jiffies, stack, pid: 12, tgid: 11, cpu: 1, comm };
         map.insert(0xffff_8880_0000_0000 + 64 * sequence, allocation.into(), 100 * sequence, 0);
     }
-    let objects = Objects::of(&[&map], &comms, &clock, (4_294_900_100, 450));
+    let objects = Objects::of(&[&map], &comms, &clock, Reading { jiffies: 4_294_900_100, millis: 450 });
     let stacks = Stacks::default();
     stacks.intern(&[TEXT + 8, TEXT + 0x101]);
     let symbols = [Symbol { addr: 0xffff_ffff_c000_0010, kind: b't', name: "init_module" }];
