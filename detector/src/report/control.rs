@@ -32,9 +32,9 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+use super::model::{Figures, Frame};
 pub use crate::count::Count;
 use crate::guest_tests::Test;
-use crate::report::{Figures, Frame};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::str::FromStr;
@@ -90,7 +90,7 @@ pub enum Request {
     /// Show what refers to an object.
     Why {
         /// Virtual address, or `__percpu` pointer, of any byte of the object.
-        #[serde(with = "crate::report::json::hex")]
+        #[serde(with = "crate::report::encoding::hex")]
         address: u64,
     },
     /// Write a snapshot.
@@ -266,7 +266,7 @@ pub struct Reasons {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Path {
     /// The address of the object.
-    #[serde(with = "crate::report::json::hex")]
+    #[serde(with = "crate::report::encoding::hex")]
     pub address: u64,
     /// The size of the object in bytes.
     pub size: u64,

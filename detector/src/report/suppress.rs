@@ -21,7 +21,7 @@
 //! # Ok::<(), detector::suppress::SuppressError>(())
 //! ```
 
-use super::{Frame, Function, Group};
+use super::model::{Frame, Function, Group};
 use aho_corasick::AhoCorasick;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;

@@ -5,7 +5,7 @@
 //! text take lines indented by four for frames. syzkaller takes a line for a frame if it starts
 //! with a name and `+` or `.`.
 
-use super::{Ages, Frame, Group, Leak, Report};
+use super::model::{Ages, Frame, Group, Leak, Report};
 use crate::count::Count;
 use std::cmp::Reverse;
 use std::fmt::{self, Write};
