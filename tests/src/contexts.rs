@@ -1,5 +1,6 @@
 //! What the module `tests/modules/contexts.c` leaks and from where, as it says itself on the console, against a report.
 
+use crate::hidden::Lost;
 use crate::report::Unreferenced;
 
 /// The contexts that it leaks in, when somebody wrote to its file too.
@@ -60,9 +61,9 @@ pub fn leaks(console: &str) -> Vec<Leak> {
     leaks
 }
 
-/// Their addresses.
-pub fn addresses(console: &str) -> Vec<u64> {
-    leaks(console).into_iter().map(|leak| leak.address).collect()
+/// The same, for [`Guest::losing`](crate::Guest::losing).
+pub fn lost(console: &str) -> Vec<Lost> {
+    leaks(console).into_iter().map(|leak| Lost::alone(leak.address)).collect()
 }
 
 /// Every `contexts: line KIND FILE LINE` of a console.

@@ -1,6 +1,7 @@
 //! Booting a guest under the plugin, through `scripts/boot`.
 
-use crate::boot::{Boot, Losses};
+use crate::boot::Boot;
+use crate::hidden::Losses;
 use crate::program::{self, Program, scratch, workspace};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ pub struct Guest {
     alone: bool,
 }
 
-/// Boots of a guest that loses something, at most.
+/// Most boots of a guest whose kernel dies of QEMU's stale breakpoint.
 const BOOTS: usize = 3;
 
 impl Guest {
@@ -215,11 +216,8 @@ impl Guest {
         self
     }
 
-    /// Says what the guest will lose, so that it is booted again when that is not all reported, thrice at most.
-    ///
-    /// A scan that takes words for pointers can be fooled: some dead word somewhere may happen to equal an
-    /// address that was lost. That is rare and different in each boot, so a leak that libleak does not see for
-    /// another reason still fails the test. What is reported and not lost always does.
+    /// Declares what the guest loses. Lost objects that no report has are printed and counted, and too
+    /// many of them fail the test: see [`hidden`](crate::hidden).
     #[must_use]
     pub fn losing(mut self, losses: Losses) -> Guest {
         self.losing = Some(losses);
@@ -234,17 +232,23 @@ impl Guest {
     }
 
     /// Boots the guest and waits for its end.
+    ///
+    /// The guest is booted again only if QEMU killed its kernel by a stale breakpoint. That happens
+    /// without any plugin, too.
+    ///
+    /// # Panics
+    /// If too many lost objects are not reported: see [`Guest::losing`].
     pub fn boot(&self) -> Boot {
         let mut boot = self.boot_once();
-        for again in 1..BOOTS {
-            let hidden = boot.hidden(self.losing);
-            let why = match boot.met_a_stale_breakpoint() {
-                true => "QEMU ran a breakpoint that was no longer there".to_owned(),
-                false if hidden.is_empty() => break,
-                false => format!("lost and not reported {hidden:x?}"),
-            };
-            println!("boot {again} of {}: {why}", self.test);
+        for number in 1..BOOTS {
+            if !boot.met_a_stale_breakpoint() {
+                break;
+            }
+            println!("boot {number} of {}: QEMU ran a breakpoint that was no longer there", self.test);
             boot = self.boot_once();
+        }
+        if let Some(losses) = self.losing {
+            boot.count_hidden(losses);
         }
         boot
     }
@@ -282,6 +286,13 @@ impl Guest {
         };
         std::fs::write(folder.join("console"), &console).expect("the console is saved");
         std::fs::write(folder.join("stderr"), &done.stderr).expect("the report is saved");
-        Boot { status: done.status, console, stderr: done.stderr, steps: self.steps.clone(), folder }
+        Boot {
+            status: done.status,
+            console,
+            stderr: done.stderr,
+            steps: self.steps.clone(),
+            folder,
+            hidden: Vec::new(),
+        }
     }
 }

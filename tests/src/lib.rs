@@ -7,7 +7,9 @@
 pub mod boot;
 pub mod contexts;
 pub mod control;
+pub mod fields;
 pub mod guest;
+pub mod hidden;
 pub mod kmemleak_objects;
 pub mod monitor;
 pub mod planted;
@@ -17,5 +19,6 @@ pub mod sample;
 
 pub use boot::Boot;
 pub use guest::Guest;
+pub use hidden::Lost;
 pub use program::{Finished, Program};
 pub use report::{Report, Summary, Unreferenced};

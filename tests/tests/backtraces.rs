@@ -90,7 +90,7 @@ fn table(agreement: &Agreement) -> String {
 #[test]
 fn backtraces_are_kmemleak_s() {
     let snapshot = scratch("backtraces-file").join("snapshot");
-    let guest = Guest::new("backtraces", "selfbuilt-kmemleak").module("leaky").losing(planted::addresses);
+    let guest = Guest::new("backtraces", "selfbuilt-kmemleak").module("leaky").losing(planted::lost);
     let boot =
         guest.run(&["insmod:leaky", "workload"]).option(&format!("snapshot={}", snapshot.display())).limit(360).boot();
     boot.assert_ended_well();
@@ -148,7 +148,7 @@ fn a_bpf_program_is_named_on_linux_7_3() {
 
 /// The backtraces of what `leaky` loses, when the guest is booted with these words and loads it by that step.
 fn of_leaky(test: &str, kernel: &str, append: &str, step: (&str, &str)) -> BTreeSet<Vec<String>> {
-    let mut guest = Guest::new(test, kernel).module("leaky").losing(planted::addresses);
+    let mut guest = Guest::new(test, kernel).module("leaky").losing(planted::lost);
     if !step.1.is_empty() {
         guest = guest.script(step.0, step.1);
     }

@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 use std::time::Duration;
+use tests::assert_fields;
 use tests::control::{Places, order};
 use tests::monitor::{Monitor, wait_for};
+use tests::planted::Differences;
 use tests::program::scratch;
 use tests::{Boot, Guest, planted};
 
@@ -16,24 +18,27 @@ date -s '2001-02-03 04:05:06' && hwclock -w -u && reboot -f
 /// Boots, and compares what each kernel of the guest reported with what `leaky` lost in it: `leaky` says in which it was loaded, and
 /// their number is that of the reports.
 fn assert_each_boot(leaky: &[bool], start: impl Fn() -> Boot) -> Boot {
-    planted::thrice(|| {
-        let boot = start();
-        assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
-        assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
-        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
-        let times = leaky.iter().filter(|is| **is).count();
-        assert_eq!((reports.len(), planted.len()), (leaky.len(), 8 * times), "{}\n{}", boot.hint(), boot.stderr);
-        let mut planted = planted.chunks(8);
-        let mut differences = Vec::new();
-        for (number, (report, is_loaded)) in (1..).zip(reports.iter().zip(leaky)) {
-            let planted = if *is_loaded { planted.next().unwrap_or_default() } else { &[] };
-            differences.extend(planted::differences(planted, &report.objects));
-            assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
-            let note = format!("libleak: note: this is boot {number} of the guest");
-            assert_eq!(boot.stderr.contains(&note), number > 1, "{}", boot.hint());
-        }
-        (boot, differences)
-    })
+    let boot = start();
+    assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
+    assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
+    let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+    let times = leaky.iter().filter(|is| **is).count();
+    assert_fields!(
+        format_args!("{}\n{}", boot.hint(), boot.stderr);
+        reports.len() => leaky.len(),
+        planted.len() => 8 * times,
+    );
+    let mut planted = planted.chunks(8);
+    let mut differences = Differences::default();
+    for (number, (report, is_loaded)) in (1..).zip(reports.iter().zip(leaky)) {
+        let planted = if *is_loaded { planted.next().unwrap_or_default() } else { &[] };
+        differences.extend(planted::differences(planted, &report.objects));
+        assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
+        let note = format!("libleak: note: this is boot {number} of the guest");
+        assert_eq!(boot.stderr.contains(&note), number > 1, "{}", boot.hint());
+    }
+    boot.assert_agrees(&differences);
+    boot
 }
 
 /// Once by the guest itself, to the same kernel at another place, and then by kexec to another one.
@@ -107,7 +112,11 @@ fn a_kernel_that_boots_over_another_is_trusted_from_its_first_allocation_on() {
     let is_early = |r: &&Value| r["figures"]["boot"] == 2 && r["figures"]["allocations"].as_u64() < Some(9_000);
     assert!(reports.iter().filter(is_early).count() > 5, "too few reports of the second boot's first moments");
     for report in reports {
-        assert_eq!((report.get("troubles"), &report["figures"]["unreferenced_objects"]), (None, &json!(0)), "{report}");
+        assert_fields!(
+            format_args!("{report}");
+            report.get("troubles") => None,
+            &report["figures"]["unreferenced_objects"] => &json!(0),
+        );
     }
     assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
 }

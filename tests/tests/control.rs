@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
+use tests::assert_fields;
 use tests::control::{Client, Places, order};
 use tests::program::{plugin_argument, qemu};
 use tests::{Boot, Guest, Program};
@@ -60,13 +61,21 @@ fn reasons_are_told(client: &mut Client, console: &str) {
     for (species, address, size) in &held {
         let answer = client.ask(&json!({"do": "why", "address": format!("{:#x}", address + size - 1)}));
         let path = &answer["paths"][0];
-        assert_eq!((&path["address"], &path["size"]), (&json!(format!("{address:#x}")), &json!(size)), "{species}");
+        assert_fields!(
+            format_args!("{species}");
+            &path["address"] => &json!(format!("{address:#x}")),
+            &path["size"] => &json!(size),
+        );
         let holders = path["holders"].as_array().expect("holders");
         let last = holders.last().unwrap_or_else(|| panic!("{species} has no holder: {answer}"));
         assert!(last["what"] != "object" || holders.len() > 1, "{species}: {answer}");
         if species == "in-vmalloc" {
             // zoo_held.c: vmalloc_holder[700].
-            assert_eq!((&holders[0]["offset"], &holders[0]["kind"]), (&json!(0x15e0), &"vmalloc".into()), "{answer}");
+            assert_fields!(
+                format_args!("{answer}");
+                holders[0]["offset"] => 0x15e0,
+                holders[0]["kind"] => "vmalloc",
+            );
             assert_eq!(last["what"], "root", "{answer}");
         }
     }
@@ -79,7 +88,7 @@ fn reasons_are_told(client: &mut Client, console: &str) {
     // But what a dead word hides.
     assert!(nobody.count() > 0);
     let refused = client.answer(&json!({"do": "why", "address": "0x10", "id": "x"}));
-    assert_eq!((&refused["ok"], &refused["id"]), (&false.into(), &"x".into()));
+    assert_fields!(""; refused["ok"] => false, refused["id"] => "x");
 }
 
 /// What grows is told by its stack and its site, and how much, though all of it is referred to.
@@ -139,7 +148,7 @@ fn news_are_told_once(places: &Places, client: &mut Client, orders: &mut UnixStr
     lose(30);
     let first = client.ask(&json!({"do": "scan", "min_age": 0, "id": 1}));
     assert!((28..=30).contains(&lost(&first)), "{first}");
-    assert_eq!((&first["id"], &first["report"]["schema"]), (&1.into(), &1.into()));
+    assert_fields!(""; first["id"] => 1, first["report"]["schema"] => 1);
     assert!(lost(&client.ask(&json!({"do": "scan", "min_age": 0}))) <= 2);
     // Too young.
     lose(31);
@@ -183,7 +192,7 @@ fn bad_clients_do_no_harm(places: &Places, client: &mut Client) {
     crowd.iter_mut().for_each(|c| c.send(b"{\"do\":\"scan\"}\n"));
     for each in &mut crowd {
         let answer = each.line().expect("an answer");
-        assert_eq!((&answer["ok"], &answer["groups"]), (&true.into(), &json!([])), "{answer}");
+        assert_fields!(format_args!("{answer}"); answer["ok"] => true, answer["groups"] => json!([]));
     }
     // Nobody is left without a word.
     let mut more: Vec<Client> = (0..250).map(|_| places.client()).collect();

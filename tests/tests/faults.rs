@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tests::assert_fields;
 use tests::control::{Places, order};
 use tests::program::{plugin, plugin_argument, qemu, scratch};
 use tests::{Boot, Finished, Guest, Program};
@@ -50,7 +51,7 @@ fn a_terminal_that_is_gone_and_few_files() {
     // A closed one is not taken by a file of ours.
     let report = scratch("faults-closed").join("report");
     let done = bare("exec", &[format!("report={}", report.display())], "2>&-", 6);
-    assert_eq!((done.status, done.stderr.as_str()), (Some(124), ""));
+    assert_fields!(""; done.status => Some(124), done.stderr.as_str() => "");
     assert_eq!(std::fs::read_to_string(&report).expect("the report's file"), "");
     // Hardly any file that could be opened, and none that could be written to.
     let done = bare("ulimit -n 40; ulimit -f 0; exec", &[], "", 6);

@@ -5,6 +5,7 @@ use detector::control::By;
 use detector::suppress::Suppressions;
 use snapshot::Snapshot;
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::program::{leak, workspace};
 use tests::report::without_times;
 use tests::{Program, planted, report};
@@ -21,7 +22,11 @@ fn text(name: &str) -> String {
 fn the_golden_snapshot_gives_the_golden_report() {
     let done =
         Program::new(leak()).arg("check").arg(golden("snapshot")).args("--each --audit --why create_worker").run();
-    assert_eq!((done.status, done.stderr.as_str()), (Some(0), ""), "if its format is old, run scripts/golden");
+    assert_fields!(
+        format_args!("if its format is old, run scripts/golden");
+        done.status => Some(0),
+        done.stderr.as_str() => "",
+    );
     let (ours, theirs) = (without_times(&done.stdout), without_times(&text("report")));
     // A diff of the first line is more use than both texts.
     let differing = ours.lines().zip(theirs.lines()).find(|(ours, theirs)| ours != theirs);
@@ -37,7 +42,7 @@ fn the_golden_report_has_the_planted_leaks_and_no_others() {
     let reports = report::parse(&text("report"));
     assert_eq!(reports.len(), 1);
     let differences = planted::differences(&planted, &reports[0].objects);
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(differences.is_empty(), "{differences:#x?}");
     assert!(reports[0].summary.is_trustworthy(), "{}", reports[0].summary.line);
 }
 

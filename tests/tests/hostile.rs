@@ -7,6 +7,7 @@
 use detector::report::{Report, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::program::scratch;
 use tests::{Boot, Guest};
 
@@ -186,7 +187,7 @@ fn more_objects_than_there_is_room_for_and_a_crash() {
     let figure = |name: &str| first.figures[name];
     // All are known, by the live map or by the kernel's own books.
     assert!(figure("live_objects") > keep, "{:?}; {}", first.figures, boot.hint());
-    assert_eq!((figure("unknown_frees"), figure("missed_frees"), figure("freed")), (0, 0, 0), "{}", boot.hint());
+    assert_fields!(boot.hint(); figure("unknown_frees") => 0, figure("missed_frees") => 0, figure("freed") => 0);
     let found = addresses(first);
     let lost: BTreeSet<u64> =
         lost(&boot.console).into_iter().filter(|(of, _)| of == "scan").map(|(_, at)| at).collect();

@@ -5,7 +5,7 @@ use tests::{Guest, planted};
 
 /// A guest that leaks and then waits long enough for two scans.
 fn guest(test: &str) -> Guest {
-    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses).option("scan=3").run(&[
+    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::lost).option("scan=3").run(&[
         "insmod:leaky",
         "sleep:8",
         "workload",

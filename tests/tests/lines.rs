@@ -3,6 +3,7 @@
 
 use lines::{Lines, LinesError};
 use snapshot::Snapshot;
+use tests::assert_fields;
 use tests::contexts;
 use tests::program::{cache, module_debug_folder, scratch};
 use tests::{Boot, Guest};
@@ -28,7 +29,7 @@ fn boot(name: &str, kernel: &str) -> (Boot, Snapshot) {
         .module_debug("contexts")
         .script("in-contexts", "#!/bin/sh\ninsmod /modules/contexts.ko inlined=1\n")
         .option(&format!("snapshot={}", file.display()))
-        .losing(contexts::addresses)
+        .losing(contexts::lost)
         .run(&["in-contexts", "rmmod:contexts"])
         .boot();
     boot.assert_ended_well();
@@ -50,7 +51,7 @@ fn calls_have_the_lines_of_their_sources() {
     let address = leaks.iter().find(|leak| leak.kind == "inlined").expect("a leak through an inlined function").address;
     let object = boot.report().objects.into_iter().find(|o| o.address == address).expect("it is reported");
     let (name, offset, size, module) = parts(&object.frames[1]).expect("a frame");
-    assert_eq!((name, module), ("leak_inlined", Some("contexts")));
+    assert_fields!(""; name => "leak_inlined", module => Some("contexts"));
     let places = lines.module("contexts", name, offset, size);
     let line = |kind| contexts::lines(&boot.console).into_iter().find(|l| l.kind == kind).expect("a line").line;
     let [.., inlined, inlining] = &places[..] else { panic!("{places:?}") };
@@ -115,7 +116,7 @@ fn reports_have_the_lines_of_allocations() {
             .option(&format!("debug={}", vmlinux.display()))
             .option(&format!("debug={}", module_debug_folder(KERNEL).display()))
     };
-    let boot = debug(Guest::new("lines-report", KERNEL).losing(contexts::addresses)).groups().boot();
+    let boot = debug(Guest::new("lines-report", KERNEL).losing(contexts::lost)).groups().boot();
     boot.assert_ended_well();
     let line = |kind| contexts::lines(&boot.console).into_iter().find(|l| l.kind == kind).expect("a line").line;
     let text: Vec<&str> = boot.stderr.lines().collect();

@@ -3,7 +3,7 @@
 use tests::{Boot, Guest, planted};
 
 fn guest(test: &str) -> Guest {
-    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses).run(&["insmod:leaky"])
+    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::lost).run(&["insmod:leaky"])
 }
 
 fn assert_planted(boot: &Boot) {

@@ -3,6 +3,7 @@
 use detector::guest_tests::{Test, Verdict};
 use detector::report::{Format, Report, json};
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::program::{leak, scratch};
 use tests::{Boot, Guest, Program};
 
@@ -98,11 +99,11 @@ impl Files {
         let done = Program::new(leak()).arg("check").arg(&self.snapshot).args("--format jsonl").run();
         assert_eq!(done.status, Some(0), "{}", done.stderr);
         let again = json::read(&done.stdout).expect("lines of JSON").remove(0);
-        assert_eq!(
-            (&again.groups, &again.tests, &again.test),
-            (&last.groups, &last.tests, &last.test),
-            "{}",
-            boot.hint()
+        assert_fields!(
+            boot.hint();
+            &again.groups => &last.groups,
+            &again.tests => &last.tests,
+            &again.test => &last.test,
         );
         reports
     }
@@ -138,7 +139,7 @@ fn markers(test_name: &str, kernel: &str) {
     // Nothing of before the mark, and nothing that was cleared.
     assert_eq!(lost(last), [(96, Some(odd)), (512, Some(END)), (2048, Some("C")), (4096, None)], "{}", boot.hint());
     assert_eq!([&first.test, &second.test, &last.test].map(Option::as_deref), [Some("B"), Some("B"), Some(END)]);
-    assert_eq!((&first.tests, &second.tests), (&vec![test("A, the first", None)], &vec![]));
+    assert_fields!(""; &first.tests => &vec![test("A, the first", None)], &second.tests => &vec![]);
     let long = "x".repeat(256);
     let ended: Vec<Test> = ["B", "C", odd, &long, END].iter().map(|name| test(name, None)).collect();
     assert_eq!(last.tests, ended, "{}", boot.hint());
@@ -177,7 +178,12 @@ fn lines_of_tests_name_them_and_are_times_to_scan() {
         assert_eq!(lost(report), leaks, "{name}; {}", boot.hint());
     }
     let last = &reports[reports.len() - 1];
-    assert_eq!((lost(last), last.test.as_deref(), last.tests.len()), (vec![(4096, None)], None, 0), "{}", boot.hint());
+    assert_fields!(
+        boot.hint();
+        lost(last) => vec![(4096, None)],
+        last.test.as_deref() => None,
+        last.tests.len() => 0,
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tests::{Guest, planted};
 fn planted_leaks_are_reported(kernel: &str) {
     let boot = Guest::new(&format!("planted-{kernel}"), kernel)
         .module("leaky")
-        .losing(planted::addresses)
+        .losing(planted::lost)
         .run(&["insmod:leaky", "workload"])
         .boot();
     boot.assert_ended_well();

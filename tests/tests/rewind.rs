@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+use tests::assert_fields;
 use tests::monitor::{Monitor, wait_for};
-use tests::planted::thrice;
+use tests::planted::Differences;
 use tests::program::scratch;
 use tests::report::Report;
 use tests::{Boot, Guest, planted};
@@ -55,15 +56,16 @@ fn tell(monitor: &mut Monitor, command: &str) {
     assert!(!said.contains("Error"), "{said}");
 }
 
-/// Each report is to be of the eight leaks that came to pass in its time.
-fn compare(boot: Boot, times: usize) -> (Boot, Vec<String>) {
+/// Each report has the eight leaks of its time.
+fn compare(boot: &Boot, times: usize) {
     boot.assert_ended_well();
     let (planted, reports) = (planted::planted(&boot.console), boot.reports());
     assert_eq!(planted.len(), times * PLANTED, "{}", boot.hint());
     assert_eq!(reports.len(), times, "{}", boot.hint());
     let pairs = planted.chunks(PLANTED).zip(reports);
-    let differences = pairs.flat_map(|(planted, report)| planted::differences(planted, &report.objects)).collect();
-    (boot, differences)
+    let mut differences = Differences::default();
+    pairs.for_each(|(planted, report)| differences.extend(planted::differences(planted, &report.objects)));
+    boot.assert_agrees(&differences);
 }
 
 /// Of what was allocated before nothing is known, and it is no doubt.
@@ -73,7 +75,7 @@ fn assert_no_doubts(report: &Report) {
 }
 
 /// A guest that is saved, leaks, and is loaded again to leak once more.
-fn rewind(test: &str, option: &str) -> (Boot, Vec<String>) {
+fn rewind(test: &str, option: &str) {
     let files = Files::new(test);
     let guest = files.guest(test).option(option).run(&["sleep:2", "insmod:leaky", "sleep:3"]);
     let boot = files.boot(&guest, "libleak-guest: begin sleep:2", |monitor| {
@@ -83,46 +85,43 @@ fn rewind(test: &str, option: &str) -> (Boot, Vec<String>) {
     });
     let note = "brought to another time (loadvm) or came from elsewhere (-loadvm, -incoming), 1 times";
     assert!(boot.stderr.contains(note), "{}\n{}", boot.hint(), boot.stderr);
-    compare(boot, 2)
+    compare(&boot, 2);
 }
 
 #[test]
 fn after_loadvm_only_what_came_to_pass_is_reported() {
-    thrice(|| rewind("rewind", "live=hooks"));
+    rewind("rewind", "live=hooks");
 }
 
 /// Some 30,000 objects are known by the kernel's books alone, and none of them is a leak.
 #[test]
 fn what_was_allocated_before_is_no_leak_either() {
-    thrice(|| rewind("rewind-slab", "live=slab"));
+    rewind("rewind-slab", "live=slab");
 }
 
 /// The clock goes on, and all is different: a guest is brought to its past, and at once to its future again.
 #[test]
 fn a_future_that_is_loaded_is_another_time_too() {
-    thrice(|| {
-        let files = Files::new("future");
-        // Not for long: a guest whose clock skips 20 s takes itself for locked up.
-        let work = "#!/bin/sh\nfor i in $(seq 300); do mkdir -p /tmp/work/$i; done\n";
-        let guest = files.guest("future").script("work", work).run(&["sleep:2", "work", "sleep:3", "insmod:leaky"]);
-        let boot = files.boot(&guest, "libleak-guest: begin sleep:2", |monitor| {
-            tell(monitor, "savevm past");
-            wait_for(&files.console, "libleak-guest: begin sleep:3");
-            tell(monitor, "savevm future");
-            tell(monitor, "loadvm past");
-            // In the guest's past.
-            std::thread::sleep(Duration::from_millis(500));
-            tell(monitor, "loadvm future");
-        });
-        boot.assert_ended_well();
-        let reports = boot.reports();
-        assert!(boot.stderr.contains("(-loadvm, -incoming), 2 times"), "{}", boot.hint());
-        let [past, future, end] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-        assert!(past.objects.is_empty() && future.objects.is_empty(), "{}", boot.hint());
-        assert_no_doubts(end);
-        let differences = planted::differences(&planted::planted(&boot.console), &end.objects);
-        (boot, differences)
+    let files = Files::new("future");
+    // Not for long: a guest whose clock skips 20 s takes itself for locked up.
+    let work = "#!/bin/sh\nfor i in $(seq 300); do mkdir -p /tmp/work/$i; done\n";
+    let guest = files.guest("future").script("work", work).run(&["sleep:2", "work", "sleep:3", "insmod:leaky"]);
+    let boot = files.boot(&guest, "libleak-guest: begin sleep:2", |monitor| {
+        tell(monitor, "savevm past");
+        wait_for(&files.console, "libleak-guest: begin sleep:3");
+        tell(monitor, "savevm future");
+        tell(monitor, "loadvm past");
+        // In the guest's past.
+        std::thread::sleep(Duration::from_millis(500));
+        tell(monitor, "loadvm future");
     });
+    boot.assert_ended_well();
+    let reports = boot.reports();
+    assert!(boot.stderr.contains("(-loadvm, -incoming), 2 times"), "{}", boot.hint());
+    let [past, future, end] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    assert!(past.objects.is_empty() && future.objects.is_empty(), "{}", boot.hint());
+    assert_no_doubts(end);
+    boot.assert_planted(&end.objects);
 }
 
 /// More than the four that KASLR reckons with: it leaves the kernel's place in physical memory alone then (`memmap_too_large`,
@@ -141,26 +140,27 @@ fn places(console: &str) -> Vec<(&str, &str)> {
 /// translated before it loads memory, so that is no moment to look at what was loaded.
 #[test]
 fn a_snapshot_of_another_boot_in_the_same_place() {
-    thrice(|| {
-        let files = Files::new("other-boot");
-        let guest = |name: &str, steps: &[&str]| {
-            files.guest(name).qemu("new").script("places", PLACES).append(SAME_PLACE).run(steps)
-        };
-        let steps = ["places", "sleep:3", "insmod:leaky"];
-        let saved = guest("other-boot-saved", &steps).without_plugin();
-        let other = files.boot(&saved, "libleak-guest: begin sleep:3", |monitor| tell(monitor, "savevm then"));
-        let tracked = guest("other-boot", &["places", "workload", "sleep:3"]);
-        let boot = files.boot(&tracked, "libleak-guest: begin sleep:3", |monitor| tell(monitor, "loadvm then"));
-        let [(physical, virt)] = places(&other.console)[..] else { panic!("{}", other.hint()) };
-        let [(same_physical, other_virt)] = places(&boot.console)[..] else { panic!("{}", boot.hint()) };
-        assert_eq!(physical, same_physical, "KASLR has moved the kernel in physical memory; {}", boot.hint());
-        assert_ne!(virt, other_virt, "KASLR has chosen the same address twice; {}", boot.hint());
-        assert_eq!((boot.status, boot.messages()), (Some(0), vec![]), "{}\n{}", boot.hint(), boot.stderr);
-        let reports = boot.reports();
-        let [first, second] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-        assert!(first.objects.is_empty() && boot.stderr.contains("this is boot 2 of the guest"), "{}", boot.hint());
-        assert_no_doubts(second);
-        let differences = planted::differences(&planted::planted(&boot.console), &second.objects);
-        (boot, differences)
-    });
+    let files = Files::new("other-boot");
+    let guest = |name: &str, steps: &[&str]| {
+        files.guest(name).qemu("new").script("places", PLACES).append(SAME_PLACE).run(steps)
+    };
+    let steps = ["places", "sleep:3", "insmod:leaky"];
+    let saved = guest("other-boot-saved", &steps).without_plugin();
+    let other = files.boot(&saved, "libleak-guest: begin sleep:3", |monitor| tell(monitor, "savevm then"));
+    let tracked = guest("other-boot", &["places", "workload", "sleep:3"]);
+    let boot = files.boot(&tracked, "libleak-guest: begin sleep:3", |monitor| tell(monitor, "loadvm then"));
+    let [(physical, virt)] = places(&other.console)[..] else { panic!("{}", other.hint()) };
+    let [(same_physical, other_virt)] = places(&boot.console)[..] else { panic!("{}", boot.hint()) };
+    assert_eq!(physical, same_physical, "KASLR has moved the kernel in physical memory; {}", boot.hint());
+    assert_ne!(virt, other_virt, "KASLR has chosen the same address twice; {}", boot.hint());
+    assert_fields!(
+        format_args!("{}\n{}", boot.hint(), boot.stderr);
+        boot.status => Some(0),
+        boot.messages() => [""; 0],
+    );
+    let reports = boot.reports();
+    let [first, second] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    assert!(first.objects.is_empty() && boot.stderr.contains("this is boot 2 of the guest"), "{}", boot.hint());
+    assert_no_doubts(second);
+    boot.assert_planted(&second.objects);
 }

@@ -2,6 +2,7 @@
 
 use detector::report::{Format, json};
 use std::path::{Path, PathBuf};
+use tests::assert_fields;
 use tests::program::{leak, scratch, workspace};
 use tests::{Finished, Guest, Program, planted, report};
 
@@ -99,7 +100,7 @@ fn qemu_itself_and_every_form_of_report() {
     assert_eq!(bytes, 32968, "{}", read(&folded));
     // The same from the lines, later.
     let later = Program::new(leak()).arg("report").arg(&lines).args("--format junit").run();
-    assert_eq!((later.status, later.stdout), (Some(0), read(&xml)), "{}", later.stderr);
+    assert_fields!(later.stderr; later.status => Some(0), later.stdout => read(&xml));
 }
 
 #[test]
@@ -123,7 +124,7 @@ fn a_harness_of_two_guests() {
 #[test]
 fn a_clean_guest_and_a_command_that_fails() {
     let done = run("", "BOOT -- -cpu host -enable-kvm 2>/dev/null");
-    assert_eq!((done.status, said(&done).last()), (Some(0), Some(&"no leaks")), "{}", done.stderr);
+    assert_fields!(done.stderr; done.status => Some(0), said(&done).last() => Some(&"no leaks"));
     let kvm = said(&done).into_iter().find(|line| line.starts_with("KVM was taken off")).expect("a line on KVM");
     assert!(kvm.contains("-enable-kvm") && kvm.contains("-cpu host became max"), "{kvm}");
     assert!(done.stderr.contains("libleak: 0 unreferenced objects"), "{}", done.stderr);

@@ -44,7 +44,7 @@ fn kallsyms() -> &'static Path {
 fn boot(test: &str, symbols: &Path) -> Boot {
     Guest::new(test, KERNEL)
         .module("leaky")
-        .losing(planted::addresses)
+        .losing(planted::lost)
         .option(&format!("symbols={}", symbols.display()))
         .run(&["insmod:leaky", "workload"])
         .boot()
