@@ -153,7 +153,7 @@ impl Contents {
         from.part("kernel");
         let release = from.text(MAX_NAME)?;
         let place = Place { text: VirtAddr(from.u64()?), phys: PhysAddr(from.u64()?), len: from.u64()? };
-        if place.text.0 % PAGE_SIZE != 0 || place.phys.0 % PAGE_SIZE != 0 {
+        if !place.text.0.is_multiple_of(PAGE_SIZE) || !place.phys.0.is_multiple_of(PAGE_SIZE) {
             from.flaw::<()>(format!("no image of a kernel starts at {:?}, {:?}", place.text, place.phys))?;
         }
         let symbol_count = from.u64()?;

@@ -1,4 +1,4 @@
-//! What a guest left behind, and what must hold of it.
+//! The output of a guest, and assertions about it.
 
 use crate::hidden::{self, Losses, Lost};
 use crate::planted::{self, Differences};
@@ -10,11 +10,11 @@ use std::path::PathBuf;
 /// A guest that ended.
 #[derive(Debug)]
 pub struct Boot {
-    /// QEMU's status; 124 if the guest took too long.
+    /// QEMU's exit status. 124 if the guest took too long.
     pub status: Option<i32>,
     /// The guest's console.
     pub console: String,
-    /// What QEMU and the plugin said.
+    /// stderr: messages of QEMU and the plugin, and the report.
     pub stderr: String,
     pub(crate) steps: Vec<String>,
     pub(crate) folder: PathBuf,
@@ -23,8 +23,8 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Whether the guest's kernel died of a breakpoint that it had taken away again: QEMU with a thread for each vCPU may run it all the
-    /// same, without any plugin too (README.md).
+    /// Whether the guest's kernel died of a breakpoint that it had removed. QEMU with one thread
+    /// per vCPU may execute such a breakpoint, also without any plugin (README.md).
     pub(crate) fn met_a_stale_breakpoint(&self) -> bool {
         self.console.contains("Oops: int3:") && self.console.contains("Kernel panic")
     }
@@ -58,22 +58,22 @@ impl Boot {
         let objects: Vec<_> = self.reports().into_iter().flat_map(|r| r.objects).collect();
         let reported: BTreeSet<u64> = objects.iter().map(|o| o.address).collect();
         let lost = losses(&self.console);
-        // Of a group one address is told, and how many there are.
+        // A report of groups has one address per group, and the number of its objects.
         if objects.iter().map(Unreferenced::count).sum::<u64>() >= lost.len() as u64 && reported.len() < lost.len() {
             return Vec::new();
         }
         lost.into_iter().filter(|lost| !reported.contains(&lost.address)).collect()
     }
 
-    /// Where to look, for the message of a test that fails, and how the guest ended: a machine of CI is gone when
-    /// somebody reads it.
+    /// For the message of a failed test: where the output is, and the last lines of the console. A
+    /// machine of CI is gone when somebody reads the message.
     pub fn hint(&self) -> String {
         let lines: Vec<&str> = self.console.lines().collect();
         let last = lines[lines.len().saturating_sub(12)..].join("\n    ");
         format!("see {}/console and stderr there; its last lines:\n    {last}\n", self.folder.display())
     }
 
-    /// Every report on stderr, in their order.
+    /// All reports on stderr, in their order.
     pub fn reports(&self) -> Vec<Report> {
         report::parse(&self.stderr)
     }
@@ -88,15 +88,16 @@ impl Boot {
         reports.pop().filter(|_| n == 1).unwrap_or_else(|| panic!("{n} reports; {}\n{}", self.hint(), self.stderr))
     }
 
-    /// The plugin's lines that are no report.
+    /// The plugin's lines outside of reports.
     pub fn messages(&self) -> Vec<&str> {
         messages(&self.stderr)
     }
 
-    /// The guest did all its steps and turned itself off, and QEMU and the plugin had no complaint.
+    /// Asserts that all steps succeeded, that the guest turned itself off, and that QEMU and the
+    /// plugin printed no message.
     ///
     /// # Panics
-    /// If not.
+    /// If one of these is not so.
     pub fn assert_ended_well(&self) {
         assert_eq!(self.status, Some(0), "{}\n{}", self.hint(), self.stderr);
         for step in &self.steps {
@@ -105,40 +106,40 @@ impl Boot {
         }
         assert!(self.console.contains("libleak-guest: off"), "{}", self.hint());
         assert_eq!(self.messages(), [""; 0], "{}", self.hint());
-        // Whatever was reported, the guest itself must have been well.
-        // None of these can be a part of what base64 makes of files, which is on some consoles.
+        // The guest itself must be well. Some consoles contain base64, which cannot contain these
+        // strings.
         for trouble in ["Oops: ", "BUG:", "Kernel panic", "WARNING: CPU", "soft lockup", "rcu_sched self-detected"] {
             assert!(!self.console.contains(trouble), "\"{trouble}\" on the console; {}", self.hint());
         }
     }
 
-    /// The counters that speak against the last report are all 0.
+    /// Asserts that all counters that speak against the last report are 0.
     ///
     /// # Panics
-    /// If not.
+    /// If one is not.
     pub fn assert_trustworthy(&self) {
         let reports = self.reports();
         let summary = &reports.last().unwrap_or_else(|| panic!("no report; {}\n{}", self.hint(), self.stderr)).summary;
         assert!(summary.is_trustworthy(), "{}; {}", summary.line, self.hint());
-        // A plugin that saw nothing would have no doubts either.
+        // A plugin that saw no event would have no such counters either.
         assert!(summary.allocations > 10_000 && summary.live > 1_000, "{}; {}", summary.line, self.hint());
     }
 
-    /// The objects are exactly what the module `leaky` planted.
+    /// Asserts that the objects are those that the module `leaky` planted, except for hidden ones.
     ///
     /// # Panics
-    /// If not.
+    /// If they differ.
     pub fn assert_planted(&self, objects: &[Unreferenced]) {
         let planted = planted::planted(&self.console);
         assert_eq!(planted.len(), 8, "leaky.c plants 8; {}", self.hint());
         self.assert_agrees(&planted::differences(&planted, objects));
     }
 
-    /// Nothing differs, but for hidden objects within their bound. Those that were not counted when
-    /// the guest ended are counted here.
+    /// Asserts that nothing differs except for hidden objects. Hidden objects that were not counted
+    /// at the guest's end are counted here.
     ///
     /// # Panics
-    /// If not.
+    /// If something else differs, or if there are too many hidden objects.
     pub fn assert_agrees(&self, differences: &Differences) {
         assert!(differences.others.is_empty(), "{}\n{}", differences.others.join("\n"), self.hint());
         let lost = differences.missing.iter().map(planted::Planted::lost);
@@ -146,17 +147,17 @@ impl Boot {
         hidden::count(&self.test(), &more, &self.hint());
     }
 
-    /// All reports together have exactly what `leaky` planted, each object once, and not first in the last one,
-    /// which is made when the guest has ended.
+    /// Asserts that all reports together have what `leaky` planted, each object once. Scans must
+    /// have found the objects: the last report, made at the guest's end, has at most one.
     ///
     /// # Panics
-    /// If not.
+    /// If they differ.
     pub fn assert_planted_while_running(&self) {
         let reports = self.reports();
         assert!(reports.len() > 2, "{} reports; {}", reports.len(), self.hint());
         let objects: Vec<Unreferenced> = reports.iter().flat_map(|r| r.objects.clone()).collect();
         self.assert_planted(&objects);
-        // All but what some dead word hid until then.
+        // A stale word may have hidden one until then.
         assert!(reports[reports.len() - 1].objects.len() < 2, "{}", self.hint());
     }
 }

@@ -1,4 +1,4 @@
-//! Booting a guest under the plugin, through `scripts/boot`.
+//! Boots guests under the plugin, with `scripts/boot`.
 
 use crate::boot::Boot;
 use crate::hidden::Losses;
@@ -26,8 +26,10 @@ pub struct Guest {
 const BOOTS: usize = 3;
 
 impl Guest {
-    /// A guest with that kernel (a name as in `scripts/lib/kernels.sh`), 2 vCPUs and 512 MiB, under the plugin
-    /// with no option but `each=on`. `test` names the folder below `target/guests` that the output is left in.
+    /// A guest with 2 vCPUs and 512 MiB, under the plugin with the option `each=on`.
+    ///
+    /// `kernel` is a name of `scripts/lib/kernels.sh`. `test` names the folder below
+    /// `target/guests` for the output.
     pub fn new(test: &str, kernel: &str) -> Guest {
         let no = Vec::new;
         Guest {
@@ -52,89 +54,89 @@ impl Guest {
         self
     }
 
-    /// Number of vCPUs.
+    /// Sets the number of vCPUs.
     #[must_use]
     pub fn smp(self, vcpus: u32) -> Guest {
-        // The last one counts.
+        // The last option wins.
         self.boot_option("--smp", &vcpus.to_string())
     }
 
-    /// Memory.
+    /// Sets the memory in MiB.
     #[must_use]
     pub fn memory(self, mib: u32) -> Guest {
         self.boot_option("--memory", &mib.to_string())
     }
 
-    /// Memory in QEMU's own words, such as `256M,slots=2,maxmem=1G`.
+    /// Sets the memory in QEMU's syntax, such as `256M,slots=2,maxmem=1G`.
     #[must_use]
     pub fn memory_words(self, words: &str) -> Guest {
         self.boot_option("--memory", words)
     }
 
-    /// Accelerator: `tcg` unless said.
+    /// Sets the accelerator. The default is `tcg`.
     #[must_use]
     pub fn accel(self, words: &str) -> Guest {
         self.boot_option("--accel", words)
     }
 
-    /// Machine type: `pc` unless said.
+    /// Sets the machine type. The default is `pc`.
     #[must_use]
     pub fn machine(self, name: &str) -> Guest {
         self.boot_option("--machine", name)
     }
 
-    /// CPU model: QEMU's own choice unless said.
+    /// Sets the CPU model. The default is QEMU's.
     #[must_use]
     pub fn cpu(self, name: &str) -> Guest {
         self.boot_option("--cpu", name)
     }
 
-    /// Writes the console to a file while the guest runs, for a test that waits for something there.
+    /// Writes the console to a file while the guest runs, for tests that wait for a line.
     #[must_use]
     pub fn console(mut self, file: &Path) -> Guest {
         self.console = Some(file.to_owned());
         self.boot_option("--console", file.to_str().expect("a path that is text"))
     }
 
-    /// From a disk image, through firmware and GRUB, and not with QEMU's -kernel.
+    /// Boots from a disk image through firmware and GRUB, instead of QEMU's -kernel.
     #[must_use]
     pub fn from_disk(self) -> Guest {
         self.boot_option("--loader", "grub")
     }
 
-    /// Seconds until QEMU is told to quit.
+    /// Sets the time in seconds after which QEMU is told to quit.
     #[must_use]
     pub fn limit(mut self, seconds: u32) -> Guest {
         self.seconds = seconds;
         self
     }
 
-    /// Puts a test module into the guest, without loading it.
+    /// Adds a test module to the guest, without loading it.
     #[must_use]
     pub fn module(self, name: &str) -> Guest {
         self.boot_option("--module", name)
     }
 
-    /// The same, of a module that is built with debugging information, which stays on this side: see
-    /// [`module_debug_folder`](crate::program::module_debug_folder).
+    /// As [`Guest::module`], for a module with debugging information. That information stays on the
+    /// host: see [`module_debug_folder`](crate::program::module_debug_folder).
     #[must_use]
     pub fn module_debug(self, name: &str) -> Guest {
         self.boot_option("--module-debug", name)
     }
 
-    /// Puts a script into the guest, as a step of that name.
+    /// Adds a script as a step.
     #[must_use]
     pub fn script(self, name: &str, text: &str) -> Guest {
-        // Not in the scratch folder of the test, which booting empties.
+        // Not in the test's own folder, which booting empties.
         let file = scratch(&format!("{}-script-{name}", self.test)).join(name);
         std::fs::write(&file, text).expect("the script is written");
         self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
     }
 
-    /// Puts a program of `tests/programs` into the guest, as a step of that name.
+    /// Compiles a program of `tests/programs` and adds it as a step.
     ///
     /// # Panics
-    /// If it cannot be built.
+    /// If it cannot be compiled.
     #[must_use]
     pub fn program(self, name: &str) -> Guest {
         let file = scratch(&format!("{}-{name}", self.test)).join(name);
@@ -150,13 +152,13 @@ impl Guest {
         self.boot_option("--append", words)
     }
 
-    /// Another QEMU than the installed one: see `scripts/boot --qemu`.
+    /// Uses another QEMU: see `scripts/boot --qemu`.
     #[must_use]
     pub fn qemu(self, which: &str) -> Guest {
         self.boot_option("--qemu", which)
     }
 
-    /// Adds steps for the guest, such as `insmod:leaky`: see `scripts/guest/init`.
+    /// Adds steps such as `insmod:leaky`: see `scripts/guest/init`.
     #[must_use]
     pub fn run(mut self, steps: &[&str]) -> Guest {
         self.steps.extend(steps.iter().map(|&s| s.to_owned()));
@@ -170,7 +172,7 @@ impl Guest {
         self
     }
 
-    /// Has reports of groups, and not of each object.
+    /// Reports groups instead of single objects.
     #[must_use]
     pub fn groups(mut self) -> Guest {
         self.groups = true;
@@ -184,25 +186,25 @@ impl Guest {
         self
     }
 
-    /// Has QEMU's monitor at a socket.
+    /// Opens QEMU's monitor at a socket.
     #[must_use]
     pub fn monitor(self, socket: &Path) -> Guest {
         self.qemu_arg("-monitor").qemu_arg(&format!("unix:{},server=on,wait=off", socket.display()))
     }
 
-    /// Lets a guest that reboots start again.
+    /// Lets the guest start again after a reboot.
     #[must_use]
     pub fn reboots(self) -> Guest {
         self.qemu_arg("-action").qemu_arg("reboot=reset")
     }
 
-    /// Puts another kernel into the guest, for the step `kexec`, which starts it and there loads `leaky`.
+    /// Adds another kernel to the guest. The step `kexec` starts it and loads `leaky` there.
     #[must_use]
     pub fn kexec(self, kernel: &str) -> Guest {
         self.boot_option("--kexec", kernel).program("kexec")
     }
 
-    /// Has the plugin panic at these places: see `inject` in `plugin/src/ffi/panics.rs`.
+    /// Makes the plugin panic at these places: see `inject` in `plugin/src/ffi/panics.rs`.
     #[must_use]
     pub fn panics(mut self, places: &str) -> Guest {
         self.panics = Some(places.to_owned());
@@ -216,15 +218,15 @@ impl Guest {
         self
     }
 
-    /// Declares what the guest loses. Lost objects that no report has are printed and counted, and too
-    /// many of them fail the test: see [`hidden`](crate::hidden).
+    /// Declares what the guest loses. Lost objects that are in no report are printed and counted.
+    /// Too many of them fail the test: see [`hidden`](crate::hidden).
     #[must_use]
     pub fn losing(mut self, losses: Losses) -> Guest {
         self.losing = Some(losses);
         self
     }
 
-    /// Has no other guest beside it: see [`Program::alone`].
+    /// Runs no other guest at the same time: see [`Program::alone`].
     #[must_use]
     pub fn alone(mut self) -> Guest {
         self.alone = true;
@@ -277,7 +279,7 @@ impl Guest {
         if self.alone {
             program = program.alone();
         }
-        // Beyond the guest's own limit there is only the time to fetch and build its parts.
+        // The additional time is for fetching and building the guest's parts.
         let done = program.limit(self.seconds + 900).run();
         let folder = scratch(&self.test);
         let console = match &self.console {

@@ -1,6 +1,7 @@
-//! What the tests in `tests/tests` share: booting a guest under the plugin, and reading what came of it.
+//! The shared parts of the tests in `tests/tests`: booting a guest, and reading its output.
+//! `tests/README.md` explains how a guest is made.
 //!
-//! The plugin is the one that `cargo build --release` made; `scripts/test` does that first.
+//! The tests use the plugin of `cargo build --release`, which `scripts/test` runs first.
 
 #![forbid(unsafe_code)]
 

@@ -1,23 +1,23 @@
-//! What the module `tests/modules/leaky.c` leaks, as it says itself on the console, against a report.
+//! Compares a report with what the module `tests/modules/leaky.c` says that it leaked.
 
 use crate::hidden::Lost;
 use crate::report::Unreferenced;
 use std::collections::BTreeMap;
 
-/// One leak that was planted.
+/// A planted leak.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planted {
-    /// What was allocated how.
+    /// The kind of allocation.
     pub kind: String,
-    /// Where.
+    /// Virtual address, or `__percpu` pointer.
     pub address: u64,
-    /// Bytes that were asked for.
+    /// Requested bytes.
     pub requested: u64,
-    /// Bytes that the allocator keeps for it.
+    /// Allocated bytes.
     pub size: u64,
 }
 
-/// Every `leaky: leak KIND 0xADDRESS REQUESTED SIZE` of a console.
+/// Reads every line `leaky: leak KIND 0xADDRESS REQUESTED SIZE` of a console.
 pub fn planted(console: &str) -> Vec<Planted> {
     let lines = console.lines().filter_map(|line| line.split_once("leaky: leak ").map(|(_, rest)| rest));
     lines
@@ -43,7 +43,7 @@ pub fn lost(console: &str) -> Vec<Lost> {
 pub struct Differences {
     /// Planted and not reported. A few may be hidden: see [`hidden`](crate::hidden).
     pub missing: Vec<Planted>,
-    /// Everything else, in words.
+    /// All other differences in words.
     pub others: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ impl Differences {
         self.missing.is_empty() && self.others.is_empty()
     }
 
-    /// Adds those of another report.
+    /// Adds the differences of another report.
     pub fn extend(&mut self, other: Differences) {
         self.missing.extend(other.missing);
         self.others.extend(other.others);
@@ -61,8 +61,8 @@ impl Differences {
 }
 
 impl Planted {
-    /// The size that kmemleak would report: what is kept for a slab object or a vmalloc area, and what
-    /// was asked for where there is neither.
+    /// The size that kmemleak reports: allocated bytes for slab objects and vmalloc areas,
+    /// requested bytes otherwise.
     fn reported_size(&self) -> u64 {
         match self.kind.as_str() {
             "kmalloc-large" | "percpu" => self.requested,
@@ -70,12 +70,12 @@ impl Planted {
         }
     }
 
-    /// As a lost object. The objects of the list are one structure.
+    /// The lost object. All objects of the list are one structure.
     pub fn lost(&self) -> Lost {
         if self.kind.starts_with("list-") { Lost::part_of("list", self.address) } else { Lost::alone(self.address) }
     }
 
-    /// The function that leaked it.
+    /// The function that leaks it.
     fn function(&self) -> &'static str {
         match self.kind.as_str() {
             "kmalloc" | "kmalloc-large" => "leak_kmalloc",
@@ -88,12 +88,12 @@ impl Planted {
     }
 }
 
-/// Every way in which the objects differ from what was planted.
+/// All differences between the reported and the planted objects.
 pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Differences {
     let mut out = Vec::new();
     let mut expected: BTreeMap<u64, &Planted> = planted.iter().map(|p| (p.address, p)).collect();
     for object in objects {
-        // Taken out, so that a second report of the same object is one of something else.
+        // Removed, so that a second report of it is a difference.
         let Some(planted) = expected.remove(&object.address) else {
             out.push(format!("not planted: {object:x?}"));
             continue;
@@ -104,7 +104,7 @@ pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Differences
         if object.comm != "insmod" {
             out.push(format!("by \"{}\" and not insmod: {planted:x?}", object.comm));
         }
-        // Allocators come first, and call each other.
+        // The first frame of the module comes after those of allocators.
         let asked = object.frames.iter().find(|frame| frame.ends_with(']'));
         if !asked.is_some_and(|frame| is_frame_of(frame, planted.function(), "leaky")) {
             out.push(format!("not by {} as its frames say: {object:x?}", planted.function()));
@@ -116,8 +116,8 @@ pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Differences
     Differences { missing: expected.into_values().cloned().collect(), others: out }
 }
 
-/// Whether `frame` lies in that function of that module: `leak_list+0x42/0xe5e [leaky]`. A compiler may
-/// have made a variant of the function, such as `leak_list.constprop.0`.
+/// Whether a frame such as `leak_list+0x42/0xe5e [leaky]` lies in this function of this module.
+/// Compilers create variants of a function, such as `leak_list.constprop.0`.
 pub fn is_frame_of(frame: &str, function: &str, module: &str) -> bool {
     let Some(place) = frame.strip_suffix(&format!(" [{module}]")) else { return false };
     let Some((name, _)) = place.split_once('+') else { return false };

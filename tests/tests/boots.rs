@@ -1,4 +1,4 @@
-//! One kernel after the other in one QEMU: each is tracked from its start, and each has its report.
+//! Several kernels in one QEMU: each is tracked from its start and has its own report.
 
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -9,14 +9,14 @@ use tests::planted::Differences;
 use tests::program::scratch;
 use tests::{Boot, Guest, planted};
 
-/// Reboots once: the clock on the board outlives a reset.
+/// Reboots once. The hardware clock survives a reset and tells whether it happened.
 const REBOOT: &str = "#!/bin/sh
 [ \"$(date +%Y)\" = 2001 ] && exit
 date -s '2001-02-03 04:05:06' && hwclock -w -u && reboot -f
 ";
 
-/// Boots, and compares what each kernel of the guest reported with what `leaky` lost in it: `leaky` says in which it was loaded, and
-/// their number is that of the reports.
+/// Boots, and compares each kernel's report with what `leaky` lost in it. There is one report per
+/// kernel, and `leaky` says for each whether the module was loaded.
 fn assert_each_boot(leaky: &[bool], start: impl Fn() -> Boot) -> Boot {
     let boot = start();
     assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
@@ -41,7 +41,7 @@ fn assert_each_boot(leaky: &[bool], start: impl Fn() -> Boot) -> Boot {
     boot
 }
 
-/// Once by the guest itself, to the same kernel at another place, and then by kexec to another one.
+/// The guest reboots to the same kernel, at another address, and then starts another one by kexec.
 #[test]
 fn a_reboot_and_a_kexec() {
     let guest = Guest::new("boots-reboot", "bookworm-backports")
@@ -56,7 +56,7 @@ fn a_reboot_and_a_kexec() {
     assert!(first == second && first != third, "{releases:?}");
 }
 
-/// In the middle of what it does.
+/// A reset in the middle of the workload.
 #[test]
 fn a_reset_by_the_monitor() {
     let folder = scratch("boots-reset-files");
@@ -68,7 +68,7 @@ fn a_reset_by_the_monitor() {
         .console(&console)
         .monitor(&socket);
     assert_each_boot(&[false, true], || {
-        // It has to be this boot that says so.
+        // The line must come from this boot.
         let _ = std::fs::remove_file(&console);
         std::thread::scope(|scope| {
             let boot = scope.spawn(|| guest.boot());
@@ -81,14 +81,15 @@ fn a_reset_by_the_monitor() {
     });
 }
 
-/// Scanned without a break while it boots over the memory of the one before: until all CPUs are up most page descriptors are
-/// those of the kernel that is gone. That speaks against no report.
+/// Scans never stop while the second kernel boots over the memory of the first. Until all CPUs are
+/// up, most page descriptors are those of the first kernel. No report may be unreliable because of
+/// that.
 #[test]
 fn a_kernel_that_boots_over_another_is_trusted_from_its_first_allocation_on() {
     let places = Places::new("boots-early");
     let socket = scratch("boots-early-monitor").join("monitor");
     let guest = Guest::new("boots-early", "bookworm-backports").reboots().monitor(&socket).run(&["workload"]);
-    // It waits for orders after that.
+    // The guest waits for orders after the workload.
     let guest = places.guest(guest);
     let (boot, reports) = std::thread::scope(|scope| {
         let boot = scope.spawn(|| guest.boot());
@@ -103,7 +104,7 @@ fn a_kernel_that_boots_over_another_is_trusted_from_its_first_allocation_on() {
         let mut done = false;
         while !done {
             done = places.console_text().matches(ready).count() > 1;
-            // Until the kernel has its allocators it is refused.
+            // Scans are refused until the kernel has its allocators.
             reports.extend(client.answer(&json!({ "do": "scan", "min_age": 0 })).get("report").cloned());
         }
         order(&mut orders, "end");

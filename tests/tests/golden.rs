@@ -1,4 +1,4 @@
-//! A snapshot that is kept in the tree gives the report that is kept beside it. `scripts/golden` makes both.
+//! The snapshot in tests/golden gives the report beside it. `scripts/golden` makes both.
 
 use checker::sites::Sites;
 use detector::control::By;
@@ -28,13 +28,13 @@ fn the_golden_snapshot_gives_the_golden_report() {
         done.stderr.as_str() => "",
     );
     let (ours, theirs) = (without_times(&done.stdout), without_times(&text("report")));
-    // A diff of the first line is more use than both texts.
+    // The first differing line is more useful than both texts.
     let differing = ours.lines().zip(theirs.lines()).find(|(ours, theirs)| ours != theirs);
     assert_eq!(differing, None, "if the change is meant, run scripts/golden");
     assert_eq!(ours.len(), theirs.len(), "{ours}");
 }
 
-/// What is kept as golden must be right.
+/// The golden report itself must be right.
 #[test]
 fn the_golden_report_has_the_planted_leaks_and_no_others() {
     let planted = planted::planted(&text("planted"));
@@ -46,7 +46,7 @@ fn the_golden_report_has_the_planted_leaks_and_no_others() {
     assert!(reports[0].summary.is_trustworthy(), "{}", reports[0].summary.line);
 }
 
-/// Live objects by site and by stack, and who refers to them, without a guest.
+/// Live objects by site and by stack, and their holders, without a guest.
 #[test]
 fn the_golden_snapshot_is_counted_and_explained() {
     let snapshot = Snapshot::open(&golden("snapshot")).expect("the snapshot");
@@ -60,7 +60,7 @@ fn the_golden_snapshot_is_counted_and_explained() {
         assert_eq!(sum, outcome.live, "{by:?}");
         assert!(top.is_sorted_by(|a, b| a.now.bytes >= b.now.bytes) && top.len() > 100, "{by:?}");
         assert_eq!(sites.grown_since(&sites, moment.names(), by), [], "{by:?}");
-        // All of it has come since there was nothing.
+        // All objects are new compared with an empty mark.
         let grown = sites.grown_since(&Sites::default(), moment.names(), by);
         assert_eq!(grown.len(), top.len(), "{by:?}");
     }

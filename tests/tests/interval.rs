@@ -1,4 +1,4 @@
-//! Scans while the guest runs: what is lost by then is reported then, once, and the guest does not mind.
+//! Scans of a running guest report each leak once, and the guest is not disturbed.
 
 use tests::program::scratch;
 use tests::{Guest, planted};
@@ -30,7 +30,7 @@ fn leaks_are_reported_while_the_guest_runs_with_4_vcpus() {
 
 #[test]
 fn leaks_are_reported_while_a_monitor_pauses_the_guest() {
-    // Not in the target folder, whose path may be longer than a socket's may be.
+    // Not in the target folder, since the path of a socket is limited.
     let socket = std::env::temp_dir().join(format!("libleak-{}.qmp", std::process::id()));
     let boot = guest("interval-qmp")
         .option("min-age=0")

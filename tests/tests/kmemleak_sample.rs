@@ -1,8 +1,8 @@
-//! The kernel's own test of kmemleak leaks what it says, and libleak finds that as kmemleak does.
+//! libleak finds the leaks of the kernel's own test of kmemleak.
 //!
-//! The sample (samples/kmemleak/kmemleak-test.c) loses eight objects of kmalloc and five of vmalloc when it is
-//! loaded, and from 6.12 on one of __alloc_percpu: 13 on 6.1 and 14 on 6.12. It keeps ten in a list and one for
-//! each possible CPU in a per-CPU variable; those are lost when it is unloaded, which frees none of them.
+//! When it is loaded, samples/kmemleak/kmemleak-test.c loses eight objects of kmalloc and five of
+//! vmalloc, and from 6.12 on one of __alloc_percpu: 13 on 6.1, 14 on 6.12. It holds ten objects in
+//! a list, and one per possible CPU in a per-CPU variable. These are lost when it is unloaded.
 
 use std::collections::BTreeSet;
 use tests::assert_fields;
@@ -30,7 +30,7 @@ fn boot(test: &str, kernel: &str, steps: &[&str], lost: Losses) -> (Boot, Sample
     (boot, sample)
 }
 
-/// Exactly these are reported, but for hidden ones, and as the sample's.
+/// The report has exactly these, except for hidden ones, and names the sample.
 fn assert_reported(boot: &Boot, expected: &BTreeSet<u64>) {
     let report = boot.report();
     let reported: BTreeSet<u64> = report.objects.iter().map(|o| o.address).collect();
@@ -41,7 +41,7 @@ fn assert_reported(boot: &Boot, expected: &BTreeSet<u64>) {
     for object in &report.objects {
         assert_eq!(object.comm, "insmod", "{object:x?}");
         let ours = |frame: &String| is_frame_of(frame, "kmemleak_test_init", "kmemleak_test");
-        // An initialiser has no name of its own in the module's symbols on every kernel.
+        // On some kernels the module's symbols do not name the initialiser.
         let init = |frame: &String| is_frame_of(frame, "init_module", "kmemleak_test");
         assert!(
             object.frames.iter().find(|f| f.ends_with(']')).is_some_and(|f| ours(f) || init(f)),

@@ -1,4 +1,4 @@
-//! Reports of groups, in all their forms, and where they go.
+//! Reports of groups in all formats and destinations.
 
 use detector::Count;
 use detector::report::{Format, json};
@@ -24,7 +24,7 @@ fn check(snapshot: &Path, words: &str) -> Finished {
     done
 }
 
-/// Every form has the same in it; the planted list is told as one that is lost and two that hang from it.
+/// All formats have the same contents. The planted list is one direct leak and two indirect ones.
 #[test]
 fn every_form_says_the_same() {
     let folder = scratch("outputs-files");
@@ -33,7 +33,7 @@ fn every_form_says_the_same() {
     for path in [&text, &lines, &console] {
         guest = guest.option(&format!("report={}", path.display()));
     }
-    // Whatever an attempt before this one has found is no matter: files are emptied at start.
+    // Output files of an earlier attempt are emptied at the start.
     let boot = guest.option("format=console").boot();
     boot.assert_ended_well();
     assert!(!boot.stderr.contains("unreferenced"), "{}", boot.hint());
@@ -53,7 +53,7 @@ fn every_form_says_the_same() {
         reports.iter().map(|r| r.groups.len()).sum::<usize>()
     });
 
-    // The list: the one that is lost retains the others.
+    // The list: its head retains the other nodes.
     let groups = reports.iter().flat_map(|r| &r.groups);
     let list: Vec<_> = groups.filter(|g| g.frames[1].to_string().starts_with("leak_list")).collect();
     let [direct, indirect] = list[..] else { panic!("{list:#?}") };
@@ -80,7 +80,7 @@ fn a_hundred_thousand_leaks_of_one_place_are_one_group() {
     boot.assert_ended_well();
     assert!(boot.console.contains("flood: lost 100000"), "{}", boot.hint());
     let report = boot.report();
-    // Some word may look like a reference to one of so many.
+    // A stale word may hide one of that many.
     let [object] = &report.objects[..] else { panic!("{} groups; {}", report.objects.len(), boot.hint()) };
     let group = object.group.as_ref().expect("a group");
     assert!(group.direct && (99_900..=100_000).contains(&group.objects), "{group:?}; {}", boot.hint());
@@ -98,7 +98,7 @@ fn what_is_suppressed_is_not_reported_nor_what_hangs_from_it() {
     let boot = Guest::new("outputs-suppress", KERNEL)
         .groups()
         .module("leaky")
-        // What is suppressed is not reported.
+        // Suppressed objects are not reported.
         .losing(|c| planted::lost(c).into_iter().filter(|lost| lost.structure != "list").collect())
         .run(&["insmod:leaky", "workload"])
         .option(&format!("suppress={}", known.display()))
@@ -116,7 +116,8 @@ fn what_is_suppressed_is_not_reported_nor_what_hangs_from_it() {
     let unused = format!("not used: leak:nobody_is_called_so ({}, line 3)", known.display());
     assert!(boot.stderr.contains(&unused) && boot.stderr.matches("not used").count() == 1, "{}", boot.hint());
 
-    // The same offline, where nothing need be suppressed, and what was printed suppresses all the rest.
+    // The same offline. There, nothing need be suppressed, and the printed suppressions cover the
+    // rest.
     let all = check(&snapshot, "");
     assert_eq!(report::parse(&all.stdout)[0].summary.unreferenced, 3 + left, "{}", all.stdout);
     let known = format!("--suppress {}", known.display());
@@ -131,7 +132,7 @@ fn what_is_suppressed_is_not_reported_nor_what_hangs_from_it() {
         summary.suppressed => 3 + left,
     );
     assert!(read(&printed).contains("leak:^leak_vmalloc"), "{}", read(&printed));
-    // A module's name is one as well.
+    // A pattern may name a module.
     let module = folder.join("module");
     std::fs::write(&module, "leak:^leaky$\n").unwrap();
     let none = check(&snapshot, &format!("--suppress {} --format jsonl", module.display()));
@@ -152,7 +153,7 @@ fn a_full_disk_and_a_missing_folder_cost_no_report() {
     let [missing, full] = messages[..] else { panic!("{messages:#?}") };
     assert!(missing.starts_with("warning: cannot write report=") && missing.contains("make the folder"), "{missing}");
     assert!(full.starts_with("error: cannot write report=/dev/full: ") && full.contains("make room there"), "{full}");
-    // Once, though it is of two files.
+    // The report comes once, though two files failed.
     assert_eq!(boot.report().summary.unreferenced, 8 - boot.hidden_objects(), "{}", boot.hint());
     assert!(!nowhere.exists());
 }

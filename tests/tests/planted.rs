@@ -1,5 +1,4 @@
-//! What a module leaks on purpose is reported, all of it, with its sizes and where it came from, and
-//! nothing else is.
+//! The report has exactly what a module leaks on purpose, with sizes and backtraces.
 
 use tests::{Guest, planted};
 

@@ -1,4 +1,4 @@
-//! The same libleak.so in another QEMU: the newest one, whose plugin API is not the installed one's.
+//! The same libleak.so in the newest QEMU, which has another plugin API than the installed one.
 
 use tests::{Guest, planted};
 

@@ -1,8 +1,8 @@
-//! libleak and the guest's own kmemleak look at the same guest: what kmemleak finds, libleak finds as well, and
-//! libleak reports nothing that is no leak.
+//! libleak and the guest's own kmemleak check the same guest. libleak finds what kmemleak finds,
+//! and reports nothing that is not lost.
 //!
-//! The kernel is built with kmemleak in it (`scripts/lib/selfbuilt.sh`). Both reports are compared with what the
-//! modules say that they lost, by address.
+//! The kernel is built with kmemleak (`scripts/lib/selfbuilt.sh`). Both reports are compared by
+//! address with what the modules say that they lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use tests::{Boot, Guest, Lost};
 
 const KERNEL: &str = "selfbuilt-kmemleak";
 
-/// What somebody reported: by address, the size and the backtrace.
+/// A report: by address, the size and the backtrace.
 type Findings = BTreeMap<u64, (u64, Vec<String>)>;
 
-/// What kmemleak reported, as the step `kmemleak` prints it.
+/// kmemleak's report, as the step `kmemleak` prints it.
 fn kmemleak(boot: &Boot) -> Findings {
     let (_, text) = boot.console.split_once("kmemleak-report: begin").unwrap_or_else(|| panic!("{}", boot.hint()));
     let (text, _) = text.split_once("kmemleak-report: end").unwrap_or_else(|| panic!("{}", boot.hint()));
@@ -31,7 +31,7 @@ fn kmemleak(boot: &Boot) -> Findings {
             assert!(found.insert(address, (size, Vec::new())).is_none(), "twice: {line}");
             last = Some(address);
         } else if line.starts_with("    ") && line.contains('+') && line.contains("/0x") {
-            // A hex dump has no such line: its text column would have to say so.
+            // A line of a hex dump does not match, except by a very odd text column.
             let frames = last.and_then(|address| found.get_mut(&address));
             frames.unwrap_or_else(|| panic!("a frame of nothing: {line}")).1.push(line.trim().to_owned());
         }
@@ -39,12 +39,12 @@ fn kmemleak(boot: &Boot) -> Findings {
     found
 }
 
-/// What libleak reported.
+/// libleak's report.
 fn libleak(boot: &Boot) -> Findings {
     boot.report().objects.into_iter().map(|o| (o.address, (o.size, o.frames))).collect()
 }
 
-/// The two against each other and against the truth, as a table, with every line that needs a word.
+/// A table of both reports and the truth, followed by each object on which they disagree.
 fn table(lost: &BTreeSet<u64>, kmemleak: &Findings, libleak: &Findings) -> String {
     let mut text = String::from("reported by            lost    not lost\n");
     let count = |lost_ones: bool, by_kmemleak: bool, by_libleak: bool| {
@@ -78,7 +78,7 @@ fn table(lost: &BTreeSet<u64>, kmemleak: &Findings, libleak: &Findings) -> Strin
     text
 }
 
-/// Boots, and compares.
+/// Boots and compares.
 fn side_by_side(test: &str, guest: Guest, lost: Losses) {
     let boot = guest.losing(lost).limit(360).boot();
     boot.assert_ended_well();
@@ -87,7 +87,7 @@ fn side_by_side(test: &str, guest: Guest, lost: Losses) {
     let table = table(&truth, &kmemleak, &libleak);
     println!("{test}: {} lost\n{table}", truth.len());
     assert!(truth.len() > 10, "{}", boot.hint());
-    // A kmemleak that finds little would be easy to match.
+    // Without this, a kmemleak that finds little would be easy to match.
     let both = truth.iter().filter(|a| kmemleak.contains_key(a)).count();
     assert!(both > truth.len() / 2, "kmemleak found {both} of {}; {}\n{table}", truth.len(), boot.hint());
     let is_missed = |a: &&u64| kmemleak.contains_key(a) && !libleak.contains_key(a) && !boot.is_hidden(**a);

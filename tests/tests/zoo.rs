@@ -1,5 +1,5 @@
-//! Of a zoo of allocations (`tests/modules/zoo`) the lost ones are reported, with their sizes, those that are
-//! held in some hidden way are not, and nothing else is.
+//! The module `tests/modules/zoo` loses objects, and holds others in ways that are hard to see. The
+//! report has exactly the lost ones, with their sizes.
 
 use detector::Count;
 use detector::graph::Verdict;
@@ -8,7 +8,7 @@ use tests::hidden::{Losses, is_linked};
 use tests::program::{leak, scratch};
 use tests::{Boot, Guest, Lost, Program, Unreferenced};
 
-/// An allocation, as the module says itself.
+/// An allocation that the module prints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Specimen {
     is_leak: bool,
@@ -17,7 +17,7 @@ struct Specimen {
     size: u64,
 }
 
-/// Every `zoo: leak KIND 0xADDRESS SIZE` and `zoo: held ...` of a console.
+/// Reads every line `zoo: leak KIND 0xADDRESS SIZE` and `zoo: held ...` of a console.
 fn specimens(console: &str) -> Vec<Specimen> {
     let lines = console.lines().filter_map(|line| line.split_once("zoo: ").map(|(_, rest)| rest));
     lines
@@ -38,7 +38,7 @@ fn specimens(console: &str) -> Vec<Specimen> {
         .collect()
 }
 
-/// Every way in which the objects differ from what the module says; nothing if they agree.
+/// All differences between the reported objects and the module's output.
 fn differences(zoo: &[Specimen], objects: &[Unreferenced]) -> Vec<String> {
     let mut out = Vec::new();
     let by_address: BTreeMap<u64, &Specimen> = zoo.iter().map(|s| (s.address, s)).collect();
@@ -60,7 +60,7 @@ fn differences(zoo: &[Specimen], objects: &[Unreferenced]) -> Vec<String> {
     out
 }
 
-/// Boots, and returns what the module says when it said all of it.
+/// Boots the guest and reads the module's output, which must be complete.
 fn visit(guest: Guest, lost: Losses) -> (Boot, Vec<Specimen>) {
     let boot = guest.module("zoo").losing(lost).boot();
     boot.assert_ended_well();
@@ -85,7 +85,7 @@ fn lost(console: &str) -> Vec<Lost> {
     specimens(console).iter().filter(|s| s.is_leak).map(Specimen::lost).collect()
 }
 
-/// Nothing differs from what the module says, but for hidden objects.
+/// Asserts that the report agrees with the module, except for hidden objects.
 fn assert_told_apart(boot: &Boot, zoo: &[Specimen]) {
     let seen: Vec<Specimen> = zoo.iter().filter(|s| !boot.is_hidden(s.address)).cloned().collect();
     let differences = differences(&seen, &boot.report().objects);
@@ -113,7 +113,7 @@ fn lost_and_held_objects_are_told_apart_on_linux_7_3() {
     the_zoo_is_told_apart("trixie-backports");
 }
 
-/// Pages too, after all that a workload leaves behind in the page allocator.
+/// Lost pages are found, too, after a workload that uses the page allocator.
 fn lost_pages_are_found(kernel: &str) {
     let guest = Guest::new(&format!("zoo-pages-{kernel}"), kernel)
         .script("with-pages", "#!/bin/sh\ninsmod /modules/zoo.ko pages=1\n")
@@ -139,7 +139,7 @@ fn lost_pages_are_found_on_linux_7_3() {
     lost_pages_are_found("trixie-backports");
 }
 
-/// Proves that each was held by what the module says, and by nothing else.
+/// The holders let go. Objects that are then reported were held by nothing else.
 #[test]
 fn what_is_held_is_reported_when_its_holder_lets_go() {
     let snapshot = scratch("zoo-forgets-file").join("snapshot");
@@ -147,19 +147,19 @@ fn what_is_held_is_reported_when_its_holder_lets_go() {
         .option(&format!("snapshot={}", snapshot.display()))
         .script("forget", "#!/bin/sh\ninsmod /modules/zoo.ko forget=1\n")
         .run(&["forget", "sleep:2"]);
-    // But this one: its holder cannot be written to again.
+    // This object's holder is read-only by then.
     let (boot, zoo) =
         visit(guest, |c| specimens(c).iter().filter(|s| s.kind != "ro-after-init").map(Specimen::lost).collect());
     let reported: BTreeMap<u64, u64> = boot.report().objects.iter().map(|o| (o.address, o.size)).collect();
-    // This one's holder cannot be written to again.
+    // This object's holder is read-only by then.
     let missing: Vec<String> = zoo
         .iter()
         .filter(|s| s.kind != "ro-after-init" && !reported.contains_key(&s.address) && !boot.is_hidden(s.address))
         .map(|s| format!("{}: {s:x?}", s.kind))
         .collect();
     assert!(missing.is_empty(), "{}\n{}", boot.hint(), missing.join("\n"));
-    // What was held by structs of the kernel's own is guessed to be such structs: by what a function returns, and by the
-    // name of a cache.
+    // Objects with the kernel's own types are recognised by the function that returns them, and by
+    // the name of their cache.
     let check = Program::new(leak()).arg("check").arg(&snapshot).run();
     for guess in ["sk_buff", "maple_node"] {
         let line = format!("  probably struct {guess}");
@@ -186,7 +186,7 @@ fn differences_are_found() {
     assert!(differences(&zoo, &[good, object(0x1000, 96)])[0].starts_with("not of the zoo"));
 }
 
-/// Of each chain, ring and tree one object is to blame, and the others hang from it.
+/// One object of each chain, ring and tree is a direct leak. The others hang from it.
 fn one_of_each_is_direct(kernel: &str) {
     let test = format!("zoo-direct-{kernel}");
     let snapshot = scratch(&format!("{test}-file")).join("snapshot");
@@ -207,13 +207,14 @@ fn one_of_each_is_direct(kernel: &str) {
             continue;
         }
         let verdicts: Vec<Verdict> = ours.iter().map(|s| leaks[&s.address]).collect();
-        // They are printed from the head on, and of a ring the first to be allocated stands for it.
+        // The module prints the head first. The head of a ring is the object that was allocated
+        // first.
         let rest = objects as u64 - 1;
         let retains = Count { objects: rest, bytes: rest * ours[0].size };
         assert_eq!(verdicts[0], Verdict { direct: true, retains }, "{kind} {verdicts:?}; {}", boot.hint());
         assert!(verdicts[1..].iter().all(|v| *v == Verdict::default()), "{kind} {verdicts:?}; {}", boot.hint());
     }
-    // What is lost by itself is all direct.
+    // Objects without references between them are direct leaks.
     let others = zoo.iter().filter(|s| s.is_leak && ["kmalloc", "kzalloc", "vmalloc"].contains(&s.kind.as_str()));
     let alone = Verdict { direct: true, retains: Count::default() };
     let others = others.filter(|s| !boot.is_hidden(s.address));

@@ -68,10 +68,10 @@ pub fn boot_image(data: &[u8]) {
     };
     assert!(elf.len() <= image::MOST as usize);
     match image::load(&elf) {
-        Ok((base, memory)) => {
-            assert!(base >= 0xffff_ffff_8000_0000 && memory.len() <= 1 << 30);
+        Ok(image::Loaded { start, memory }) => {
+            assert!(start >= 0xffff_ffff_8000_0000 && memory.len() <= 1 << 30);
             if memory.len() < 1 << 20
-                && let Ok(found) = guest_symbols::kallsyms::decode(&memory, base, None)
+                && let Ok(found) = guest_symbols::kallsyms::decode(&memory, start, None)
             {
                 kallsyms::agrees(&found.symbols);
             }
