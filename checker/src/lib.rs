@@ -41,7 +41,7 @@ pub mod why;
 use allocations::Allocations;
 use audit::Audit;
 use blocks::{Block, Blocks, Caches};
-use detector::graph::{self, Verdict};
+use detector::graph::{self, Leaked, Verdict};
 use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
 use detector::report::{Checksum, Leak};
@@ -248,7 +248,8 @@ fn suppress<M: StoppedMemory>(
 
 /// Tells direct from indirect leaks.
 fn judge<M: StoppedMemory>(blocks: &Blocks<'_, M>, leaked: &[u32]) -> Vec<Verdict> {
-    let leaks: Vec<(u32, u64)> = leaked.iter().map(|&i| (i, blocks.blocks[i as usize].size)).collect();
+    let leak = |&block: &u32| Leaked { block, bytes: blocks.blocks[block as usize].size };
+    let leaks: Vec<Leaked> = leaked.iter().map(leak).collect();
     graph::judge(&leaks, |block, each| {
         blocks.references(block, &mut |_, bytes| {
             for word in bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)) {

@@ -38,7 +38,7 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
         };
         group.leaks.push(leak);
     }
-    let weight = |g: &Group| g.bytes() + g.retains().1;
+    let weight = |g: &Group| g.bytes() + g.retains().bytes;
     groups.sort_by_cached_key(|g| (!g.direct, Reverse(weight(g)), g.leaks.first().map(|l| Reverse(l.age))));
     groups
 }

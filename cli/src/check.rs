@@ -1,5 +1,6 @@
 //! `leak check`.
 
+use crate::output;
 use checker::CheckError;
 use checker::report::{Asked, report};
 use detector::report::Format;
@@ -9,34 +10,37 @@ use snapshot::{ReadError, Snapshot};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// Check a snapshot, and print the report that the plugin printed when it wrote it
+/// Check a snapshot and print its report
 ///
-/// The report is the plugin's own, but for the time that the guest was paused. The status is 0 if there is a report,
-/// whatever is in it, and 1 if there is none.
+/// The report is the one that the plugin printed when it wrote the snapshot, except for the length
+/// of the pause. The status is 0 if there is a report, whatever is in it, and 1 if there is none.
 #[derive(clap::Args)]
 pub struct Check {
     /// File that the plugin's option snapshot= wrote
     snapshot: PathBuf,
-    /// Say for every live object of functions, modules or tasks whose name contains PATTERN who refers to it, step by
-    /// step to the root
+    /// Show the chain of references to every live object whose function, module or task contains
+    /// PATTERN
     #[arg(long, value_name = "PATTERN")]
     why: Option<String>,
-    /// Say by cache and function which objects only the kernel's slabs and vmap areas hold, or only libleak
+    /// Count by cache and function the objects that only the kernel's slabs and vmap areas hold, or
+    /// only libleak
     #[arg(long)]
     audit: bool,
-    /// Leave out what the lines leak:PATTERN of this file fit, as the plugin's option suppress= does; once or more
+    /// Leave out leaks that a line leak:PATTERN of this file matches, as the plugin's option
+    /// suppress= does. May be repeated
     #[arg(long, value_name = "FILE")]
     suppress: Vec<PathBuf>,
-    /// File or folder with debugging information of that kernel, for places in the source; once or more
+    /// File or folder with debugging information of the kernel, for source locations. May be
+    /// repeated
     #[arg(long, value_name = "PATH")]
     debug: Vec<PathBuf>,
-    /// Print every object, in kmemleak's very words, and not one of each group
+    /// Print every object in kmemleak's format, not one per group
     #[arg(long)]
     each: bool,
-    /// Threads that make the check; as many as there are processors, and 8 at most, unless said
+    /// Threads of the check. The default is the number of processors, at most 8
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Form of the report: text, jsonl or console
+    /// Format of the report: text, jsonl or console
     #[arg(long, value_name = "FORM", default_value = "text")]
     format: Format,
 }
@@ -44,16 +48,16 @@ pub struct Check {
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The snapshot.
+    /// The snapshot cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The suppressions.
+    /// The suppressions cannot be read.
     #[error(transparent)]
     Suppress(#[from] SuppressError),
-    /// The debugging information.
+    /// The debugging information cannot be used.
     #[error(transparent)]
     Lines(#[from] LinesError),
-    /// The guest in it.
+    /// The check has no result.
     #[error("no result for snapshot {path}: {why}")]
     Check {
         /// The snapshot.
@@ -61,7 +65,7 @@ pub enum Error {
         /// Why not.
         why: CheckError,
     },
-    /// Standard output.
+    /// Standard output cannot be written.
     #[error("cannot write the report: {0}")]
     Output(std::io::Error),
 }
@@ -90,6 +94,6 @@ impl Check {
         let asked = Asked { audit: self.audit, pause: None, suppressions: &suppressions, unused: true };
         let text = self.format.write(&report(moment.names(), &outcome, &moment.counters, asked), self.each);
         lines.iter().flat_map(Lines::take_problems).for_each(|why| log::warn!("{why}"));
-        crate::print(&text).map_err(Error::Output)
+        output::print(&text).map_err(Error::Output)
     }
 }

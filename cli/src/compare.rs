@@ -1,5 +1,6 @@
 //! `leak compare`.
 
+use crate::output;
 use crate::report::lines::{self, Run};
 use crate::report::words::{function, objects, site};
 use detector::report::{Frame, Group};
@@ -8,18 +9,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Compare the leaks of two runs, as of one night and the night before
+/// Compare the leaks of two runs, such as those of two nights
 ///
-/// Leaks are the same if their functions are, by name: addresses, and what the compiler puts behind a name, differ from build to
-/// build. The status is 23 if there are new ones or more of an old one, 24 if one of the files is no result, and 0 else.
+/// Leaks are the same if the names of their functions are. Addresses and suffixes from the compiler
+/// differ between builds. The status is 23 if there are new leaks or more of an old one. It is 24
+/// if a file has no result, and 0 otherwise.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   leak compare yesterday.jsonl today.jsonl
   leak compare --json yesterday.jsonl today.jsonl | jq .new")]
 pub struct Compare {
-    /// Lines of JSON of the run before
+    /// JSON lines of the earlier run
     old: PathBuf,
-    /// Lines of JSON of the run now
+    /// JSON lines of the later run
     new: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -29,10 +31,10 @@ pub struct Compare {
 /// Why there is no comparison.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file.
+    /// A file cannot be read.
     #[error(transparent)]
     Lines(#[from] lines::Error),
-    /// A file of a run that says nothing about leaks.
+    /// A file contains no result.
     #[error("{path} is no result: {why}")]
     NoResult {
         /// The file.
@@ -40,18 +42,18 @@ pub enum Error {
         /// Why not.
         why: String,
     },
-    /// Standard output.
+    /// Standard output cannot be written.
     #[error("cannot write the comparison: {0}")]
     Output(#[from] std::io::Error),
 }
 
-/// One place that leaks.
+/// An allocation site that leaks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Place {
     /// Functions, innermost first.
     stack: Vec<String>,
     direct: bool,
-    /// The function that tells it.
+    /// The function that identifies the site.
     site: String,
     before: Count,
     now: Count,
@@ -63,25 +65,25 @@ struct Count {
     bytes: u64,
 }
 
-/// What differs.
+/// The differences.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Differences {
     schema: u32,
-    /// Not there before.
+    /// Sites without leaks before.
     new: Vec<Place>,
-    /// More objects than before.
+    /// Sites with more objects than before.
     grown: Vec<Place>,
-    /// Not there now.
+    /// Sites without leaks now.
     gone: Vec<Place>,
-    /// As many as before, or fewer.
+    /// The number of sites with the same number of objects or fewer.
     unchanged: usize,
 }
 
-/// A name without what GCC and Clang put behind it for parts and copies of a function.
+/// A name without the suffixes of GCC and Clang for parts and copies of a function.
 fn plain(frame: &Frame) -> String {
     let name = function(frame);
     let (name, module) = name.split_once(' ').map_or((name.as_str(), None), |(name, module)| (name, Some(module)));
-    // A symbol of assembler may begin with a dot.
+    // An assembler symbol may start with a dot.
     let name = name.char_indices().skip(1).find(|(_, c)| *c == '.').map_or(name, |(at, _)| &name[..at]);
     module.map_or(name.to_owned(), |module| format!("{name} {module}"))
 }
@@ -139,9 +141,9 @@ impl Differences {
 }
 
 impl Compare {
-    /// Prints what differs, and returns the status.
+    /// Prints the differences and returns the status.
     pub fn run(&self) -> ExitCode {
-        crate::exit(self.try_run())
+        output::exit(self.try_run())
     }
 
     fn try_run(&self) -> Result<u8, Error> {
@@ -154,8 +156,8 @@ impl Compare {
         };
         let differences = differences(&open(&self.old)?, &open(&self.new)?);
         let json = || serde_json::to_string_pretty(&differences).unwrap_or_default() + "\n";
-        crate::print(&if self.json { json() } else { differences.text() })?;
-        Ok(if differences.new.is_empty() && differences.grown.is_empty() { 0 } else { crate::LEAKS })
+        output::print(&if self.json { json() } else { differences.text() })?;
+        Ok(if differences.new.is_empty() && differences.grown.is_empty() { 0 } else { output::LEAKS })
     }
 }
 
@@ -167,7 +169,7 @@ mod tests {
     #[test]
     fn leaks_are_told_by_the_names_of_their_functions() {
         let old = Run::read(&text()).unwrap();
-        // Another build: other places, and a part of a function.
+        // Another build has other addresses and a part of a function.
         let moved = text().replace("\"offset\":2", "\"offset\":7").replace("leak_a", "leak_a.part.0");
         let same = differences(&old, &Run::read(&moved).unwrap());
         assert_eq!((same.new.len(), same.grown.len(), same.gone.len(), same.unchanged), (0, 0, 0, 4), "{same:?}");

@@ -1,9 +1,10 @@
 //! `leak completions`.
 
-use clap::CommandFactory;
+use crate::output;
+use clap::Command;
 use clap_complete::{Shell, generate};
 
-/// Print what completes this program's words in a shell
+/// Print a script that completes this program's words in a shell
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   leak completions bash > ~/.local/share/bash-completion/completions/leak
@@ -15,13 +16,13 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// Prints them.
+    /// Prints the completions of `program`.
     ///
     /// # Errors
     /// Standard output's.
-    pub fn run(&self) -> Result<(), std::io::Error> {
+    pub fn run(&self, mut program: Command) -> Result<(), std::io::Error> {
         let mut script = Vec::new();
-        generate(self.shell, &mut crate::Arguments::command(), "leak", &mut script);
-        crate::print(&String::from_utf8_lossy(&script))
+        generate(self.shell, &mut program, "leak", &mut script);
+        output::print(&String::from_utf8_lossy(&script))
     }
 }

@@ -1,11 +1,12 @@
 //! `leak doctor`.
 
+use crate::output;
 use crate::qemu;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Say whether this machine has what libleak needs, and what to do where it has not
+/// Check whether this machine has what libleak needs, and print what to do if not
 ///
 /// The status is 0 if guests can be watched here, and 1 if not.
 #[derive(clap::Args)]
@@ -13,7 +14,8 @@ use std::process::ExitCode;
   leak doctor
   leak doctor --qemu /opt/qemu/bin/qemu-system-x86_64")]
 pub struct Doctor {
-    /// The plugin; else that of the variable LIBLEAK_PLUGIN, else the libleak.so beside this program
+    /// The plugin. The default is the variable LIBLEAK_PLUGIN, or the libleak.so beside this
+    /// program
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
     /// A QEMU that is not on PATH
@@ -21,14 +23,14 @@ pub struct Doctor {
     qemu: Vec<PathBuf>,
 }
 
-/// How something is.
+/// The verdict on one requirement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// As it should be.
+    /// The requirement is met.
     Ok,
-    /// Not needed for all there is to do.
+    /// The requirement is not met, and only some features need it.
     Note,
-    /// In the way.
+    /// The requirement is not met.
     Bad,
 }
 
@@ -66,7 +68,7 @@ impl Doctor {
             ));
         }
         let tried: Vec<Finding> = qemus.iter().map(|qemu| with_plugin(qemu, plugin.as_deref().ok())).collect();
-        // One that works is enough: the first on PATH is what most programs start, though.
+        // All are listed, since most programs start the first QEMU on PATH.
         findings.extend(tried);
         findings.push(kvm());
         findings.push(match on_path("vng").first() {
@@ -83,14 +85,14 @@ impl Doctor {
                 Verdict::Note => "note",
                 Verdict::Bad => "bad ",
             };
-            // Whoever does not read it all has seen enough.
-            let _ = crate::print(&format!("{word}  {line}\n"));
+            // A reader that closed the output is no error.
+            let _ = output::print(&format!("{word}  {line}\n"));
         }
         if findings.iter().any(|f| f.verdict == Verdict::Bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 }
 
-/// All files of that name on PATH, each once.
+/// All files of this name on PATH, each once.
 fn on_path(name: &str) -> Vec<PathBuf> {
     let mut seen = Vec::new();
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -132,7 +134,7 @@ fn temporary() -> Finding {
     }
 }
 
-/// Where the scripts of the checkout keep kernels.
+/// The folder in which the scripts of the checkout keep kernels.
 fn cache() -> Finding {
     let chosen = std::env::var_os("XDG_CACHE_HOME").filter(|c| !c.is_empty()).map(PathBuf::from);
     let Some(folder) = chosen.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"))) else {

@@ -1,46 +1,57 @@
-//! A kernel's image on disk: unpacked, and laid out as it will lie in memory.
+//! Kernel images on disk: unpacks them and lays them out as in memory.
 //!
-//! The format is that of Documentation/arch/x86/boot.rst: a header with `HdrS` in it, and the compressed vmlinux at
-//! `payload_offset` behind the sectors of set-up code.
+//! The format is described in Documentation/arch/x86/boot.rst: a header that contains `HdrS`, and
+//! the compressed vmlinux at `payload_offset` behind the sectors of set-up code.
 
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object};
 use std::io::Read;
 
-/// What a kernel unpacks to, at most; the largest that distributions have are a tenth of it.
+/// Most bytes of an unpacked kernel. The largest kernels of distributions have a tenth of it.
 pub const MOST: u64 = 1 << 30;
-/// Memory for unpacking xz, in KiB: its dictionary is as large as its header says, and the kernel's makefile asks for 128 MiB at most.
+/// Most memory for unpacking xz, in KiB. The header gives the size of the dictionary. The kernel's
+/// makefile uses at most 128 MiB.
 const XZ_MEMORY: u32 = 256 << 10;
-/// Where the kernel is mapped, and the end of what it may take: __START_KERNEL_map, and 1 GiB (KERNEL_IMAGE_SIZE).
+/// The address at which the kernel is mapped (`__START_KERNEL_map`,
+/// arch/x86/include/asm/page_64_types.h).
 const START: u64 = 0xffff_ffff_8000_0000;
-/// See there.
+/// The size of the mapping (`KERNEL_IMAGE_SIZE`): 1 GiB.
 const SIZE: u64 = 1 << 30;
 
 /// Why an image cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Its header leads out of it.
+    /// The header points outside of the file.
     #[error("its boot header names a payload that is not in it")]
     Payload,
-    /// Another compression, by its first bytes.
+    /// The compression is unknown. The field has the first bytes.
     #[error(
         "its payload is packed in a way that is not known (it starts with {0:02x?}); known are gzip, xz, LZ4 and zstd"
     )]
     Packing(Vec<u8>),
-    /// It does not unpack.
+    /// The payload cannot be decompressed.
     #[error("it does not unpack: {0}")]
     Unpack(String),
-    /// What it holds is no vmlinux.
+    /// The payload is not an ELF file for x86-64.
     #[error("it holds no x86-64 ELF file: {0}")]
     Elf(String),
 }
 
-/// Whether this is a compressed kernel.
+/// A kernel image as it lies in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The virtual address that the first byte is linked for.
+    pub start: u64,
+    /// The bytes from there on.
+    pub memory: Vec<u8>,
+}
+
+/// Whether the file is a compressed kernel.
 pub fn is_boot_image(data: &[u8]) -> bool {
     data.get(0x202..0x206) == Some(b"HdrS")
 }
 
-/// Whether this is an ELF file with symbols of its own.
+/// Whether the file is an ELF file with a symbol table.
 pub fn has_symbol_table(data: &[u8]) -> bool {
     data.starts_with(b"\x7fELF")
         && object::File::parse(data).is_ok_and(|elf| {
@@ -51,10 +62,10 @@ pub fn has_symbol_table(data: &[u8]) -> bool {
 /// The vmlinux in a compressed kernel.
 ///
 /// # Errors
-/// [`ImageError`].
+/// All but [`ImageError::Elf`].
 pub fn unpack(data: &[u8]) -> Result<Vec<u8>, ImageError> {
     let field = |at: usize| data.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
-    // 0 means 4.
+    // 0 stands for 4 sectors.
     let sectors = data.get(0x1f1).map(|&n| if n == 0 { 4 } else { usize::from(n) });
     let payload = (|| {
         let start = (sectors? + 1) * 512 + field(0x248)?;
@@ -79,7 +90,8 @@ fn read(from: impl Read) -> Result<Vec<u8>, ImageError> {
     Ok(data)
 }
 
-/// LZ4's old form: blocks of 8 MiB, each after its packed size. The unpacked size of all, which the kernel's makefile adds, ends it.
+/// Unpacks LZ4's legacy format: blocks of 8 MiB, each after its compressed size. The kernel's
+/// makefile appends the unpacked size, which ends the loop.
 fn lz4(mut packed: &[u8]) -> Result<Vec<u8>, ImageError> {
     const BLOCK: usize = 8 << 20;
     let mut data = Vec::new();
@@ -94,11 +106,11 @@ fn lz4(mut packed: &[u8]) -> Result<Vec<u8>, ImageError> {
     Ok(data)
 }
 
-/// The parts of a vmlinux that lie where the kernel is mapped, as one piece of memory, and its address.
+/// The segments of a vmlinux that lie in the kernel's mapping, as one piece of memory.
 ///
 /// # Errors
 /// [`ImageError::Elf`].
-pub fn load(vmlinux: &[u8]) -> Result<(u64, Vec<u8>), ImageError> {
+pub fn load(vmlinux: &[u8]) -> Result<Loaded, ImageError> {
     let elf = ElfFile64::<Endianness>::parse(vmlinux).map_err(|why| ImageError::Elf(why.to_string()))?;
     let endian = elf.endian();
     let parts: Vec<(u64, &[u8])> = elf
@@ -106,7 +118,7 @@ pub fn load(vmlinux: &[u8]) -> Result<(u64, Vec<u8>), ImageError> {
         .iter()
         .filter(|header| header.p_type(endian) == object::elf::PT_LOAD)
         .filter_map(|header| Some((header.p_vaddr(endian), header.data(endian, vmlinux).ok()?)))
-        // The per-CPU part of older kernels lies at 0.
+        // The per-CPU segment of older kernels lies at 0.
         .filter(|(at, bytes)| *at >= START && (at - START).saturating_add(bytes.len() as u64) <= SIZE)
         .collect();
     let start =
@@ -119,14 +131,14 @@ pub fn load(vmlinux: &[u8]) -> Result<(u64, Vec<u8>), ImageError> {
     for (at, bytes) in parts {
         memory[(at - start) as usize..][..bytes.len()].copy_from_slice(bytes);
     }
-    Ok((start, memory))
+    Ok(Loaded { start, memory })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A boot image of one set-up sector with this payload.
+    /// A boot image with one sector of set-up code.
     fn image(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0; 1024];
         image[0x1f1] = 1;
@@ -138,7 +150,7 @@ mod tests {
 
     #[test]
     fn payloads_unpack() {
-        // What gzip and lz4 -l make of it.
+        // The output of gzip and lz4 -l.
         let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xcbH\xcd\xc9\xc9\xe7\x02\x00 0:6\x06\x00\x00\x00";
         assert!(is_boot_image(&image(gzip)) && !is_boot_image(b"HdrS"));
         assert_eq!(unpack(&image(gzip)).unwrap(), b"hello\n");
@@ -146,7 +158,7 @@ mod tests {
         assert_eq!(unpack(&image(lz4)).unwrap(), b"hello\n");
     }
 
-    /// The dictionary would have 4 GiB.
+    /// The header asks for a dictionary of 4 GiB.
     #[test]
     fn a_header_does_not_say_how_much_memory_is_taken() {
         let xz = b"\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x00\x21\x01\x28\x00\x00\x00\xe6\xa0\x11\xb3\x01\x00\x05\x68\x65\x6c\x6c\x6f\x0a\x00\x00\x00\x20\x30\x3a\x36\x00\x01\x1a\x06\xc5\xea\xc8\x79\x90\x42\x99\x0d\x01\x00\x00\x00\x00\x01\x59\x5a";

@@ -1,3 +1,3 @@
-//! What of the program `leak` others may use: how images of kernels are read.
+//! The part of the program `leak` that others may use: reading kernel images.
 
 pub mod image;

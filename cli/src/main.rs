@@ -1,4 +1,4 @@
-//! `leak`: tests and their guests under the plugin, its reports in other forms, and its checks made again on snapshots.
+//! `leak`: runs guests under the plugin, converts and compares reports, and checks snapshots.
 
 #![forbid(unsafe_code)]
 
@@ -7,20 +7,15 @@ mod compare;
 mod completions;
 mod control;
 mod doctor;
+mod output;
 mod qemu;
 mod report;
 mod run;
 mod symbols;
 mod trim;
 
-use clap::{Parser, Subcommand};
-use std::io::Write;
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
-
-/// Status of what leaked, as LeakSanitizer has it.
-const LEAKS: u8 = 23;
-/// Status where nothing can be said about leaks.
-const NO_RESULT: u8 = 24;
 
 /// Kernel memory leaks of Linux guests
 #[derive(Parser)]
@@ -53,7 +48,7 @@ fn main() -> ExitCode {
         Command::Run(run) => return run.run(),
         Command::Compare(compare) => return compare.run(),
         Command::Doctor(doctor) => return doctor.run(),
-        Command::Completions(completions) => completions.run().map_err(|why| why.to_string()),
+        Command::Completions(completions) => completions.run(Arguments::command()).map_err(|why| why.to_string()),
         Command::Report(report) => report.run().map_err(|why| why.to_string()),
         Command::Symbols(symbols) => symbols.run().map_err(|why| why.to_string()),
         Command::Check(check) => check.run().map_err(|why| why.to_string()),
@@ -69,26 +64,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The status that a command ends with, or that of no result, with the reason told.
-fn exit(done: Result<u8, impl std::fmt::Display>) -> ExitCode {
-    ExitCode::from(done.unwrap_or_else(|why| {
-        eprintln!("leak: error: {why}");
-        NO_RESULT
-    }))
-}
-
-/// Writes to standard output. Whoever reads it, such as head, may have seen enough.
-fn print(text: &str) -> std::io::Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn arguments_make_sense() {

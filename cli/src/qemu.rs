@@ -1,20 +1,20 @@
-//! The plugin's file, and whether a QEMU can load it.
+//! Finds the plugin, and checks whether a QEMU can load it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The environment variable with the plugin's path.
 const VARIABLE: &str = "LIBLEAK_PLUGIN";
-/// The plugin's name.
+/// The file name of the plugin.
 const NAME: &str = "libleak.so";
 
-/// There is no plugin.
+/// The plugin was not found.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "there is no plugin at {path}: {why}; build it with cargo build --release, or give --plugin FILE or {VARIABLE}"
 )]
 pub struct PluginError {
-    /// Where it was looked for.
+    /// The path that was tried.
     pub path: PathBuf,
     /// The system's word.
     pub why: std::io::Error,
@@ -23,7 +23,7 @@ pub struct PluginError {
 /// Why a QEMU does not load the plugin.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// It cannot be run.
+    /// QEMU cannot be started.
     #[error("cannot run {path}: {why}")]
     Start {
         /// QEMU.
@@ -31,12 +31,12 @@ pub enum ProbeError {
         /// The system's word.
         why: std::io::Error,
     },
-    /// It, or the plugin, refused.
+    /// QEMU or the plugin refused. The field is the message.
     #[error("{0}")]
     Refused(String),
 }
 
-/// The plugin: as given, or of the environment, or beside this program. An absolute path.
+/// The absolute path of the plugin: as given, or from the environment, or beside this program.
 ///
 /// # Errors
 /// [`PluginError`].
@@ -47,10 +47,10 @@ pub fn plugin(given: Option<&Path>) -> Result<PathBuf, PluginError> {
     std::fs::canonicalize(&path).map_err(|why| PluginError { path, why })
 }
 
-/// Has QEMU load the plugin without a guest. Returns the plugin's list of its options.
+/// Has QEMU load the plugin without a guest. Returns the plugin's list of options.
 ///
 /// # Errors
-/// [`ProbeError`], with what QEMU or the plugin said.
+/// [`ProbeError`], with the message of QEMU or the plugin.
 pub fn probe(qemu: &Path, plugin: &Path) -> Result<String, ProbeError> {
     let plugin = plugin.display().to_string().replace(',', ",,");
     let output = Command::new(qemu)
@@ -68,7 +68,7 @@ pub fn probe(qemu: &Path, plugin: &Path) -> Result<String, ProbeError> {
     Err(ProbeError::Refused(ours.unwrap_or_else(last).to_owned()))
 }
 
-/// The version that a QEMU says it has, as `10.0.2`.
+/// The version of a QEMU, such as `10.0.2`.
 pub fn version(qemu: &Path) -> Option<String> {
     let output = Command::new(qemu).arg("--version").stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -12,28 +12,29 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, io};
 
-/// A part of every name: all objects are explained.
+/// Part of every name, so that all objects are explained.
 const EVERYTHING: &str = "";
 
-/// Leave out of a snapshot all that its report does not depend on
+/// Reduce a snapshot to the memory that its report depends on
 ///
-/// What processes and files have in memory is left out, as is what is free. `leak check` prints the same report of the new
-/// snapshot, with --audit and --why too, which is made sure of before it gets its name.
+/// Memory of processes and files and free memory are left out. `leak check` prints the same report
+/// for the new snapshot, also with --audit and --why. This is verified before the file gets its
+/// name.
 #[derive(clap::Args)]
 pub struct Trim {
     /// File that the plugin's option snapshot= wrote
     snapshot: PathBuf,
-    /// The smaller one to write
+    /// The smaller snapshot to write
     to: PathBuf,
 }
 
 /// Why there is no smaller snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A snapshot, the old or the new one.
+    /// The old or the new snapshot cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The guest in it.
+    /// The check has no result.
     #[error("no result for snapshot {path}: {why}")]
     Check {
         /// The whole snapshot.
@@ -41,10 +42,10 @@ pub enum Error {
         /// Why not.
         why: CheckError,
     },
-    /// The new snapshot.
+    /// The new snapshot cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// It was written and could not get its name.
+    /// The new snapshot cannot get its name.
     #[error("cannot name snapshot {path}: {why}; give a path that is no folder's")]
     Name {
         /// The path given.
@@ -52,7 +53,7 @@ pub enum Error {
         /// The system's word.
         why: io::Error,
     },
-    /// A flaw of ours.
+    /// The reports differ. This is a bug.
     #[error(
         "without what the check of {path} did not read its report is another; use the whole snapshot, and report this as a bug"
     )]
@@ -63,10 +64,7 @@ pub enum Error {
 }
 
 impl Trim {
-    /// Writes the smaller snapshot, and says how small it is.
-    ///
-    /// # Errors
-    /// [`Error`].
+    /// Writes the smaller snapshot and prints its size.
     pub fn run(&self) -> Result<(), Error> {
         let fail = |why| Error::Check { path: self.snapshot.clone(), why };
         let whole = Snapshot::open(&self.snapshot)?;
@@ -102,7 +100,7 @@ impl Trim {
     }
 }
 
-/// All that can be asked of a moment, but how long it took.
+/// Everything that a report can contain, except for durations.
 fn report(moment: &Moment<'_, OwnedMemory>, outcome: Outcome) -> String {
     let outcome = Outcome { time: Duration::ZERO, ..outcome };
     let asked = Asked { audit: true, pause: None, suppressions: &Suppressions::default(), unused: false };

@@ -1,4 +1,4 @@
-//! What an allocation and its free cost: the live map and the stacks, which every vCPU's thread uses at once.
+//! The cost of an allocation and its free: the live map and the stacks, used by several threads.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dashmap::DashMap;
@@ -8,11 +8,12 @@ use std::hash::BuildHasherDefault;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Objects that are live all along, as in a booted guest.
+/// Live objects throughout, about as many as in a booted guest.
 const LIVE: u64 = 100_000;
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 
-/// The time that `threads` threads take to do `work` side by side, with their numbers, `rounds` times each.
+/// The time that `threads` threads need for `rounds` calls of `work` each. `work` gets the thread's
+/// number and the round.
 fn side_by_side(threads: u64, rounds: u64, work: impl Fn(u64, u64) + Sync) -> Duration {
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -24,7 +25,7 @@ fn side_by_side(threads: u64, rounds: u64, work: impl Fn(u64, u64) + Sync) -> Du
     began.elapsed()
 }
 
-/// An object is entered and removed again, beside many that stay.
+/// Enters and removes an object beside many that stay.
 fn live_map(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("live map, insert and remove");
     let map = LiveMap::with_capacity(LIVE as usize);
@@ -37,7 +38,7 @@ fn live_map(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("threads", threads), |bencher| {
             bencher.iter_custom(|rounds| {
                 side_by_side(threads, rounds, |thread, round| {
-                    // Each CPU takes its objects from a slab of its own, and the same ones again.
+                    // Each CPU reuses the objects of its own slab.
                     let addr = DIRECT_MAP + (1 << 32) + thread * 0x1_0000 + round % 64 * 256;
                     map.insert(black_box(addr), object, 0, 0);
                     map.remove(black_box(addr));
@@ -48,7 +49,7 @@ fn live_map(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A call in progress is kept by the stack slot of its return address, and found again when it returns, beside some that sleep.
+/// Records a call by the stack slot of its return address, and finds it when it returns.
 fn return_match(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("call entered and its return matched");
     let pending: DashMap<u64, [u64; 5], BuildHasherDefault<AddressHasher>> = DashMap::default();
@@ -70,7 +71,8 @@ fn return_match(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A stack that is known, which all but one in some hundred are: a booted guest has some 4,000.
+/// Looks up a known stack. All but one in a few hundred stacks are known. A booted guest has about
+/// 4,000.
 fn known_stacks(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("stacks, intern a known one");
     for frames in [2, 16] {
@@ -84,7 +86,7 @@ fn known_stacks(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(format!("{frames} frames, threads"), threads), |bencher| {
                 bencher.iter_custom(|rounds| {
                     side_by_side(threads, rounds, |thread, round| {
-                        // All over them; which one comes next is nothing a cache can guess.
+                        // In an order that no cache can predict.
                         let at = round.wrapping_add(thread).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
                         black_box(stacks.intern(&all[at as usize]));
                     })

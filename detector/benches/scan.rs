@@ -1,4 +1,4 @@
-//! How fast memory is scanned for references, held against a plain sum of its words, which no scan can beat.
+//! The speed of scanning memory, beside a plain sum of its words as the upper bound.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use detector::index::{Index, Span};
@@ -6,10 +6,10 @@ use detector::scan::{Contents, Marker, Options, Rules, Surroundings, Variant};
 use std::hint::black_box;
 
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
-/// Bytes of root memory that are read: more than caches hold.
+/// Bytes of root memory. They exceed all caches.
 const ROOTS: usize = 64 << 20;
 
-/// The same numbers each time.
+/// A generator of the same numbers each time.
 struct Random(u64);
 
 impl Random {
@@ -19,7 +19,7 @@ impl Random {
     }
 }
 
-/// Blocks of sizes as slabs have them, with gaps between, half of the memory that they lie in.
+/// Blocks of slab sizes with gaps. They fill half of the memory.
 fn spans(blocks: u32) -> Vec<Span> {
     let mut random = Random(1);
     let mut at = DIRECT_MAP;
@@ -33,13 +33,14 @@ fn spans(blocks: u32) -> Vec<Span> {
         .collect()
 }
 
-/// What `__percpu` pointers there are in a kernel before 6.15.
+/// `__percpu` pointers as in a kernel before 6.15.
 fn percpu() -> Vec<Span> {
     let span = |i: u32| Span { start: 0x3_b000 + 64 * u64::from(i), end: 0x3_b004 + 64 * u64::from(i), block: i };
     (0..400).map(span).collect()
 }
 
-/// Memory of which `percent` of the words point into objects; most of the others are small numbers or zero.
+/// Memory in which `percent` of the words point into objects. Most others are zero or small
+/// numbers.
 fn memory(spans: &[Span], percent: u64) -> Vec<u8> {
     let mut random = Random(2);
     let word = |_| {
@@ -56,7 +57,7 @@ fn memory(spans: &[Span], percent: u64) -> Vec<u8> {
     (0..ROOTS / 8).map(word).flat_map(u64::to_le_bytes).collect()
 }
 
-/// Blocks without contents: what is measured is the reading of roots.
+/// Blocks without contents, since only the reading of roots is measured.
 struct Nothing;
 
 impl Contents for Nothing {

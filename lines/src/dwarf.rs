@@ -1,8 +1,9 @@
-//! From addresses to places, by DWARF 4 or 5.
+//! Source locations of addresses, from DWARF 4 or 5.
 
-use crate::Place;
 use crate::elf::Elf;
+use crate::error::{DwarfError, SectionError};
 use crate::paths;
+use crate::place::Place;
 use addr2line::Context;
 use gimli::{Dwarf, EndianArcSlice, LittleEndian, Reader, SectionId, UnitRef};
 use std::borrow::Cow;
@@ -11,24 +12,26 @@ use std::sync::Arc;
 
 type Bytes = EndianArcSlice<LittleEndian>;
 
-/// More inlined functions in one another than this are nonsense.
+/// Most nested inlined functions of one address. More are a sign of corrupt data.
 const MAX_PLACES: usize = 64;
 
-/// Units that are searched for the root of the kernel's tree; the first few of a kernel are assembly, and name it not.
+/// Units that are searched for the root of the kernel's tree. The first units of a kernel are
+/// assembly and do not name it.
 const MAX_SEARCHED: usize = 256;
 
-/// The debugging information of one file. Units are parsed when something in them is asked for.
+/// The debugging information of one file. Units are parsed on demand.
 pub struct Debug {
     dwarf: Arc<Dwarf<Bytes>>,
     context: Context<Bytes>,
-    /// The root of the kernel's tree, once it was asked for.
+    /// The root of the kernel's tree, found on demand.
     root: OnceCell<Option<String>>,
 }
 
 impl Debug {
-    /// Reads the sections that tell where code comes from, and not those of variables' places, which are as large again.
-    pub fn read(elf: &Elf) -> Result<Debug, String> {
-        let section = |id: SectionId| -> Result<Bytes, String> {
+    /// Reads the sections that map code to lines. Sections for the locations of variables, which
+    /// are as large, are left out.
+    pub fn read(elf: &Elf) -> Result<Debug, DwarfError> {
+        let section = |id: SectionId| -> Result<Bytes, SectionError> {
             let bytes = match id {
                 SectionId::DebugLoc
                 | SectionId::DebugLocLists
@@ -41,15 +44,15 @@ impl Debug {
             Ok(Bytes::new(bytes, LittleEndian))
         };
         let dwarf = Arc::new(Dwarf::load(section)?);
-        let context = Context::from_arc_dwarf(dwarf.clone()).map_err(|e| e.to_string())?;
+        let context = Context::from_arc_dwarf(dwarf.clone())?;
         Ok(Debug { dwarf, context, root: OnceCell::new() })
     }
 
-    /// The places of the instruction at `at`, an address in the file, innermost first.
+    /// The source locations of the instruction at `at`, an address in the file. Innermost first.
     pub fn places(&self, at: u64) -> Result<Vec<Place>, gimli::Error> {
-        // What CONFIG_DEBUG_INFO_SPLIT puts into files of its own is not looked for.
+        // Separate files of `CONFIG_DEBUG_INFO_SPLIT` are not searched.
         let Some(unit) = self.context.find_dwarf_and_unit(at).skip_all_loads() else { return Ok(Vec::new()) };
-        // A kernel may be built in a folder of its own, and that inside or outside of its tree.
+        // A kernel may be built in a folder inside or outside of its tree.
         let build = build_folder(&unit)?;
         let root = self.root.get_or_init(|| self.find_root()).as_deref().unwrap_or_default();
         let mut frames = self.context.find_frames(at).skip_all_loads()?;
@@ -66,7 +69,7 @@ impl Debug {
         Ok(places)
     }
 
-    /// The root that the first unit names that does.
+    /// The root of the tree, from the first unit that names it.
     fn find_root(&self) -> Option<String> {
         let mut units = self.dwarf.units();
         for _ in 0..MAX_SEARCHED {
@@ -82,13 +85,13 @@ impl Debug {
     }
 }
 
-/// Where the compiler was called for a unit.
+/// The folder in which the compiler was called for a unit.
 fn build_folder(unit: &UnitRef<'_, Bytes>) -> Result<String, gimli::Error> {
     let Some(folder) = &unit.comp_dir else { return Ok(String::new()) };
     Ok(paths::normal(&folder.to_string_lossy()?))
 }
 
-/// The folders that the files of a unit lie in.
+/// The folders of a unit's source files.
 fn folders(unit: &UnitRef<'_, Bytes>, build: &str) -> Result<Vec<String>, gimli::Error> {
     let Some(program) = &unit.line_program else { return Ok(Vec::new()) };
     let folders = program.header().include_directories().iter();

@@ -1,23 +1,23 @@
-//! Which files lie at and below a path.
+//! Finds the files at and below a path.
 
-use crate::LinesError;
 use crate::elf::Elf;
+use crate::error::{ElfFlaw, LinesError};
 use std::path::{Path, PathBuf};
 
-/// Deeper than any tree of modules. Links to folders are not followed, so that there are no circles.
+/// Most nested folders. Links to folders are not followed, so cycles are impossible.
 const MAX_DEPTH: usize = 32;
 
-/// A file that may be of use.
+/// A file with debugging information.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
-    /// A kernel's.
+    /// A vmlinux.
     Vmlinux(PathBuf),
-    /// A module's, by the name that the kernel has for it.
+    /// A module, with its name in the kernel.
     Module(String, PathBuf),
 }
 
-/// The file at `path`, or those in the folder, in an order that is always the same. A vmlinux has debugging information; of
-/// modules in folders only the names were looked at.
+/// The file at `path`, or the files in this folder, in a fixed order. A vmlinux is checked for
+/// debugging information. Modules in folders are found by name only.
 pub fn find(path: &Path) -> Result<Vec<Found>, LinesError> {
     let unreadable = |why| LinesError::Unreadable { path: path.to_owned(), why };
     let about = std::fs::metadata(path).map_err(|why| match why.kind() {
@@ -28,15 +28,12 @@ pub fn find(path: &Path) -> Result<Vec<Found>, LinesError> {
         let elf = Elf::open(path)?;
         return match module_name(path) {
             Some(name) => Ok(vec![Found::Module(name, path.to_owned())]),
-            None if elf.is_relocatable() => Err(LinesError::NoElf {
-                path: path.to_owned(),
-                why: "it is an object file whose name does not end in .ko or .ko.debug".to_owned(),
-            }),
+            None if elf.is_relocatable() => Err(LinesError::NoElf { path: path.to_owned(), why: ElfFlaw::ObjectFile }),
             None => Ok(vec![Found::Vmlinux(path.to_owned())]),
         };
     }
     let mut found = Vec::new();
-    // A folder given that cannot be read is an error; one below it is not.
+    // An unreadable folder is an error only if the user named it.
     std::fs::read_dir(path).map_err(unreadable)?;
     walk(path, 0, &mut found);
     Ok(found)
@@ -55,7 +52,7 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<Found>) {
         } else if let Some(name) = module_name(&path) {
             found.push(Found::Module(name, path));
         } else if is_vmlinux(&path) && Elf::open(&path).is_ok_and(|elf| !elf.is_relocatable()) {
-            // Often there are links with other names beside it.
+            // Distributions add links with other names.
             let same = |f: &Found| matches!(f, Found::Vmlinux(p) if p.canonicalize().ok() == path.canonicalize().ok());
             if !found.iter().any(same) {
                 found.push(Found::Vmlinux(path));
@@ -70,7 +67,7 @@ fn is_vmlinux(path: &Path) -> bool {
     name.strip_prefix("vmlinux").is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
 }
 
-/// As kbuild makes a module's name of its file's: `-` becomes `_` (scripts/Makefile.lib, name-fix).
+/// The name that kbuild derives from the file: `-` becomes `_` (scripts/Makefile.lib, name-fix).
 fn module_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let stem = name.strip_suffix(".debug").unwrap_or(name).strip_suffix(".ko")?;
@@ -99,7 +96,7 @@ mod tests {
         assert!(matches!(error, LinesError::Missing { .. }), "{error}");
         let text = scratch.write("vmlinux", b"no ELF");
         assert!(matches!(find(&text).unwrap_err(), LinesError::NoElf { .. }));
-        // In a folder, a file that only has the name is left out.
+        // In a folder, a file that only has the name of a vmlinux is skipped.
         assert_eq!(find(scratch.path()).unwrap(), []);
         let module = scratch.write("deep/er/snd-x.ko", b"");
         assert_eq!(find(scratch.path()).unwrap(), [Found::Module("snd_x".to_owned(), module)]);

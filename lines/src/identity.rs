@@ -1,27 +1,27 @@
-//! Of which kernel a vmlinux is, and which one runs.
+//! Compares the kernel of a vmlinux with the running one.
 
 use crate::elf::Elf;
 use guest_symbols::{GuestMemory, Kernel};
 use std::fmt;
 
-/// The notes of a kernel are a few hundred bytes.
+/// Most bytes of the notes. A kernel has a few hundred.
 const MAX_NOTES: usize = 64 << 10;
-/// `linux_banner` is some 200 bytes.
+/// Most bytes of `linux_banner`. A kernel has about 200.
 const MAX_BANNER: usize = 1024;
-/// NT_GNU_BUILD_ID (include/linux/elfnote-lto.h, lib/buildid.c).
+/// `NT_GNU_BUILD_ID` (include/linux/elfnote-lto.h, lib/buildid.c).
 const NT_GNU_BUILD_ID: u32 = 3;
 
-/// What tells one kernel from another.
+/// The identity of a kernel build.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The linker's checksum of all of it.
+    /// The build ID, which the linker computes over the whole file.
     pub build_id: Option<Vec<u8>>,
     /// `linux_banner`, without its end of line.
     pub banner: Option<String>,
 }
 
 impl Identity {
-    /// The running kernel's, from its image.
+    /// The identity of the running kernel, from its image in guest memory.
     pub fn of_guest(kernel: &Kernel, memory: &impl GuestMemory) -> Identity {
         let read = |symbol: &str, max: usize| -> Option<Vec<u8>> {
             let mut bytes = vec![0; max];
@@ -38,14 +38,15 @@ impl Identity {
         Identity { build_id: read("__start_notes", len as usize).and_then(|notes| build_id(&notes)), banner }
     }
 
-    /// A file's. Without its banner where the build id says already that it is `other`: a symbol has to be searched for it.
+    /// The identity of a file. If the build ID is that of `other`, the banner is left out, since
+    /// finding its symbol takes time.
     pub fn of_file(elf: &Elf, other: &Identity) -> Identity {
         let build_id = elf.build_id();
         let decided = build_id.is_some() && build_id == other.build_id;
         Identity { build_id, banner: if decided { None } else { elf.banner() } }
     }
 
-    /// Whether both are of the same kernel. Not if nothing can be compared.
+    /// Whether both are the same kernel. `false` if there is nothing to compare.
     pub fn is(&self, other: &Identity) -> bool {
         match (&self.build_id, &other.build_id) {
             (Some(one), Some(other)) => one == other,
@@ -68,7 +69,7 @@ impl fmt::Display for Identity {
     }
 }
 
-/// The build id among `notes`, which are those of an ELF file (elf(5), "Notes").
+/// The build ID in the notes of an ELF file (elf(5), "Notes").
 fn build_id(notes: &[u8]) -> Option<Vec<u8>> {
     let word = |at: usize| Some(u32::from_le_bytes(notes.get(at..at.checked_add(4)?)?.try_into().ok()?));
     let mut at = 0;

@@ -1,32 +1,62 @@
-//! Source lines of a guest kernel's code: what file and line an address comes from, from the debugging
-//! information (DWARF) of files that the user gives.
+//! Source locations of a guest kernel's code: the file and line of an address. They come from
+//! debugging information (DWARF) in files that the user names.
 //!
-//! A crate of its own, since it is the one part that reads large files of the host and needs a DWARF reader;
-//! `guest-symbols` knows a guest by its memory alone.
+//! Only this crate reads large files of the host and needs a DWARF reader. `guest-symbols` knows a
+//! guest by its memory alone.
 //!
-//! - [`Lines`]: the files, and the questions to them
-//! - `files`: which files lie below a path
-//! - `elf`: sections, relocated where the file is a module
-//! - `dwarf`: from an address to places
-//! - `paths`: file names as short as they are in the kernel's own tree
-//! - `identity`: whether a file is of the running kernel
+//! - [`Lines`]: the files, and lookups in them
+//! - `files`: finds the files below a path
+//! - `elf`: sections, relocated if the file is a module
+//! - `dwarf`: source locations of addresses
+//! - `paths`: file names relative to the kernel's tree
+//! - `identity`: whether a file belongs to the running kernel
+//! - [`LinesError`] and [`Place`]
 //!
-//! A file is only opened when something in it is asked for, and then its sections are read, not mapped: of
-//! Debian's 590 MB of vmlinux some 190 MB are needed. They stay in memory as long as the [`Lines`] do.
-//! The files are untrusted input: lengths in them are held against the file's, and no function here panics
-//! on any content.
+//! A file is opened at the first lookup in it. Sections are read, not mapped. Of the 590 MB of
+//! Debian's vmlinux, about 190 MB are needed. They stay in memory as long as the [`Lines`]. Files
+//! are untrusted input: lengths are checked against the file, and no contents cause a panic.
+//!
+//! # Example
+//!
+//! Source locations in a module, from a folder with the debugging information of a kernel:
+//!
+//! ```no_run
+//! use lines::Lines;
+//!
+//! let lines = Lines::open(&["/usr/lib/debug/lib/modules/6.1.0-56-amd64".into()])?;
+//! // A return address at offset 0x42 of probe(), which kallsyms says has 0x80 bytes.
+//! for place in lines.module("leaky", "probe", 0x42, 0x80) {
+//!     println!("{}:{}", place.file, place.line);
+//! }
+//! # Ok::<(), lines::LinesError>(())
+//! ```
+//!
+//! A path that does not exist is an error that names it:
+//!
+//! ```
+//! use lines::{Lines, LinesError};
+//!
+//! let error = Lines::open(&["/no/such/vmlinux".into()]).err().unwrap();
+//! assert!(matches!(error, LinesError::Missing { .. }));
+//! assert_eq!(error.to_string(), "debug=/no/such/vmlinux: there is no such file or folder");
+//! ```
 
 #![forbid(unsafe_code)]
 
 mod dwarf;
 mod elf;
+mod error;
 mod files;
 mod identity;
 mod paths;
+mod place;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+
+pub use error::{DwarfError, ElfFlaw, LinesError, SectionError, SectionFlaw};
+pub use place::Place;
 
 use dwarf::Debug;
 use elf::Elf;
@@ -36,81 +66,7 @@ use identity::Identity;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// One source place; inlined functions come before the function they are in.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
-    /// The function, as its source names it.
-    pub function: Option<String>,
-    /// The file: relative to the kernel's tree where it lies in it, such as `mm/slub.c`.
-    pub file: String,
-    /// The line; 0 where the compiler made code that is of no line.
-    pub line: u32,
-}
-
-/// Why debugging information cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum LinesError {
-    /// Nothing there.
-    #[error("debug={path}: there is no such file or folder")]
-    Missing {
-        /// The path given.
-        path: PathBuf,
-    },
-    /// It cannot be read.
-    #[error("cannot read debug={path}: {why}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The system's word.
-        why: std::io::Error,
-    },
-    /// A folder without any file of use.
-    #[error(
-        "debug={path}: neither a vmlinux with debugging information nor a module (*.ko, *.ko.debug) lies in or below this folder"
-    )]
-    NothingFound {
-        /// The folder given.
-        path: PathBuf,
-    },
-    /// It is something else.
-    #[error("debug={path} is no vmlinux and no module of an x86-64 kernel: {why}")]
-    NoElf {
-        /// The file.
-        path: PathBuf,
-        /// What it is, or what was wrong with it.
-        why: String,
-    },
-    /// It was built without, or it was stripped.
-    #[error(
-        "debug={path} has no debugging information; build the kernel with CONFIG_DEBUG_INFO, or give the vmlinux of the distribution's package of debugging symbols (Debian: linux-image-RELEASE-dbg)"
-    )]
-    NoDwarf {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It has, and it makes no sense.
-    #[error("the debugging information of debug={path} cannot be understood: {why}; build or fetch the file anew")]
-    BadDwarf {
-        /// The file.
-        path: PathBuf,
-        /// What was wrong with it.
-        why: String,
-    },
-    /// A vmlinux of another kernel.
-    #[error(
-        "debug={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the vmlinux of the guest's own kernel"
-    )]
-    OtherKernel {
-        /// The file.
-        path: PathBuf,
-        /// Version or build id of the file.
-        theirs: String,
-        /// The same of the guest.
-        ours: String,
-    },
-}
-
-/// A file that may be opened when it is asked for.
+/// A file that is opened on demand.
 struct File {
     path: PathBuf,
     opened: OnceLock<Option<Opened>>,
@@ -119,28 +75,28 @@ struct File {
 struct Opened {
     debug: Mutex<Debug>,
     functions: elf::Functions,
-    /// Of a module, the release of the kernel that it was built for.
+    /// The kernel release that a module was built for.
     release: Option<String>,
 }
 
 /// Files with debugging information.
 ///
-/// Made to be asked from any thread; one lookup in a file happens at a time.
+/// Any thread may look up addresses. Lookups in one file are serialised.
 pub struct Lines {
     vmlinux: Vec<File>,
     modules: Vec<(String, File)>,
-    /// The one of `vmlinux` that is the running kernel's, and its release.
+    /// The running kernel's index in `vmlinux`, and its release.
     running: OnceLock<(Option<usize>, String)>,
     problems: Mutex<Vec<LinesError>>,
 }
 
 impl Lines {
-    /// Looks at the paths: a vmlinux or module with debugging information, or a folder with any number of them
-    /// in it or below it.
+    /// Finds files: each path is a vmlinux, a module, or a folder that contains such files at any
+    /// depth.
     ///
     /// # Errors
-    /// All but [`LinesError::OtherKernel`] and [`LinesError::BadDwarf`]. Modules in folders are first read when
-    /// something in them is asked for; what is wrong with them then is told by [`Lines::take_problems`].
+    /// All but [`LinesError::OtherKernel`] and [`LinesError::BadDwarf`]. Modules in folders are
+    /// read on demand. Errors of these are returned by [`Lines::take_problems`].
     pub fn open(paths: &[PathBuf]) -> Result<Lines, LinesError> {
         let (mut vmlinux, mut modules) = (Vec::new(), Vec::new());
         for path in paths {
@@ -158,12 +114,15 @@ impl Lines {
         Ok(Lines { vmlinux, modules, running: OnceLock::new(), problems: Mutex::default() })
     }
 
-    /// Finds the vmlinux of the running kernel, of which [`Lines::kernel`] then speaks: by the build id in its notes
-    /// (`.notes`, at `__start_notes`: include/asm-generic/vmlinux.lds.h), or by `linux_banner` where one of them has
-    /// none. Without any vmlinux there is nothing to check. `memory` is the guest's, at any time after its boot began.
+    /// Finds the vmlinux of the running kernel, which [`Lines::kernel`] then uses.
+    ///
+    /// Build IDs are compared (`.notes`, at `__start_notes`: include/asm-generic/vmlinux.lds.h). If
+    /// either side has none, `linux_banner` is compared. Without a vmlinux there is nothing to
+    /// check. `memory` is guest memory at any time after the start of the boot.
     ///
     /// # Errors
-    /// [`LinesError::OtherKernel`] when all are of others; or why none can be read.
+    /// [`LinesError::OtherKernel`] if each vmlinux belongs to another kernel, or the error of
+    /// reading one.
     pub fn check_kernel(&self, kernel: &Kernel, memory: &impl GuestMemory) -> Result<(), LinesError> {
         self.check(&Identity::of_guest(kernel, memory), &kernel.release)
     }
@@ -187,21 +146,23 @@ impl Lines {
         match refused {
             Some(refused) if found.is_none() => Err(refused),
             _ => {
-                // Who asks twice gets the same answer: a guest's kernel stays what it is.
+                // A second call keeps the first result, since a guest's kernel does not change.
                 self.running.get_or_init(|| (found, release.to_owned()));
                 Ok(())
             }
         }
     }
 
-    /// The places of `at`, a return address in the kernel's image (virtual, slide included): those of the call before it.
-    /// Nothing where no file says anything, and before [`Lines::check_kernel`] was content.
+    /// The source locations of the call that returns to `at`, a virtual address in the running
+    /// kernel's image. Innermost first. Empty if no file covers it, or before
+    /// [`Lines::check_kernel`] succeeded.
     pub fn kernel(&self, kernel: &Kernel, at: u64) -> Vec<Place> {
         let text = kernel.symbols.lookup("_text").or_else(|| kernel.symbols.lookup("_stext"));
         text.map_or(Vec::new(), |text| self.image(at.wrapping_sub(text)))
     }
 
-    /// As [`Lines::kernel`], of an offset from `_text`, where the section `.text` begins too (arch/x86/kernel/vmlinux.lds.S).
+    /// As [`Lines::kernel`], for an offset from `_text`, which is also the start of the section
+    /// `.text` (arch/x86/kernel/vmlinux.lds.S).
     fn image(&self, offset: u64) -> Vec<Place> {
         let Some((Some(running), _)) = self.running.get() else { return Vec::new() };
         let Some(opened) = self.opened(&self.vmlinux[*running]) else { return Vec::new() };
@@ -209,14 +170,17 @@ impl Lines {
         self.places(&self.vmlinux[*running], opened, text.wrapping_add(offset).wrapping_sub(1))
     }
 
-    /// The places of a return address in a module: `module` and `function` as the kernel names them, `offset` in the function,
-    /// and `size` of the function as kallsyms has it, which tells functions of equal names apart, and a module that was
-    /// built otherwise; 0 if it is not known. Nothing where no file says anything.
+    /// The source locations of a call in a module, innermost first.
+    ///
+    /// `module` and `function` are named as in the kernel. `offset` is that of the return address
+    /// in the function. `size` is the size of the function in kallsyms, or 0 if it is unknown. It
+    /// distinguishes functions of one name, and other builds of the module. Empty if no file
+    /// matches.
     pub fn module(&self, module: &str, function: &str, offset: u64, size: u64) -> Vec<Place> {
         let release = self.running.get().map(|(_, release)| release.as_str());
         for (_, file) in self.modules.iter().filter(|(name, _)| name == module) {
             let Some(opened) = self.opened(file) else { continue };
-            // A folder may hold the modules of several kernels.
+            // A folder may hold modules of several kernels.
             if release.is_some() && opened.release.is_some() && opened.release.as_deref() != release {
                 continue;
             }
@@ -229,7 +193,7 @@ impl Lines {
         Vec::new()
     }
 
-    /// What went wrong with files since this was asked last.
+    /// The errors of files since the previous call.
     pub fn take_problems(&self) -> Vec<LinesError> {
         std::mem::take(&mut *lock(&self.problems))
     }
@@ -248,9 +212,9 @@ impl Lines {
     fn places(&self, file: &File, opened: &Opened, at: u64) -> Vec<Place> {
         lock(&opened.debug).places(at).unwrap_or_else(|why| {
             let mut problems = lock(&self.problems);
-            // Once for each file: what is broken may be asked for again and again.
+            // One error per file, since a broken file may be asked repeatedly.
             if !problems.iter().any(|p| matches!(p, LinesError::BadDwarf { path, .. } if *path == file.path)) {
-                problems.push(LinesError::BadDwarf { path: file.path.clone(), why: why.to_string() });
+                problems.push(LinesError::BadDwarf { path: file.path.clone(), why: why.into() });
             }
             Vec::new()
         })
@@ -271,7 +235,7 @@ impl Opened {
     }
 }
 
-/// What a thread that panicked left is whole: nothing here is changed in steps.
+/// A panic leaves the data whole, since no update has several steps.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! File names as the kernel's own tree has them. Compilers note names as they were called with, and where they were
-//! called: absolute ones of a machine that nobody knows, or with many `..` in them.
+//! Shortens file names to those in the kernel's tree. Compilers record absolute names of the build
+//! machine, or names with many `..` in them.
 
-/// Without `.`, `//`, and `..` after a name.
+/// Removes `.`, `//`, and `..` behind a name.
 pub fn normal(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     let absolute = path.starts_with('/');
@@ -20,20 +20,20 @@ pub fn normal(path: &str) -> String {
     if absolute { format!("/{joined}") } else { joined }
 }
 
-/// `path`, seen from `folder` unless it is absolute.
+/// `path` relative to `folder`, unless it is absolute.
 pub fn join(folder: &str, path: &str) -> String {
     if path.starts_with('/') || folder.is_empty() { normal(path) } else { normal(&format!("{folder}/{path}")) }
 }
 
-/// The root of the kernel's tree, of the folders that a unit's line table names: all code of a kernel and of its modules
-/// uses some header of `include/linux`.
+/// The root of the kernel's tree, from the folders in a unit's line table. All code of a kernel
+/// includes some header of `include/linux`.
 pub fn root<'a>(folders: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let roots = folders.into_iter().filter_map(|f| f.strip_suffix("include/linux"));
     let roots = roots.filter(|r| r.is_empty() || r.ends_with('/'));
     roots.min_by_key(|r| r.len()).map(|r| r.trim_end_matches('/').to_owned())
 }
 
-/// `file` without the longest one of `folders` that it lies in. All are normal.
+/// `file` without the longest of `folders` that contains it. All arguments are normalised.
 pub fn shorten<'a>(file: &'a str, folders: &[&str]) -> &'a str {
     let below = folders.iter().filter(|f| !f.is_empty()).filter_map(|f| file.strip_prefix(f)?.strip_prefix('/'));
     below.min_by_key(|rest| rest.len()).unwrap_or(file)
@@ -66,7 +66,7 @@ mod tests {
             "include/generated/bounds.h"
         );
         assert_eq!(shorten("/home/me/mine.c", &[build, &root]), "/home/me/mine.c");
-        // A folder whose name only begins like the other's.
+        // A folder whose name only has the same beginning.
         assert_eq!(shorten("/src/linux-6.12/mm/slub.c", &[&root]), "/src/linux-6.12/mm/slub.c");
         assert_eq!(super::root(["include/linux"]).as_deref(), Some(""));
         assert_eq!(super::root(["/a/myinclude/linux", "/a/include/uapi/linux"]), None);

@@ -1,9 +1,9 @@
-//! For tests: files that gcc makes of a few lines.
+//! Files for tests, compiled by gcc.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A folder that goes away.
+/// A temporary folder.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
@@ -18,7 +18,7 @@ impl Scratch {
         &self.0
     }
 
-    /// Writes a file, and the folders that it lies in.
+    /// Writes a file, and creates its folder.
     pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.0.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -26,7 +26,7 @@ impl Scratch {
         path
     }
 
-    /// Runs a program with words separated by spaces, in a folder below.
+    /// Runs a program in a subfolder. Spaces separate its arguments.
     pub fn run(&self, folder: &str, command: &str) {
         let mut words = command.split_whitespace();
         let folder = self.0.join(folder);

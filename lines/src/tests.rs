@@ -1,4 +1,5 @@
-//! Against what gcc makes of small files: the lines are known, and where the call is the relocation says.
+//! Compares results with files compiled by gcc. The sources give the lines, relocations give the
+//! calls.
 
 use crate::identity::Identity;
 use crate::testing::Scratch;
@@ -6,7 +7,7 @@ use crate::{Lines, LinesError, Place};
 use object::{Object, ObjectSection, ObjectSymbol};
 use std::path::{Path, PathBuf};
 
-/// Laid out as a kernel's tree, and compiled in a folder of its own as distributions do.
+/// A small kernel tree with its own build folder, as distributions have it.
 const HEADER: &str = "\
 void *allocate(unsigned long size);
 static inline __attribute__((always_inline)) void *helper(unsigned long size)
@@ -31,7 +32,7 @@ __attribute__((noinline)) void *outer(unsigned long size)
 	return p;
 }
 ";
-/// Two static functions of one name in one module, of which one is longer.
+/// Two static functions of one name in one module. One is longer.
 const TWIN: &str = "\
 void *allocate(unsigned long size);
 static __attribute__((noinline)) void *twin(unsigned long size)
@@ -54,7 +55,7 @@ fn places() -> Vec<Place> {
     ]
 }
 
-/// `build/some-module.ko`, with the code in a section that is not the first.
+/// `build/some-module.ko`. Its code is not in the first section.
 fn module(name: &str, options: &str) -> (Scratch, PathBuf) {
     let scratch = Scratch::new(name);
     scratch.write("tree/include/linux/helper.h", HEADER.as_bytes());
@@ -69,7 +70,7 @@ fn module(name: &str, options: &str) -> (Scratch, PathBuf) {
     (scratch, path)
 }
 
-/// Of `function`: where the call of `allocate` in it returns to, and the function's size.
+/// For `function`: the offset at which its call of `allocate` returns, and its size.
 fn call_in(path: &Path, function: &str) -> Vec<(u64, u64)> {
     let data = std::fs::read(path).unwrap();
     let elf = object::File::parse(&*data).unwrap();
@@ -96,7 +97,7 @@ fn inlined_functions_of_a_module_are_told_from_each_other() {
         let (offset, size) = call_in(&path, "outer")[0];
         let lines = Lines::open(std::slice::from_ref(&path)).unwrap();
         assert_eq!(lines.module("some_module", "outer", offset, size), places(), "{options}");
-        // The function is the last of its section: what comes after only the kernel knows.
+        // The function is the last of its section, so the file does not know the next symbol.
         assert_eq!(lines.module("some_module", "outer", offset, size + 100), places());
         assert_eq!(lines.module("some_module", "outer", offset, 0), places());
         assert_eq!(lines.module("some_module", "outer", offset, size - 1), []);
@@ -120,7 +121,7 @@ fn functions_of_equal_names_are_told_apart_by_size() {
     scratch.run("", "ld -r -o twins.ko one.o two.o");
     let path = scratch.path().join("twins.ko");
     let lines = Lines::open(&[scratch.path().to_owned()]).unwrap();
-    // Up to the next function, which is aligned.
+    // kallsyms counts to the next function, which is aligned.
     let calls = call_in(&path, "twin").into_iter().map(|(offset, size)| (offset, size.next_multiple_of(16)));
     let mut files: Vec<String> = Vec::new();
     for (offset, size) in calls {
@@ -130,7 +131,7 @@ fn functions_of_equal_names_are_told_apart_by_size() {
     }
     files.sort();
     assert_eq!(files, ["one.c", "two.c"]);
-    // Nothing says which one.
+    // Both functions match.
     assert_eq!(lines.module("twins", "twin", 10, 0), []);
     scratch.run("", "ld -r -o twins.ko one.o end.o");
     let same = Lines::open(std::slice::from_ref(&path)).unwrap();
@@ -157,13 +158,13 @@ fn modules_of_another_release_in_a_folder_are_left_out() {
     }
 }
 
-/// A vmlinux, and the offset from its `.text` that the call in it returns to.
+/// A vmlinux, and the offset from `.text` at which the call in it returns.
 fn vmlinux(name: &str) -> (Scratch, PathBuf, u64) {
     let (scratch, object) = module(name, "-g");
     let (offset, _) = call_in(&object, "outer")[0];
     scratch.write("tree/build/rest.c", b"void *allocate(unsigned long size) { return 0; }\nconst char linux_banner[] = \"Linux version 6.1.0-test (gcc) #1\\n\";\n");
     scratch.run("tree/build", "gcc -O2 -g -fno-pic -mcmodel=kernel -c rest.c");
-    // The first unit names no header of the kernel's.
+    // The first unit is assembly and includes no header.
     let head = scratch.write("tree/arch/head.S", b".globl start\nstart:\n\tnop\n\tret\n");
     scratch.run("", &format!("gcc -g -c {} -o tree/build/head.o", head.display()));
     let link = "ld -Ttext=0xffffffff81000000 -e outer --build-id=sha1 -o vmlinux";
@@ -184,7 +185,7 @@ fn a_vmlinux_speaks_of_the_kernel_that_it_is() {
         object::File::parse(&*data).unwrap().build_id().unwrap().unwrap().to_vec()
     };
     let ours = Identity { build_id: Some(id), banner: Some("Linux version 6.1.0-test (gcc) #1".to_owned()) };
-    // Below a folder, and beside links to it.
+    // In a folder, beside a link to it.
     std::os::unix::fs::symlink(&path, scratch.path().join("vmlinux-6.1.0-test")).unwrap();
     let lines = Lines::open(&[scratch.path().to_owned()]).unwrap();
     assert_eq!(lines.vmlinux.len(), 1);
@@ -192,10 +193,10 @@ fn a_vmlinux_speaks_of_the_kernel_that_it_is() {
     lines.check(&ours, "6.1.0-test").unwrap();
     assert_eq!(lines.image(offset), places());
     assert_eq!(lines.image(1 << 20), []);
-    // Assembly, compiled by an absolute name and outside of the tree's own build.
+    // Assembly, compiled by its absolute name outside of the build folder.
     let start = lines.image(1);
     assert_eq!((start.len(), start[0].file.as_str(), start[0].line), (1, "arch/head.S", 3), "{start:?}");
-    // Without the id, the banner has to do.
+    // Without a build ID, the banner is compared.
     let banner_only = Identity { build_id: None, ..ours.clone() };
     Lines::open(std::slice::from_ref(&path)).unwrap().check(&banner_only, "6.1.0-test").unwrap();
     let rebuilt = Identity { build_id: Some(vec![0xab; 20]), ..ours };
@@ -212,7 +213,7 @@ fn files_without_debugging_information_are_named() {
     let error = Lines::open(std::slice::from_ref(&path)).err().unwrap();
     assert!(matches!(error, LinesError::NoDwarf { .. }), "{error}");
     assert!(error.to_string().contains("CONFIG_DEBUG_INFO") && error.to_string().contains("some-module.ko"));
-    // In a folder it is looked into later.
+    // In a folder, the file is opened at the first lookup.
     let lines = Lines::open(&[scratch.path().to_owned()]).unwrap();
     assert_eq!(lines.module("some_module", "outer", 5, 0), []);
     assert_eq!(lines.module("some_module", "outer", 5, 0), []);
@@ -243,7 +244,7 @@ fn broken_files_are_errors() {
             bytes.truncate(random(whole.len()));
         }
         for _ in 0..=random(16) {
-            // The headers of sections are at the end: as often there as in all of the rest.
+            // Half of the damage hits the section headers at the end.
             let from = if random(2) == 0 { bytes.len().saturating_sub(2000) } else { 0 };
             if bytes.len() > from {
                 let at = from + random(bytes.len() - from);
@@ -265,6 +266,6 @@ fn broken_files_are_errors() {
             silent += 1;
         }
     }
-    // All three came to pass, or the damage was not where it matters.
+    // If one of the results is missing, the damage is in the wrong places.
     assert!(refused > 100 && silent > 100 && told > 100, "{refused} {silent} {told}");
 }

@@ -1,5 +1,7 @@
-//! How long a check of a real guest takes, and reading its symbols. The guest is the snapshot that the environment variable
-//! `LIBLEAK_SNAPSHOT` names; without it, the small one that is kept in the tree. What it takes to read the file is not counted.
+//! The duration of a check of a real guest, and of decoding its symbols.
+//!
+//! The environment variable `LIBLEAK_SNAPSHOT` names the snapshot of the guest. By default it is
+//! the small one in the tests. Reading the file is not measured.
 
 use checker::threads;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

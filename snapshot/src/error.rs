@@ -1,42 +1,42 @@
-//! What can go wrong with a snapshot: each says which file, what, and what to do.
+//! Errors of snapshots. Each names the file, the cause, and what to do.
 
-use crate::VERSION;
+use crate::format::VERSION;
 use guest_symbols::kernel::KernelError;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a snapshot was not written. The file of that name, if there is one, is left as it was.
+/// Why a snapshot was not written. An existing file of this name is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The file cannot be made.
+    /// The temporary file cannot be created.
     #[error("cannot make snapshot {path}: {why}; give a path in a folder that exists and is writable")]
     Create {
         /// The temporary name.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
-    /// It was made and could not be finished.
+    /// The file was created and cannot be completed.
     #[error(
         "cannot write snapshot {path}: {why}; it needs some 50 MiB for a booted guest, and no folder may be called so"
     )]
     Write {
-        /// The name that was asked for.
+        /// The requested name.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
-    /// The kernel's place in memory is not known.
+    /// The kernel's location in memory is unknown.
     #[error("cannot write snapshot {path}: the kernel has no symbol {symbol}")]
     NoImage {
-        /// The name that was asked for.
+        /// The requested name.
         path: PathBuf,
-        /// What is missing.
+        /// The missing symbol.
         symbol: &'static str,
     },
 }
 
-/// Why a snapshot could not be read.
+/// Why a snapshot cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file cannot be opened.
@@ -44,65 +44,65 @@ pub enum ReadError {
     Open {
         /// The path given.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
-    /// It is something else.
+    /// The file is not a snapshot.
     #[error("{path} is no snapshot of libleak; give a file that the option snapshot= wrote")]
     NotSnapshot {
         /// The path given.
         path: PathBuf,
     },
-    /// Its format is not this program's.
+    /// The format has another version.
     #[error(
         "snapshot {path} has format {found}, and this program reads format {VERSION} only; use the libleak that wrote it"
     )]
     Version {
         /// The path given.
         path: PathBuf,
-        /// The format of the file.
+        /// The version of the file.
         found: u32,
     },
-    /// It is cut off, or its contents make no sense.
+    /// The file is truncated or its contents are invalid.
     #[error(
         "snapshot {path} is damaged in its part \"{part}\", at byte {at} of the contents: {why}; copy or write it again"
     )]
     Damaged {
         /// The path given.
         path: PathBuf,
-        /// Which part of the format.
+        /// The part of the format.
         part: &'static str,
-        /// Offset in bytes into the uncompressed contents.
+        /// Offset in bytes in the uncompressed contents.
         at: u64,
         /// What is wrong there.
         why: String,
     },
-    /// The guest is larger than this machine.
+    /// This machine has too little memory for the guest.
     #[error(
         "the guest of snapshot {path} has {bytes} bytes of RAM, for which there is no room here; use a larger machine"
     )]
     NoRoom {
         /// The path given.
         path: PathBuf,
-        /// RAM of the guest.
+        /// Bytes of the guest's RAM.
         bytes: u64,
     },
-    /// There is no usable kernel in it.
+    /// The snapshot contains no usable kernel.
     #[error("the kernel in snapshot {path} cannot be read: {why}; use the libleak that wrote it")]
     Kernel {
         /// The path given.
         path: PathBuf,
-        /// Why not.
+        /// Why the kernel was not found.
         why: KernelError,
     },
-    /// The kernel that is found is not the one that was tracked.
+    /// The kernel in the memory is not the recorded one.
     #[error("the memory in snapshot {path} has {found}, but it was taken of {recorded}; use the libleak that wrote it")]
     OtherKernel {
         /// The path given.
         path: PathBuf,
-        /// Release and number of symbols found.
+        /// Release and number of symbols of the kernel in the memory.
         found: String,
-        /// The same as recorded.
+        /// Release and number of symbols as recorded.
         recorded: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Numbers, bytes and text as they stand in the file, written and read. The reader bounds every length.
+//! Writes and reads the numbers, bytes and texts of the file. The reader bounds every length.
 
 use std::io::{self, Read, Write};
 
@@ -36,12 +36,12 @@ impl<W: Write> Sink<W> {
 #[derive(Debug)]
 pub(crate) struct Flaw {
     pub part: &'static str,
-    /// Offset in bytes into the uncompressed contents.
+    /// Offset in bytes in the uncompressed contents.
     pub at: u64,
     pub why: String,
 }
 
-/// Reads fields, and knows where it is.
+/// Reads fields and tracks the position.
 pub(crate) struct Source<R> {
     from: R,
     at: u64,
@@ -53,12 +53,12 @@ impl<R: Read> Source<R> {
         Source { from, at: 0, part: "start" }
     }
 
-    /// Says which part comes now.
+    /// Sets the name of the part that follows.
     pub fn part(&mut self, part: &'static str) {
         self.part = part;
     }
 
-    /// A flaw in what was read last.
+    /// An error at the current position.
     pub fn flaw<T>(&self, why: impl Into<String>) -> Result<T, Flaw> {
         Err(Flaw { part: self.part, at: self.at, why: why.into() })
     }
@@ -92,7 +92,7 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// A number of things of which there are at most `most`.
+    /// Reads a count that is at most `most`.
     pub fn count(&mut self, most: u32) -> Result<usize, Flaw> {
         match u32::from_le_bytes(self.array()?) {
             n if n <= most => Ok(n as usize),
@@ -103,7 +103,7 @@ impl<R: Read> Source<R> {
     pub fn bytes(&mut self, most: u32) -> Result<Vec<u8>, Flaw> {
         let len = self.count(most)?;
         let mut bytes = Vec::new();
-        // Piece by piece: a length that is wrong costs no more memory than there is file.
+        // Reads in pieces, so that a wrong length costs no more memory than the file has bytes.
         while bytes.len() < len {
             let start = bytes.len();
             bytes.resize(len.min(start + (1 << 20)), 0);
@@ -114,7 +114,7 @@ impl<R: Read> Source<R> {
 
     pub fn text(&mut self, most: u32) -> Result<String, Flaw> {
         let bytes = self.bytes(most)?;
-        // It is printed, and lines of a report are not its to make.
+        // The text is printed in reports, so it must not contain line breaks or terminal codes.
         let text = String::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control));
         text.map_or_else(|| self.flaw("no text of one line"), Ok)
     }

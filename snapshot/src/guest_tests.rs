@@ -1,4 +1,4 @@
-//! The tests that the guest ran, and which allocations belong to them.
+//! The tests that ran in the guest, and their ranges of sequence numbers.
 
 use crate::fields::{Flaw, Sink, Source};
 use detector::guest_tests::{MAX_FINISHED, MAX_PATH, MAX_STRETCHES, Stretch, Test, Tests, Verdict};
@@ -31,7 +31,7 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Tests, Flaw> {
     };
     for _ in 0..from.count(MAX_STRETCHES as u32)? {
         let stretch = Stretch { end: from.u64()?, test: name(from)? };
-        // Who looks for one relies on it.
+        // `Tests::of` searches the ranges, so they must ascend.
         if tests.stretches.last().is_some_and(|last| last.end >= stretch.end) {
             return from.flaw("a stretch of numbers ends before the one before it");
         }

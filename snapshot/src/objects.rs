@@ -1,21 +1,25 @@
-//! Live objects and what is known of them.
+//! Live objects, task names, clock readings and sizes. In the order of the file:
 //!
-//! Names of tasks: u32 number, and 16 bytes each. Readings of the clocks: u32 number, and for each u64 jiffies and u64 milliseconds, ascending.
-//! Sizes of what is in no slab: u64 number, and for each u64 address, u8 kind and u64 bytes. Objects: u64 number, and for each
-//! u64 address and three u64 as the live map keeps them ([`Object`]), ascending by address.
+//! | table | count | entry |
+//! |---|---|---|
+//! | task names | u32 | 16 bytes |
+//! | clock readings, ascending | u32 | u64 jiffies, u64 milliseconds |
+//! | sizes of objects outside of slabs | u64 | u64 address, u8 kind, u64 bytes |
+//! | objects, ascending by address | u64 | u64 address, three u64 as in the live map ([`Object`]) |
 
 use crate::fields::{Flaw, Sink, Source};
-use detector::frozen::Objects;
+use detector::clock::Reading;
+use detector::frozen::{Objects, Size};
 use detector::objects::{Kind, Object};
 use std::io::{self, Read, Write};
 
-/// More objects than this are not believed: as many as the detector can number.
+/// Most objects: as many as the detector can number.
 const MAX_OBJECTS: u64 = u32::MAX as u64 - 1;
-/// Nor is a larger one, in bytes.
+/// Most bytes of an object.
 const MAX_SIZE: u64 = 1 << 40;
-/// Nor more names and readings.
+/// Most task names, and most clock readings.
 const MAX_TABLE: u32 = 1 << 24;
-/// Room that is made before anything was read.
+/// Most entries for which memory is reserved before they are read.
 const ROOM: u64 = 1 << 16;
 
 const KINDS: [Kind; 5] = [Kind::Slab, Kind::Large, Kind::Vmalloc, Kind::Percpu, Kind::Pages];
@@ -27,15 +31,15 @@ pub(crate) fn put(to: &mut Sink<impl Write>, objects: &Objects) -> io::Result<()
         to.0.write_all(comm)?;
     }
     to.count(readings.len())?;
-    for (jiffies, millis) in readings {
-        to.u64(*jiffies)?;
-        to.u64(*millis)?;
+    for reading in readings {
+        to.u64(reading.jiffies)?;
+        to.u64(reading.millis)?;
     }
     to.u64(sizes.len() as u64)?;
-    for ((addr, kind), size) in sizes {
-        to.u64(addr)?;
-        to.u8(kind as u8)?;
-        to.u64(size)?;
+    for size in sizes {
+        to.u64(size.addr)?;
+        to.u8(size.kind as u8)?;
+        to.u64(size.bytes)?;
     }
     to.u64(objects.list().len() as u64)?;
     for (addr, object) in objects.list() {
@@ -60,7 +64,9 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Objects, Flaw> {
     let count = from.count(MAX_TABLE)?;
     let comms = (0..count).map(|_| from.array()).collect::<Result<Vec<[u8; 16]>, Flaw>>()?;
     let count = from.count(MAX_TABLE)?;
-    let readings = (0..count).map(|_| Ok((from.u64()?, from.u64()?))).collect::<Result<Vec<_>, Flaw>>()?;
+    let readings = (0..count)
+        .map(|_| Ok(Reading { jiffies: from.u64()?, millis: from.u64()? }))
+        .collect::<Result<Vec<_>, Flaw>>()?;
     if !readings.is_sorted() {
         return from.flaw("a clock that goes back");
     }
@@ -74,7 +80,7 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Objects, Flaw> {
         if size > MAX_SIZE {
             return from.flaw(format!("an object of {size} bytes"));
         }
-        sizes.push(((addr, kind), size));
+        sizes.push(Size { addr, kind, bytes: size });
     }
     let count = many(from, "objects")?;
     let mut list: Vec<(u64, Object)> = Vec::with_capacity(count.min(ROOM) as usize);
@@ -88,7 +94,8 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Objects, Flaw> {
         let Some(object) = Object::from_words([a, b, c]) else {
             return from.flaw(format!("an object of unknown kind or flags {a:#x}"));
         };
-        // The check relies on it. Two may have one address: pages, and the slab object at their start.
+        // The check relies on this order. Pages and the slab object at their start have equal
+        // addresses.
         if list.last().is_some_and(|(last, _)| *last > addr) {
             return from.flaw(format!("the object at {addr:#x} comes after a higher one"));
         }

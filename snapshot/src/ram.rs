@@ -1,20 +1,20 @@
-//! Guest RAM with its zero pages left out.
+//! Guest RAM without its zero pages.
 
 use crate::fields::{Flaw, Sink, Source};
 use guest_symbols::memory::{OwnedMemory, PAGE_SIZE, PhysAddr, StoppedMemory};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
-/// Ranges of RAM at most: machines have two or three.
+/// Most ranges of RAM. Machines have two or three.
 const MAX_RANGES: u32 = 1024;
-/// Physical addresses end here: 52 bits.
+/// The end of physical addresses, which have 52 bits.
 const PHYS_END: u64 = 1 << 52;
 
-/// What of the memory part failed.
+/// Why the memory part cannot be read.
 pub(crate) enum TakeError {
-    /// Its contents.
+    /// The contents are invalid.
     Flaw(Flaw),
-    /// This machine has not as much memory as the guest had, in bytes.
+    /// This machine has too little memory for the guest, which has this many bytes.
     NoRoom(u64),
 }
 
@@ -24,7 +24,7 @@ impl From<Flaw> for TakeError {
     }
 }
 
-/// Writes all RAM; returns how many bytes of it are not in zero pages.
+/// Writes all RAM. Returns the number of bytes outside of zero pages.
 pub(crate) fn put(to: &mut Sink<impl Write>, memory: &impl StoppedMemory) -> io::Result<u64> {
     to.count(memory.ranges().len())?;
     for range in memory.ranges() {
@@ -47,7 +47,7 @@ pub(crate) fn put(to: &mut Sink<impl Write>, memory: &impl StoppedMemory) -> io:
     Ok(written)
 }
 
-/// Calls `each` with every run of pages that are not all zero.
+/// Calls `each` with every run of pages that contain a nonzero byte.
 fn each_run(ram: &[u8], each: &mut dyn FnMut(Range<usize>) -> io::Result<()>) -> io::Result<()> {
     const ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
     let mut run = 0..0;
@@ -82,7 +82,7 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<OwnedMemory, TakeErro
         if (start, len) == (0, 0) {
             return Ok(memory);
         }
-        // Ascending, so that a small file cannot keep us busy for ever.
+        // Runs must ascend, so the file's length bounds the time.
         let room = usize::try_from(len).ok().filter(|&len| len > 0 && start >= next);
         let Some(room) = room.and_then(|len| memory.slice_mut(PhysAddr(start), len)) else {
             return Ok(from.flaw(format!("{len:#x} bytes at physical {start:#x} are not in RAM, or not in order"))?);
@@ -112,7 +112,7 @@ mod tests {
         };
         assert!(runs(&[], 4 * page).is_empty());
         assert_eq!(runs(&[0, 2 * page - 1, 3 * page], 4 * page), [0..2 * page, 3 * page..4 * page]);
-        // A last page that is no whole one.
+        // The last page is incomplete.
         assert_eq!(runs(&[1, 2 * page + 3], 2 * page + 8), [0..page, 2 * page..2 * page + 8]);
         assert_eq!(runs(&[1, 2 * page], 3 * page + 8), [0..page, 2 * page..3 * page]);
     }

@@ -1,10 +1,13 @@
-//! Reading. The file may be cut off, damaged or made up: nothing in it may cost more than its own length, or be
-//! believed without a look.
+//! Reads snapshots.
+//!
+//! A file may be truncated, corrupt or forged. No value in it is used unchecked or may cost more
+//! memory than the file has bytes.
 
 use crate::error::ReadError;
 use crate::fields::{Flaw, Source};
+use crate::format::{END, MAGIC, VERSION};
 use crate::ram::TakeError;
-use crate::{END, MAGIC, VERSION, guest_tests, objects, ram};
+use crate::{guest_tests, objects, ram};
 use checker::guest_state::{Counters, Moment};
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
@@ -22,39 +25,38 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bytes of a System.map or of BTF: those of stock kernels have some 10 MiB.
+/// Most bytes of a System.map or of BTF. Stock kernels have about 10 MiB.
 const MAX_SYMBOL_BYTES: u32 = 1 << 28;
 /// Most reasons not to trust the report.
 const MAX_TROUBLES: u32 = 1 << 10;
-/// Most words of registers: 17 of each vCPU.
+/// Most register values. Each vCPU has 17.
 const MAX_REGISTERS: u32 = 1 << 20;
-/// Most modules; a guest may load and unload them for days.
+/// Most modules. A guest may load and unload modules for days.
 const MAX_MODULES: u32 = 1 << 20;
-/// Most parts of a module.
+/// Most address ranges of a module.
 const MAX_PARTS: u32 = 64;
 /// Most symbols of a module, and most bytes of a name.
 const MAX_MODULE_SYMBOLS: u32 = 1 << 20;
 const MAX_NAME: u32 = 1 << 16;
-/// Most different stacks, and most frames of one.
+/// Most stacks, and most frames of a stack.
 const MAX_STACKS: u32 = 1 << 28;
 const MAX_FRAMES: u32 = 1 << 10;
 /// Bytes read at once.
 const BUFFER: usize = 1 << 18;
 
-/// A snapshot, read back.
+/// A snapshot in memory.
 pub struct Snapshot {
     pub(crate) contents: Contents,
     pub(crate) kernel: Kernel,
 }
 
-/// What stands in the file.
+/// The contents of the file.
 pub(crate) struct Contents {
     release: String,
-    /// Virtual and physical address of `_text`, and the bytes of the image.
-    text: (VirtAddr, PhysAddr, u64),
+    place: Place,
     symbol_count: u64,
-    /// A System.map, and BTF.
-    symbols: Option<(Vec<u8>, Option<Vec<u8>>)>,
+    /// The symbols, if they came from a file.
+    symbols: Option<Symbols>,
     millis: u64,
     min_age: Duration,
     unseen: bool,
@@ -69,20 +71,38 @@ pub(crate) struct Contents {
     memory: OwnedMemory,
 }
 
+/// Where the kernel image lies.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Virtual address of `_text`.
+    text: VirtAddr,
+    /// Physical address of `_text`.
+    phys: PhysAddr,
+    /// Length of the image in bytes.
+    len: u64,
+}
+
+/// The symbols of a kernel, as a file had them.
+struct Symbols {
+    /// The text of a System.map at the addresses of the running kernel.
+    map: Vec<u8>,
+    btf: Option<Vec<u8>>,
+}
+
 impl Snapshot {
     /// Reads a snapshot and finds the kernel in it.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// [`ReadError`], which names `path`.
     pub fn open(path: &Path) -> Result<Snapshot, ReadError> {
         let file = File::open(path).map_err(|why| ReadError::Open { path: path.into(), why })?;
         Snapshot::read(BufReader::with_capacity(BUFFER, file), path)
     }
 
-    /// As [`Snapshot::open`], from anything; `path` names it in errors.
+    /// As [`Snapshot::open`], from any source. `path` names it in errors.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// [`ReadError`], which names `path`.
     pub fn read(mut file: impl Read, path: &Path) -> Result<Snapshot, ReadError> {
         let mut head = [0; MAGIC.len() + 4];
         let (magic, version) = match file.read_exact(&mut head) {
@@ -105,7 +125,7 @@ impl Snapshot {
         Ok(Snapshot { contents, kernel })
     }
 
-    /// The moment it was taken at.
+    /// The guest at the moment of the snapshot.
     pub fn moment(&self) -> Moment<'_, OwnedMemory> {
         let c = &self.contents;
         Moment {
@@ -128,13 +148,13 @@ impl Snapshot {
 }
 
 impl Contents {
-    /// Everything inside the frame.
+    /// Reads everything inside the LZ4 frame.
     pub(crate) fn take(from: &mut Source<impl Read>) -> Result<Contents, TakeError> {
         from.part("kernel");
         let release = from.text(MAX_NAME)?;
-        let text = (VirtAddr(from.u64()?), PhysAddr(from.u64()?), from.u64()?);
-        if text.0.0 % PAGE_SIZE != 0 || text.1.0 % PAGE_SIZE != 0 {
-            from.flaw::<()>(format!("no image of a kernel starts at {:?}, {:?}", text.0, text.1))?;
+        let place = Place { text: VirtAddr(from.u64()?), phys: PhysAddr(from.u64()?), len: from.u64()? };
+        if !place.text.0.is_multiple_of(PAGE_SIZE) || !place.phys.0.is_multiple_of(PAGE_SIZE) {
+            from.flaw::<()>(format!("no image of a kernel starts at {:?}, {:?}", place.text, place.phys))?;
         }
         let symbol_count = from.u64()?;
 
@@ -143,7 +163,7 @@ impl Contents {
         if from.flag()? {
             let map = from.bytes(MAX_SYMBOL_BYTES)?;
             let btf = if from.flag()? { Some(from.bytes(MAX_SYMBOL_BYTES)?) } else { None };
-            symbols = Some((map, btf));
+            symbols = Some(Symbols { map, btf });
         }
 
         from.part("time");
@@ -185,7 +205,7 @@ impl Contents {
         let stacks = Stacks::default();
         for number in 1..=from.count(MAX_STACKS)? {
             let frames = (0..from.count(MAX_FRAMES)?).map(|_| from.u64()).collect::<Result<Vec<_>, _>>()?;
-            // Each once, so that numbers are those that objects have.
+            // Stacks are unique, so interning them again yields the numbers that objects have.
             if stacks.intern(&frames).0 as usize != number {
                 from.flaw::<()>(format!("stack {number} is empty, or there twice"))?;
             }
@@ -203,7 +223,7 @@ impl Contents {
         }
         Ok(Contents {
             release,
-            text,
+            place,
             symbol_count,
             symbols,
             millis,
@@ -221,18 +241,20 @@ impl Contents {
         })
     }
 
-    /// Finds the kernel as the plugin found it, and makes sure that it is the same.
+    /// Finds the kernel as the plugin does, and compares it with the recorded one.
     pub(crate) fn find_kernel(&self, path: &Path) -> Result<Kernel, ReadError> {
         let fail = |why| ReadError::Kernel { path: path.into(), why };
         let file = match &self.symbols {
-            Some((map, btf)) => Some(SymbolFile::from_map(path, map, btf.clone()).map_err(|why| fail(why.into()))?),
+            Some(Symbols { map, btf }) => {
+                Some(SymbolFile::from_map(path, map, btf.clone()).map_err(|why| fail(why.into()))?)
+            }
             None => None,
         };
-        let (at, phys, len) = self.text;
+        let Place { text, phys, len } = self.place;
         let image = phys.0..phys.0.saturating_add(len);
-        // The rest of RAM was empty when the plugin searched, and may by now hold anything, other kernels too.
+        // The plugin searched when the rest of RAM was empty. It may now contain other kernels.
         let image = Image { ranges: [image], memory: &self.memory };
-        let kernel = Kernel::find(&image, at, phys, file.as_ref()).map_err(fail)?;
+        let kernel = Kernel::find(&image, text, phys, file.as_ref()).map_err(fail)?;
         let is = |release: &str, symbols: u64| format!("Linux {release} with {symbols} symbols");
         let (found, recorded) =
             (is(&kernel.release, kernel.symbols.len() as u64), is(&self.release, self.symbol_count));
@@ -255,7 +277,7 @@ fn take_module(from: &mut Source<impl Read>) -> Result<Module, Flaw> {
     Ok(Module::from_parts(name, ranges, symbols))
 }
 
-/// Guest RAM that is said to be the kernel's image only.
+/// Guest RAM reduced to the kernel image.
 struct Image<'a> {
     ranges: [Range<u64>; 1],
     memory: &'a OwnedMemory,

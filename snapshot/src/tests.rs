@@ -1,12 +1,12 @@
-//! A small guest, written and read back, whole and damaged.
+//! A small guest is written and read back, intact and damaged.
 
 use crate::error::ReadError;
 use crate::fields::{Sink, Source};
+use crate::format::{MAGIC, VERSION};
 use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
-use crate::{MAGIC, VERSION};
 use checker::guest_state::{Counters, Moment};
-use detector::clock::Clock;
+use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::{Test, Tests, Verdict};
@@ -46,7 +46,7 @@ struct Guest {
 impl Guest {
     fn new() -> Guest {
         let mut memory = OwnedMemory::sparse(vec![0..0x1_0000, 0x2_0000..0x2_8000]).unwrap();
-        // Another kernel's banner before the image, which must not be taken for this one's.
+        // The banner of another kernel lies before the image. It must not be found.
         memory.write(0x1000, b"Linux version 5.4.0-other (gcc) #1");
         memory.write(TEXT_PHYS + 0x1000, b"Linux version 6.1.0-test (gcc) #1");
         memory.write(0x2_7ff8, &[7; 8]);
@@ -70,7 +70,7 @@ impl Guest {
         }
         map.retire(0xffff_8880_0000_0080);
         map.set_reported(0xffff_8880_0000_00c0);
-        let objects = Objects::of(&[&map], &comms, &clock, (4_294_900_100, 450));
+        let objects = Objects::of(&[&map], &comms, &clock, Reading { jiffies: 4_294_900_100, millis: 450 });
         let module = |name: &str| {
             let symbols = [Symbol { addr: 0xffff_ffff_c000_0010, kind: b't', name: "init_module" }];
             let parts = [0xffff_ffff_c000_0000..0xffff_ffff_c000_1000, 0xffff_ffff_c000_3000..0xffff_ffff_c000_4000];
@@ -141,7 +141,7 @@ impl StoppedMemory for ImageOnly<'_> {
     }
 }
 
-/// A folder of one test's own, removed at its end.
+/// A temporary folder of one test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -196,7 +196,7 @@ fn what_is_written_is_read_back() {
     let folder = Folder::new("round-trip");
     let path = folder.0.join("snapshot");
     let guest = Guest::new();
-    // The second replaces the first.
+    // The second file replaces the first.
     for _ in 0..2 {
         let written = write(&path, &guest.moment()).unwrap();
         assert_eq!((written.ram, written.filled), (0x1_8000, 3 * PAGE_SIZE));
@@ -213,7 +213,7 @@ fn a_file_that_cannot_be_written_leaves_the_old_one() {
     for error in [write(&path, &Guest::new().moment()).unwrap_err(), try_path(&path).unwrap_err()] {
         assert!(error.to_string().contains("none/snapshot"), "{error}");
     }
-    // A folder of the name cannot be replaced by a file.
+    // A file cannot replace a folder.
     let path = folder.0.join("folder");
     std::fs::create_dir_all(path.join("full")).unwrap();
     let error = write(&path, &Guest::new().moment()).unwrap_err().to_string();
@@ -242,7 +242,7 @@ fn other_files_are_named_as_such() {
 fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
     let good = file("damaged");
     assert!(Snapshot::read(&good[..], Path::new("good")).is_ok());
-    // The last four bytes end the frame and come after all that is read.
+    // The last four bytes end the frame. Nothing reads them.
     for len in 0..good.len() - 4 {
         assert!(Snapshot::read(&good[..len], Path::new("cut")).is_err(), "{len} of {} bytes", good.len());
     }
@@ -257,7 +257,7 @@ fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
 #[cfg_attr(miri, ignore = "so many files take hours there")]
 fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
     let good = Guest::new().contents();
-    // Within a page of memory, one bit is as good as any.
+    // A few bits of each page of memory are enough.
     let offsets = (0..good.len()).filter(|&at| at < 1200 || at + 64 > good.len() || at % 61 == 0);
     for at in offsets {
         for bit in 0..8 {
@@ -267,7 +267,7 @@ fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
             if let Ok(kernel) = contents.find_kernel(Path::new("bad")) {
                 let snapshot = Snapshot { contents, kernel };
                 let moment = snapshot.moment();
-                // No BTF, so there is no check, but neither may it end the process.
+                // There is no BTF, so the check fails. It must not panic.
                 assert!(moment.check(Some("insmod"), &Suppressions::default()).is_err());
                 for (_, o) in moment.objects.list() {
                     moment.names().frames(o);
@@ -289,7 +289,7 @@ fn flaws_say_what_and_where() {
     let mut contents = guest.contents();
     contents[..4].copy_from_slice(&u32::MAX.to_le_bytes());
     assert_eq!(message(&contents), "kernel 4: 4294967295 is more than the 65536 there may be");
-    // The record of an object is found by its address.
+    // The object's address finds its record.
     let contents = guest.contents();
     let second = guest.objects.list()[1].0.to_le_bytes();
     let at = contents.windows(8).position(|w| w == second).unwrap();
@@ -300,7 +300,7 @@ fn flaws_say_what_and_where() {
     };
     assert!(with(15, 0x80).starts_with("objects ") && with(15, 0x80).contains("unknown kind"), "{}", with(15, 0x80));
     assert!(with(0, 0).contains("comes after a higher one"), "{}", with(0, 0));
-    // The first of the sizes is that of the first object.
+    // The first size belongs to the first object.
     let first = guest.objects.list()[0].0.to_le_bytes();
     let at = contents.windows(8).position(|w| w == first).unwrap();
     let with = |offset: usize, byte: u8| {
@@ -310,12 +310,12 @@ fn flaws_say_what_and_where() {
     };
     assert!(with(8, 9).ends_with("unknown kind 9"), "{}", with(8, 9));
     assert!(with(16, 1).contains("an object of 72057594037928036 bytes"), "{}", with(16, 1));
-    // A range of RAM as large as physical addresses go.
+    // A range of RAM up to the largest physical address.
     let end = 0x2_8000u64.to_le_bytes();
     let at = contents.windows(8).position(|w| w == end).unwrap();
     let mut bad = contents.clone();
     bad[at..at + 8].copy_from_slice(&(1u64 << 52).to_le_bytes());
-    // Miri ends where a system's allocator says no.
+    // Under Miri a failed allocation ends the process.
     if !cfg!(miri) {
         assert!(message(&bad).starts_with("no room for"), "{}", message(&bad));
     }

@@ -1,5 +1,5 @@
-//! What of a snapshot's memory its report depends on: the kernel's own tables, and every word that the check reads.
-//! Page cache, memory of processes, free memory, and what is free in slabs are none of it.
+//! Reduces a snapshot to the memory that its report depends on: the kernel's tables, and every word
+//! that the check reads. Page cache, process memory, free pages and free slab objects are left out.
 
 use checker::guest_state::Moment;
 use checker::{CheckError, Outcome};
@@ -10,16 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that are kept or left out together.
 const WORD: u64 = 8;
-/// Bytes that one cell of a [`Recorder`] tells of.
+/// Bytes per cell of a [`Recorder`].
 const CELL: u64 = 64 * WORD;
 
-/// A memory with what the moment's check reads, and zeroes for the rest; and that check. `why` is as in [`Moment::check`].
+/// Checks the guest and returns a memory that contains only what the check read. The other words
+/// are zero. `why` is as in [`Moment::check`].
 ///
 /// # Errors
-/// [`CheckError`].
+/// [`CheckError`], if there is no result.
 ///
 /// # Panics
-/// If there is not as much memory as the moment's own.
+/// If there is no memory for a second copy of the guest.
 pub fn trim(moment: &Moment<'_, impl StoppedMemory>, why: Option<&str>) -> Result<(OwnedMemory, Outcome), CheckError> {
     let recorder = Recorder::new(moment.memory);
     let outcome = moment.with_memory(&recorder).check(why, &Suppressions::default())?;
@@ -29,10 +30,10 @@ pub fn trim(moment: &Moment<'_, impl StoppedMemory>, why: Option<&str>) -> Resul
     Ok((recorder.recorded(), outcome))
 }
 
-/// A memory that remembers what was read of it.
+/// A memory that records what is read.
 struct Recorder<'a, M> {
     memory: &'a M,
-    /// For each range of the memory, a bit for each word.
+    /// One bit per word, for each range of the memory.
     read: Vec<Vec<AtomicU64>>,
 }
 
@@ -58,7 +59,7 @@ impl<'a, M: StoppedMemory> Recorder<'a, M> {
         }
     }
 
-    /// A copy of what was read.
+    /// A copy of the words that were read.
     fn recorded(&self) -> OwnedMemory {
         let mut copy = OwnedMemory::sparse(self.memory.ranges().to_vec()).expect("as much memory as there is already");
         for (range, cells) in self.memory.ranges().iter().zip(&self.read) {
@@ -113,7 +114,7 @@ mod tests {
         for part in &read {
             recorder.slice(PhysAddr(part.start), (part.end - part.start) as usize).unwrap();
         }
-        // Outside of RAM there is nothing to be read.
+        // There is nothing to read outside of RAM.
         assert!(recorder.read_u64(PhysAddr(0x2000)).is_err() && recorder.slice(PhysAddr(0x1ff8), 16).is_none());
         let kept = [0..8, 8..24, 504..520, 4000..4200, 0x1ff8..0x2000, 0x10_0000..0x10_0000 + PAGE_SIZE];
         let copy = recorder.recorded();

@@ -1,8 +1,9 @@
-//! Writing: while the guest is stopped, so quickly.
+//! Writes snapshots. The guest is stopped meanwhile, so this must be fast.
 
 use crate::error::WriteError;
 use crate::fields::Sink;
-use crate::{END, MAGIC, VERSION, guest_tests, objects, ram};
+use crate::format::{END, MAGIC, VERSION};
+use crate::{guest_tests, objects, ram};
 use checker::guest_state::{Counters, Moment};
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
@@ -14,22 +15,24 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// What was written.
+/// The size of a written snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
     /// Bytes of guest RAM.
     pub ram: u64,
-    /// Bytes of it that are in pages with anything but zeroes.
+    /// Bytes of RAM in pages that are not zero.
     pub filled: u64,
     /// Bytes of the file.
     pub file: u64,
 }
 
-/// Writes a snapshot to `path`. It is written under another name in the same folder and then renamed, so that whoever
-/// reads `path` finds a whole snapshot, this one or the one before.
+/// Writes a snapshot to `path`.
+///
+/// The file gets a temporary name in the same folder and is then renamed. A reader of `path` always
+/// finds a whole snapshot, the old or the new one.
 ///
 /// # Errors
-/// [`WriteError`].
+/// [`WriteError`], which names `path`.
 pub fn write(path: &Path, moment: &Moment<'_, impl StoppedMemory>) -> Result<Written, WriteError> {
     let symbol =
         |name| moment.kernel.symbol(name).ok_or_else(|| WriteError::NoImage { path: path.into(), symbol: name });
@@ -45,7 +48,7 @@ pub fn write(path: &Path, moment: &Moment<'_, impl StoppedMemory>) -> Result<Wri
     })
 }
 
-/// Whether a snapshot could be written to `path`, as far as that can be told without one.
+/// Checks that a snapshot can be created at `path`, without writing one.
 ///
 /// # Errors
 /// [`WriteError::Create`].
@@ -55,12 +58,13 @@ pub fn try_path(path: &Path) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Makes the file under its temporary name. It holds all that the guest had in memory, so nobody else may read it.
+/// Creates the temporary file. Only the user may read it, since it contains all memory of the
+/// guest.
 fn create(path: &Path) -> Result<(PathBuf, File), WriteError> {
     let mut name = OsString::from(path);
     name.push(".partial");
     let partial = PathBuf::from(name);
-    // What an earlier process left when it was killed.
+    // A killed process may have left the file.
     let _ = fs::remove_file(&partial);
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial) {
         Ok(file) => Ok((partial, file)),
@@ -79,7 +83,7 @@ fn put(mut file: File, moment: &Moment<'_, impl StoppedMemory>, text: u64, image
     Ok(Written { ram, filled, file: file.metadata()?.len() })
 }
 
-/// Everything inside the frame; returns the bytes of RAM that are not in zero pages.
+/// Writes everything inside the LZ4 frame. Returns the bytes of RAM outside of zero pages.
 pub(crate) fn contents(
     to: &mut Sink<impl Write>,
     moment: &Moment<'_, impl StoppedMemory>,
@@ -128,7 +132,7 @@ pub(crate) fn contents(
 
     guest_tests::put(to, moment.tests)?;
 
-    // Others may be added meanwhile, which no object of this moment has.
+    // The hooks may add stacks meanwhile. No object of this snapshot has them.
     let stacks = moment.stacks.all();
     to.count(stacks.len())?;
     for frames in &stacks {
@@ -162,7 +166,7 @@ fn put_module(to: &mut Sink<impl Write>, module: &Module) -> io::Result<()> {
 
 /// The counters in the order of the file.
 fn counters(c: Counters) -> [u64; 10] {
-    // All fields by name, so that a new one cannot be forgotten.
+    // All fields by name, so that a new field cannot be forgotten.
     let Counters {
         allocations,
         frees,

@@ -1,11 +1,13 @@
-//! What the module `tests/modules/contexts.c` leaks and from where, as it says itself on the console, against a report.
+//! Compares a report with what the module `tests/modules/contexts.c` says that it leaked, and
+//! where.
 
+use crate::hidden::Lost;
 use crate::report::Unreferenced;
 
-/// The contexts that it leaks in, when somebody wrote to its file too.
+/// The contexts in which it leaks, after a write to its file.
 pub const KINDS: [&str; 8] = ["init", "tasklet", "softirq", "hardirq", "ipi", "workqueue", "kthread", "process"];
 
-/// Frames of a report that are compared, with the allocator's own.
+/// Most frames that are compared, including the allocator's.
 const MAX_FRAMES: usize = 16;
 
 /// One leak.
@@ -13,18 +15,18 @@ const MAX_FRAMES: usize = 16;
 pub struct Leak {
     /// The context.
     pub kind: String,
-    /// Where.
+    /// Virtual address.
     pub address: u64,
-    /// Bytes that were asked for.
+    /// Requested bytes.
     pub size: u64,
-    /// What the kernel's own unwinder saw, innermost first: `leak_init+0x23/0x28 [contexts]`.
+    /// The stack of the kernel's own unwinder, innermost first: `leak_init+0x23/0x28 [contexts]`.
     pub frames: Vec<String>,
 }
 
-/// A place in a source file.
+/// A source location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// What is there.
+    /// What the module calls it.
     pub kind: String,
     /// The file.
     pub file: String,
@@ -36,7 +38,8 @@ fn ours(console: &str) -> impl Iterator<Item = &str> {
     console.lines().filter_map(|line| line.split_once("contexts: ").map(|(_, rest)| rest))
 }
 
-/// Every `contexts: leak KIND 0xADDRESS SIZE` of a console, each with the `contexts: frame KIND FRAME` after it.
+/// Reads every line `contexts: leak KIND 0xADDRESS SIZE` of a console, and the lines `contexts:
+/// frame KIND FRAME` after it.
 pub fn leaks(console: &str) -> Vec<Leak> {
     let mut leaks: Vec<Leak> = Vec::new();
     for line in ours(console) {
@@ -60,12 +63,12 @@ pub fn leaks(console: &str) -> Vec<Leak> {
     leaks
 }
 
-/// Their addresses.
-pub fn addresses(console: &str) -> Vec<u64> {
-    leaks(console).into_iter().map(|leak| leak.address).collect()
+/// The same, for [`Guest::losing`](crate::Guest::losing).
+pub fn lost(console: &str) -> Vec<Lost> {
+    leaks(console).into_iter().map(|leak| Lost::alone(leak.address)).collect()
 }
 
-/// Every `contexts: line KIND FILE LINE` of a console.
+/// Reads every line `contexts: line KIND FILE LINE` of a console.
 pub fn lines(console: &str) -> Vec<Line> {
     let words = ours(console).filter_map(|line| line.strip_prefix("line ")).map(str::split_whitespace);
     words
@@ -79,7 +82,7 @@ pub fn lines(console: &str) -> Vec<Line> {
         .collect()
 }
 
-/// Every way in which the objects and their frames differ from what was leaked; nothing if they agree.
+/// All differences between the reported and the leaked objects, including their frames.
 pub fn differences(leaks: &[Leak], objects: &[Unreferenced]) -> Vec<String> {
     let mut out = Vec::new();
     for object in objects {
@@ -101,11 +104,12 @@ pub fn differences(leaks: &[Leak], objects: &[Unreferenced]) -> Vec<String> {
     out
 }
 
-/// Allocators that call each other at most.
+/// Most allocators that call each other.
 const MAX_ALLOCATORS: usize = 3;
 
-/// The first frames are of allocators, which the guest does not say; of the next one, which called them, only the place of
-/// call differs; from then on they are the same calls.
+/// Compares frames. The first frames are allocators, which the module does not print. The offset in
+/// their caller differs from the module's, since it printed its stack from another place. All
+/// further frames must be equal.
 fn frames_differ(truth: &[String], reported: &[String]) -> Option<String> {
     let Some(allocator) = reported.first() else { return Some("no frames".to_owned()) };
     if !allocator.contains("+0x0/") || allocator.ends_with(']') {
@@ -120,7 +124,7 @@ fn frames_differ(truth: &[String], reported: &[String]) -> Option<String> {
     if reported.len() > MAX_FRAMES {
         return Some(format!("{} frames", reported.len()));
     }
-    // More than the truth has is wrong too, unless the truth was cut.
+    // Further frames are wrong, unless the truth was cut.
     if callers.len() > wanted {
         return Some(format!("frames after the last one: {:?}", &callers[wanted..]));
     }
@@ -133,7 +137,7 @@ fn frames_differ(truth: &[String], reported: &[String]) -> Option<String> {
     None
 }
 
-/// `leak_init+0x23/0x28 [contexts]` as name, size and module.
+/// `leak_init+0x23/0x28 [contexts]` as the name, and the size with the module.
 fn without_offset(frame: &str) -> Option<(&str, &str)> {
     let (name, place) = frame.split_once('+')?;
     Some((name, place.split_once('/')?.1))

@@ -1,4 +1,4 @@
-//! A guest that does what the test says, and whose libleak is asked meanwhile.
+//! A guest that takes orders from the test, while the test talks to libleak.
 
 use crate::Guest;
 use crate::program::{Finished, leak, scratch};
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything to be seen.
+/// Longest wait for an event.
 const PATIENCE: Duration = Duration::from_secs(200);
 
-/// Where a guest and its libleak are talked to.
+/// The sockets and the console of a guest.
 pub struct Places {
     /// The control socket.
     pub control: PathBuf,
@@ -21,12 +21,12 @@ pub struct Places {
 }
 
 impl Places {
-    /// Places of a test's own.
+    /// Creates the folders of one test.
     ///
     /// # Panics
-    /// If there is no room for them.
+    /// If they cannot be created.
     pub fn new(test: &str) -> Places {
-        // Not in the target folder, whose path may be longer than a socket's may be.
+        // Not in the target folder, since the path of a socket is limited.
         let folder = std::env::temp_dir().join(format!("libleak-{test}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("a folder for sockets");
@@ -37,7 +37,8 @@ impl Places {
         }
     }
 
-    /// The guest with these places, and the step that waits for orders. Not for a `machine` without a second serial line.
+    /// Adds these places and the step that waits for orders. The `machine` needs a second serial
+    /// port.
     #[must_use]
     pub fn guest(&self, guest: Guest) -> Guest {
         guest
@@ -49,10 +50,10 @@ impl Places {
             .run(&["insmod:grower", "obey"])
     }
 
-    /// Waits until the console holds a text.
+    /// Waits until the console contains a text.
     ///
     /// # Panics
-    /// If it does not.
+    /// If it does not in time.
     pub fn wait_for(&self, text: &str) {
         let began = Instant::now();
         while !self.console_text().contains(text) {
@@ -61,24 +62,24 @@ impl Places {
         }
     }
 
-    /// The console until now.
+    /// The console so far.
     pub fn console_text(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).replace('\r', "")
     }
 
-    /// Waits until the guest takes orders.
+    /// Waits until the guest takes orders. Returns its serial port.
     ///
     /// # Panics
-    /// If it does not.
+    /// If it does not in time.
     pub fn orders(&self) -> UnixStream {
         self.wait_for("obey: ready");
         UnixStream::connect(&self.serial).expect("the guest's serial line")
     }
 
-    /// A client, as soon as libleak listens.
+    /// Connects to libleak as soon as it listens.
     ///
     /// # Panics
-    /// If it never does.
+    /// If it does not in time.
     pub fn client(&self) -> Client {
         let began = Instant::now();
         loop {
@@ -112,10 +113,10 @@ impl Drop for Places {
     }
 }
 
-/// Tells the guest to do something. Done is when the console says so.
+/// Sends an order to the guest. The guest prints a line when it is done.
 ///
 /// # Panics
-/// If it does not listen.
+/// If the guest does not listen.
 pub fn order(orders: &mut UnixStream, what: &str) {
     orders.write_all(format!("{what}\n").as_bytes()).expect("the guest listens");
 }
@@ -137,10 +138,10 @@ impl Client {
         self.0.get_mut().write_all(bytes).expect("the control socket takes bytes");
     }
 
-    /// The next line, none at the end.
+    /// The next line. `None` at the end.
     ///
     /// # Panics
-    /// If it is no JSON of the schema.
+    /// If the line is not JSON of the schema.
     pub fn line(&mut self) -> Option<Value> {
         let mut line = String::new();
         let read = self.0.read_line(&mut line).unwrap_or(0);
@@ -149,7 +150,7 @@ impl Client {
         Some(line)
     }
 
-    /// Sends bytes, if that can be, and returns the next line, if there is one.
+    /// Tries to send bytes and returns the next line, if there is one.
     pub fn line_after(&mut self, bytes: &[u8]) -> Option<Value> {
         let _ = self.0.get_mut().write_all(bytes);
         self.line()
@@ -164,10 +165,10 @@ impl Client {
         self.line().expect("an answer")
     }
 
-    /// The same, of a request that is done.
+    /// As [`Client::answer`], for a request that must succeed.
     ///
     /// # Panics
-    /// If it is not.
+    /// If it does not.
     pub fn ask(&mut self, request: &Value) -> Value {
         let answer = self.answer(request);
         assert_eq!((&answer["ok"], &answer["do"]), (&true.into(), &request["do"]), "{request}: {answer}");

@@ -1,6 +1,7 @@
-//! Booting a guest under the plugin, through `scripts/boot`.
+//! Boots guests under the plugin, with `scripts/boot`.
 
-use crate::boot::{Boot, Losses};
+use crate::boot::Boot;
+use crate::hidden::Losses;
 use crate::program::{self, Program, scratch, workspace};
 use std::path::{Path, PathBuf};
 
@@ -22,12 +23,14 @@ pub struct Guest {
     alone: bool,
 }
 
-/// Boots of a guest that loses something, at most.
+/// Most boots of a guest whose kernel dies of QEMU's stale breakpoint.
 const BOOTS: usize = 3;
 
 impl Guest {
-    /// A guest with that kernel (a name as in `scripts/lib/kernels.sh`), 2 vCPUs and 512 MiB, under the plugin
-    /// with no option but `each=on`. `test` names the folder below `target/guests` that the output is left in.
+    /// A guest with 2 vCPUs and 512 MiB, under the plugin with the option `each=on`.
+    ///
+    /// `kernel` is a name of `scripts/lib/kernels.sh`. `test` names the folder below
+    /// `target/guests` for the output.
     pub fn new(test: &str, kernel: &str) -> Guest {
         let no = Vec::new;
         Guest {
@@ -53,71 +56,71 @@ impl Guest {
         self
     }
 
-    /// Number of vCPUs.
+    /// Sets the number of vCPUs.
     #[must_use]
     pub fn smp(self, vcpus: u32) -> Guest {
-        // The last one counts.
+        // The last option wins.
         self.boot_option("--smp", &vcpus.to_string())
     }
 
-    /// Memory.
+    /// Sets the memory in MiB.
     #[must_use]
     pub fn memory(self, mib: u32) -> Guest {
         self.boot_option("--memory", &mib.to_string())
     }
 
-    /// Memory in QEMU's own words, such as `256M,slots=2,maxmem=1G`.
+    /// Sets the memory in QEMU's syntax, such as `256M,slots=2,maxmem=1G`.
     #[must_use]
     pub fn memory_words(self, words: &str) -> Guest {
         self.boot_option("--memory", words)
     }
 
-    /// Accelerator: `tcg` unless said.
+    /// Sets the accelerator. The default is `tcg`.
     #[must_use]
     pub fn accel(self, words: &str) -> Guest {
         self.boot_option("--accel", words)
     }
 
-    /// Machine type: `pc` unless said.
+    /// Sets the machine type. The default is `pc`.
     #[must_use]
     pub fn machine(self, name: &str) -> Guest {
         self.boot_option("--machine", name)
     }
 
-    /// CPU model: QEMU's own choice unless said.
+    /// Sets the CPU model. The default is QEMU's.
     #[must_use]
     pub fn cpu(self, name: &str) -> Guest {
         self.boot_option("--cpu", name)
     }
 
-    /// Writes the console to a file while the guest runs, for a test that waits for something there.
+    /// Writes the console to a file while the guest runs, for tests that wait for a line.
     #[must_use]
     pub fn console(mut self, file: &Path) -> Guest {
         self.console = Some(file.to_owned());
         self.boot_option("--console", file.to_str().expect("a path that is text"))
     }
 
-    /// From a disk image, through firmware and GRUB, and not with QEMU's -kernel.
+    /// Boots from a disk image through firmware and GRUB, instead of QEMU's -kernel.
     #[must_use]
     pub fn from_disk(self) -> Guest {
         self.boot_option("--loader", "grub")
     }
 
-    /// Seconds until QEMU is told to quit.
+    /// Sets the time in seconds after which QEMU is told to quit.
     #[must_use]
     pub fn limit(mut self, seconds: u32) -> Guest {
         self.seconds = seconds;
         self
     }
 
-    /// Puts a test module into the guest, without loading it.
+    /// Adds a test module to the guest, without loading it.
     #[must_use]
     pub fn module(self, name: &str) -> Guest {
         self.boot_option("--module", name)
     }
 
-    /// The same, of a module that is built with debugging information, which stays on this side: see
-    /// [`module_debug_folder`](crate::program::module_debug_folder).
+    /// As [`Guest::module`], for a module with debugging information. That information stays on the
+    /// host: see [`module_debug_folder`](crate::program::module_debug_folder).
     #[must_use]
     pub fn module_debug(self, name: &str) -> Guest {
         self.boot_option("--module-debug", name)
@@ -131,19 +134,19 @@ impl Guest {
         self
     }
 
-    /// Puts a script into the guest, as a step of that name.
+    /// Adds a script as a step.
     #[must_use]
     pub fn script(self, name: &str, text: &str) -> Guest {
-        // Not in the scratch folder of the test, which booting empties.
+        // Not in the test's own folder, which booting empties.
         let file = scratch(&format!("{}-script-{name}", self.test)).join(name);
         std::fs::write(&file, text).expect("the script is written");
         self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
     }
 
-    /// Puts a program of `tests/programs` into the guest, as a step of that name.
+    /// Compiles a program of `tests/programs` and adds it as a step.
     ///
     /// # Panics
-    /// If it cannot be built.
+    /// If it cannot be compiled.
     #[must_use]
     pub fn program(self, name: &str) -> Guest {
         let file = scratch(&format!("{}-{name}", self.test)).join(name);
@@ -159,13 +162,13 @@ impl Guest {
         self.boot_option("--append", words)
     }
 
-    /// Another QEMU than the installed one: see `scripts/boot --qemu`.
+    /// Uses another QEMU: see `scripts/boot --qemu`.
     #[must_use]
     pub fn qemu(self, which: &str) -> Guest {
         self.boot_option("--qemu", which)
     }
 
-    /// Adds steps for the guest, such as `insmod:leaky`: see `scripts/guest/init`.
+    /// Adds steps such as `insmod:leaky`: see `scripts/guest/init`.
     #[must_use]
     pub fn run(mut self, steps: &[&str]) -> Guest {
         self.steps.extend(steps.iter().map(|&s| s.to_owned()));
@@ -179,7 +182,7 @@ impl Guest {
         self
     }
 
-    /// Has reports of groups, and not of each object.
+    /// Reports groups instead of single objects.
     #[must_use]
     pub fn groups(mut self) -> Guest {
         self.groups = true;
@@ -193,25 +196,25 @@ impl Guest {
         self
     }
 
-    /// Has QEMU's monitor at a socket.
+    /// Opens QEMU's monitor at a socket.
     #[must_use]
     pub fn monitor(self, socket: &Path) -> Guest {
         self.qemu_arg("-monitor").qemu_arg(&format!("unix:{},server=on,wait=off", socket.display()))
     }
 
-    /// Lets a guest that reboots start again.
+    /// Lets the guest start again after a reboot.
     #[must_use]
     pub fn reboots(self) -> Guest {
         self.qemu_arg("-action").qemu_arg("reboot=reset")
     }
 
-    /// Puts another kernel into the guest, for the step `kexec`, which starts it and there loads `leaky`.
+    /// Adds another kernel to the guest. The step `kexec` starts it and loads `leaky` there.
     #[must_use]
     pub fn kexec(self, kernel: &str) -> Guest {
         self.boot_option("--kexec", kernel).program("kexec")
     }
 
-    /// Has the plugin panic at these places: see `inject` in `plugin/src/ffi/panics.rs`.
+    /// Makes the plugin panic at these places: see `inject` in `plugin/src/ffi/panics.rs`.
     #[must_use]
     pub fn panics(mut self, places: &str) -> Guest {
         self.panics = Some(places.to_owned());
@@ -225,18 +228,15 @@ impl Guest {
         self
     }
 
-    /// Says what the guest will lose, so that it is booted again when that is not all reported, thrice at most.
-    ///
-    /// A scan that takes words for pointers can be fooled: some dead word somewhere may happen to equal an
-    /// address that was lost. That is rare and different in each boot, so a leak that libleak does not see for
-    /// another reason still fails the test. What is reported and not lost always does.
+    /// Declares what the guest loses. Lost objects that are in no report are printed and counted.
+    /// Too many of them fail the test: see [`hidden`](crate::hidden).
     #[must_use]
     pub fn losing(mut self, losses: Losses) -> Guest {
         self.losing = Some(losses);
         self
     }
 
-    /// Has no other guest beside it: see [`Program::alone`].
+    /// Runs no other guest at the same time: see [`Program::alone`].
     #[must_use]
     pub fn alone(mut self) -> Guest {
         self.alone = true;
@@ -244,17 +244,23 @@ impl Guest {
     }
 
     /// Boots the guest and waits for its end.
+    ///
+    /// The guest is booted again only if QEMU killed its kernel by a stale breakpoint. That happens
+    /// without any plugin, too.
+    ///
+    /// # Panics
+    /// If too many lost objects are not reported: see [`Guest::losing`].
     pub fn boot(&self) -> Boot {
         let mut boot = self.boot_once();
-        for again in 1..BOOTS {
-            let hidden = boot.hidden(self.losing);
-            let why = match boot.met_a_stale_breakpoint() {
-                true => "QEMU ran a breakpoint that was no longer there".to_owned(),
-                false if hidden.is_empty() => break,
-                false => format!("lost and not reported {hidden:x?}"),
-            };
-            println!("boot {again} of {}: {why}", self.test);
+        for number in 1..BOOTS {
+            if !boot.met_a_stale_breakpoint() {
+                break;
+            }
+            println!("boot {number} of {}: QEMU ran a breakpoint that was no longer there", self.test);
             boot = self.boot_once();
+        }
+        if let Some(losses) = self.losing {
+            boot.count_hidden(losses);
         }
         boot
     }
@@ -286,7 +292,7 @@ impl Guest {
         if self.alone {
             program = program.alone();
         }
-        // Beyond the guest's own limit there is only the time to fetch and build its parts.
+        // The additional time is for fetching and building the guest's parts.
         let done = program.limit(self.seconds + 900).run();
         let folder = scratch(&self.test);
         let console = match &self.console {
@@ -295,6 +301,13 @@ impl Guest {
         };
         std::fs::write(folder.join("console"), &console).expect("the console is saved");
         std::fs::write(folder.join("stderr"), &done.stderr).expect("the report is saved");
-        Boot { status: done.status, console, stderr: done.stderr, steps: self.steps.clone(), folder }
+        Boot {
+            status: done.status,
+            console,
+            stderr: done.stderr,
+            steps: self.steps.clone(),
+            folder,
+            hidden: Vec::new(),
+        }
     }
 }

@@ -1,36 +1,37 @@
-//! Everything that a guest's kmemleak knows of, read from the guest's memory: its objects, and their stacks from the stack
-//! depot. For Linux 6.12 (mm/kmemleak.c, lib/stackdepot.c), whose types its own BTF describes.
+//! Reads all objects of a guest's kmemleak from guest memory, with their stacks from the stack
+//! depot. It supports Linux 6.12 (mm/kmemleak.c, lib/stackdepot.c). The guest's BTF describes the
+//! types.
 
 use guest_symbols::memory::{GuestMemory, VirtAddr};
 use guest_symbols::{Kernel, MemoryError};
 use std::ops::Range;
 
-/// DEPOT_STACK_ALIGN (include/linux/stackdepot.h).
+/// `DEPOT_STACK_ALIGN` (include/linux/stackdepot.h).
 const ALIGN: u32 = 4;
-/// More objects than this are a circle.
+/// Most objects. More are a sign of a cycle.
 const MAX_OBJECTS: usize = 16 << 20;
-/// OBJECT_ALLOCATED.
+/// `OBJECT_ALLOCATED` (mm/kmemleak.c).
 const ALLOCATED: u32 = 1;
 
-/// An object of kmemleak's.
+/// An object that kmemleak tracks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     /// Virtual address, or `__percpu` pointer.
     pub address: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// The pid, as kmemleak recorded it.
+    /// The pid that kmemleak recorded.
     pub pid: u32,
     /// Jiffies at allocation.
     pub jiffies: u64,
-    /// Its stack, innermost frame first; empty where kmemleak could not save one yet.
+    /// The stack, innermost frame first. Empty if kmemleak could not record one yet.
     pub stack: Vec<u64>,
 }
 
-/// Reads all objects that are allocated.
+/// Reads all allocated objects.
 ///
 /// # Panics
-/// If the kernel has no kmemleak, or not as 6.12 has it.
+/// If the kernel has no kmemleak, or another version of it.
 pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<Object> {
     try_read(kernel, memory).unwrap_or_else(|why| panic!("kmemleak's objects: {why}"))
 }
@@ -71,7 +72,7 @@ fn try_read(kernel: &Kernel, memory: &impl GuestMemory) -> Result<Vec<Object>, M
     Ok(objects)
 }
 
-/// A field of `union handle_parts`: its shift and width.
+/// The shift and width of a field of `union handle_parts`.
 fn bits(kernel: &Kernel, name: &str) -> (u64, u32) {
     let member = kernel.btf.as_ref().and_then(|btf| btf.member("handle_parts", name));
     member.and_then(|m| Some((m.bit_offset, m.bits?))).unwrap_or_else(|| panic!("no handle_parts.{name}"))
@@ -86,7 +87,7 @@ struct Depot {
 }
 
 impl Depot {
-    /// depot_fetch_stack().
+    /// As depot_fetch_stack() does.
     fn stack(&self, kernel: &Kernel, memory: &impl GuestMemory, handle: u32) -> Result<Vec<u64>, MemoryError> {
         let part = |(shift, width): (u64, u32)| u64::from((handle >> shift) & ((1 << width) - 1));
         if handle == 0 {
@@ -99,7 +100,7 @@ impl Depot {
     }
 }
 
-/// Code at whose first frame the stack depot cuts a stack off (filter_irq_stacks(), kernel/stacktrace.c).
+/// Code at which the stack depot cuts a stack (filter_irq_stacks(), kernel/stacktrace.c).
 pub fn interrupt_entries(kernel: &Kernel) -> Vec<Range<u64>> {
     let at = |name: String| kernel.symbol(&name).unwrap_or_else(|| panic!("no {name}")).0;
     ["irqentry", "softirqentry"].map(|what| at(format!("__{what}_text_start"))..at(format!("__{what}_text_end"))).into()

@@ -1,13 +1,16 @@
-//! What the tests in `tests/tests` share: booting a guest under the plugin, and reading what came of it.
+//! The shared parts of the tests in `tests/tests`: booting a guest, and reading its output.
+//! `tests/README.md` explains how a guest is made.
 //!
-//! The plugin is the one that `cargo build --release` made; `scripts/test` does that first.
+//! The tests use the plugin of `cargo build --release`, which `scripts/test` runs first.
 
 #![forbid(unsafe_code)]
 
 pub mod boot;
 pub mod contexts;
 pub mod control;
+pub mod fields;
 pub mod guest;
+pub mod hidden;
 pub mod kmemleak_objects;
 pub mod monitor;
 pub mod page;
@@ -19,6 +22,7 @@ pub mod sandbox;
 
 pub use boot::Boot;
 pub use guest::Guest;
+pub use hidden::Lost;
 pub use page::Page;
 pub use program::{Finished, Program};
 pub use report::{Report, Summary, Unreferenced};

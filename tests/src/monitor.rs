@@ -1,17 +1,17 @@
-//! QEMU's monitor for people, and waiting for what a guest says.
+//! QEMU's human monitor, and waiting for lines of a guest.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything to be seen.
+/// Longest wait for an event.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Waits until a file holds a text.
+/// Waits until a file contains a text.
 ///
 /// # Panics
-/// If it does not come.
+/// If it does not in time.
 pub fn wait_for(file: &Path, text: &str) {
     let began = Instant::now();
     while !std::fs::read(file).is_ok_and(|b| String::from_utf8_lossy(&b).contains(text)) {
@@ -24,10 +24,10 @@ pub fn wait_for(file: &Path, text: &str) {
 pub struct Monitor(UnixStream);
 
 impl Monitor {
-    /// Connects to it.
+    /// Connects to the monitor.
     ///
     /// # Panics
-    /// If nobody is there.
+    /// If nobody listens.
     pub fn connect(socket: &Path) -> Monitor {
         let stream = UnixStream::connect(socket).expect("the monitor is there");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -36,10 +36,10 @@ impl Monitor {
         monitor
     }
 
-    /// Gives a command, waits for the next prompt, and returns what was said until then.
+    /// Sends a command. Returns the output up to the next prompt.
     ///
     /// # Panics
-    /// If it does not answer.
+    /// If there is no prompt.
     pub fn command(&mut self, command: &str) -> String {
         self.0.write_all(format!("{command}\n").as_bytes()).expect("the monitor takes a command");
         self.prompt()

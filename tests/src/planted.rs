@@ -1,23 +1,23 @@
-//! What the module `tests/modules/leaky.c` leaks, as it says itself on the console, against a report.
+//! Compares a report with what the module `tests/modules/leaky.c` says that it leaked.
 
-use crate::Boot;
+use crate::hidden::Lost;
 use crate::report::Unreferenced;
 use std::collections::BTreeMap;
 
-/// One leak that was planted.
+/// A planted leak.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planted {
-    /// What was allocated how.
+    /// The kind of allocation.
     pub kind: String,
-    /// Where.
+    /// Virtual address, or `__percpu` pointer.
     pub address: u64,
-    /// Bytes that were asked for.
+    /// Requested bytes.
     pub requested: u64,
-    /// Bytes that the allocator keeps for it.
+    /// Allocated bytes.
     pub size: u64,
 }
 
-/// Every `leaky: leak KIND 0xADDRESS REQUESTED SIZE` of a console.
+/// Reads every line `leaky: leak KIND 0xADDRESS REQUESTED SIZE` of a console.
 pub fn planted(console: &str) -> Vec<Planted> {
     let lines = console.lines().filter_map(|line| line.split_once("leaky: leak ").map(|(_, rest)| rest));
     lines
@@ -33,14 +33,36 @@ pub fn planted(console: &str) -> Vec<Planted> {
         .collect()
 }
 
-/// Their addresses.
-pub fn addresses(console: &str) -> Vec<u64> {
-    planted(console).into_iter().map(|p| p.address).collect()
+/// The same, for [`Guest::losing`](crate::Guest::losing).
+pub fn lost(console: &str) -> Vec<Lost> {
+    planted(console).iter().map(Planted::lost).collect()
+}
+
+/// How objects differ from what was planted.
+#[derive(Debug, Default)]
+pub struct Differences {
+    /// Planted and not reported. A few may be hidden: see [`hidden`](crate::hidden).
+    pub missing: Vec<Planted>,
+    /// All other differences in words.
+    pub others: Vec<String>,
+}
+
+impl Differences {
+    /// Whether the objects are exactly those that were planted.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.others.is_empty()
+    }
+
+    /// Adds the differences of another report.
+    pub fn extend(&mut self, other: Differences) {
+        self.missing.extend(other.missing);
+        self.others.extend(other.others);
+    }
 }
 
 impl Planted {
-    /// The size that kmemleak would report: what is kept for a slab object or a vmalloc area, and what
-    /// was asked for where there is neither.
+    /// The size that kmemleak reports: allocated bytes for slab objects and vmalloc areas,
+    /// requested bytes otherwise.
     fn reported_size(&self) -> u64 {
         match self.kind.as_str() {
             "kmalloc-large" | "percpu" => self.requested,
@@ -48,7 +70,12 @@ impl Planted {
         }
     }
 
-    /// The function that leaked it.
+    /// The lost object. All objects of the list are one structure.
+    pub fn lost(&self) -> Lost {
+        if self.kind.starts_with("list-") { Lost::part_of("list", self.address) } else { Lost::alone(self.address) }
+    }
+
+    /// The function that leaks it.
     fn function(&self) -> &'static str {
         match self.kind.as_str() {
             "kmalloc" | "kmalloc-large" => "leak_kmalloc",
@@ -61,12 +88,12 @@ impl Planted {
     }
 }
 
-/// Every way in which the objects differ from what was planted; nothing if they agree.
-pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Vec<String> {
+/// All differences between the reported and the planted objects.
+pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Differences {
     let mut out = Vec::new();
     let mut expected: BTreeMap<u64, &Planted> = planted.iter().map(|p| (p.address, p)).collect();
     for object in objects {
-        // Taken out, so that a second report of the same object is one of something else.
+        // Removed, so that a second report of it is a difference.
         let Some(planted) = expected.remove(&object.address) else {
             out.push(format!("not planted: {object:x?}"));
             continue;
@@ -77,7 +104,7 @@ pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Vec<String>
         if object.comm != "insmod" {
             out.push(format!("by \"{}\" and not insmod: {planted:x?}", object.comm));
         }
-        // Allocators come first, and call each other.
+        // The first frame of the module comes after those of allocators.
         let asked = object.frames.iter().find(|frame| frame.ends_with(']'));
         if !asked.is_some_and(|frame| is_frame_of(frame, planted.function(), "leaky")) {
             out.push(format!("not by {} as its frames say: {object:x?}", planted.function()));
@@ -86,30 +113,11 @@ pub fn differences(planted: &[Planted], objects: &[Unreferenced]) -> Vec<String>
             out.push(format!("its frames do not lead to the system call: {object:x?}"));
         }
     }
-    out.extend(expected.values().map(|p| format!("not reported: {p:x?}")));
-    out
+    Differences { missing: expected.into_values().cloned().collect(), others: out }
 }
 
-/// Has a guest booted by `once`, which also gives the differences: again if something is not reported, since a dead word may hide
-/// a leak, but thrice at most. [`Guest::losing`](crate::Guest::losing) does so for guests with which nothing is done meanwhile.
-///
-/// # Panics
-/// If something else differs, or the third time anything.
-pub fn thrice(once: impl Fn() -> (Boot, Vec<String>)) -> Boot {
-    for last in [false, false, true] {
-        let (boot, differences) = once();
-        if last || differences.iter().any(|d| !d.starts_with("not reported: ")) {
-            assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
-        }
-        if differences.is_empty() {
-            return boot;
-        }
-    }
-    unreachable!("the last time it is asserted")
-}
-
-/// Whether `frame` lies in that function of that module: `leak_list+0x42/0xe5e [leaky]`. A compiler may
-/// have made a variant of the function, such as `leak_list.constprop.0`.
+/// Whether a frame such as `leak_list+0x42/0xe5e [leaky]` lies in this function of this module.
+/// Compilers create variants of a function, such as `leak_list.constprop.0`.
 pub fn is_frame_of(frame: &str, function: &str, module: &str) -> bool {
     let Some(place) = frame.strip_suffix(&format!(" [{module}]")) else { return false };
     let Some((name, _)) = place.split_once('+') else { return false };
@@ -138,11 +146,11 @@ mod tests {
             object(0x3ca00, 64, "leak_percpu.constprop.0+0x14/0x37 [leaky]"),
             object(0xffff_8d7d_8266_2e80, 128, "leak_kmalloc+0x1/0x2 [leaky]"),
         ];
-        assert_eq!(differences(&planted, &good), [""; 0]);
-        assert_eq!(differences(&planted, &good[..1]).len(), 1);
+        assert!(differences(&planted, &good).is_empty());
+        assert_eq!(differences(&planted, &good[..1]).missing, [planted[0].clone()]);
         let twice = [good[0].clone(), good[0].clone(), good[1].clone()];
-        assert!(differences(&planted, &twice)[0].starts_with("not planted"));
+        assert!(differences(&planted, &twice).others[0].starts_with("not planted"));
         let wrong = [object(0x3ca00, 63, "leak_percpu+0x14/0x37"), good[1].clone()];
-        assert_eq!(differences(&planted, &wrong).len(), 2);
+        assert_eq!(differences(&planted, &wrong).others.len(), 2);
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The checkout.
+/// The root of the checkout.
 pub fn workspace() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().expect("the package lies in the workspace").to_owned()
@@ -12,13 +12,13 @@ pub fn workspace() -> PathBuf {
 
 fn target_folder() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
-        // Cargo takes a relative one from where it was started, which is not where it starts the tests.
+        // Cargo resolves a relative path in its own working folder, the tests run in another.
         Some(folder) => workspace().join(folder),
         None => workspace().join("target"),
     }
 }
 
-/// The plugin.
+/// The plugin's file.
 ///
 /// # Panics
 /// If it is not built.
@@ -26,7 +26,8 @@ pub fn plugin() -> PathBuf {
     built("release/libleak.so")
 }
 
-/// The plugin as `tests/faulty-plugin` makes it, which panics where LIBLEAK_PANIC says. Built when it is first asked for.
+/// The plugin of `tests/faulty-plugin`, which panics where LIBLEAK_PANIC says. The first call
+/// builds it.
 ///
 /// # Panics
 /// If it cannot be built.
@@ -56,25 +57,25 @@ fn built(name: &str) -> PathBuf {
     path
 }
 
-/// Where the scripts keep what they fetched and built.
+/// The folder in which the scripts keep what they fetch and build.
 ///
 /// # Panics
-/// If there is neither XDG_CACHE_HOME nor HOME.
+/// If neither XDG_CACHE_HOME nor HOME is set.
 pub fn cache() -> PathBuf {
     let chosen = std::env::var_os("XDG_CACHE_HOME").filter(|c| !c.is_empty()).map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache");
     chosen.unwrap_or_else(home).join("libleak")
 }
 
-/// Where `scripts/boot --module-debug` leaves modules with their debugging information.
+/// The folder in which `scripts/boot --module-debug` leaves modules with debugging information.
 pub fn module_debug_folder(kernel: &str) -> PathBuf {
     cache().join("guests/modules").join(format!("{kernel}-debug"))
 }
 
-/// A folder for what one test writes, empty at first, and left for whoever wants to look.
+/// An empty folder for one test's files. It is kept for inspection.
 ///
 /// # Panics
-/// If it cannot be made.
+/// If it cannot be created.
 pub fn scratch(test: &str) -> PathBuf {
     let folder = target_folder().join("guests").join(test);
     if folder.exists() {
@@ -89,25 +90,25 @@ pub fn plugin_argument(options: &[String]) -> String {
     argument(&plugin(), options)
 }
 
-/// The same for another one.
+/// QEMU's `-plugin` argument for another plugin.
 pub fn argument(plugin: &Path, options: &[String]) -> String {
     let mut words = vec![plugin.display().to_string()];
     words.extend_from_slice(options);
-    // QEMU's own way to have a comma in a value.
+    // QEMU's syntax for a comma in a value.
     words.iter().map(|w| w.replace(',', ",,")).collect::<Vec<_>>().join(",")
 }
 
-/// A QEMU by its name in `scripts/qemu`, as a command.
+/// The command of a QEMU that `scripts/qemu` knows.
 ///
 /// # Panics
-/// If it cannot be had.
+/// If there is none.
 pub fn qemu(which: &str) -> String {
     let done = Program::new(workspace().join("scripts/qemu")).arg(which).limit(600).run();
     assert_eq!(done.status, Some(0), "scripts/qemu {which}: {}", done.stderr);
     done.stdout.trim().to_owned()
 }
 
-/// A command with a limit on its time.
+/// A command with a time limit.
 pub struct Program {
     words: Vec<OsString>,
     environment: Vec<(String, String)>,
@@ -115,14 +116,15 @@ pub struct Program {
     alone: bool,
 }
 
-/// What a program left behind.
+/// The result of a program.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// Its status; 124 if it took too long and ended when it was asked to, `None` if a signal killed it.
+    /// The exit status. 124 if it took too long and ended when told to. `None` if a signal killed
+    /// it.
     pub status: Option<i32>,
-    /// Its output, without carriage returns.
+    /// stdout without carriage returns.
     pub stdout: String,
-    /// Its other output.
+    /// stderr without carriage returns.
     pub stderr: String,
 }
 
@@ -153,34 +155,34 @@ impl Program {
         self
     }
 
-    /// Seconds until it gets SIGTERM, which QEMU takes as the wish to quit.
+    /// Sets the time in seconds until it gets SIGTERM, upon which QEMU quits.
     #[must_use]
     pub fn limit(mut self, seconds: u32) -> Program {
         self.seconds = seconds;
         self
     }
 
-    /// Has nothing else that tests run run beside it: for what is to be busy, or is about time.
+    /// Runs nothing else of the tests at the same time, for tests about load or time.
     #[must_use]
     pub fn alone(mut self) -> Program {
         self.alone = true;
         self
     }
 
-    /// Runs it to the end, when nothing runs that is to be alone.
+    /// Runs the program to its end. Waits for programs that must be alone.
     ///
     /// # Panics
     /// If it cannot be started.
     pub fn run(&self) -> Finished {
         std::fs::create_dir_all(target_folder()).expect("the target folder");
-        // How many guests there are at once is the number of the test program's threads. A lock that is a file, since cargo may run
-        // several test programs.
+        // The number of test threads limits the number of guests. Cargo may run several test
+        // programs, so the lock is a file.
         let sharing = if self.alone { "--exclusive" } else { "--shared" };
         let output = Command::new("flock")
             .args([sharing.as_ref(), "--close".as_ref(), target_folder().join("guests.lock").as_os_str()])
             .args(["timeout", "--kill-after=10", &self.seconds.to_string()])
             .args(&self.words)
-            // The user's own wishes for the plugin's messages would be in the way of the tests.
+            // A user's setting would change the messages.
             .env_remove("LIBLEAK_LOG")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(std::process::Stdio::null())
@@ -191,13 +193,14 @@ impl Program {
 }
 
 impl Finished {
-    /// The plugin's lines on stderr that are no report: `libleak: error: ...` and the like.
+    /// The plugin's messages on stderr, such as `libleak: error: ...`.
     pub fn messages(&self) -> Vec<&str> {
         messages(&self.stderr)
     }
 }
 
-/// The plugin's own lines in `stderr`, but for summaries, which start with a number, what `audit=` and `why=` add, and notes.
+/// The plugin's messages in `stderr`. Summaries, which start with a number, notes, and the output
+/// of `audit=` and `why=` are left out.
 pub fn messages(stderr: &str) -> Vec<&str> {
     let ours = stderr.lines().filter_map(|line| line.strip_prefix("libleak: "));
     let asked_for = |line: &str| ["audit: ", "why: ", "note: "].iter().any(|w| line.starts_with(w));

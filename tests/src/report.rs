@@ -1,89 +1,90 @@
-//! The plugin's reports, read back.
+//! Parses reports of the plugin.
 
-/// One object of a report, or one of a group.
+/// One object of a report, or the first object of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unreferenced {
-    /// Address, or the per-CPU cookie.
+    /// Virtual address, or `__percpu` pointer.
     pub address: u64,
     /// Bytes.
     pub size: u64,
-    /// The task that allocated it.
+    /// The comm of the allocating task.
     pub comm: String,
-    /// Its frames, innermost first, without inlined functions.
+    /// The frames, innermost first, without inlined functions.
     pub frames: Vec<String>,
-    /// What is said of its group, where reports are of groups.
+    /// The group, if the report has groups.
     pub group: Option<Group>,
 }
 
-/// What a report says of a group.
+/// The line about a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// Whether nothing refers to its objects.
+    /// Whether the objects are direct leaks.
     pub direct: bool,
-    /// How many objects it has.
+    /// The number of objects.
     pub objects: u64,
-    /// Their bytes.
+    /// Bytes of all objects.
     pub bytes: u64,
 }
 
 impl Unreferenced {
-    /// How many objects of the summary it stands for.
+    /// The number of objects that it stands for in the summary.
     pub fn count(&self) -> u64 {
         self.group.as_ref().map_or(1, |g| g.objects)
     }
 }
 
-/// The line at the end of a report.
+/// The summary line of a report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// The line itself.
+    /// The whole line.
     pub line: String,
-    /// Objects that the report lists.
+    /// Reported objects.
     pub unreferenced: u64,
-    /// Of them, those that nothing refers to.
+    /// Direct leaks among them.
     pub direct: u64,
-    /// Groups that they are of.
+    /// Groups of reported objects.
     pub groups: u64,
-    /// Objects that suppressions fit.
+    /// Suppressed objects.
     pub suppressed: u64,
     /// Allocations seen so far.
     pub allocations: u64,
     /// Frees seen so far.
     pub frees: u64,
-    /// Objects that are allocated now.
+    /// Live objects.
     pub live: u64,
-    /// Allocations whose end was not seen.
+    /// Allocator calls whose return was not seen.
     pub unmatched_returns: u64,
-    /// Places of call that could not be watched.
+    /// Call sites that could not be watched.
     pub unwatched_sites: u64,
-    /// Frees of what was not known to be allocated.
+    /// Frees of unknown objects.
     pub unknown_frees: u64,
-    /// Addresses that were handed out twice with no free between.
+    /// Addresses that were allocated twice without a free.
     pub missed_frees: u64,
-    /// Objects that lie in no slab any more.
+    /// Objects outside of any slab.
     pub stale: u64,
-    /// Objects that the kernel holds and whose allocation was not seen.
+    /// Objects of the kernel whose allocation was not seen.
     pub unknown: u64,
-    /// Objects that the kernel has freed, which was not seen.
+    /// Objects of the live map that the kernel has freed.
     pub freed: u64,
     /// Whole MiB of roots that were read.
     pub root_mib: u64,
 }
 
-/// A report: the objects and the line after them.
+/// A report: objects and summary.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// In the order of the report.
+    /// The objects in the order of the report.
     pub objects: Vec<Unreferenced>,
-    /// Its last line.
+    /// The summary line.
     pub summary: Summary,
 }
 
 impl Summary {
-    /// Reads `libleak: N unreferenced objects (...); N allocations, ...`; `None` for another line.
+    /// Parses `libleak: N unreferenced objects (...); N allocations, ...`. Returns `None` for other
+    /// lines.
     ///
     /// # Panics
-    /// If the line lacks one of the counters: renaming one must not make the tests blind.
+    /// If a counter is missing. A renamed counter must not go unnoticed.
     pub fn parse(line: &str) -> Option<Summary> {
         let text = line.strip_prefix("libleak: ").filter(|t| t.starts_with(|c: char| c.is_ascii_digit()))?;
         let counters: Vec<(&str, &str)> =
@@ -115,19 +116,20 @@ impl Summary {
         })
     }
 
-    /// Whether every counter that speaks against the result is 0, and the live map is the kernel's own but for
-    /// the one object that the slab allocator makes before it works, and those that the CPUs were about to
-    /// allocate or free when they were stopped. A function that is not hooked would show in hundreds.
+    /// Whether the report can be trusted: all counters that speak against it are 0.
+    ///
+    /// A few unknown objects are allowed: one that the slab allocator creates before it works, and
+    /// those of calls in progress. A function without a hook would show as hundreds.
     pub fn is_trustworthy(&self) -> bool {
         let doubts = [self.unmatched_returns, self.unwatched_sites, self.unknown_frees, self.missed_frees, self.stale];
         doubts.iter().sum::<u64>() + self.freed == 0 && self.unknown <= 8
     }
 }
 
-/// Every report in `text`, which may have other lines between them.
+/// Parses all reports in `text`. Other lines may stand between them.
 ///
 /// # Panics
-/// If a summary's number is not that of the objects before it, or there are objects after the last one.
+/// If a summary does not match its objects, or if objects have no summary.
 pub fn parse(text: &str) -> Vec<Report> {
     let mut reports = Vec::new();
     let mut objects: Vec<Unreferenced> = Vec::new();
@@ -162,7 +164,7 @@ pub fn parse(text: &str) -> Vec<Report> {
     reports
 }
 
-/// Reports without what differs from one check to the next: how long it took.
+/// Removes durations, which differ between checks.
 pub fn without_times(text: &str) -> String {
     let line = |line: &str| match line.split_once(" of heap in ").and_then(|(a, b)| Some((a, b.split_once(';')?.1))) {
         Some((before, after)) => format!("{before};{after}\n"),

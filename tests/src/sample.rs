@@ -1,22 +1,22 @@
-//! The kernel's own samples/kmemleak/kmemleak-test.c: what it prints of its allocations.
+//! Parses what the kernel's samples/kmemleak/kmemleak-test.c prints.
 
 use std::collections::BTreeSet;
 
-/// What the sample allocated, by what becomes of it.
+/// The allocations of the sample.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Lost at once.
+    /// Objects that are lost at once.
     pub lost: BTreeSet<u64>,
-    /// Held by the module's own data, until it is unloaded: a list, and one pointer for each CPU.
+    /// Objects that the module's data holds until it is unloaded: a list, and one pointer per CPU.
     pub held: BTreeSet<u64>,
 }
 
 impl Sample {
-    /// Reads lines like `kmemleak: kmalloc(32) = ffff8880043a7e40`, as they are with `no_hash_pointers` on the
-    /// kernel command line.
+    /// Parses lines like `kmemleak: kmalloc(32) = ffff8880043a7e40`. The kernel command line must
+    /// contain `no_hash_pointers`.
     ///
     /// # Panics
-    /// If a line names the same address as another, or none.
+    /// If a line has no address, or an address occurs twice.
     pub fn parse(console: &str) -> Sample {
         let mut sample = Sample::default();
         for line in console.lines() {

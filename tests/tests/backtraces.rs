@@ -1,4 +1,4 @@
-//! Backtraces are those that the guest's own kmemleak has saved, of every object that both know.
+//! Backtraces equal those of the guest's own kmemleak, for every object that both know.
 
 use checker::guest_state::Moment;
 use guest_symbols::memory::StoppedMemory;
@@ -12,18 +12,18 @@ use tests::{Guest, planted};
 /// How often stacks agree.
 #[derive(Debug, Default)]
 struct Agreement {
-    /// Objects that both know and have a stack of.
+    /// Objects for which both have a stack.
     both: u64,
-    /// Of them, those with the same stack, or with one that goes on where kmemleak's was cut at an interrupt.
+    /// Those with equal stacks. A stack that kmemleak cut at an interrupt may be longer in libleak.
     same: u64,
-    /// Of these, those that were cut.
+    /// Those that kmemleak cut.
     cut: u64,
-    /// The others, by what is different, with one example each.
+    /// The others by kind of difference, with one example each.
     others: BTreeMap<String, (u64, String)>,
 }
 
-/// Compares both stacks of each object from the allocator's caller down: where in the allocator the call was cannot be
-/// seen from outside.
+/// Compares both stacks of each object, starting at the allocator's caller. The position inside of
+/// the allocator cannot be seen from outside.
 fn compare<M: StoppedMemory>(moment: &Moment<'_, M>) -> Agreement {
     let kernel = moment.kernel;
     let theirs: HashMap<u64, kmemleak_objects::Object> =
@@ -36,14 +36,15 @@ fn compare<M: StoppedMemory>(moment: &Moment<'_, M>) -> Agreement {
         let ours = moment.stacks.frames(object.stack());
         let Some(other) = theirs.get(address).filter(|o| !o.stack.is_empty() && !ours.is_empty()) else { continue };
         result.both += 1;
-        // kmemleak's first frames are in the allocator, or in what it calls.
+        // kmemleak's first frames lie in the allocator or in functions that it calls.
         let allocator = function(ours[0]);
         let inside = other.stack.iter().take(4).rposition(|&at| function(at) == allocator);
         let theirs = &other.stack[inside.map_or(0, |i| i + 1)..];
         let ours = &ours[1..];
         let n = ours.len().min(theirs.len());
         let cut = theirs.last().is_some_and(|&at| is_entry(at)) && theirs.len() < ours.len();
-        // Whose stack ends first must have had no room for more: the allocator has several frames there, and one here.
+        // A stack that ends first was full: kmemleak has several frames in the allocator, libleak
+        // one.
         let full = match ours.len() < theirs.len() {
             true => ours.len() == 15,
             false => other.stack.len() == 16,
@@ -90,7 +91,7 @@ fn table(agreement: &Agreement) -> String {
 #[test]
 fn backtraces_are_kmemleak_s() {
     let snapshot = scratch("backtraces-file").join("snapshot");
-    let guest = Guest::new("backtraces", "selfbuilt-kmemleak").module("leaky").losing(planted::addresses);
+    let guest = Guest::new("backtraces", "selfbuilt-kmemleak").module("leaky").losing(planted::lost);
     let boot =
         guest.run(&["insmod:leaky", "workload"]).option(&format!("snapshot={}", snapshot.display())).limit(360).boot();
     boot.assert_ended_well();
@@ -101,11 +102,11 @@ fn backtraces_are_kmemleak_s() {
     assert!(agreement.same * 1000 >= agreement.both * 999, "{}\n{}", boot.hint(), table(&agreement));
 }
 
-/// BPF programs are code that no file has: the kernel names them when it has made it.
+/// BPF programs are code without a file. The kernel names them when it compiles them.
 fn a_bpf_program_is_named(kernel: &str) {
     let test = format!("bpf-{kernel}");
     let snapshot = scratch(&format!("{test}-file")).join("snapshot");
-    // The map is gone with the program that holds it, so the guest is switched off at once.
+    // The map is freed with the program that holds it, so the guest is switched off at once.
     let off = "#!/bin/sh\n/guest/bpf_maps &\nsleep 2\necho o >/proc/sysrq-trigger\nsleep 10\n";
     let boot = Guest::new(&test, kernel)
         .program("bpf_maps")
@@ -125,7 +126,7 @@ fn a_bpf_program_is_named(kernel: &str) {
     let at = stack.iter().position(|f| f.starts_with("bpf_prog_") && f.contains("_make_a_map+0x"));
     let at = at.unwrap_or_else(|| panic!("{stack:?}"));
     assert!(stack[..at].iter().any(|f| f.starts_with("bpf_sys_bpf+")), "{stack:?}");
-    // Its own frame is left by its frame pointer, which is certain, and the rest as ever.
+    // The program's own frame is unwound by its frame pointer, the other frames by ORC.
     assert!(stack[at..].iter().any(|f| f.starts_with("bpf_prog_test_run_syscall+")), "{stack:?}");
     assert!(stack.len() == 16 || stack.last().unwrap().starts_with("entry_SYSCALL_64_after_hwframe+"), "{stack:?}");
     boot.assert_trustworthy();
@@ -146,9 +147,10 @@ fn a_bpf_program_is_named_on_linux_7_3() {
     a_bpf_program_is_named("trixie-backports");
 }
 
-/// The backtraces of what `leaky` loses, when the guest is booted with these words and loads it by that step.
+/// The backtraces of `leaky`'s objects, with these words on the kernel command line. `step` loads
+/// it.
 fn of_leaky(test: &str, kernel: &str, append: &str, step: (&str, &str)) -> BTreeSet<Vec<String>> {
-    let mut guest = Guest::new(test, kernel).module("leaky").losing(planted::addresses);
+    let mut guest = Guest::new(test, kernel).module("leaky").losing(planted::lost);
     if !step.1.is_empty() {
         guest = guest.script(step.0, step.1);
     }
@@ -159,7 +161,7 @@ fn of_leaky(test: &str, kernel: &str, append: &str, step: (&str, &str)) -> BTree
     boot.report().objects.into_iter().map(|o| o.frames).collect()
 }
 
-/// Tracers put addresses of their own on the stack, and call from within trampolines of their own.
+/// Tracers put their own addresses on the stack, and call from trampolines.
 #[test]
 fn tracers_do_not_show_in_backtraces() {
     const PROBED: &str = "#!/bin/sh

@@ -1,42 +1,47 @@
-//! One kernel after the other in one QEMU: each is tracked from its start, and each has its report.
+//! Several kernels in one QEMU: each is tracked from its start and has its own report.
 
 use serde_json::{Value, json};
 use std::time::Duration;
+use tests::assert_fields;
 use tests::control::{Places, order};
 use tests::monitor::{Monitor, wait_for};
+use tests::planted::Differences;
 use tests::program::scratch;
 use tests::{Boot, Guest, planted};
 
-/// Reboots once: the clock on the board outlives a reset.
+/// Reboots once. The hardware clock survives a reset and tells whether it happened.
 const REBOOT: &str = "#!/bin/sh
 [ \"$(date +%Y)\" = 2001 ] && exit
 date -s '2001-02-03 04:05:06' && hwclock -w -u && reboot -f
 ";
 
-/// Boots, and compares what each kernel of the guest reported with what `leaky` lost in it: `leaky` says in which it was loaded, and
-/// their number is that of the reports.
+/// Boots, and compares each kernel's report with what `leaky` lost in it. There is one report per
+/// kernel, and `leaky` says for each whether the module was loaded.
 fn assert_each_boot(leaky: &[bool], start: impl Fn() -> Boot) -> Boot {
-    planted::thrice(|| {
-        let boot = start();
-        assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
-        assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
-        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
-        let times = leaky.iter().filter(|is| **is).count();
-        assert_eq!((reports.len(), planted.len()), (leaky.len(), 8 * times), "{}\n{}", boot.hint(), boot.stderr);
-        let mut planted = planted.chunks(8);
-        let mut differences = Vec::new();
-        for (number, (report, is_loaded)) in (1..).zip(reports.iter().zip(leaky)) {
-            let planted = if *is_loaded { planted.next().unwrap_or_default() } else { &[] };
-            differences.extend(planted::differences(planted, &report.objects));
-            assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
-            let note = format!("libleak: note: this is boot {number} of the guest");
-            assert_eq!(boot.stderr.contains(&note), number > 1, "{}", boot.hint());
-        }
-        (boot, differences)
-    })
+    let boot = start();
+    assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
+    assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
+    let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+    let times = leaky.iter().filter(|is| **is).count();
+    assert_fields!(
+        format_args!("{}\n{}", boot.hint(), boot.stderr);
+        reports.len() => leaky.len(),
+        planted.len() => 8 * times,
+    );
+    let mut planted = planted.chunks(8);
+    let mut differences = Differences::default();
+    for (number, (report, is_loaded)) in (1..).zip(reports.iter().zip(leaky)) {
+        let planted = if *is_loaded { planted.next().unwrap_or_default() } else { &[] };
+        differences.extend(planted::differences(planted, &report.objects));
+        assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
+        let note = format!("libleak: note: this is boot {number} of the guest");
+        assert_eq!(boot.stderr.contains(&note), number > 1, "{}", boot.hint());
+    }
+    boot.assert_agrees(&differences);
+    boot
 }
 
-/// Once by the guest itself, to the same kernel at another place, and then by kexec to another one.
+/// The guest reboots to the same kernel, at another address, and then starts another one by kexec.
 #[test]
 fn a_reboot_and_a_kexec() {
     let guest = Guest::new("boots-reboot", "bookworm-backports")
@@ -51,7 +56,7 @@ fn a_reboot_and_a_kexec() {
     assert!(first == second && first != third, "{releases:?}");
 }
 
-/// In the middle of what it does.
+/// A reset in the middle of the workload.
 #[test]
 fn a_reset_by_the_monitor() {
     let folder = scratch("boots-reset-files");
@@ -63,7 +68,7 @@ fn a_reset_by_the_monitor() {
         .console(&console)
         .monitor(&socket);
     assert_each_boot(&[false, true], || {
-        // It has to be this boot that says so.
+        // The line must come from this boot.
         let _ = std::fs::remove_file(&console);
         std::thread::scope(|scope| {
             let boot = scope.spawn(|| guest.boot());
@@ -76,14 +81,15 @@ fn a_reset_by_the_monitor() {
     });
 }
 
-/// Scanned without a break while it boots over the memory of the one before: until all CPUs are up most page descriptors are
-/// those of the kernel that is gone. That speaks against no report.
+/// Scans never stop while the second kernel boots over the memory of the first. Until all CPUs are
+/// up, most page descriptors are those of the first kernel. No report may be unreliable because of
+/// that.
 #[test]
 fn a_kernel_that_boots_over_another_is_trusted_from_its_first_allocation_on() {
     let places = Places::new("boots-early");
     let socket = scratch("boots-early-monitor").join("monitor");
     let guest = Guest::new("boots-early", "bookworm-backports").reboots().monitor(&socket).run(&["workload"]);
-    // It waits for orders after that.
+    // The guest waits for orders after the workload.
     let guest = places.guest(guest);
     let (boot, reports) = std::thread::scope(|scope| {
         let boot = scope.spawn(|| guest.boot());
@@ -98,7 +104,7 @@ fn a_kernel_that_boots_over_another_is_trusted_from_its_first_allocation_on() {
         let mut done = false;
         while !done {
             done = places.console_text().matches(ready).count() > 1;
-            // Until the kernel has its allocators it is refused.
+            // Scans are refused until the kernel has its allocators.
             reports.extend(client.answer(&json!({ "do": "scan", "min_age": 0 })).get("report").cloned());
         }
         order(&mut orders, "end");
@@ -107,7 +113,11 @@ fn a_kernel_that_boots_over_another_is_trusted_from_its_first_allocation_on() {
     let is_early = |r: &&Value| r["figures"]["boot"] == 2 && r["figures"]["allocations"].as_u64() < Some(9_000);
     assert!(reports.iter().filter(is_early).count() > 5, "too few reports of the second boot's first moments");
     for report in reports {
-        assert_eq!((report.get("troubles"), &report["figures"]["unreferenced_objects"]), (None, &json!(0)), "{report}");
+        assert_fields!(
+            format_args!("{report}");
+            report.get("troubles") => None,
+            &report["figures"]["unreferenced_objects"] => &json!(0),
+        );
     }
     assert_eq!(boot.messages(), [""; 0], "{}", boot.hint());
 }

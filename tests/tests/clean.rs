@@ -1,7 +1,7 @@
-//! A guest that leaks nothing has nothing reported, whatever it did, with any number of vCPUs.
+//! A guest without leaks has an empty report, with any number of vCPUs.
 //!
-//! What only happens now and then needs more than one boot to be seen: LIBLEAK_CLEAN_BOOTS says how many
-//! there are of each configuration.
+//! Rare failures need more than one boot. LIBLEAK_CLEAN_BOOTS sets the number of boots of each
+//! configuration.
 
 use tests::Guest;
 

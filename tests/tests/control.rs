@@ -1,6 +1,6 @@
-//! Requests to a guest that runs and works: what they say is right, whoever asks, and the guest does not mind.
+//! Requests to a running guest: answers are right for every client, and the guest is not disturbed.
 //!
-//! LIBLEAK_CONTROL_SCANS asks for that many scans under load; `scripts/many-scans` does.
+//! LIBLEAK_CONTROL_SCANS is the number of scans under load. `scripts/many-scans` sets it.
 
 use serde_json::{Value, json};
 use snapshot::Snapshot;
@@ -8,11 +8,12 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
+use tests::assert_fields;
 use tests::control::{Client, Places, order};
 use tests::program::{plugin_argument, qemu};
 use tests::{Boot, Guest, Program};
 
-/// Boots a guest and talks to it.
+/// Boots a guest and runs the test beside it.
 fn talk(guest: &Guest, talk: impl FnOnce()) -> Boot {
     std::thread::scope(|scope| {
         let boot = scope.spawn(|| guest.boot());
@@ -21,7 +22,7 @@ fn talk(guest: &Guest, talk: impl FnOnce()) -> Boot {
     })
 }
 
-/// Waits until something is tracked.
+/// Waits until objects are tracked.
 fn wait_until_it_tracks(client: &mut Client) {
     let began = Instant::now();
     while client.ask(&json!({"do": "status"}))["tracking"] != true {
@@ -30,7 +31,7 @@ fn wait_until_it_tracks(client: &mut Client) {
     }
 }
 
-/// Functions of a stack, with their modules.
+/// The functions of a stack, with their modules.
 fn functions(stack: &Value) -> Vec<(String, String)> {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     stack.as_array().into_iter().flatten().map(|f| (text(&f["function"]), text(&f["module"]))).collect()
@@ -40,7 +41,7 @@ fn is_of(stack: &Value, module: &str, function: &str) -> bool {
     functions(stack).contains(&(function.to_owned(), module.to_owned()))
 }
 
-/// Every `zoo: KIND SPECIES 0xADDRESS SIZE` of a console.
+/// Reads every line `zoo: KIND SPECIES 0xADDRESS SIZE` of a console.
 fn specimens(console: &str, kind: &str) -> Vec<(String, u64, u64)> {
     let lines = console.lines().filter_map(|l| l.split_once("zoo: ")?.1.strip_prefix(kind)?.strip_prefix(' '));
     lines
@@ -53,20 +54,28 @@ fn specimens(console: &str, kind: &str) -> Vec<(String, u64, u64)> {
         .collect()
 }
 
-/// Of everything that is held, who holds it is told, for its last byte too; of what is lost, that nobody does.
+/// `why` names the holder of every held object, for its last byte too, and no holder of a lost one.
 fn reasons_are_told(client: &mut Client, console: &str) {
     let held = specimens(console, "held");
     assert!(held.len() > 50, "{}", held.len());
     for (species, address, size) in &held {
         let answer = client.ask(&json!({"do": "why", "address": format!("{:#x}", address + size - 1)}));
         let path = &answer["paths"][0];
-        assert_eq!((&path["address"], &path["size"]), (&json!(format!("{address:#x}")), &json!(size)), "{species}");
+        assert_fields!(
+            format_args!("{species}");
+            &path["address"] => &json!(format!("{address:#x}")),
+            &path["size"] => &json!(size),
+        );
         let holders = path["holders"].as_array().expect("holders");
         let last = holders.last().unwrap_or_else(|| panic!("{species} has no holder: {answer}"));
         assert!(last["what"] != "object" || holders.len() > 1, "{species}: {answer}");
         if species == "in-vmalloc" {
-            // zoo_held.c: vmalloc_holder[700].
-            assert_eq!((&holders[0]["offset"], &holders[0]["kind"]), (&json!(0x15e0), &"vmalloc".into()), "{answer}");
+            // tests/modules/zoo/zoo_held.c: vmalloc_holder[700].
+            assert_fields!(
+                format_args!("{answer}");
+                holders[0]["offset"] => 0x15e0,
+                holders[0]["kind"] => "vmalloc",
+            );
             assert_eq!(last["what"], "root", "{answer}");
         }
     }
@@ -76,13 +85,13 @@ fn reasons_are_told(client: &mut Client, console: &str) {
         let answer = client.ask(&json!({"do": "why", "address": format!("{address:#x}")}));
         answer["paths"][0]["holders"] == json!([])
     });
-    // But what a dead word hides.
+    // A stale word may refer to one.
     assert!(nobody.count() > 0);
     let refused = client.answer(&json!({"do": "why", "address": "0x10", "id": "x"}));
-    assert_eq!((&refused["ok"], &refused["id"]), (&false.into(), &"x".into()));
+    assert_fields!(""; refused["ok"] => false, refused["id"] => "x");
 }
 
-/// What grows is told by its stack and its site, and how much, though all of it is referred to.
+/// Growth is reported by stack and by site with its size, though all objects are referenced.
 fn growth_is_told(places: &Places, client: &mut Client, orders: &mut UnixStream) {
     client.ask(&json!({"do": "mark", "name": "first"}));
     order(orders, "add 40");
@@ -101,11 +110,11 @@ fn growth_is_told(places: &Places, client: &mut Client, orders: &mut UnixStream)
             let place = place.unwrap_or_else(|| panic!("{mark} by {by}: {answer}"));
             let (then, now) = then_and_now(place);
             assert_eq!(now - then, objects, "{place}");
-            // Of kmalloc-256.
+            // The objects are in kmalloc-256.
             assert_eq!(place["now"]["bytes"], 256 * 42, "{place}");
         }
     }
-    // The last mark without a name, in words.
+    // The last mark by default, as text.
     let text = places.leak(&["diff", "--limit", "1000"]);
     assert_eq!(text.status, Some(0), "{}", text.stderr);
     assert!(text.stdout.contains("+2 objects, +512 bytes, now 42 objects, 10752 bytes\n"), "{}", text.stdout);
@@ -115,7 +124,7 @@ fn growth_is_told(places: &Places, client: &mut Client, orders: &mut UnixStream)
     assert_eq!(top["places"].as_array().map(Vec::len), Some(5), "{top}");
 }
 
-/// Counts of a place at a mark, and now.
+/// Counts of a site at a mark and now.
 fn then_and_now(place: &Value) -> (u64, u64) {
     let count = |which: &str| place[which]["objects"].as_u64().expect("a number");
     (count("then"), count("now"))
@@ -130,7 +139,8 @@ fn lost(answer: &Value) -> u64 {
     groups.map(|g| g["count"].as_u64().expect("a count")).sum()
 }
 
-/// A scan reports what is new, once; marks and clear leave out what was before. A dead word may hide one of many.
+/// A scan reports new leaks, once. Marks and clear leave out earlier ones. A stale word may hide
+/// one of many.
 fn news_are_told_once(places: &Places, client: &mut Client, orders: &mut UnixStream) {
     let mut lose = |count: u32| {
         order(orders, &format!("lose {count}"));
@@ -139,9 +149,9 @@ fn news_are_told_once(places: &Places, client: &mut Client, orders: &mut UnixStr
     lose(30);
     let first = client.ask(&json!({"do": "scan", "min_age": 0, "id": 1}));
     assert!((28..=30).contains(&lost(&first)), "{first}");
-    assert_eq!((&first["id"], &first["report"]["schema"]), (&1.into(), &1.into()));
+    assert_fields!(""; first["id"] => 1, first["report"]["schema"] => 1);
     assert!(lost(&client.ask(&json!({"do": "scan", "min_age": 0}))) <= 2);
-    // Too young.
+    // All objects are too young.
     lose(31);
     assert!(lost(&client.ask(&json!({"do": "scan", "min_age": 100_000}))) == 0);
     let cleared = client.ask(&json!({"do": "clear"}));
@@ -156,11 +166,11 @@ fn news_are_told_once(places: &Places, client: &mut Client, orders: &mut UnixStr
     let report = tests::report::parse(&scan.stdout);
     let [object] = report[0].objects.as_slice() else { panic!("{}", scan.stdout) };
     assert!((31..=33).contains(&object.count()) && object.frames[1].starts_with("grower_lose"), "{}", scan.stdout);
-    // Those that a dead word hid before may come yet.
+    // Objects that a stale word hid may still be reported.
     assert!(places.leak(&["scan", "--json"]).stdout.starts_with("{\"do\":\"scan\""));
 }
 
-/// Whatever clients do, others are served.
+/// Clients that misbehave do not disturb others.
 fn bad_clients_do_no_harm(places: &Places, client: &mut Client) {
     let mut garbage = places.client();
     for line in [&b"\xff\x00garbage"[..], b"[]", &b"x".repeat(1 << 20), b"{\"do\":\"dance\"}"] {
@@ -170,7 +180,7 @@ fn bad_clients_do_no_harm(places: &Places, client: &mut Client) {
         assert!(answer["error"].as_str().is_some_and(|e| e.contains("send ")), "{answer}");
     }
     garbage.ask(&json!({"do": "status"}));
-    // In the middle of a request, of an answer, and without ever reading.
+    // One is in the middle of a request, one in the middle of an answer, one never reads.
     for _ in 0..20 {
         places.client().send(b"{\"do\":\"sc");
         let mut unread = places.client();
@@ -183,12 +193,12 @@ fn bad_clients_do_no_harm(places: &Places, client: &mut Client) {
     crowd.iter_mut().for_each(|c| c.send(b"{\"do\":\"scan\"}\n"));
     for each in &mut crowd {
         let answer = each.line().expect("an answer");
-        assert_eq!((&answer["ok"], &answer["groups"]), (&true.into(), &json!([])), "{answer}");
+        assert_fields!(format_args!("{answer}"); answer["ok"] => true, answer["groups"] => json!([]));
     }
-    // Nobody is left without a word.
+    // Every client gets an answer.
     let mut more: Vec<Client> = (0..250).map(|_| places.client()).collect();
     let refused = more.iter_mut().filter_map(|c| {
-        // A refused one may be closed already.
+        // A refused client may be disconnected already.
         let answer = c.line_after(b"{\"do\":\"status\"}\n");
         answer.is_none_or(|a| a["ok"] == false).then_some(())
     });
@@ -200,7 +210,7 @@ fn bad_clients_do_no_harm(places: &Places, client: &mut Client) {
 #[test]
 fn a_running_guest_is_asked() {
     let places = Places::new("control");
-    // Left behind by a process that was killed.
+    // A killed process left this file.
     drop(UnixListener::bind(&places.control).expect("a stale socket"));
     let guest = places.guest(Guest::new("control", "bookworm-backports").module("zoo").run(&["insmod:zoo"]));
     let snapshot = places.control.with_file_name("snapshot");
@@ -213,7 +223,7 @@ fn a_running_guest_is_asked() {
         wait_until_it_tracks(&mut client);
         reasons_are_told(&mut client, &places.console_text());
         client.ask(&json!({"do": "snapshot", "path": snapshot}));
-        // What the zoo lost is no news from here on.
+        // From here on, what the zoo lost is not new.
         growth_is_told(&places, &mut client, &mut orders);
         news_are_told_once(&places, &mut client, &mut orders);
         order(&mut orders, "workload 1 &");
@@ -239,14 +249,14 @@ fn a_running_guest_is_asked() {
     boot.assert_ended_well();
     boot.assert_trustworthy();
     assert!(!places.control.exists(), "the socket is still there");
-    // Which is not the same as that there are no leaks.
+    // This is not the same as a report without leaks.
     let late = places.leak(&["scan"]);
     assert!(late.status == Some(24) && late.stderr.contains("cannot reach libleak at "), "{}", late.stderr);
     assert!(snapshot.exists());
 }
 
-/// What a module had allocated at a mark is the same place as what it allocates when it was loaded again, elsewhere, though what was known of
-/// its first time was forgotten meanwhile: others lie where it was.
+/// A site of a module stays the same site when the module is loaded again at another address. The
+/// module's first symbols were dropped meanwhile, and other modules lie at their addresses.
 #[test]
 fn a_mark_knows_the_modules_of_its_time() {
     let places = Places::new("control-gone");
@@ -275,14 +285,15 @@ fn a_mark_knows_the_modules_of_its_time() {
         let of_dummy: Vec<_> =
             all.iter().filter(|p| is_of(&p["stack"], "dummy", "dummy_init_module")).map(then_and_now).collect();
         assert!(of_dummy.contains(&(50, 60)), "{of_dummy:?} {answer}");
-        // As for as many as at the mark and more; what is only seldom needed, such as a part of a tree, may be new.
+        // The rest of the objects are as at the mark or more. Rarely needed ones, as of a tree, may
+        // be new.
         assert!(of_dummy.iter().all(|(then, now)| *then > 0 || *now < 50), "{of_dummy:?} {answer}");
         order(&mut orders, "end");
     });
     boot.assert_ended_well();
 }
 
-/// That nothing is found is not said where nothing can be.
+/// An empty result is not reported if nothing can be found.
 #[test]
 fn a_guest_without_linux_is_no_guest_without_leaks() {
     let places = Places::new("control-bare");
@@ -307,7 +318,7 @@ fn a_guest_without_linux_is_no_guest_without_leaks() {
     assert!(message.contains("nothing was tracked"), "{message}");
 }
 
-/// So many scans of a guest under load, and nothing is reported that is not lost.
+/// Many scans of a guest under load report no object that is not lost.
 #[test]
 fn many_scans_under_load_report_nothing() {
     let scans: usize = match std::env::var("LIBLEAK_CONTROL_SCANS") {
@@ -316,7 +327,7 @@ fn many_scans_under_load_report_nothing() {
     };
     let kernel = std::env::var("LIBLEAK_CONTROL_KERNEL").unwrap_or_else(|_| "bookworm-backports".to_owned());
     let places = Places::new("control-many");
-    // The first step has stress-ng put into the guest.
+    // The first step puts stress-ng into the guest.
     let guest = Guest::new("control-many", &kernel).memory(1024).limit(3600).run(&["stress:1"]);
     let guest = places.guest(guest);
     let boot = talk(&guest, || {
@@ -327,7 +338,7 @@ fn many_scans_under_load_report_nothing() {
         let over = || places.console_text().matches("stress: done").count();
         let before = over();
         while times.len() < scans {
-            // Another turn of the load when the last one is over.
+            // The load starts again when it ends.
             if over() - before == loads {
                 loads += 1;
                 order(&mut orders, "stress 60 &");

@@ -1,10 +1,11 @@
-//! What goes wrong on the host around QEMU: it goes on, says what is the matter in a line, and does its work when that can be done again.
+//! Faults on the host around QEMU. QEMU continues, libleak prints one line, and retries if it can.
 
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tests::assert_fields;
 use tests::control::{Places, order};
 use tests::program::{plugin, plugin_argument, qemu, scratch};
 use tests::{Boot, Finished, Guest, Program};
@@ -12,7 +13,7 @@ use tests::{Boot, Finished, Guest, Program};
 const KERNEL: &str = "bookworm-backports";
 const BARE: &str = "-nodefaults -no-user-config -display none";
 
-/// A machine without anything and with the plugin, with words of a shell before and after it.
+/// A machine without a guest, under the plugin, with shell commands before and after it.
 fn bare(before: &str, options: &[String], after: &str, seconds: u32) -> Finished {
     let command = format!("{before} {} {BARE} -plugin '{}' {after}", qemu("installed"), plugin_argument(options));
     Program::new("bash").arg("-c").arg(command).limit(seconds).run()
@@ -35,7 +36,7 @@ fn files_that_have_no_end_are_refused() {
         }
     }
     assert_refused(&bare("", &["suppress=/".to_owned()], "", 20), &["no regular file"]);
-    // QEMU itself takes two options with one path for one plugin, but not with two.
+    // QEMU merges two options with equal paths into one plugin.
     let link = scratch("faults-twice").join("link.so");
     std::os::unix::fs::symlink(plugin(), &link).expect("a link");
     let twice = bare("", &[], &format!("-plugin '{}'", link.display()), 20);
@@ -44,21 +45,21 @@ fn files_that_have_no_end_are_refused() {
 
 #[test]
 fn a_terminal_that_is_gone_and_few_files() {
-    // Whoever reads stderr goes: writing there fails, and nothing else.
+    // The reader of stderr is gone. Only writing to it fails.
     let done = bare("", &[], "2> >(exec true); echo status $?", 6);
     assert!(done.stdout.is_empty() && done.status == Some(124), "{done:?}");
-    // A closed one is not taken by a file of ours.
+    // No file of libleak may get the number of the closed stderr.
     let report = scratch("faults-closed").join("report");
     let done = bare("exec", &[format!("report={}", report.display())], "2>&-", 6);
-    assert_eq!((done.status, done.stderr.as_str()), (Some(124), ""));
+    assert_fields!(""; done.status => Some(124), done.stderr.as_str() => "");
     assert_eq!(std::fs::read_to_string(&report).expect("the report's file"), "");
-    // Hardly any file that could be opened, and none that could be written to.
+    // Hardly any file can be opened, and none can be written.
     let done = bare("ulimit -n 40; ulimit -f 0; exec", &[], "", 6);
     assert_eq!(done.status, Some(124), "{}", done.stderr);
     assert!(done.messages()[0].contains("nothing was tracked"), "{}", done.stderr);
 }
 
-/// A monitor between libleak and QEMU's, which goes wrong in a way.
+/// A monitor between libleak and QEMU's monitor that fails in one way.
 fn go_between(test: &str, qmp: PathBuf, fault: fn(&mut UnixStream, &mut UnixStream, &str) -> bool) -> PathBuf {
     let path = qmp.with_file_name(format!("{test}-between"));
     let listener = UnixListener::bind(&path).expect("a socket");
@@ -88,14 +89,14 @@ fn go_between(test: &str, qmp: PathBuf, fault: fn(&mut UnixStream, &mut UnixStre
     path
 }
 
-/// Dies instead of letting the guest go on.
+/// Dies instead of resuming the guest.
 fn dies(_: &mut UnixStream, monitor: &mut UnixStream, line: &str) -> bool {
     let is_cont = line.contains("\"cont\"");
     is_cont || writeln!(monitor, "{line}").is_err()
 }
 
-/// The guest is stopped through a monitor that goes wrong, and runs on. In the same guest: the folder of the report and the control socket's
-/// file go, and the clock of the guest jumps.
+/// The guest is stopped through a monitor that fails, and continues. In the same guest, the
+/// report's folder and the control socket's file are removed, and the guest's clock jumps.
 #[test]
 fn a_monitor_dies_and_files_go() {
     let places = Places::new("faults");
@@ -119,15 +120,15 @@ fn a_monitor_dies_and_files_go() {
         let boot = scope.spawn(|| guest.boot());
         let mut orders = places.orders();
         let mut client = places.client();
-        // Stopped by the monitor, which dies; the result is there all the same.
+        // The monitor stops the guest and dies. There is a result nevertheless.
         let mark = client.ask(&json!({"do": "mark", "name": "first"}));
         assert!(mark["live"]["objects"].as_u64() > Some(1000), "{mark}");
-        // The guest runs: it does what it is told.
+        // The guest runs, since it obeys.
         order(&mut orders, "add 3");
         places.wait_for("obey: done add 3");
         std::fs::remove_dir_all(&folder).expect("the folder goes away");
         std::fs::remove_file(&places.control).expect("the socket goes away");
-        // Who is connected goes on, by the next way to stop the guest.
+        // A connected client continues, with the next way to stop the guest.
         let grown = client.ask(&json!({"do": "diff", "name": "first", "limit": 1000}));
         assert!(grown.to_string().contains("grower_add"), "{grown}");
         order(&mut orders, "end");
@@ -145,11 +146,11 @@ fn a_monitor_dies_and_files_go() {
     assert_eq!(said(&["suppress-print=", "make the folder"]), 1, "{messages:#?}");
     assert_eq!(said(&["snapshot"]), 1, "{messages:#?}");
     assert_eq!(messages.len(), 4, "{messages:#?}");
-    // To stderr, in place of the file; the mark has left out what was lost before.
+    // The report goes to stderr instead of the file. The mark left out earlier leaks.
     assert_eq!(boot.report().objects, [], "{}", boot.hint());
 }
 
-/// The warning, once.
+/// The warning comes once.
 fn assert_closed(boot: &Boot, why: &str) {
     assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
     assert!(boot.console.contains("libleak-guest: off"), "{}", boot.hint());
@@ -158,7 +159,7 @@ fn assert_closed(boot: &Boot, why: &str) {
     assert_eq!(messages.iter().filter(|m| m.starts_with(&start)).count(), 1, "{messages:#?}");
 }
 
-/// What was lost before the limit is reported, and nothing else.
+/// Leaks from before the limit are reported, and no others.
 #[test]
 fn max_memory_is_kept() {
     let boot = Guest::new("faults-max-memory", KERNEL)
@@ -174,8 +175,8 @@ fn max_memory_is_kept() {
     assert!(report.objects.iter().all(|o| o.frames[1].starts_with("flood_init")), "{}", boot.stderr);
 }
 
-/// QEMU's memory is bounded when the guest has booted, which then keeps a million objects: QEMU lives. The check of so many does
-/// not fit, which is said.
+/// QEMU's memory is limited after the boot. The guest then keeps a million objects. QEMU survives.
+/// The check of that many objects does not fit, and a message says so.
 #[test]
 fn a_host_without_memory() {
     let places = Places::new("faults-memory");
@@ -190,12 +191,12 @@ fn a_host_without_memory() {
         let size = status.lines().find_map(|l| l.strip_prefix("VmSize:")).expect("its size");
         let kib: u64 = size.trim().trim_end_matches("kB").trim().parse().expect("KiB");
         let limit = format!("--as={}", (kib + (40 << 10)) << 10);
-        // Not as other programs of tests, which wait until no guest runs.
+        // Not through `Program::run`, which would wait until no guest runs.
         let done = Command::new("prlimit").args(["--pid", pid.trim(), &limit]).status();
         assert!(done.expect("prlimit, of util-linux, starts").success());
         order(&mut orders, "add 1000000");
         places.wait_for("obey: done add 1000000");
-        // There may be no thread for who comes now; he is told one or the other.
+        // There may be no thread for a new client. It gets one of two messages.
         let refused = places.leak(&["scan"]);
         let told = |words| refused.stderr.contains(words);
         assert!(refused.status == Some(24) && (told("a check needs some") || told("no thread")), "{}", refused.stderr);

@@ -1,10 +1,11 @@
-//! A snapshot that is kept in the tree gives the report that is kept beside it. `scripts/golden` makes both.
+//! The snapshot in tests/golden gives the report beside it. `scripts/golden` makes both.
 
 use checker::sites::Sites;
 use detector::control::By;
 use detector::suppress::Suppressions;
 use snapshot::Snapshot;
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::program::{leak, workspace};
 use tests::report::without_times;
 use tests::{Program, planted, report};
@@ -21,15 +22,19 @@ fn text(name: &str) -> String {
 fn the_golden_snapshot_gives_the_golden_report() {
     let done =
         Program::new(leak()).arg("check").arg(golden("snapshot")).args("--each --audit --why create_worker").run();
-    assert_eq!((done.status, done.stderr.as_str()), (Some(0), ""), "if its format is old, run scripts/golden");
+    assert_fields!(
+        format_args!("if its format is old, run scripts/golden");
+        done.status => Some(0),
+        done.stderr.as_str() => "",
+    );
     let (ours, theirs) = (without_times(&done.stdout), without_times(&text("report")));
-    // A diff of the first line is more use than both texts.
+    // The first differing line is more useful than both texts.
     let differing = ours.lines().zip(theirs.lines()).find(|(ours, theirs)| ours != theirs);
     assert_eq!(differing, None, "if the change is meant, run scripts/golden");
     assert_eq!(ours.len(), theirs.len(), "{ours}");
 }
 
-/// What is kept as golden must be right.
+/// The golden report itself must be right.
 #[test]
 fn the_golden_report_has_the_planted_leaks_and_no_others() {
     let planted = planted::planted(&text("planted"));
@@ -37,11 +42,11 @@ fn the_golden_report_has_the_planted_leaks_and_no_others() {
     let reports = report::parse(&text("report"));
     assert_eq!(reports.len(), 1);
     let differences = planted::differences(&planted, &reports[0].objects);
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(differences.is_empty(), "{differences:#x?}");
     assert!(reports[0].summary.is_trustworthy(), "{}", reports[0].summary.line);
 }
 
-/// Live objects by site and by stack, and who refers to them, without a guest.
+/// Live objects by site and by stack, and their holders, without a guest.
 #[test]
 fn the_golden_snapshot_is_counted_and_explained() {
     let snapshot = Snapshot::open(&golden("snapshot")).expect("the snapshot");
@@ -55,7 +60,7 @@ fn the_golden_snapshot_is_counted_and_explained() {
         assert_eq!(sum, outcome.live, "{by:?}");
         assert!(top.is_sorted_by(|a, b| a.now.bytes >= b.now.bytes) && top.len() > 100, "{by:?}");
         assert_eq!(sites.grown_since(&sites, moment.names(), by), [], "{by:?}");
-        // All of it has come since there was nothing.
+        // All objects are new compared with an empty mark.
         let grown = sites.grown_since(&Sites::default(), moment.names(), by);
         assert_eq!(grown.len(), top.len(), "{by:?}");
     }

@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use tests::planted::{self, thrice};
+use tests::planted::{self, Differences};
 use tests::program::scratch;
-use tests::{Boot, Guest, Unreferenced};
+use tests::{Boot, Guest, Lost, Unreferenced, hidden};
 
 const KERNEL: &str = "bookworm-backports";
 /// What the module `leaky` loses.
@@ -87,30 +87,28 @@ fn is_of(object: &Unreferenced, function: &str) -> bool {
     object.frames.iter().any(|frame| planted::is_frame_of(frame, function, "grower"))
 }
 
-/// Takes what the module `grower` lost out of a report, and gives the ways in which that differs from what the module says.
-fn take_grown(boot: &Boot, objects: &mut Vec<Unreferenced>) -> Vec<String> {
+/// Takes the objects that the module `grower` lost out of a report, and compares them with what the module
+/// prints.
+fn take_grown(boot: &Boot, objects: &mut Vec<Unreferenced>) {
     let dropped = boot.console.lines().filter_map(|line| line.split_once("grower: dropped 0x"));
     let dropped: Vec<u64> = dropped.filter_map(|(_, address)| u64::from_str_radix(address.trim(), 16).ok()).collect();
     assert_eq!(dropped.len(), GROWN, "{}", boot.hint());
     let before = objects.len();
     objects.retain(|object| !is_of(object, "grower_lose"));
     let lost = before - objects.len();
-    let mut differences = Vec::new();
-    if lost != LOST {
-        differences.push(format!("not reported: {} of what grower lost after the resume", LOST.wrapping_sub(lost)));
-    }
+    assert!(lost <= LOST, "{lost} of {LOST} objects lost after the resume; {}", boot.hint());
+    let mut missing: Vec<Lost> = (lost..LOST).map(|number| Lost::alone(number as u64)).collect();
     for address in dropped {
         let Some(at) = objects.iter().position(|object| object.address == address) else {
-            differences.push(format!("not reported: {address:x}, which grower held when the guest hibernated"));
+            missing.push(Lost::alone(address));
             continue;
         };
         let object = objects.remove(at);
-        // It was allocated before: its frames come from there.
-        if !is_of(&object, "grower_add") || object.size != 256 {
-            differences.push(format!("not as grower allocated it: {object:x?}"));
-        }
+        // It was allocated before the image: its frames come from there.
+        let is_as_allocated = is_of(&object, "grower_add") && object.size == 256;
+        assert!(is_as_allocated, "not as grower allocated it: {object:x?}; {}", boot.hint());
     }
-    differences
+    hidden::count("grower", &missing, &boot.hint());
 }
 
 /// Nothing was unknown, though the guest has been at three moments.
@@ -124,65 +122,60 @@ fn assert_trustworthy(boot: &Boot) {
 /// The first kernel hibernates, and the machine is reset. The second boots, finds the image, and restores the first.
 #[test]
 fn a_kernel_that_another_one_resumes() {
-    thrice(|| {
-        let machine = Machine::new("hibernation-disk");
-        let boot = machine.guest("hibernation-disk", "reboot").reboots().boot();
-        boot.assert_ended_well();
-        assert_trustworthy(&boot);
-        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
-        let [hibernated, other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-        assert!(boot.stderr.contains("this is boot 2 of the guest"), "{}", boot.hint());
-        assert!(other.objects.is_empty(), "{}", boot.hint());
-        assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
-        let mut objects = resumed.objects.clone();
-        let mut differences = take_grown(&boot, &mut objects);
-        // What leaked before it hibernated was reported when the machine was reset, and is not again.
-        differences.extend(planted::differences(&planted, &hibernated.objects));
-        differences.extend(planted::differences(&[], &objects));
-        (boot, differences)
-    });
+    let machine = Machine::new("hibernation-disk");
+    let boot = machine.guest("hibernation-disk", "reboot").reboots().boot();
+    boot.assert_ended_well();
+    assert_trustworthy(&boot);
+    let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+    let [hibernated, other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    assert!(boot.stderr.contains("this is boot 2 of the guest"), "{}", boot.hint());
+    assert!(other.objects.is_empty(), "{}", boot.hint());
+    assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
+    let mut objects = resumed.objects.clone();
+    take_grown(&boot, &mut objects);
+    let mut differences = Differences::default();
+    // Leaks from before the image were reported when the machine was reset, and are not reported again.
+    differences.extend(planted::differences(&planted, &hibernated.objects));
+    differences.extend(planted::differences(&[], &objects));
+    boot.assert_agrees(&differences);
 }
 
 /// The kernel writes the image, and at once goes back to its moment: what it allocated and freed for that never was.
 #[test]
 fn a_kernel_that_goes_back_to_its_own_image() {
-    thrice(|| {
-        let machine = Machine::new("hibernation-test");
-        let boot = machine.guest("hibernation-test", "test_resume").boot();
-        boot.assert_ended_well();
-        assert_trustworthy(&boot);
-        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
-        let [left, end] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-        assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
-        let mut objects = [&left.objects[..], &end.objects[..]].concat();
-        let mut differences = take_grown(&boot, &mut objects);
-        differences.extend(planted::differences(&planted, &objects));
-        // Copies of memory lie about then, and hide some.
-        let is_planted = |object: &Unreferenced| planted.iter().any(|p| p.address == object.address);
-        assert!(left.objects.iter().all(is_planted), "{}", boot.hint());
-        (boot, differences)
-    });
+    let machine = Machine::new("hibernation-test");
+    let boot = machine.guest("hibernation-test", "test_resume").boot();
+    boot.assert_ended_well();
+    assert_trustworthy(&boot);
+    let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+    let [left, end] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
+    let mut objects = [&left.objects[..], &end.objects[..]].concat();
+    take_grown(&boot, &mut objects);
+    let differences = planted::differences(&planted, &objects);
+    // Copies of memory lie about then, and hide some.
+    let is_planted = |object: &Unreferenced| planted.iter().any(|p| p.address == object.address);
+    assert!(left.objects.iter().all(is_planted), "{}", boot.hint());
+    boot.assert_agrees(&differences);
 }
 
 /// The first kernel hibernated in another QEMU: what it allocated there is not known, as after -loadvm.
 #[test]
 fn a_kernel_that_hibernated_elsewhere() {
-    thrice(|| {
-        let machine = Machine::new("hibernation-elsewhere");
-        let before = machine.guest("hibernation-before", "shutdown").without_plugin().boot();
-        assert!(before.console.contains("PM: Image saving done"), "{}", before.hint());
-        let boot = machine.guest("hibernation-elsewhere", "shutdown").boot();
-        assert_eq!((boot.status, boot.messages()), (Some(0), vec![]), "{}\n{}", boot.hint(), boot.stderr);
-        assert!(boot.console.contains("libleak-guest: end lose 0"), "{}", boot.hint());
-        let (planted, reports) = (planted::planted(&boot.console), boot.reports());
-        let [other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-        assert!(other.objects.is_empty() && other.summary.is_trustworthy(), "{}", boot.hint());
-        assert!(boot.stderr.contains("brought to another time (loadvm, resume from disk)"), "{}", boot.hint());
-        assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
-        let mut objects = resumed.objects.clone();
-        objects.retain(|object| !is_of(object, "grower_lose"));
-        assert_eq!(resumed.objects.len() - objects.len(), LOST, "{}", boot.hint());
-        let differences = planted::differences(&planted, &objects);
-        (boot, differences)
-    });
+    let machine = Machine::new("hibernation-elsewhere");
+    let before = machine.guest("hibernation-before", "shutdown").without_plugin().boot();
+    assert!(before.console.contains("PM: Image saving done"), "{}", before.hint());
+    let boot = machine.guest("hibernation-elsewhere", "shutdown").boot();
+    assert_eq!((boot.status, boot.messages()), (Some(0), vec![]), "{}\n{}", boot.hint(), boot.stderr);
+    assert!(boot.console.contains("libleak-guest: end lose 0"), "{}", boot.hint());
+    let (planted, reports) = (planted::planted(&boot.console), boot.reports());
+    let [other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    assert!(other.objects.is_empty() && other.summary.is_trustworthy(), "{}", boot.hint());
+    assert!(boot.stderr.contains("brought to another time (loadvm, resume from disk)"), "{}", boot.hint());
+    assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
+    let mut objects = resumed.objects.clone();
+    objects.retain(|object| !is_of(object, "grower_lose"));
+    assert_eq!(resumed.objects.len() - objects.len(), LOST, "{}", boot.hint());
+    let differences = planted::differences(&planted, &objects);
+    boot.assert_agrees(&differences);
 }

@@ -1,30 +1,31 @@
-//! A guest kernel that corrupts its own memory, or calls its allocators as no compiler would, neither takes QEMU down nor has
-//! libleak say what is not so: each report is right, or says that it is not to be trusted and why.
+//! A guest kernel that corrupts its memory, or calls its allocators in unusual ways. QEMU survives,
+//! and libleak reports no falsehoods: each report is right, or says why it is not to be trusted.
 //!
-//! LIBLEAK_HOSTILE names further kernels, separated by spaces. LIBLEAK_MANY is the number of objects that are to live at once in the
-//! guest of the second test, which has no bound for them then and 1 GiB.
+//! LIBLEAK_HOSTILE names further kernels, separated by spaces. LIBLEAK_MANY is the number of live
+//! objects in the guest of the second test. The guest then has 1 GiB and no bound on objects.
 
 use detector::report::{Report, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::program::scratch;
 use tests::{Boot, Guest};
 
-/// What is to come of an attack on 6.12.
+/// The expected result of an attack on 6.12.
 enum Comes {
-    /// Nothing: what was lost is reported, and nothing else.
+    /// The report is right: it has what was lost, and nothing else.
     Right,
-    /// A report that says this of itself.
+    /// The report says that it is unreliable, with these words.
     Told(&'static str),
-    /// No report, and a line that says why.
+    /// There is no report, and a message says why.
     Nothing,
 }
 use Comes::{Nothing, Right, Told};
 
-/// Attacks whose traces are put back after the scan.
+/// Attacks that are undone after the scan.
 const ATTACKS: [(&str, Comes); 50] = [
     ("scan", Right),
-    // What was read when the kernel was found is not read again.
+    // The data was read when the kernel was found. It is not read again.
     ("kallsyms", Right),
     ("btf", Right),
     ("orc", Right),
@@ -70,14 +71,14 @@ const ATTACKS: [(&str, Comes); 50] = [
     ("middle", Right),
     ("names", Right),
     ("lines", Right),
-    // From here on it is in every report.
+    // From here on every report has it.
     ("abandoned", Told("did not return")),
     ("absurd", Told("did not return")),
     ("read-only-data", Told("read-only data are not what they were")),
     ("jiffies-ahead", Told("did not return")),
 ];
 
-/// What a module says that it lost, each with the attack.
+/// What the module says that it lost, with the attack.
 fn lost(console: &str) -> Vec<(String, u64)> {
     let lines = console.lines().filter_map(|line| line.split_once("hostile: lost "));
     lines
@@ -116,7 +117,8 @@ fn addresses(report: &Report) -> BTreeSet<u64> {
     report.groups.iter().flat_map(|g| g.leaks.iter().map(|leak| leak.addr)).collect()
 }
 
-/// `strict` is on the kernel that the table is of; on others some attacks have no aim, or another one.
+/// `strict` is for the kernel that the table describes. On others some attacks find no target, or
+/// another one.
 fn every_attack_is_borne(kernel: &str, strict: bool) {
     let attacks = ATTACKS.iter().map(|(name, _)| format!("echo {name} >attack"));
     let test = format!("hostile-{kernel}");
@@ -151,7 +153,7 @@ fn every_attack_is_borne(kernel: &str, strict: bool) {
             hidden.extend(lost.iter().filter(|(of, address)| of == name && !found.contains(address)));
         }
     }
-    // One may have its address in some dead word.
+    // A stale word may hide one.
     assert!(hidden.len() < 2, "lost and not reported: {hidden:x?}; {}", boot.hint());
     let errors = boot.messages().iter().filter(|m| m.starts_with("error: no result of a marker: ")).count();
     assert_eq!(errors, failed, "{:?}; {}", boot.messages(), boot.hint());
@@ -168,7 +170,8 @@ fn every_attack_is_borne_on_6_12() {
     further.split_whitespace().for_each(|kernel| every_attack_is_borne(kernel, false));
 }
 
-/// The live map has no room, and then the kernel dies of what it did to its page descriptors: the last report is made of that.
+/// The live map is full. Then the kernel dies of corrupt page descriptors, and the last report is
+/// made.
 #[test]
 fn more_objects_than_there_is_room_for_and_a_crash() {
     let many = std::env::var("LIBLEAK_MANY").ok().map(|n| n.parse::<u64>().expect("LIBLEAK_MANY is a number"));
@@ -184,9 +187,9 @@ fn more_objects_than_there_is_room_for_and_a_crash() {
     let [first, dying, last] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
     assert_eq!(first.test.as_deref(), Some("scan"));
     let figure = |name: &str| first.figures[name];
-    // All are known, by the live map or by the kernel's own books.
+    // All objects are known, from the live map or from the kernel's slabs.
     assert!(figure("live_objects") > keep, "{:?}; {}", first.figures, boot.hint());
-    assert_eq!((figure("unknown_frees"), figure("missed_frees"), figure("freed")), (0, 0, 0), "{}", boot.hint());
+    assert_fields!(boot.hint(); figure("unknown_frees") => 0, figure("missed_frees") => 0, figure("freed") => 0);
     let found = addresses(first);
     let lost: BTreeSet<u64> =
         lost(&boot.console).into_iter().filter(|(of, _)| of == "scan").map(|(_, at)| at).collect();
@@ -197,7 +200,7 @@ fn more_objects_than_there_is_room_for_and_a_crash() {
             let [why] = &first.troubles[..] else { panic!("{:?}; {}", first.troubles, boot.hint()) };
             assert!(why.contains("100000 live objects, as many as max-objects= allows"), "{why}; {}", boot.hint());
             assert_eq!(boot.messages().iter().filter(|m| of_bound(m)).count(), 1, "{}", boot.hint());
-            // What was not entered is not reported.
+            // Objects that are not in the map are not reported.
             assert!(found.is_empty(), "{found:x?}; {}", boot.hint());
         }
         Some(_) => {

@@ -1,11 +1,11 @@
-//! Scans while the guest runs: what is lost by then is reported then, once, and the guest does not mind.
+//! Scans of a running guest report each leak once, and the guest is not disturbed.
 
 use tests::program::scratch;
 use tests::{Guest, planted};
 
 /// A guest that leaks and then waits long enough for two scans.
 fn guest(test: &str) -> Guest {
-    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses).option("scan=3").run(&[
+    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::lost).option("scan=3").run(&[
         "insmod:leaky",
         "sleep:8",
         "workload",
@@ -30,7 +30,7 @@ fn leaks_are_reported_while_the_guest_runs_with_4_vcpus() {
 
 #[test]
 fn leaks_are_reported_while_a_monitor_pauses_the_guest() {
-    // Not in the target folder, whose path may be longer than a socket's may be.
+    // Not in the target folder, since the path of a socket is limited.
     let socket = std::env::temp_dir().join(format!("libleak-{}.qmp", std::process::id()));
     let boot = guest("interval-qmp")
         .option("min-age=0")

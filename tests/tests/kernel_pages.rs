@@ -61,7 +61,7 @@ fn huge_pages_are_no_roots(kernel: &str) {
         .cpu("max")
         .append("nokaslr hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=16")
         .module("leaky")
-        .losing(planted::addresses)
+        .losing(planted::lost)
         .program("huge")
         .script("huge-pages", "#!/bin/sh\n/guest/huge && cat /proc/meminfo\n")
         .run(&["insmod:leaky", "huge-pages"])

@@ -1,7 +1,7 @@
 //! KFENCE's objects are live objects of their own size, and what it has freed holds nothing.
 
 use std::collections::BTreeMap;
-use tests::{Boot, Guest};
+use tests::{Guest, Lost};
 
 /// Sizes by address, as the module `kfence_leak` prints them.
 fn lost(console: &str) -> BTreeMap<u64, u64> {
@@ -15,16 +15,13 @@ fn lost(console: &str) -> BTreeMap<u64, u64> {
         .collect()
 }
 
-fn reported(boot: &Boot) -> BTreeMap<u64, u64> {
-    boot.report().objects.iter().map(|o| (o.address, o.size)).collect()
-}
-
 /// The module loses objects of the pool, objects that only freed objects of the pool refer to, and an
 /// object of a destroyed cache. `interval` is in milliseconds.
 fn lost_objects_are_reported(kernel: &str, interval: u32) {
     let boot = Guest::new(&format!("kfence-{kernel}"), kernel)
         .append(&format!("kfence.sample_interval={interval}"))
         .module("kfence_leak")
+        .losing(|console| lost(console).into_keys().map(Lost::alone).collect())
         .run(&["insmod:kfence_leak", "workload"])
         .boot();
     boot.assert_ended_well();
@@ -32,7 +29,10 @@ fn lost_objects_are_reported(kernel: &str, interval: u32) {
     let done = format!("kfence_leak: done {}", lost.len());
     assert!(boot.console.lines().any(|line| line.ends_with(&done)), "no \"{done}\"; {}", boot.hint());
     assert_eq!(lost.len(), 33, "16 of the pool, 16 by a holder there, 1 zombie; {}", boot.hint());
-    assert_eq!(reported(&boot), lost, "{}", boot.hint());
+    for object in boot.report().objects {
+        let size = lost.get(&object.address);
+        assert_eq!(size, Some(&object.size), "the size of {:#x}; {}", object.address, boot.hint());
+    }
     boot.assert_trustworthy();
 }
 

@@ -1,16 +1,18 @@
-//! Source lines of a real kernel and of a module in it: the guest says what runs where, and the files that it was
-//! built from say the lines.
+//! Source lines of a real kernel and of a module. The guest says what runs where, and the source
+//! files give the lines.
 
 use lines::{Lines, LinesError};
 use snapshot::Snapshot;
+use tests::assert_fields;
 use tests::contexts;
 use tests::program::{cache, module_debug_folder, scratch};
 use tests::{Boot, Guest};
 
-/// One whose vmlinux with debugging information is here: distributions' are hundreds of megabytes to fetch.
+/// A kernel whose vmlinux with debugging information is local. Those of distributions are downloads
+/// of hundreds of MB.
 const KERNEL: &str = "selfbuilt-kmemleak";
 
-/// `NAME+0xOFFSET/0xSIZE`, with ` [MODULE]` behind it.
+/// Splits `NAME+0xOFFSET/0xSIZE`, which may end in ` [MODULE]`.
 fn parts(frame: &str) -> Option<(&str, u64, u64, Option<&str>)> {
     let (place, module) = match frame.split_once(" [") {
         Some((place, module)) => (place, Some(module.strip_suffix(']')?)),
@@ -28,7 +30,7 @@ fn boot(name: &str, kernel: &str) -> (Boot, Snapshot) {
         .module_debug("contexts")
         .script("in-contexts", "#!/bin/sh\ninsmod /modules/contexts.ko inlined=1\n")
         .option(&format!("snapshot={}", file.display()))
-        .losing(contexts::addresses)
+        .losing(contexts::lost)
         .run(&["in-contexts", "rmmod:contexts"])
         .boot();
     boot.assert_ended_well();
@@ -45,22 +47,22 @@ fn calls_have_the_lines_of_their_sources() {
     let lines = Lines::open(&[vmlinux, module_debug_folder(KERNEL)]).unwrap();
     lines.check_kernel(moment.kernel, moment.memory).unwrap();
 
-    // The allocation itself, as the report has it.
+    // The frame of the allocation in the report.
     let leaks = contexts::leaks(&boot.console);
     let address = leaks.iter().find(|leak| leak.kind == "inlined").expect("a leak through an inlined function").address;
     let object = boot.report().objects.into_iter().find(|o| o.address == address).expect("it is reported");
     let (name, offset, size, module) = parts(&object.frames[1]).expect("a frame");
-    assert_eq!((name, module), ("leak_inlined", Some("contexts")));
+    assert_fields!(""; name => "leak_inlined", module => Some("contexts"));
     let places = lines.module("contexts", name, offset, size);
     let line = |kind| contexts::lines(&boot.console).into_iter().find(|l| l.kind == kind).expect("a line").line;
     let [.., inlined, inlining] = &places[..] else { panic!("{places:?}") };
     let place = |p: &lines::Place| (p.function.clone().unwrap_or_default(), p.file.clone(), p.line);
     assert_eq!(place(inlined), ("inlined_helper".to_owned(), "contexts.c".to_owned(), line("inlined")));
     assert_eq!(place(inlining), ("leak_inlined".to_owned(), "contexts.c".to_owned(), line("inlining")));
-    // kmalloc() itself is inlined as well.
+    // kmalloc() is inlined, too.
     assert!(places.len() > 2 && places[0].file == "include/linux/slab.h", "{places:?}");
 
-    // Everything else that was on a stack, whose functions must be what the symbols say.
+    // All other frames. Their functions must be those of the symbols.
     let (mut of_kernel, mut files) = (0, Vec::new());
     for frame in leaks.iter().flat_map(|leak| &leak.frames) {
         let (name, offset, size, module) = parts(frame).expect("a frame");
@@ -73,7 +75,7 @@ fn calls_have_the_lines_of_their_sources() {
             }
         };
         let outer = places.last().unwrap_or_else(|| panic!("no place of {frame}"));
-        // Assembly has no functions; compilers' variants have a suffix.
+        // Assembly has no functions, and compilers' variants have a suffix.
         if let Some(function) = &outer.function {
             assert_eq!(Some(function.as_str()), name.split('.').next(), "{places:?}");
         }
@@ -102,20 +104,20 @@ fn a_vmlinux_of_another_kernel_is_refused() {
     assert_eq!(lines.kernel(moment.kernel, text + 0x20), []);
 }
 
-/// In a report, the line of an allocation follows its frame, with the function that was inlined there; and a suppression
-/// may name the source file.
+/// In a report, the source line follows the frame, and inlined functions have lines of their own. A
+/// suppression may name the source file.
 #[test]
 fn reports_have_the_lines_of_allocations() {
     let script = "#!/bin/sh\ninsmod /modules/contexts.ko inlined=1\n";
     let vmlinux = cache().join("kernels").join(KERNEL).join("debug");
     let debug = |guest: Guest| {
-        // The folder of the module's file is there once it is built, which booting does.
+        // Booting the guest creates the folder of the module's file.
         let guest = guest.module_debug("contexts").script("in-contexts", script).run(&["in-contexts"]);
         guest
             .option(&format!("debug={}", vmlinux.display()))
             .option(&format!("debug={}", module_debug_folder(KERNEL).display()))
     };
-    let boot = debug(Guest::new("lines-report", KERNEL).losing(contexts::addresses)).groups().boot();
+    let boot = debug(Guest::new("lines-report", KERNEL).losing(contexts::lost)).groups().boot();
     boot.assert_ended_well();
     let line = |kind| contexts::lines(&boot.console).into_iter().find(|l| l.kind == kind).expect("a line").line;
     let text: Vec<&str> = boot.stderr.lines().collect();

@@ -1,9 +1,9 @@
-//! Other machines than the plain one, and other ends than the guest's own turning off.
+//! Other machine types, and guests that end in another way than by powering off.
 
 use tests::{Boot, Guest, planted};
 
 fn guest(test: &str) -> Guest {
-    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::addresses).run(&["insmod:leaky"])
+    Guest::new(test, "bookworm-backports").module("leaky").losing(planted::lost).run(&["insmod:leaky"])
 }
 
 fn assert_planted(boot: &Boot) {
@@ -13,8 +13,8 @@ fn assert_planted(boot: &Boot) {
 
 #[test]
 fn memory_on_both_sides_of_the_hole_below_4_gib() {
-    // QEMU keeps one block of memory, whose upper part the guest has at other addresses; where it is split
-    // depends on the machine.
+    // QEMU has one block of RAM. The guest sees its upper part at other addresses, depending on the
+    // machine.
     let boot = guest("machines-memory").machine("q35").memory(6144).run(&["workload"]).boot();
     boot.assert_ended_well();
     assert_planted(&boot);
@@ -25,7 +25,7 @@ fn page_tables_of_five_levels() {
     let boot = guest("machines-la57").cpu("max").run(&["workload"]).boot();
     boot.assert_ended_well();
     assert_planted(&boot);
-    // With four levels no kernel address is as low, which shows that there were five.
+    // No kernel address is as low with four levels, so there were five.
     let lowest = 0xffff_8000_0000_0000;
     let objects = boot.report().objects;
     assert!(objects.iter().any(|o| o.address >> 56 == 0xff && o.address < lowest), "{objects:x?}");
@@ -47,7 +47,7 @@ fn no_kaslr() {
 
 #[test]
 fn a_guest_that_reboots() {
-    // QEMU ends then, since the tests tell it not to go on.
+    // QEMU exits then, because of the tests' options.
     let boot = guest("machines-reboot").append("libleak.off=reboot").boot();
     boot.assert_ended_well();
     assert_planted(&boot);

@@ -1,19 +1,21 @@
-//! Markers of the guest: when it says so there is a scan, and every leak is charged to the test in which it was made.
+//! Markers: the guest triggers scans, and every leak belongs to the test during which it was
+//! allocated.
 
 use detector::guest_tests::{Test, Verdict};
 use detector::report::{Format, Report, json};
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::program::{leak, scratch};
 use tests::{Boot, Guest, Program};
 
-/// What the steps have in common.
+/// The common part of the steps.
 const HEAD: &str = "#!/bin/sh
 lose() { echo $1 >/sys/module/loser/parameters/lose; }
 say() { echo \"$1\" >/sys/module/loser/parameters/say; }
 insmod /modules/loser.ko
 ";
 
-/// Markers by all three ways.
+/// Markers in all three ways.
 const MARKERS: &str = "
 lose 200
 echo 'leak:test A, the first' >/proc/self/comm
@@ -39,7 +41,7 @@ echo leak:test >/proc/self/comm
 lose 500
 ";
 
-/// Lines of tests, on the console and in the kernel's log.
+/// Test output on the console and in the kernel's log.
 const LINES: &str = "
 echo TAP version 13
 echo 1..2
@@ -82,12 +84,12 @@ fn guest(test: &str, kernel: &str, steps: &str) -> (Guest, Files) {
 }
 
 impl Files {
-    /// Has a snapshot written with each report.
+    /// Writes a snapshot with each report.
     fn snapshot_option(&self) -> String {
         format!("snapshot={}", self.snapshot.display())
     }
 
-    /// The reports, which are the same as text and as lines of JSON, and the last of them once more of the snapshot.
+    /// The reports. Text, JSON lines and the check of the snapshot must agree.
     fn reports(&self, boot: &Boot) -> Vec<Report> {
         boot.assert_ended_well();
         let read = |path| std::fs::read_to_string(path).expect("a report");
@@ -98,18 +100,18 @@ impl Files {
         let done = Program::new(leak()).arg("check").arg(&self.snapshot).args("--format jsonl").run();
         assert_eq!(done.status, Some(0), "{}", done.stderr);
         let again = json::read(&done.stdout).expect("lines of JSON").remove(0);
-        assert_eq!(
-            (&again.groups, &again.tests, &again.test),
-            (&last.groups, &last.tests, &last.test),
-            "{}",
-            boot.hint()
+        assert_fields!(
+            boot.hint();
+            &again.groups => &last.groups,
+            &again.tests => &last.tests,
+            &again.test => &last.test,
         );
         reports
     }
 }
 
-/// Sizes of what `loser` lost and a report has, each with the test; of all but one of what it lost at once, which some word
-/// may hide.
+/// The sizes of `loser`'s objects in a report, with their tests. It loses several of each size,
+/// since a stale word may hide one.
 fn lost(report: &Report) -> Vec<(u64, Option<&str>)> {
     let ours = report.groups.iter().filter(|g| g.frames.iter().any(|f| f.to_string().ends_with("[loser]")));
     let mut lost: Vec<_> = ours
@@ -131,14 +133,14 @@ fn markers(test_name: &str, kernel: &str) {
     let boot = guest.option(&files.snapshot_option()).boot();
     let reports = files.reports(&boot);
     let [first, second, last] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-    // What is lost before the marker is in its report, and what is lost after it is not.
+    // The report of a marker has earlier leaks, and no later ones.
     assert_eq!(lost(first), [(96, Some("A, the first")), (192, Some("B")), (256, None)], "{}", boot.hint());
     assert_eq!(lost(second), [(512, Some("B"))], "{}", boot.hint());
     let odd = "\\u{1b}[2J\u{fffd}</name>";
-    // Nothing of before the mark, and nothing that was cleared.
+    // Neither objects from before the mark nor cleared ones.
     assert_eq!(lost(last), [(96, Some(odd)), (512, Some(END)), (2048, Some("C")), (4096, None)], "{}", boot.hint());
     assert_eq!([&first.test, &second.test, &last.test].map(Option::as_deref), [Some("B"), Some("B"), Some(END)]);
-    assert_eq!((&first.tests, &second.tests), (&vec![test("A, the first", None)], &vec![]));
+    assert_fields!(""; &first.tests => &vec![test("A, the first", None)], &second.tests => &vec![]);
     let long = "x".repeat(256);
     let ended: Vec<Test> = ["B", "C", odd, &long, END].iter().map(|name| test(name, None)).collect();
     assert_eq!(last.tests, ended, "{}", boot.hint());
@@ -177,7 +179,12 @@ fn lines_of_tests_name_them_and_are_times_to_scan() {
         assert_eq!(lost(report), leaks, "{name}; {}", boot.hint());
     }
     let last = &reports[reports.len() - 1];
-    assert_eq!((lost(last), last.test.as_deref(), last.tests.len()), (vec![(4096, None)], None, 0), "{}", boot.hint());
+    assert_fields!(
+        boot.hint();
+        lost(last) => vec![(4096, None)],
+        last.test.as_deref() => None,
+        last.tests.len() => 0,
+    );
 }
 
 #[test]
@@ -187,7 +194,7 @@ fn a_guest_that_is_not_trusted_marks_nothing() {
     let reports = files.reports(&boot);
     assert_eq!(reports.len(), 1, "{}", boot.hint());
     assert!(reports[0].groups.iter().all(|g| g.test.is_none()) && reports[0].tests.is_empty(), "{}", boot.hint());
-    // Even what was lost before a mark is told: all from one place.
+    // Objects from before a mark are reported too: all come from one site.
     let sizes: u64 = reports[0].groups.iter().map(|g| g.leaks.len() as u64).sum();
     assert!(sizes >= 50, "{sizes}; {}", boot.hint());
 }
@@ -204,15 +211,16 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     let text = std::fs::read_to_string(&files.text).expect("a report");
     assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{}", boot.hint());
     let reports = json::read(&std::fs::read_to_string(&files.lines).expect("reports")).expect("lines of JSON");
-    // Two by two processes, five times, and the last; besides those of every second, written by another thread.
+    // Two processes by two, five times, and the last report. Another thread writes a report every
+    // second.
     assert!(reports.len() > 2 * 2 * 5 + 1, "{}; {}", reports.len(), boot.hint());
     let tests: Vec<&Test> = reports.iter().flat_map(|r| &r.tests).collect();
     let names: Vec<&str> = tests.iter().take(3).map(|t| t.name.as_str()).collect();
-    // However the process has its text.
+    // However the process gets the text.
     assert_eq!(names, ["fresh", "fresh line", "parts"], "{}", boot.hint());
     assert!(tests.len() > 1000 && tests.iter().all(|t| t.name.len() <= 1024), "{}; {}", tests.len(), boot.hint());
     assert!(reports.iter().all(|r| r.groups.is_empty()), "{}", boot.hint());
-    // How far the other CPU comes meanwhile is in docs/measurements.md, from the line that this finds: half of the time is its own.
+    // This line measures how far the other CPU gets meanwhile, for the documentation.
     let busy = boot.console.lines().find_map(|l| l.split_once("busy: ")?.1.split_once(" scans, "));
     let (scans, percent) = busy.unwrap_or_else(|| panic!("no line of busy; {}", boot.hint()));
     println!("beside {scans} scans the other CPU comes {percent} as far as alone");

@@ -1,7 +1,7 @@
-//! A panic of libleak itself, wherever it is, ends the tracking and nothing else: one line on stderr, the guest runs on to its
-//! end, who asks is answered, and the last report says that it is not to be trusted.
+//! A panic in libleak ends the tracking and nothing else. stderr gets one line, the guest runs to
+//! its end, and clients get answers. The last report says that it is unreliable.
 //!
-//! LIBLEAK_ALL_PANICS asks for a guest for each place.
+//! LIBLEAK_ALL_PANICS asks for one guest per place.
 
 use serde_json::{Value, json};
 use tests::control::{Places, order};
@@ -11,13 +11,13 @@ use tests::{Boot, Finished, Guest, Program};
 const KERNEL: &str = "bookworm-backports";
 const BARE: &str = "-nodefaults -no-user-config -display none -plugin";
 
-/// A machine without anything, which runs for so many seconds.
+/// A machine without a guest that runs for this many seconds.
 fn bare(places: &str, options: &[String], seconds: u32) -> Program {
     let plugin = argument(&faulty_plugin(), options);
     Program::new(qemu("installed")).args(BARE).arg(plugin).env("LIBLEAK_PANIC", places).limit(seconds)
 }
 
-/// The line that tells of a panic, and no other of Rust's own.
+/// The only line about a panic, which is libleak's and not Rust's.
 fn assert_one_line(messages: &[&str], stderr: &str, place: &str) {
     let first = messages.first().unwrap_or_else(|| panic!("{stderr}"));
     assert!(first.starts_with("error: internal error, so nothing is tracked from now on: injected, in "), "{stderr}");
@@ -35,11 +35,11 @@ fn assert_bare(done: &Finished, place: &str, status: i32, last: &str) {
 
 #[test]
 fn before_a_guest_runs() {
-    // QEMU does not start with a plugin that cannot.
+    // QEMU does not start if the plugin cannot.
     for place in ["constructor", "install"] {
         assert_bare(&bare(place, &[], 5).run(), place, 1, "returned error code -1");
     }
-    // And it ends when it is told to: 124 is for that.
+    // QEMU ends when told to: 124 means that.
     assert_bare(
         &bare("vcpu-init", &[], 3).run(),
         "vcpu-init",
@@ -48,7 +48,7 @@ fn before_a_guest_runs() {
     );
 }
 
-/// One after the other: a thread's panic ends what it did, and the next client is served.
+/// A panic of a thread ends its current task. The next client is served.
 #[test]
 fn of_threads_that_serve_clients() {
     let threads = "listener,client,events,scanner";
@@ -57,7 +57,7 @@ fn of_threads_that_serve_clients() {
         let qemu = bare(threads, &[format!("control={}", places.control.display())], 10);
         let qemu = scope.spawn(move || qemu.run());
         for request in ["status", "status", "events"] {
-            // Its thread is gone, and so is the connection.
+            // The thread and the connection are gone.
             let mut client = places.client();
             let answer = client.line_after(format!("{{\"do\":\"{request}\"}}\n").as_bytes());
             assert!(answer.is_none_or(|a| a["do"] == "events") && client.line().is_none(), "{request}");
@@ -75,14 +75,14 @@ fn of_threads_that_serve_clients() {
     assert_bare(&done, "listener", 124, "no result: an internal error had ended the tracking");
 }
 
-/// The guest does all its steps, and the report is marked.
+/// The guest completes all steps, and the report says that it is unreliable.
 fn assert_marked(boot: &Boot, place: &str) {
     assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
     assert!(boot.console.contains("libleak-guest: off"), "{}", boot.hint());
     assert_one_line(&boot.messages(), &boot.stderr, place);
     let report = boot.reports().pop().unwrap_or_else(|| panic!("{place}: no report; {}", boot.stderr));
     assert!(boot.stderr.contains("libleak: unreliable: an internal error ended the tracking"), "{}", boot.stderr);
-    // What was freed since is no leak.
+    // Objects that were freed after the panic are not leaks.
     let names = |o: &tests::report::Unreferenced| o.frames.iter().any(|f| f.contains("[leaky]"));
     let others: Vec<_> = report.objects.iter().filter(|o| !names(o)).collect();
     assert!(others.is_empty(), "{place}: {}\n{}", boot.hint(), boot.stderr);
@@ -98,7 +98,7 @@ echo 'ok 1 all of it'
 ";
     Guest::new("panics", KERNEL)
         .module("leaky")
-        // Where its allocator returns to is watched only meanwhile.
+        // The return address of its allocator is watched only during the call.
         .module("pointer")
         .program("marker")
         .script("mark", step)
@@ -109,7 +109,7 @@ echo 'ok 1 all of it'
 
 #[test]
 fn while_a_guest_runs() {
-    // By what differs: on the hot path, in a check in the exclusive section, and in its threads.
+    // Places of different kinds: the hot path, a check in the exclusive section, libleak's threads.
     let some = ["return:30000", "workers"];
     let all = [
         "translate:30000",
@@ -133,14 +133,14 @@ fn while_a_guest_runs() {
     let places = if std::env::var_os("LIBLEAK_ALL_PANICS").is_some() { &all[..] } else { &some[..] };
     for place in places {
         println!("{place}");
-        // A cache of translated code that is full soon, and thrown away.
+        // The small translation cache is flushed often.
         let boot = guest(place).accel(if place.starts_with("flush") { "tcg,tb-size=16" } else { "tcg" }).boot();
         let words = place.split(':').next().unwrap_or_default();
         assert_marked(&boot, &format!("injected, in {words}"));
     }
 }
 
-/// Who asks is answered, and leaks that were there before are reported.
+/// Clients get answers, and earlier leaks are reported.
 #[test]
 fn what_was_known_before_is_reported() {
     let places = Places::new("panics-known");
@@ -160,7 +160,7 @@ fn what_was_known_before_is_reported() {
         boot.join().expect("the guest's thread")
     });
     assert_marked(&boot, "in pause");
-    // A dead word may hide one.
+    // A stale word may hide one.
     assert!(boot.reports().pop().is_some_and(|r| r.objects.len() >= 6), "{}", boot.hint());
     assert!(!places.control.exists(), "the socket is still there");
 }

@@ -1,4 +1,4 @@
-//! The same libleak.so in another QEMU: the newest one, whose plugin API is not the installed one's.
+//! The same libleak.so in the newest QEMU, which has another plugin API than the installed one.
 
 use tests::{Guest, planted};
 
@@ -7,7 +7,7 @@ fn planted_leaks_are_reported_in_the_newest_qemu() {
     let boot = Guest::new("qemu-new", "bookworm-backports")
         .qemu("new")
         .module("leaky")
-        .losing(planted::addresses)
+        .losing(planted::lost)
         .run(&["insmod:leaky", "workload"])
         .boot();
     boot.assert_ended_well();
@@ -20,7 +20,7 @@ fn a_guest_in_the_newest_qemu_is_paused_for_scans() {
     let boot = Guest::new("qemu-new-scan", "bookworm-backports")
         .qemu("new")
         .module("leaky")
-        .losing(planted::addresses)
+        .losing(planted::lost)
         .option("scan=3")
         .option("min-age=0")
         .run(&["insmod:leaky", "sleep:8"])

@@ -1,10 +1,10 @@
-//! Where the plugin cannot do its work it says so, in one line that says what it needs; and where it can
-//! tell when it is loaded, QEMU does not start.
+//! If the plugin cannot work, one line says what it needs. If it can tell at load time, QEMU does
+//! not start.
 
 use tests::program::{plugin_argument, qemu, scratch};
 use tests::{Boot, Finished, Guest, Program};
 
-/// A machine without anything, or a program for linux-user QEMU: `words` are the other arguments.
+/// A machine without a guest, or a program for linux-user QEMU. `words` are the other arguments.
 fn run(which: &str, option: Option<&str>, words: &str, seconds: u32) -> Finished {
     let options: Vec<String> = option.iter().map(ToString::to_string).collect();
     Program::new(qemu(which)).arg("-plugin").arg(plugin_argument(&options)).args(words).limit(seconds).run()
@@ -12,7 +12,7 @@ fn run(which: &str, option: Option<&str>, words: &str, seconds: u32) -> Finished
 
 const BARE: &str = "-nodefaults -no-user-config -display none";
 
-/// The plugin says exactly one thing, an error with all of these words in it.
+/// The plugin prints exactly one message, an error that contains all of these words.
 fn assert_error(messages: &[&str], words: &[&str]) {
     let [message] = messages else { panic!("not one line: {messages:#?}") };
     assert!(message.starts_with("error: "), "{message}");
@@ -72,7 +72,7 @@ fn a_value_that_makes_no_sense() {
     assert_option_refused("scan=0", &["scan=0", "seconds", "scan=SECONDS"]);
     assert_option_refused("scan=soon", &["scan=soon", "scan=SECONDS"]);
     assert_option_refused("min-age=-1", &["min-age=-1", "min-age=SECONDS"]);
-    // What QEMU makes of a word without a value.
+    // QEMU's form of an option without a value.
     assert_option_refused("report", &["report=PATH"]);
     assert_option_refused("symbols=", &["symbols=PATH"]);
     assert_option_refused("snapshot", &["snapshot=PATH"]);
@@ -91,7 +91,7 @@ fn help_lists_every_option() {
     assert!(!done.messages().iter().any(|line| line.contains("error")), "{}", done.stderr);
 }
 
-/// The guest goes on, and its reports go to stderr: see `outputs.rs`.
+/// The guest continues, and reports go to stderr: see `outputs.rs`.
 #[test]
 fn a_report_in_a_folder_that_does_not_exist_is_only_a_warning() {
     let path = scratch("refusals-report").join("nowhere/report");
@@ -127,11 +127,11 @@ fn a_symbol_file_that_is_none() {
         assert_option_refused(&format!("symbols={}", path.display()), words);
     };
     refused("ffffffff81000000 T _text\nnonsense\n", &["System.map", "line 2"]);
-    // What an ordinary user reads.
+    // What /proc/kallsyms shows to ordinary users.
     refused("0000000000000000 T _text\n0000000000000000 R linux_banner\n", &["as root"]);
 }
 
-/// An ELF file with these lines of C in it, which is not for running.
+/// An ELF file compiled from these lines of C, not to be run.
 fn elf(test: &str, source: &str) -> std::path::PathBuf {
     let folder = scratch(test);
     let (c, vmlinux) = (folder.join("vmlinux.c"), folder.join("vmlinux"));
@@ -148,7 +148,8 @@ fn a_vmlinux_without_symbols() {
     assert_option_refused(&format!("symbols={}", vmlinux.display()), &["symbol table", "stripped"]);
 }
 
-/// A guest with symbols of another kernel: that is known when its own was found, and the guest runs on.
+/// The symbols belong to another kernel. libleak notices when it finds the guest's kernel, and the
+/// guest continues.
 fn boot_with_symbols(test: &str, symbols: &std::path::Path) -> Boot {
     let boot = Guest::new(test, "bookworm-backports").option(&format!("symbols={}", symbols.display())).boot();
     assert_eq!(boot.status, Some(0), "{}", boot.stderr);
@@ -157,7 +158,7 @@ fn boot_with_symbols(test: &str, symbols: &std::path::Path) -> Boot {
     boot
 }
 
-/// The first line says it at once, and the last instead of a report.
+/// The first line says so at once, and the last one says so instead of a report.
 fn assert_other_kernel(boot: &Boot, words: &[&str]) {
     let messages = boot.messages();
     let [first, last] = messages[..] else { panic!("{messages:#?}") };
@@ -185,7 +186,7 @@ fn a_vmlinux_of_another_kernel() {
 
 #[test]
 fn a_guest_that_is_no_linux() {
-    // The firmware alone, until it is told to quit.
+    // Only firmware runs, until QEMU is told to quit.
     let done = run("installed", None, BARE, 5);
     assert_error(&done.messages(), &["nothing was tracked", "no Linux kernel"]);
 }
@@ -199,7 +200,7 @@ fn a_guest_that_never_runs() {
 #[test]
 fn a_guest_under_kvm() {
     let done = run("installed", None, &format!("{BARE} -accel kvm"), 3);
-    // Status 124: it ran until it was told to quit. Without KVM here it does not start.
+    // Status 124: QEMU ran until it was told to quit. Without KVM it does not start.
     if done.status == Some(124) {
         assert_error(&done.messages(), &["KVM", "-accel tcg"]);
     } else {

@@ -2,13 +2,14 @@
 
 use detector::report::{Format, json};
 use std::path::{Path, PathBuf};
+use tests::assert_fields;
 use tests::program::{leak, scratch, workspace};
 use tests::{Finished, Guest, Program, planted, report};
 
 const KERNEL: &str = "bookworm-backports";
 const BARE: &str = "-nodefaults -no-user-config -display none";
 
-/// `leak run` with these options, of a line for a shell, and its own folder in another.
+/// `leak run` with these options and a shell command, in a folder of its own.
 fn command(temporary: &Path, options: &str, line: &str) -> Program {
     let line = line.replace("BOOT", &format!("{} {KERNEL} --smp 2", workspace().join("scripts/boot").display()));
     let temporary = format!("TMPDIR={}", temporary.display());
@@ -27,19 +28,19 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
 }
 
-/// All objects of a file of lines of JSON.
+/// All objects of a file of JSON lines.
 fn objects(path: &Path) -> Vec<report::Unreferenced> {
     let reports = json::read(&read(path)).expect("lines of JSON");
     let each: String = reports.iter().map(|r| Format::Text.write(r, true)).collect();
     report::parse(&each).into_iter().flat_map(|r| r.objects).collect()
 }
 
-/// What `leak run` itself says.
+/// The messages of `leak run` itself.
 fn said(done: &Finished) -> Vec<&str> {
     done.stderr.lines().filter_map(|line| line.strip_prefix("leak: ")).collect()
 }
 
-/// What `leak run` leaves behind, of a test whose folder that is.
+/// The files that `leak run` leaves in the folder of a test.
 fn left(folder: &Path) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
@@ -53,7 +54,7 @@ fn wrapped(folder: &Path, options: &str) -> PathBuf {
     file
 }
 
-/// A step of the guest that names tests.
+/// A step that names tests.
 const TESTS: &str = "#!/bin/sh
 mark() { echo \"leak:test $1\" >/proc/self/comm; }
 mark before
@@ -82,7 +83,7 @@ fn qemu_itself_and_every_form_of_report() {
     assert_eq!(boot.status, Some(23), "{}", boot.stderr);
     assert!(boot.console.contains("libleak-guest: off"), "{}", boot.hint());
     boot.assert_planted(&objects(&lines));
-    // Standard error has one line of ours, and no report.
+    // stderr has one line of leak and no report.
     assert!(boot.stderr.contains("leak: 8 objects (32968 bytes) leaked in 7 places; see "), "{}", boot.stderr);
     assert!(!boot.stderr.contains("unreferenced object"), "{}", boot.stderr);
     assert!(read(&xml).contains(r#"tests="4" skipped="0" failures="1" errors="0""#), "{}", read(&xml));
@@ -97,9 +98,9 @@ fn qemu_itself_and_every_form_of_report() {
     );
     let bytes = read(&folded).lines().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>();
     assert_eq!(bytes, 32968, "{}", read(&folded));
-    // The same from the lines, later.
+    // The same from the JSON lines, later.
     let later = Program::new(leak()).arg("report").arg(&lines).args("--format junit").run();
-    assert_eq!((later.status, later.stdout), (Some(0), read(&xml)), "{}", later.stderr);
+    assert_fields!(later.stderr; later.status => Some(0), later.stdout => read(&xml));
 }
 
 #[test]
@@ -123,11 +124,11 @@ fn a_harness_of_two_guests() {
 #[test]
 fn a_clean_guest_and_a_command_that_fails() {
     let done = run("", "BOOT -- -cpu host -enable-kvm 2>/dev/null");
-    assert_eq!((done.status, said(&done).last()), (Some(0), Some(&"no leaks")), "{}", done.stderr);
+    assert_fields!(done.stderr; done.status => Some(0), said(&done).last() => Some(&"no leaks"));
     let kvm = said(&done).into_iter().find(|line| line.starts_with("KVM was taken off")).expect("a line on KVM");
     assert!(kvm.contains("-enable-kvm") && kvm.contains("-cpu host became max"), "{kvm}");
     assert!(done.stderr.contains("libleak: 0 unreferenced objects"), "{}", done.stderr);
-    // Whoever knows the command knows its statuses.
+    // The command's own status has priority, since the caller knows its meaning.
     let done = run("--fail-on none", "exit 7");
     assert_eq!(done.status, Some(7), "{}", done.stderr);
 }
@@ -147,10 +148,10 @@ fn a_detector_that_did_not_work_is_no_success() {
         assert!(read(&xml).contains(r#"failures="0" errors="1""#), "{}", read(&xml));
     };
     refused(&run(&options, "qemu-system-x86_64 --version"), &["started no QEMU", "PATH"]);
-    // The firmware alone.
+    // Only firmware runs.
     let firmware = format!("timeout 5 qemu-system-x86_64 {BARE} || true");
     refused(&run(&options, &firmware), &["nothing was tracked", "no Linux kernel"]);
-    // Where there is no KVM it does not start.
+    // Without KVM it does not start.
     let kvm = format!("timeout 5 qemu-system-x86_64 {BARE} -accel kvm || true");
     refused(&run(&format!("{options} --keep-kvm"), &kvm), &[]);
     let already = format!(
@@ -164,13 +165,13 @@ fn a_detector_that_did_not_work_is_no_success() {
     assert!(done.stderr.contains("no plugin at /no/such.so") && done.stderr.contains("cargo build"), "{}", done.stderr);
 }
 
-/// A shell ends at once then, and leaves its QEMU behind, which is told to end and makes its report.
+/// The shell ends at once and leaves its QEMU behind, which is told to end and makes its report.
 #[test]
 fn told_to_end_it_still_reports() {
     let temporary = scratch("run-told-tmp");
     let booted = command(&temporary, "", "BOOT --module leaky --run insmod:leaky,sleep:1000");
     let done = booted.limit(25).alone().run();
-    // Status 124 is of the program that told it.
+    // Status 124 comes from the program that told it.
     assert_eq!(done.status, Some(124), "{}", done.stderr);
     assert!(said(&done).contains(&"8 objects (32968 bytes) leaked in 7 places"), "{}", done.stderr);
     assert_eq!(left(&temporary), 0, "a folder stays");

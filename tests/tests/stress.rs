@@ -1,7 +1,7 @@
-//! A guest under load, of as many kinds as stress-ng has, leaks nothing, and nothing is reported: not in any of the
-//! scans while it runs, and not at its end.
+//! A guest under the load of all stress-ng stressors leaks nothing. Scans during the load and the
+//! last report are empty.
 //!
-//! LIBLEAK_STRESS_SECONDS asks for a longer load; what is rare needs minutes, or an hour.
+//! LIBLEAK_STRESS_SECONDS sets the duration. Rare failures need minutes or an hour.
 
 use tests::Guest;
 
@@ -14,7 +14,7 @@ fn nothing_is_reported_under_load(kernel: &str) {
     let boot = Guest::new(&format!("stress-{kernel}"), kernel)
         .memory(1024)
         .option("scan=5")
-        // The last turn of the load may end late on a busy machine.
+        // On a busy host, the last round of the load may end late.
         .limit(240 + 2 * seconds)
         .alone()
         .run(&[&step])
@@ -26,8 +26,8 @@ fn nothing_is_reported_under_load(kernel: &str) {
         assert_eq!(report.objects, [], "{}", boot.hint());
         assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
     }
-    // A load that did not start would leak nothing either: an idle guest has some 100,000 by then, and one under load at
-    // least twice as many, on however busy a host.
+    // A load that did not start would leak nothing either. An idle guest makes about 100,000
+    // allocations by then, a guest under load at least twice as many.
     boot.assert_trustworthy();
     let turns = boot.console.lines().filter(|line| line.starts_with("stress: ")).count();
     assert!(turns > 20 && boot.console.contains("stress: done"), "only {turns} turns; {}", boot.hint());
@@ -45,7 +45,7 @@ fn nothing_is_reported_under_load_on_linux_6_12() {
     nothing_is_reported_under_load("bookworm-backports");
 }
 
-/// Only when a long load is asked for.
+/// Runs only if a long load is requested.
 #[test]
 fn nothing_is_reported_under_long_load_on_linux_7_3() {
     if std::env::var_os("LIBLEAK_STRESS_SECONDS").is_some() {

@@ -1,5 +1,5 @@
-//! Symbols from a file: a saved /proc/kallsyms serves as well as the table in the guest's memory, and one
-//! that does not fit is refused, however much it looks like the right one.
+//! Symbols from a file. A saved /proc/kallsyms is as good as the table in guest memory. A file that
+//! does not fit is rejected, even if it looks right.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -8,15 +8,15 @@ use tests::{Boot, Guest, planted};
 
 const KERNEL: &str = "bookworm-backports";
 
-/// Prints /proc/kallsyms in a form that a serial line can take in seconds.
+/// Prints /proc/kallsyms in a form that a serial line transfers in seconds.
 const DUMP: &str = "#!/bin/sh
 echo kallsyms: begin
 gzip -9 </proc/kallsyms | base64
 echo kallsyms: end
 ";
 
-/// /proc/kallsyms of the kernel, saved in an earlier boot, which is to say with another KASLR slide. It has
-/// the symbols of a module too, at addresses that mean nothing later.
+/// /proc/kallsyms of the kernel, saved in an earlier boot and hence with another KASLR offset. It
+/// includes symbols of a module, whose addresses are meaningless later.
 fn kallsyms() -> &'static Path {
     static SAVED: OnceLock<PathBuf> = OnceLock::new();
     SAVED.get_or_init(|| {
@@ -24,7 +24,7 @@ fn kallsyms() -> &'static Path {
             .without_plugin()
             .module("leaky")
             .script("dump", DUMP)
-            // No kernel message may come between.
+            // No kernel message may interrupt the output.
             .append("quiet loglevel=0")
             .run(&["insmod:leaky", "dump"])
             .boot();
@@ -44,7 +44,7 @@ fn kallsyms() -> &'static Path {
 fn boot(test: &str, symbols: &Path) -> Boot {
     Guest::new(test, KERNEL)
         .module("leaky")
-        .losing(planted::addresses)
+        .losing(planted::lost)
         .option(&format!("symbols={}", symbols.display()))
         .run(&["insmod:leaky", "workload"])
         .boot()
@@ -62,8 +62,8 @@ fn a_saved_kallsyms_gives_the_same_result() {
 
 #[test]
 fn symbols_at_other_places_are_refused() {
-    // The right banner at the right place, but the functions after it moved, as in a build of the same
-    // version with another configuration.
+    // The banner is right and at the right address. Later functions are moved, as in a build of the
+    // same version with another configuration.
     let text = std::fs::read_to_string(kallsyms()).unwrap();
     let moved = text.lines().map(|line| match line.split_once(" T ") {
         Some((address, name)) => {

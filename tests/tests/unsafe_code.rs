@@ -1,27 +1,29 @@
-//! Unsafe code is where it is said to be, and nowhere else. That each piece says why it is sound is clippy's affair
-//! (`undocumented_unsafe_blocks`), and that a crate without any gets none is the compiler's (`forbid(unsafe_code)`).
+//! Unsafe code exists only in the files listed here.
+//!
+//! clippy checks that each block says why it is sound (`undocumented_unsafe_blocks`). The compiler
+//! checks crates without any (`forbid(unsafe_code)`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tests::program::workspace;
 
-/// Files that may have any, and why.
+/// Files that may have unsafe code, and why.
 const PLACES: [(&str, &str); 10] = [
     ("detector/src/scan/kernels.rs", "vector instructions, and a hint to the CPU"),
     ("plugin/src/ffi/", "contact with QEMU and libc"),
     ("plugin/src/lib.rs", "what QEMU and the loader look for"),
-    // That the guest stands still, and nothing else.
+    // The blocks say that the guest is stopped, and nothing else.
     ("plugin/src/session.rs", "the first block of a kernel"),
     ("plugin/src/session/checks.rs", "a check, and a look before it"),
     ("plugin/src/hooks/tracker.rs", "the first block of a kernel"),
-    // No part of the plugin.
+    // Not part of the plugin.
     ("tests/empty-plugin/src/lib.rs", "a plugin that does nothing, for scripts/bench"),
     ("tests/busy-plugin/src/lib.rs", "a plugin that is called for everything, for scripts/ways"),
     ("tests/tests/unsafe_code.rs", "the word itself"),
     ("fuzz/", "fuzzers, which are no part of the plugin"),
 ];
 
-/// Every Rust file below a folder.
+/// All Rust files below a folder.
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder of the checkout").flatten() {
         let path = entry.path();
@@ -34,7 +36,7 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// How often the keyword stands in the code of a file: in comments and as a part of names it is none.
+/// Counts the keyword in code. Comments and longer names do not count.
 fn count(text: &str) -> usize {
     let code = text.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
     let words = code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));

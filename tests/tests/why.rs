@@ -1,4 +1,4 @@
-//! `why=` tells who keeps an object alive.
+//! `why=` names the holders of an object.
 
 use tests::Guest;
 
@@ -16,10 +16,10 @@ fn the_holders_of_an_object_are_named_up_to_the_root() {
     let lines = boot.stderr.lines().skip_while(|l| !l.starts_with(&headline)).skip(1);
     let path: Vec<&str> = lines.take_while(|l| l.starts_with("libleak: why:   ")).collect();
     assert!(path.len() >= 2, "{}", boot.hint());
-    // zoo_held.c: vmalloc_holder[700].
+    // tests/modules/zoo/zoo_held.c: vmalloc_holder[700].
     assert!(path[0].contains("   +0x15e0 of ") && path[0].contains(", vmalloc, by "), "{path:#?}; {}", boot.hint());
     assert!(path[path.len() - 1].contains("   a root "), "{path:#?}; {}", boot.hint());
-    // Whatever is reported has nobody.
+    // Reported objects have no holder.
     let planted = boot.stderr.lines().filter(|l| l.ends_with(": nobody refers to it")).count();
     assert!(planted <= boot.report().objects.len(), "{}", boot.hint());
 }

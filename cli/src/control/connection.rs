@@ -1,4 +1,4 @@
-//! A connection to libleak in a QEMU that runs.
+//! A connection to the control socket of a running QEMU.
 
 use detector::control::{Request, SCHEMA};
 use serde_json::Value;
@@ -7,38 +7,38 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long an answer may take: a pause takes 10 seconds at most, and others may be before us.
+/// Longest wait for an answer. A pause takes at most 10 seconds, and other requests may be first.
 const ANSWER: Duration = Duration::from_secs(300);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody said where.
+    /// No socket was named.
     #[error(
         "where does libleak listen? Give --control PATH or set LIBLEAK_CONTROL, with the path of the plugin's option control="
     )]
     NoPath,
-    /// Nobody is there.
+    /// Nobody listens on the socket.
     #[error("cannot reach libleak at {path}: {why}; is QEMU running, with -plugin libleak.so,control={path}?")]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
     /// The connection broke.
     #[error("the connection to libleak broke: {0}; see what QEMU says on stderr")]
     Lost(io::Error),
-    /// It ended.
+    /// The guest ended before the answer.
     #[error("the guest ended before there was an answer; what libleak found is in its report")]
     Ended,
-    /// libleak refuses.
+    /// libleak refused the request. The field is its message.
     #[error("{0}")]
     Refused(String),
-    /// No answer of ours.
+    /// The answer is malformed.
     #[error("the answer makes no sense: {0}; use the program of the same libleak as the plugin")]
     Answer(String),
-    /// A path that is no text, or of no folder.
+    /// A path is not UTF-8 or has no folder.
     #[error("{0} has no path that can be sent; give another file")]
     Path(PathBuf),
     /// Standard output.
@@ -50,7 +50,7 @@ pub enum Error {
 pub struct Connection(BufReader<UnixStream>);
 
 impl Connection {
-    /// Connects.
+    /// Connects to the socket at `path`.
     ///
     /// # Errors
     /// [`Error::Connect`].
@@ -59,13 +59,14 @@ impl Connection {
         Ok(Connection(BufReader::new(stream)))
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a request and waits for the answer.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Refused`] has libleak's own words.
+    /// [`Error`]. [`Error::Refused`] has libleak's own message.
     pub fn ask(&mut self, request: &Request) -> Result<Value, Error> {
         let line = serde_json::to_string(request).map_err(|why| Error::Answer(why.to_string()))? + "\n";
-        // Who was refused is told so, and then cannot be written to: what was told counts.
+        // A refused client first gets an answer and is then disconnected. Such an answer is more
+        // useful than the failed write.
         let sent = self.0.get_mut().write_all(line.as_bytes());
         let answer = match self.line(Some(ANSWER))? {
             Some(line) => line,
@@ -82,10 +83,10 @@ impl Connection {
         }
     }
 
-    /// The next line, with its end; none when the guest has ended.
+    /// The next line with its end. `None` when the guest has ended.
     ///
     /// # Errors
-    /// [`Error::Lost`], also if none comes in that time.
+    /// [`Error::Lost`], also if no line comes within `limit`.
     pub fn line(&mut self, limit: Option<Duration>) -> Result<Option<String>, Error> {
         self.0.get_ref().set_read_timeout(limit).map_err(Error::Lost)?;
         let mut line = String::new();
@@ -98,5 +99,25 @@ impl Connection {
             }
             Err(why) => Err(Error::Lost(why)),
         }
+    }
+}
+
+/// Reads the fields of an answer.
+///
+/// # Errors
+/// [`Error::Answer`].
+pub fn read<T: serde::de::DeserializeOwned>(answer: &Value) -> Result<T, Error> {
+    T::deserialize(answer).map_err(|why| Error::Answer(why.to_string()))
+}
+
+/// Writes to standard output. If its reader, such as head, is gone, the program ends.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn output(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(why) if why.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        done => done.map_err(Error::Output),
     }
 }

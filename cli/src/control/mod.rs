@@ -1,4 +1,5 @@
-//! Commands for a guest that runs: requests to the plugin's control socket, and what comes back in words.
+//! Commands for a running guest: requests to the plugin's control socket, and their answers as
+//! text.
 //!
 //! - [`connection`]: the socket
 //! - [`print`]: answers as text
@@ -8,8 +9,8 @@ pub mod connection;
 mod print;
 mod watch;
 
-use crate::{LEAKS, NO_RESULT};
-use connection::{Connection, Error};
+use crate::output::{LEAKS, NO_RESULT};
+use connection::{Connection, Error, output, read};
 use detector::control::{By, Count, Grown, Live, Marked, Reasons, Request, Status};
 use detector::report::{Format, json};
 use serde_json::Value;
@@ -19,57 +20,58 @@ use std::process::ExitCode;
 /// Requests to the socket of the plugin's option control=.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Stop a running guest, and report what leaked and was not reported before
+    /// Stop a running guest and report new leaks
     ///
-    /// The status is 0 if there is nothing new, 23 if there is, and 24 if libleak cannot be reached or does not work.
+    /// The status is 0 if there are no new leaks, 23 if there are, and 24 if libleak cannot be
+    /// reached or does not work.
     Scan {
         #[command(flatten)]
         asking: Asking,
         /// Report no object that is younger
         #[arg(long, value_name = "SECONDS")]
         min_age: Option<f64>,
-        /// Print every object, in kmemleak's very words, and not one of each group
+        /// Print every object in kmemleak's format, not one per group
         #[arg(long)]
         each: bool,
     },
-    /// Take what is live in a running guest as the state of things, which is reported by no later scan
+    /// Mark all live objects of a running guest: no later scan reports them
     Mark {
         #[command(flatten)]
         asking: Asking,
-        /// What it is called, for leak diff; it gets a number without
+        /// Name of the mark, for leak diff. Without one the mark gets a number
         name: Option<String>,
     },
-    /// Show where a running guest has allocated more than it freed since a mark, referred to or not
+    /// Show where a running guest allocated more than it freed since a mark, referenced or not
     Diff {
         #[command(flatten)]
         asking: Asking,
-        /// The mark, if not the last one
+        /// The mark. The default is the last one
         name: Option<String>,
         #[command(flatten)]
         places: Places,
     },
-    /// Never report what is unreferenced in a running guest by now
+    /// Never report what is unreferenced in a running guest now
     Clear {
         #[command(flatten)]
         asking: Asking,
     },
-    /// Show what libleak knows of a running guest, without stopping it
+    /// Show the state of libleak in a running guest, without stopping the guest
     Status {
         #[command(flatten)]
         asking: Asking,
     },
-    /// Show where most of a running guest's live bytes are from
+    /// Show the sites with most live bytes of a running guest
     Top {
         #[command(flatten)]
         asking: Asking,
         #[command(flatten)]
         places: Places,
     },
-    /// Show who refers to a live object of a running guest, step by step to the root
+    /// Show the chain of references to a live object of a running guest, up to the root
     Why {
         #[command(flatten)]
         asking: Asking,
-        /// The address of any byte of it, in hexadecimal
+        /// Address of any byte of the object, in hexadecimal
         #[arg(value_parser = address)]
         address: u64,
     },
@@ -80,16 +82,16 @@ pub enum Command {
         /// The file
         file: PathBuf,
     },
-    /// Print what happens in a running guest, scans and marks, as lines of JSON until its end
+    /// Print events of a running guest, such as scans and marks, as JSON lines until its end
     Events {
         #[command(flatten)]
         socket: Socket,
     },
-    /// Show a running guest's memory every second until its end: how much, how fast, and what grows
+    /// Show a running guest's memory every second until its end: size, rate, and what grows
     Watch {
         #[command(flatten)]
         socket: Socket,
-        /// How often
+        /// Seconds between two updates
         #[arg(long, value_name = "SECONDS", default_value = "1")]
         every: f64,
         /// Places shown
@@ -98,42 +100,48 @@ pub enum Command {
     },
 }
 
-/// Where libleak listens.
+/// The socket of the plugin.
 #[derive(clap::Args)]
 pub struct Socket {
-    /// The socket of the plugin's option control=; the environment variable LIBLEAK_CONTROL without
+    /// Socket of the plugin's option control=. The default is the environment variable
+    /// LIBLEAK_CONTROL
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }
 
-/// How libleak is asked.
+/// Options of all requests.
 #[derive(clap::Args)]
 pub struct Asking {
     #[command(flatten)]
     socket: Socket,
-    /// Print the answer as it came, a line of JSON
+    /// Print the answer as a line of JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Which places are shown.
+/// The choice of sites.
 #[derive(clap::Args)]
 pub struct Places {
     /// Places shown
     #[arg(long, value_name = "NUMBER", default_value = "20")]
     limit: usize,
-    /// What a place is: a whole stack, or the site of an allocator and its caller
+    /// What counts as a place: a whole stack, or the site of an allocator and its caller
     #[arg(long, value_name = "stack|site")]
     by: Option<By>,
 }
 
-fn address(text: &str) -> Result<u64, String> {
+/// An argument that is not an address.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; give it as a report does: 0xffff888103a4c1e0")]
+struct AddressError(#[from] std::num::ParseIntError);
+
+fn address(text: &str) -> Result<u64, AddressError> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
-    u64::from_str_radix(digits, 16).map_err(|why| format!("{why}; give it as a report does: 0xffff888103a4c1e0"))
+    Ok(u64::from_str_radix(digits, 16)?)
 }
 
 impl Command {
-    /// Does it; errors are printed.
+    /// Carries out the command. An error is printed.
     pub fn run(self) -> ExitCode {
         match self.try_run() {
             Ok(code) => code,
@@ -221,22 +229,8 @@ impl Asking {
         self.socket.connect()?.ask(request)
     }
 
-    /// Prints an answer in the form that was asked for.
+    /// Prints an answer as JSON or as text.
     fn print(&self, answer: &Value, text: impl FnOnce() -> Result<String, Error>) -> Result<(), Error> {
         output(&if self.json { format!("{answer}\n") } else { text()? })
-    }
-}
-
-fn read<T: serde::de::DeserializeOwned>(answer: &Value) -> Result<T, Error> {
-    T::deserialize(answer).map_err(|why| Error::Answer(why.to_string()))
-}
-
-/// Writes to standard output. Whoever reads it, such as head, may have seen enough.
-fn output(text: &str) -> Result<(), Error> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        done => done.map_err(Error::Output),
     }
 }

@@ -4,18 +4,18 @@ use detector::control::{Count, Grown, Live, Marked, Place, Reasons, Status};
 use detector::report::Frame;
 use std::fmt::Write;
 
-/// A mark that was made.
+/// The answer to `mark`.
 pub fn marked(mark: &Marked) -> String {
     let Marked { name, live, .. } = mark;
     format!("mark {name}: {}; none of it is in a later report\n", count(*live))
 }
 
-/// What will not be reported.
+/// The answer to `clear`.
 pub fn cleared(cleared: Count) -> String {
     format!("{} unreferenced; none of it is in a later report\n", count(cleared))
 }
 
-/// Places that have grown.
+/// The answer to `diff`.
 pub fn grown(grown: &Grown) -> String {
     let mut text = String::new();
     for place in &grown.places {
@@ -36,7 +36,7 @@ pub fn grown(grown: &Grown) -> String {
     text
 }
 
-/// Places by their live bytes.
+/// The answer to `top`.
 pub fn live(live: &Live) -> String {
     let mut text = String::new();
     for place in &live.places {
@@ -47,7 +47,7 @@ pub fn live(live: &Live) -> String {
     text
 }
 
-/// Who refers to an object.
+/// The answer to `why`.
 pub fn reasons(reasons: &Reasons) -> String {
     let lines = reasons.paths.iter().flat_map(|path| {
         let allocated = path.stack.iter().map(|frame| format!("    {frame}\n"));
@@ -57,7 +57,7 @@ pub fn reasons(reasons: &Reasons) -> String {
     lines.collect()
 }
 
-/// How things are.
+/// The answer to `status`.
 pub fn status(status: &Status) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
@@ -96,12 +96,12 @@ fn stack(place: &Place) -> String {
     place.stack.iter().map(|frame| format!("    {frame}\n")).collect()
 }
 
-/// A number of objects and bytes.
+/// Objects and bytes in words.
 pub fn count(count: Count) -> String {
     format!("{} objects, {} bytes", count.objects, count.bytes)
 }
 
-/// A place in one line: who called the allocator.
+/// A site in one line: the allocator and its caller.
 pub fn short(stack: &[Frame]) -> String {
     let name = |frame: &Frame| match &frame.function {
         Some(f) if !f.name.is_empty() => {

@@ -1,9 +1,9 @@
-//! `leak watch`: a guest's memory as it is, again and again.
+//! `leak watch`: a live view of a guest's memory.
 //!
-//! It makes no mark, since that would change what scans report: what has grown is told by comparison with what it saw first.
+//! It sets no mark, since a mark changes what scans report. Growth is relative to the first look.
 
-use super::connection::{Connection, Error};
-use super::{output, print, read};
+use super::connection::{Connection, Error, output, read};
+use super::print;
 use detector::control::{By, Count, Live, Place, Request, Status};
 use detector::report::Frame;
 use std::cmp::Reverse;
@@ -11,19 +11,26 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-/// Places asked for: a booted guest has some hundreds.
+/// Sites requested. A booted guest has a few hundred.
 const PLACES: usize = 10_000;
-/// Characters of a line on a terminal.
+/// Most characters of a line on a terminal.
 const WIDTH: usize = 100;
-/// To the first line, and nothing below it.
+/// Moves to the first line and clears the screen.
 const CLEAR: &str = "\x1b[H\x1b[2J";
-/// Times between two looks, in seconds.
+/// Seconds between two looks.
 const EVERY: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
 
-/// What was seen at one moment.
+/// The state at one moment.
 struct Look {
     status: Status,
     live: Live,
+}
+
+/// The result of a look.
+enum Seen {
+    Look(Box<Look>),
+    /// There is nothing to see yet. The field gives libleak's reason.
+    Nothing(String),
 }
 
 /// Shows the guest until it ends.
@@ -43,27 +50,27 @@ pub fn run(connection: &mut Connection, every: f64, limit: usize) -> Result<(), 
             Err(why) => return Err(why),
         };
         match look {
-            Ok(look) => {
+            Seen::Look(look) => {
                 let first = first.get_or_insert_with(|| by_name(&look.live));
                 output(&show(&look, last.as_ref(), first, limit, is_terminal))?;
                 last = Some(look.status);
             }
-            Err(why) => output(&format!("{}{why}\n", if is_terminal { CLEAR } else { "" }))?,
+            Seen::Nothing(why) => output(&format!("{}{why}\n", if is_terminal { CLEAR } else { "" }))?,
         }
         std::thread::sleep(every);
     }
     output("the guest has ended\n")
 }
 
-/// Looks; in words why there is nothing to see yet.
-fn look(connection: &mut Connection) -> Result<Result<Look, String>, Error> {
+/// Asks for the state.
+fn look(connection: &mut Connection) -> Result<Seen, Error> {
     let status: Status = read(&connection.ask(&Request::Status {})?)?;
     if let Some(why) = status.why {
-        return Ok(Err(why));
+        return Ok(Seen::Nothing(why));
     }
     match connection.ask(&Request::Top { limit: Some(PLACES), by: Some(By::Site) }) {
-        Ok(answer) => Ok(Ok(Look { status, live: read(&answer)? })),
-        Err(Error::Refused(why)) => Ok(Err(why)),
+        Ok(answer) => Ok(Seen::Look(Box::new(Look { status, live: read(&answer)? }))),
+        Err(Error::Refused(why)) => Ok(Seen::Nothing(why)),
         Err(why) => Err(why),
     }
 }
@@ -76,7 +83,7 @@ fn by_name(live: &Live) -> HashMap<Vec<String>, Count> {
     live.places.iter().map(|place| (name(place), place.now)).collect()
 }
 
-/// Places that have grown since `first`, by how many bytes.
+/// Sites that grew since `first`, by bytes.
 fn grown(live: &Live, first: &HashMap<Vec<String>, Count>, limit: usize) -> Vec<Place> {
     let then = |place: &Place| first.get(&name(place)).copied().unwrap_or_default();
     let places = live.places.iter().map(|place| Place { then: then(place), ..place.clone() });
@@ -120,7 +127,7 @@ fn show(
         let rows = rows.map(|row| row.chars().take(WIDTH).collect());
         [head].into_iter().chain(rows).map(|line: String| line + "\n").collect()
     } else {
-        // The first of them, so that a moment is a line.
+        // One row, so that each look is one line.
         let row = rows.map(|row| format!("; {}", row.trim_start())).next();
         head + &row.unwrap_or_default() + "\n"
     }

@@ -1,10 +1,10 @@
-//! Folded stacks, which programs make flame graphs of: `outermost;...;innermost BYTES`.
+//! Folded stacks for flame graphs: `outermost;...;innermost BYTES`.
 
 use super::lines::Run;
 use super::words::function;
 use std::collections::BTreeMap;
 
-/// All leaks by their stacks, with the test that they are of, if any, as the outermost frame.
+/// All leaks by stack. If a leak belongs to a test, the test is the outermost frame.
 pub fn write(runs: &[Run]) -> String {
     let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
     for run in runs {
@@ -18,7 +18,7 @@ pub fn write(runs: &[Run]) -> String {
     bytes.iter().map(|(stack, bytes)| format!("{stack} {bytes}\n")).collect()
 }
 
-/// Without what separates frames, and stacks from their counts.
+/// Replaces the separators of frames and counts.
 fn clean(name: &str) -> String {
     name.replace(|c: char| c == ';' || c.is_whitespace(), "_")
 }

@@ -1,15 +1,17 @@
-//! JUnit's XML, which CI systems show.
+//! JUnit XML, which CI systems show.
 
 use super::lines::{Outcome, Run, Test};
 use super::words::{KERNEL, describe, stacks};
 use detector::report::Group;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-/// The runs, one suite each. A test's leaks are its failure, all in one: many readers show only the first. Leaks of no test
-/// are of the case `kernel`, and that there is no result is an error of the case `detector`.
+/// Writes one suite per run.
+///
+/// All leaks of a test are one failure, since many readers show only the first. Leaks outside of
+/// tests belong to the case `kernel`. A missing result is an error of the case `detector`.
 ///
 /// # Errors
-/// The writer's word, which has no reason to fail.
+/// The error of the XML writer, which is not expected.
 pub fn write(runs: &[Run]) -> Result<String, quick_junit::SerializeError> {
     let mut report = Report::new("libleak");
     for (i, run) in runs.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! KTAP, the kernel's own form of test results: Documentation/dev-tools/ktap.rst.
+//! KTAP, the kernel's format of test results (Documentation/dev-tools/ktap.rst).
 
 use super::lines::{Outcome, Run};
 use super::words::{KERNEL, describe, stacks};
 use detector::report::Group;
 
-/// One line of a result, after its diagnostics.
+/// One result line, and its diagnostics.
 struct Line<'a> {
     name: &'a str,
     ok: bool,
@@ -13,7 +13,8 @@ struct Line<'a> {
     why: Option<String>,
 }
 
-/// The runs as one flat list of results. What is said of one stands before its line, as tests of the kernel have it.
+/// Writes all runs as one flat list of results. Diagnostics stand before their result, as in the
+/// kernel's own tests.
 pub fn write(runs: &[Run]) -> String {
     let mut lines = Vec::new();
     for run in runs {
@@ -39,7 +40,7 @@ pub fn write(runs: &[Run]) -> String {
         let why = line.why.iter().flat_map(|why| why.lines());
         why.chain(leaks.lines()).for_each(|said| text += &format!("# {said}\n"));
         let result = if line.ok { "ok" } else { "not ok" };
-        // What follows a # there is a directive.
+        // `#` starts a directive there.
         let name = line.name.replace('#', "_");
         text += &format!("{result} {} {name}{}\n", i + 1, if line.skip { " # SKIP" } else { "" });
     }

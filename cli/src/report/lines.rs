@@ -1,4 +1,4 @@
-//! Lines of JSON that the plugin wrote, with everything in them: reports, tests, and what went wrong.
+//! JSON lines of the plugin: reports, tests and messages.
 
 use detector::report::json;
 use detector::report::{Group, Report};
@@ -9,20 +9,20 @@ use std::path::{Path, PathBuf};
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {path}: {why}; give a file that libleak wrote with report=NAME.jsonl")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: std::io::Error,
     },
-    /// It is something else, or broken.
+    /// A line is not a line of a report.
     #[error("{path}: {why}")]
     Broken {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// What is wrong, and in which line.
         why: json::ReadError,
     },
 }
@@ -36,35 +36,35 @@ pub enum Outcome {
     NotOk,
     /// Skipped.
     Skip,
-    /// It did not say.
+    /// The result is unknown.
     Unknown,
 }
 
-/// A test that ran in the guest, and what it leaked.
+/// A test of the guest, and its leaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Test {
     /// Its name.
     pub name: String,
-    /// Its own word.
+    /// The result.
     pub outcome: Outcome,
     /// Its leaks.
     pub leaks: Vec<Group>,
 }
 
-/// All that one guest left.
+/// The results of one guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Run {
-    /// Every report, in the order of the checks.
+    /// All reports, in the order of the checks.
     pub reports: Vec<Report>,
-    /// Tests in their order, with their leaks.
+    /// All tests in their order, with their leaks.
     pub tests: Vec<Test>,
-    /// Leaks of no test.
+    /// Leaks outside of tests.
     pub others: Vec<Group>,
-    /// Why there is no report where one should be.
+    /// Why an expected report is missing.
     pub errors: Vec<String>,
-    /// What makes reports less than they could be.
+    /// Why reports are incomplete.
     pub warnings: Vec<String>,
-    /// The lines as they are.
+    /// The lines as they were read.
     pub values: Vec<Value>,
 }
 
@@ -90,15 +90,15 @@ impl Run {
         Run::read(&text).map_err(|why| Error::Broken { path: path.into(), why })
     }
 
-    /// Reads lines. Kinds that are not known are left alone, since later versions may have more.
+    /// Reads JSON lines. Unknown types are ignored, since later versions may add some.
     ///
     /// # Errors
-    /// For the first line that cannot be read.
+    /// [`json::ReadError`], for the first unreadable line.
     pub fn read(text: &str) -> Result<Run, json::ReadError> {
         let mut run = Run::default();
-        // The names of the tests of all groups, in their order.
+        // The test of each group.
         let mut owners = Vec::new();
-        // Lines of other kinds are left empty there, so that errors count them.
+        // Other lines are left empty here, so that errors have the right line number.
         let mut reports = String::new();
         for (i, line) in text.lines().enumerate() {
             let bad = |why: serde_json::Error| json::ReadError::Line { line: i + 1, why: why.to_string() };
@@ -112,11 +112,11 @@ impl Run {
                         reports += line;
                     }
                     "report" => {
-                        // What went wrong before has not kept this one from being made.
+                        // This report was made in spite of earlier errors.
                         run.warnings.append(&mut run.errors);
                         reports += &without_tests(&value);
                     }
-                    // The reader of reports says what is wrong with a line that has no type.
+                    // The reader of reports rejects a line without a type.
                     "" => reports += line,
                     _ => {}
                 }
@@ -149,7 +149,8 @@ impl Run {
         if line.level == "error" { &mut self.errors } else { &mut self.warnings }.push(line.text);
     }
 
-    /// The last test of that name; one that never ended, as when the guest died in it, has no line.
+    /// The last test of this name. A test that never ended, as when the guest died in it, has no
+    /// line and is added.
     fn test(&mut self, name: &str) -> &mut Test {
         let at = self.tests.iter().rposition(|test| test.name == name).unwrap_or_else(|| {
             self.tests.push(Test { name: name.to_owned(), outcome: Outcome::Unknown, leaks: Vec::new() });
@@ -158,12 +159,12 @@ impl Run {
         &mut self.tests[at]
     }
 
-    /// All leaks.
+    /// All groups of all reports.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.reports.iter().flat_map(|report| &report.groups)
     }
 
-    /// Why these are no result: the error that the guest's end left, or that it left nothing.
+    /// Why there is no result: the last error, or that there is no report.
     pub fn failure(&self) -> Option<String> {
         match self.errors.last() {
             Some(why) => Some(why.clone()),
@@ -173,7 +174,7 @@ impl Run {
     }
 }
 
-/// A report's line, without how many lines of tests follow: those are read here.
+/// A report line without its number of test lines, which are read here.
 fn without_tests(report: &Value) -> String {
     let mut report = report.clone();
     report.as_object_mut().and_then(|fields| fields.remove("tests"));
@@ -184,7 +185,7 @@ fn without_tests(report: &Value) -> String {
 pub mod tests {
     use super::*;
 
-    /// A report of two tests and the kernel itself.
+    /// Reports of three tests and the kernel.
     pub fn text() -> String {
         let report = |groups| {
             format!(
@@ -234,7 +235,7 @@ pub mod tests {
         assert!(Run::read("").unwrap().failure().unwrap().contains("no report"));
         let text = text() + "\n" + r#"{"type":"message","schema":1,"level":"error","text":"no result: moon"}"#;
         assert_eq!(Run::read(&text).unwrap().failure().unwrap(), "no result: moon");
-        // A scan that failed, and a report at the end all the same.
+        // A failed scan, followed by a report at the end.
         let report = self::text().lines().nth(1).unwrap().replace("\"groups\":1", "\"groups\":0");
         let run = Run::read(&format!("{text}\n{report}")).unwrap();
         assert_eq!((run.failure(), run.warnings.as_slice()), (None, &["no result: moon".to_owned()][..]));

@@ -1,4 +1,4 @@
-//! `leak report`: lines of JSON in the forms that others read.
+//! `leak report`: converts JSON lines to other formats.
 
 mod folded;
 mod junit;
@@ -6,15 +6,16 @@ mod ktap;
 pub mod lines;
 pub mod words;
 
+use crate::output;
 use detector::report::Format as TextFormat;
 use lines::Run;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Print what the plugin wrote with report=NAME.jsonl in another form
+/// Print JSON lines of the plugin in another format
 ///
-/// Several files are several guests, as of a test suite that starts one for each part. The status is 0 if they can be read,
-/// whatever is in them.
+/// Several files stand for several guests, as of a test suite that starts one per part. The status
+/// is 0 if all files can be read, whatever is in them.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   leak report run.jsonl
@@ -22,47 +23,47 @@ use std::path::{Path, PathBuf};
   leak report shard-*.jsonl --format ktap
   leak report run.jsonl --format folded | inferno-flamegraph > leaks.svg")]
 pub struct ReportCommand {
-    /// Files of lines of JSON
+    /// JSON lines that the plugin wrote with report=NAME.jsonl
     #[arg(required = true, value_name = "FILE.jsonl")]
     files: Vec<PathBuf>,
-    /// Form to print
+    /// Format to print
     #[arg(long, value_name = "FORM", default_value = "text")]
     format: Form,
 }
 
-/// A form of reports.
+/// A format of reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Form {
-    /// kmemleak's own words
+    /// kmemleak's text format
     Text,
     /// Kernel Test Anything Protocol
     Ktap,
-    /// JUnit's XML
+    /// JUnit XML
     Junit,
-    /// One object of JSON
+    /// One JSON object
     Json,
     /// Folded stacks with their bytes, for flame graphs
     Folded,
-    /// Lines of JSON, as the plugin writes them
+    /// JSON lines, as the plugin writes them
     Jsonl,
 }
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file.
+    /// A file cannot be read.
     #[error(transparent)]
     Lines(#[from] lines::Error),
-    /// The writer.
+    /// The XML cannot be written.
     #[error("cannot write XML: {0}")]
     Xml(#[from] quick_junit::SerializeError),
-    /// Standard output.
+    /// Standard output cannot be written.
     #[error("cannot write the report: {0}")]
     Output(#[from] std::io::Error),
 }
 
 impl Form {
-    /// The form of a file of that name, by its suffix.
+    /// The format of a file, by its suffix.
     pub fn of(path: &Path) -> Option<Form> {
         match path.extension()?.to_str()? {
             "txt" | "text" | "log" => Some(Form::Text),
@@ -75,10 +76,10 @@ impl Form {
         }
     }
 
-    /// Runs in this form.
+    /// Writes runs in this format.
     ///
     /// # Errors
-    /// That of writing XML.
+    /// The error of the XML writer.
     pub fn write(self, runs: &[Run]) -> Result<String, quick_junit::SerializeError> {
         Ok(match self {
             Form::Text => text(runs),
@@ -98,11 +99,11 @@ impl ReportCommand {
     /// [`Error`].
     pub fn run(&self) -> Result<(), Error> {
         let runs: Vec<Run> = self.files.iter().map(|file| Run::open(file)).collect::<Result<_, _>>()?;
-        Ok(crate::print(&self.format.write(&runs)?)?)
+        Ok(output::print(&self.format.write(&runs)?)?)
     }
 }
 
-/// The reports as the plugin prints them, but for those of checks that found nothing while others follow.
+/// The reports as the plugin prints them. Empty reports are left out if others follow.
 fn text(runs: &[Run]) -> String {
     let mut text = String::new();
     for (i, run) in runs.iter().enumerate() {
@@ -122,7 +123,7 @@ fn text(runs: &[Run]) -> String {
     text
 }
 
-/// For each guest its `reports`, each with its `groups`, and its `tests` and `messages`.
+/// One object per guest with its `reports`, each with its `groups`, and its `tests` and `messages`.
 fn pretty(runs: &[Run]) -> String {
     let guests: Vec<Value> = runs
         .iter()

@@ -1,11 +1,11 @@
-//! What all forms say of leaks.
+//! Text that several formats share.
 
 use detector::report::{Format, Frame, Group, Report};
 
-/// The name of the test that leaks of no test are put down to.
+/// The name of the case for leaks outside of tests.
 pub const KERNEL: &str = "kernel";
 
-/// A frame's function and module, without its place in it.
+/// The function and the module of a frame, without the offset.
 pub fn function(frame: &Frame) -> String {
     match &frame.function {
         Some(f) if !f.name.is_empty() => match &f.module {
@@ -22,7 +22,8 @@ pub fn objects(n: usize) -> String {
     format!("{n} object{}", if n == 1 { "" } else { "s" })
 }
 
-/// How allocators of the kernel's image are called, but for what is before and after it. Only for a line that says where.
+/// Names of allocators in the kernel image, without prefixes and suffixes. They only serve to name
+/// the site of a leak.
 const ALLOCATORS: &[&str] = &[
     "alloc_pages",
     "alloc_percpu",
@@ -48,7 +49,7 @@ const ALLOCATORS: &[&str] = &[
     "vzalloc",
 ];
 
-/// The function that tells a group: the first that is no allocator.
+/// The function that identifies a group: the innermost one that is not an allocator.
 pub fn site(group: &Group) -> String {
     let is_allocator = |frame: &&Frame| {
         let function = frame.function.as_ref().filter(|f| f.module.is_none());
@@ -66,7 +67,7 @@ pub fn describe(leaks: &[Group]) -> String {
     format!("{} leak{}, {bytes} bytes: {}", leaks.len(), if leaks.len() == 1 { "" } else { "s" }, each.join("; "))
 }
 
-/// Groups in kmemleak's words.
+/// Groups in kmemleak's format.
 pub fn stacks(leaks: &[Group]) -> String {
     Format::Text.write(&Report { groups: leaks.to_vec(), ..Report::default() }, false)
 }

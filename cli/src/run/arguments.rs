@@ -1,12 +1,12 @@
-//! QEMU's command line, rewritten so that QEMU runs its guest under the plugin and not under KVM.
+//! Rewrites QEMU's command line, so that the guest runs under the plugin and not under KVM.
 //!
-//! Which options take a value is from qemu-options.hx of QEMU 9.2 to 11.1, as is how `-nographic` and monitors go together
-//! (system/vl.c).
+//! The options with a value are those of qemu-options.hx in QEMU 9.2 to 11.1. system/vl.c defines
+//! how `-nographic` and monitors interact.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-/// Options without a value, of this and earlier versions; all others have one.
+/// Options without a value, in these and earlier versions. All others have one.
 const WITHOUT_VALUE: &[&str] = &[
     "S",
     "alt-grab",
@@ -48,53 +48,53 @@ const WITHOUT_VALUE: &[&str] = &[
     "xen-domid-restrict",
 ];
 
-/// Options whose value may be `help`: QEMU then prints a list and ends.
+/// Options whose value may be `help`. QEMU then prints a list and exits.
 const WITH_HELP: &[&str] = &[
     "M", "accel", "audio", "audiodev", "chardev", "cpu", "d", "device", "display", "global", "machine", "net",
     "netdev", "nic", "object", "soundhw", "tpmdev", "trace", "vga", "watchdog",
 ];
 
-/// What a command line asks for.
+/// The purpose of a command line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Invocation {
-    /// No guest: QEMU prints something, or a management program asks what it can do.
+    /// No guest: QEMU prints something, or a management program asks for its features.
     Question,
-    /// A guest that already runs under libleak.
+    /// A guest with libleak on the command line.
     Watched,
     /// A guest.
     Guest(Rewritten),
 }
 
-/// A guest's command line, under the plugin.
+/// A guest's rewritten command line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rewritten {
-    /// Arguments, without the program.
+    /// The arguments without the program.
     pub arguments: Vec<OsString>,
-    /// What was changed about KVM.
+    /// Changes concerning KVM.
     pub changed: Vec<String>,
-    /// What would have been changed, had it not to be kept.
+    /// Changes that were not made, since KVM is kept.
     pub kept: Vec<String>,
-    /// Whether QEMU goes on in the background.
+    /// Whether QEMU continues in the background.
     pub daemonized: bool,
 }
 
-/// What is put on the command line.
+/// Additions to the command line.
 #[derive(Debug, Clone, Copy)]
 pub struct Added<'a> {
     /// The value of `-plugin`.
     pub plugin: &'a OsStr,
-    /// The socket of a monitor for the plugin alone.
+    /// The socket of a monitor for the plugin.
     pub monitor: Option<&'a Path>,
     /// Whether KVM stays.
     pub keep_kvm: bool,
 }
 
-/// An option, or what stands alone, as a disk image does.
+/// An option with its value, or a lone word such as a disk image.
 #[derive(Clone)]
 struct Word {
-    /// As it was written; empty for what was added.
+    /// The option as it was written. Empty if it is removed.
     spelled: OsString,
-    /// The option's name; empty for what is none.
+    /// The name of the option. Empty for a lone word.
     name: String,
     value: Option<OsString>,
 }
@@ -125,9 +125,9 @@ fn words(arguments: &[OsString]) -> Vec<Word> {
     words
 }
 
-/// The parts of a value that commas separate; a doubled comma is a part of a part.
+/// The comma-separated parts of a value. A doubled comma does not separate.
 fn parts(value: &str) -> Vec<String> {
-    // No argument has a NUL in it.
+    // Arguments contain no NUL.
     value.replace(",,", "\0").split(',').map(|part| part.replace('\0', ",,")).collect()
 }
 
@@ -136,20 +136,20 @@ fn is_question(words: &[Word]) -> bool {
         let first = |part: &str| word.text().is_some_and(|value| parts(value)[0] == part);
         let help = word.text().is_some_and(|value| parts(value).iter().any(|part| part == "help" || part == "?"));
         matches!(word.name.as_str(), "h" | "help" | "version")
-            // What libvirt and others start to ask for what QEMU can do.
+            // libvirt and others ask for QEMU's features this way.
             || word.is_machine() && first("none")
             || WITH_HELP.contains(&word.name.as_str()) && help
     })
 }
 
-/// Whether this is the plugin, by whatever path.
+/// Whether the option loads the plugin, by any path.
 fn is_libleak(word: &Word) -> bool {
     let file = |value: &str| parts(value)[0].trim_start_matches("file=").to_owned();
     let name = word.text().map(file);
     word.name == "plugin" && name.is_some_and(|f| Path::new(&f).file_name().is_some_and(|n| n == "libleak.so"))
 }
 
-/// Reads the arguments of a QEMU that is called `program`, and rewrites them.
+/// Reads the arguments of the QEMU `program` and rewrites them.
 pub fn read(program: &str, arguments: &[OsString], added: Added<'_>) -> Invocation {
     let mut words = words(arguments);
     if is_question(&words) {
@@ -166,7 +166,7 @@ pub fn read(program: &str, arguments: &[OsString], added: Added<'_>) -> Invocati
         false => changed = without_kvm(program, &mut words),
     }
     if let Some(path) = added.monitor {
-        // With a monitor of any kind QEMU has none of its own accord, where somebody may want to type.
+        // Any monitor option disables QEMU's default monitor, which a user may want to use.
         if has(&words, &["nographic"]) && !has(&words, &["nodefaults", "monitor", "mon", "qmp", "qmp-pretty"]) {
             words.push(if has(&words, &["serial"]) {
                 Word::new("monitor", "stdio")
@@ -182,7 +182,7 @@ pub fn read(program: &str, arguments: &[OsString], added: Added<'_>) -> Invocati
     Invocation::Guest(Rewritten { arguments, changed, kept, daemonized })
 }
 
-/// Leaves TCG as the only accelerator, and takes away what only KVM has. Returns what that was.
+/// Leaves TCG as the only accelerator and removes KVM's options. Returns the changes.
 fn without_kvm(program: &str, words: &mut Vec<Word>) -> Vec<String> {
     let mut changed = Vec::new();
     let mut accelerated = false;
@@ -213,7 +213,7 @@ fn without_kvm(program: &str, words: &mut Vec<Word>) -> Vec<String> {
     }
     words.retain(|word| !word.spelled.is_empty());
     if !accelerated {
-        // A QEMU of such a name takes KVM where nothing is said.
+        // A QEMU of this name uses KVM by default.
         if program.ends_with("kvm") {
             changed.push(format!("what {program} takes by itself"));
         }
@@ -262,7 +262,7 @@ mod tests {
         super::read(program, &arguments, Added { plugin: "P".as_ref(), monitor, keep_kvm })
     }
 
-    /// The command line as it becomes, and what is said of KVM.
+    /// The rewritten command line, and the changes.
     fn guest(line: &str) -> (String, String) {
         match read("qemu-system-x86_64", line, false, false) {
             Invocation::Guest(guest) => {
@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(guest("-name -version -append help").0, "-name -version -append help -accel tcg");
         assert_eq!(guest("-device virtio-net,id=a,,help").0, "-device virtio-net,id=a,,help -accel tcg");
         assert_eq!(guest("disk.img -snapshot").0, "disk.img -snapshot -accel tcg");
-        // QEMU itself says what is missing.
+        // QEMU reports the missing value.
         assert_eq!(guest("-m").0, "-m -accel tcg");
     }
 

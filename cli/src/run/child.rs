@@ -1,4 +1,4 @@
-//! The command: started with everything of ours, told of signals, waited for.
+//! Runs the command and forwards signals to it.
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -12,39 +12,39 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
-    /// Its status, or 128 and the signal that killed it, as shells say it.
+    /// Its status, or 128 plus the signal that killed it, as in shells.
     pub status: u8,
-    /// Whether we were told to end meanwhile.
+    /// Whether this process got a signal meanwhile.
     pub interrupted: bool,
 }
 
-/// Signals that are the command's, from before it is started on: whoever tells us to end means it.
+/// Forwards signals to the command. Signals are caught before it starts.
 pub struct Forwarding {
     signals: Signals,
     interrupted: Arc<AtomicBool>,
 }
 
 impl Forwarding {
-    /// Takes the signals, which from now on do not end this process.
+    /// Catches the signals, which then no longer end this process.
     ///
     /// # Errors
-    /// The system's word.
+    /// The error of the system.
     pub fn start() -> io::Result<Forwarding> {
-        // Those that are ignored, as under nohup, are to be so for the command too.
+        // Signals that are ignored, as under nohup, stay ignored in the command.
         let ignored = std::fs::read_to_string("/proc/self/status").map(|status| ignored(&status)).unwrap_or_default();
         let taken = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
         let signals = Signals::new(taken)?;
         Ok(Forwarding { signals, interrupted: Arc::new(AtomicBool::new(false)) })
     }
 
-    /// Starts the command. `started` gets its process.
+    /// Starts the command and waits for it. `started` gets its process ID.
     ///
     /// # Errors
-    /// The system's word.
+    /// The error of the system.
     pub fn run(mut self, command: &mut Command, started: impl FnOnce(u32)) -> io::Result<Ended> {
         let mut child = command.spawn()?;
         started(child.id());
-        // None when it has ended: its number may then be another's.
+        // `None` once the command has ended, since its ID may be reused.
         let target = Arc::new(Mutex::new(pid(&child)));
         let handle = self.signals.handle();
         let (theirs, interrupted) = (target.clone(), self.interrupted.clone());
@@ -55,7 +55,7 @@ impl Forwarding {
                 if let Some(pid) = target.filter(|_| !came_from_terminal(signal))
                     && let Some(signal) = Signal::from_named_raw(signal)
                 {
-                    // It may have just ended.
+                    // The command may just have ended.
                     let _ = kill_process(pid, signal);
                 }
             }
@@ -67,13 +67,13 @@ impl Forwarding {
     }
 }
 
-/// The set of ignored signals, as /proc/PID/status tells it.
+/// The set of ignored signals in /proc/PID/status.
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
-/// Waits so that no signal is sent after the process was reaped.
+/// Waits for the command. No signal is sent after it was reaped.
 fn wait(child: &mut Child, target: &Mutex<Option<Pid>>) -> io::Result<ExitStatus> {
     if let Some(pid) = pid(child) {
         let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
@@ -87,7 +87,7 @@ fn pid(child: &Child) -> Option<Pid> {
     i32::try_from(child.id()).ok().and_then(Pid::from_raw)
 }
 
-/// A terminal sends these to all of its foreground, the command too.
+/// A terminal sends these signals to all foreground processes, including the command.
 fn came_from_terminal(signal: i32) -> bool {
     let foreground = || rustix::termios::tcgetpgrp(std::fs::File::open("/dev/tty").ok()?).ok();
     matches!(signal, SIGINT | SIGQUIT) && foreground() == Some(getpgrp())
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(ignored(""), 0);
     }
 
-    /// One test, since signals are of the whole process.
+    /// One test, since signals affect the whole process.
     #[test]
     fn statuses_and_signals_are_the_commands() {
         assert_eq!(run("exit 3", |_| ()), Ended { status: 3, interrupted: false });

@@ -1,28 +1,28 @@
-//! The folder of one `leak run`: what QEMUs are to be started with, and what became of each.
+//! The folder of one `leak run`. It says how to start QEMUs, and records each QEMU.
 //!
-//! | path in it | |
+//! | path | |
 //! |---|---|
 //! | `setup.json` | [`Setup`], for the shims |
 //! | `bin/` | the shims: links to this program under QEMU's names |
-//! | `1/`, `2/`, ... | one for each QEMU: `started.json` ([`Started`]), `report.jsonl`, the sockets `qmp` and `control` |
+//! | `1/`, `2/`, ... | one folder per QEMU: `started.json` ([`Started`]), `report.jsonl`, the sockets `qmp` and `control` |
 
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// The environment variable that tells a shim the folder.
+/// The environment variable that gives shims the folder.
 pub const VARIABLE: &str = "LIBLEAK_RUN";
 
-/// Names under which QEMU for x86-64 is called.
+/// The names of QEMU for x86-64.
 pub const NAMES: [&str; 4] = ["qemu-system-x86_64", "qemu-kvm", "kvm", "qemu"];
 
-/// How QEMUs are to be started.
+/// How QEMUs are started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup {
     /// The plugin.
     pub plugin: PathBuf,
-    /// Its options, in QEMU's form: commas in values are doubled.
+    /// Its options in QEMU's syntax: commas in values are doubled.
     pub options: Vec<String>,
     /// Whether KVM stays on the command line.
     pub keep_kvm: bool,
@@ -31,21 +31,21 @@ pub struct Setup {
 /// A QEMU that was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
-    /// Its process.
+    /// The process ID.
     pub pid: u32,
-    /// Its file.
+    /// The executable.
     pub program: PathBuf,
-    /// What was changed about KVM.
+    /// Changes concerning KVM.
     pub changed: Vec<String>,
-    /// What was left about KVM.
+    /// Options of KVM that were kept.
     pub kept: Vec<String>,
-    /// Whether it went on in the background.
+    /// Whether it continued in the background.
     pub daemonized: bool,
-    /// Whether it had libleak on its command line already.
+    /// Whether libleak was already on its command line.
     pub watched: bool,
 }
 
-/// What does not work in the folder.
+/// A file or folder of the run cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use {path}: {why}; make room there, or set TMPDIR to a folder that can be written")]
 pub struct FolderError {
@@ -55,19 +55,19 @@ pub struct FolderError {
     pub why: io::Error,
 }
 
-/// Writes a value for another process of ours.
+/// Writes a value for another process of this program.
 ///
 /// # Errors
 /// [`FolderError`].
 pub fn save(path: &Path, value: &impl Serialize) -> Result<(), FolderError> {
     let fail = |why| FolderError { path: path.into(), why };
     let text = serde_json::to_vec(value).map_err(|e| fail(e.into()))?;
-    // Whoever reads it must not see half of it.
+    // A reader must not see an incomplete file.
     let partial = path.with_extension("partial");
     fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(fail)
 }
 
-/// Reads it back.
+/// Reads a value that [`save`] wrote.
 ///
 /// # Errors
 /// [`FolderError`].
@@ -77,7 +77,8 @@ pub fn load<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, FolderError> {
     serde_json::from_slice(&text).map_err(|e| fail(e.into()))
 }
 
-/// The file of that name in the folders of `path`, as a shell finds it, but for `not` by whatever name.
+/// The executable of this name in the folders of `path`, as a shell finds it. Skips `not` under any
+/// name.
 pub fn find(name: &OsStr, path: &OsStr, not: Option<&Path>) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     let runs = |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
@@ -85,7 +86,7 @@ pub fn find(name: &OsStr, path: &OsStr, not: Option<&Path>) -> Option<PathBuf> {
     files.filter(|file| runs(file)).find(|file| fs::canonicalize(file).ok().as_deref() != not || not.is_none())
 }
 
-/// Makes the shims for all names that lead to a QEMU now, and returns PATH with them in front.
+/// Creates shims for all names that lead to a QEMU now. Returns PATH with their folder in front.
 ///
 /// # Errors
 /// [`FolderError`].
@@ -96,7 +97,7 @@ pub fn make_shims(folder: &Path, leak: &Path, path: &OsStr) -> Result<OsString, 
         move |why| FolderError { path, why }
     };
     fs::create_dir(&bin).map_err(fail(&bin))?;
-    // A script that asks which of them there are gets the answer that it would get.
+    // Names without a QEMU get no shim, so that scripts that test for names still work.
     for name in NAMES.iter().filter(|name| find(name.as_ref(), path, Some(leak)).is_some()) {
         std::os::unix::fs::symlink(leak, bin.join(name)).map_err(fail(&bin))?;
     }
@@ -104,7 +105,7 @@ pub fn make_shims(folder: &Path, leak: &Path, path: &OsStr) -> Result<OsString, 
     std::env::join_paths(folders).map_err(|e| FolderError { path: bin, why: io::Error::other(e) })
 }
 
-/// Makes the folder of one more QEMU.
+/// Creates the folder of the next QEMU.
 ///
 /// # Errors
 /// [`FolderError`].
@@ -113,7 +114,7 @@ pub fn next(folder: &Path) -> Result<PathBuf, FolderError> {
         let path = folder.join(n.to_string());
         match fs::create_dir(&path) {
             Ok(()) => return Ok(path),
-            // Another QEMU was as quick.
+            // Another QEMU took the number.
             Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
             Err(why) => return Err(FolderError { path, why }),
         }
@@ -121,7 +122,7 @@ pub fn next(folder: &Path) -> Result<PathBuf, FolderError> {
     unreachable!("no file system holds as many folders")
 }
 
-/// The folders of QEMUs, in the order in which they were started.
+/// The folders of QEMUs, in the order of their start.
 pub fn all(folder: &Path) -> Vec<PathBuf> {
     (1_u32..).map(|n| folder.join(n.to_string())).take_while(|path| path.is_dir()).collect()
 }

@@ -1,4 +1,4 @@
-//! `leak run`: a command that starts QEMU, with its guests under the plugin.
+//! `leak run`: runs a command that starts QEMU, with its guests under the plugin.
 
 mod arguments;
 mod child;
@@ -7,6 +7,7 @@ mod outcome;
 mod progress;
 pub mod shim;
 
+use crate::output;
 use crate::qemu;
 use crate::report::Form;
 use child::Forwarding;
@@ -18,14 +19,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{fs, io};
 
-/// The longest path of a socket (sockaddr_un), less what is put behind the folder of a run.
+/// Most bytes of the folder's path: that of a socket (`sockaddr_un`) minus the names in the folder.
 const LONGEST: usize = 108 - 32;
 
-/// Run a command that starts QEMU, with every guest of it under libleak
+/// Run a command that starts QEMU, with all its guests under libleak
 ///
-/// The command may be QEMU itself or anything that finds qemu-system-x86_64 on PATH: vng, kunit.py, a test harness. KVM is
-/// taken off QEMU's command line, since a guest under KVM cannot be watched. Reports are made when QEMU ends; one that outlives
-/// the command is told to.
+/// The command is QEMU itself, or anything that finds qemu-system-x86_64 on PATH: vng, kunit.py, a
+/// test harness. KVM is removed from QEMU's command line, since a guest under KVM cannot be
+/// watched. Reports are made when QEMU ends. A QEMU that outlives the command is told to end.
 #[derive(clap::Args)]
 #[command(
     after_help = "Status: the command's own if that is not 0; else 24 if the detector did not work, 23 if there are leaks \
@@ -38,33 +39,35 @@ Examples:
   leak run --report leaks.ktap --report leaks.jsonl --suppress known-leaks -- make check"
 )]
 pub struct RunCommand {
-    /// Write the report there, once or more; its form goes by the suffix: .txt, .jsonl, .json, .xml (JUnit), .ktap or .tap,
-    /// .folded. Without any it goes to stderr
+    /// Write the report to FILE. May be repeated. The suffix selects the format: .txt, .jsonl,
+    /// .json, .xml (JUnit), .ktap or .tap, .folded. Without this option the report goes to stderr
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
-    /// Leave out what the lines leak:PATTERN of this file fit; once or more
+    /// Leave out leaks that a line leak:PATTERN of this file matches. May be repeated
     #[arg(long, value_name = "FILE")]
     suppress: Vec<PathBuf>,
-    /// vmlinux, System.map or saved /proc/kallsyms of the guests' kernel, if it lacks CONFIG_KALLSYMS_ALL
+    /// vmlinux, System.map or saved /proc/kallsyms of the guests' kernel, if it lacks
+    /// CONFIG_KALLSYMS_ALL
     #[arg(long, value_name = "FILE")]
     symbols: Option<PathBuf>,
-    /// The plugin; else that of the variable LIBLEAK_PLUGIN, else the libleak.so beside this program
+    /// The plugin. The default is the variable LIBLEAK_PLUGIN, or the libleak.so beside this
+    /// program
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
-    /// More options for the plugin, in QEMU's form: k=v,k=v, a comma in a value written twice
+    /// More options for the plugin in QEMU's syntax: k=v,k=v. Commas in values are doubled
     #[arg(long, value_name = "OPTIONS")]
     plugin_options: Option<String>,
-    /// Scan at the end of each test too, and not only when QEMU ends. Tests are those of KTAP, and what the guest names by
-    /// echo leak:test NAME > /proc/self/comm
+    /// Scan at the end of each test too, and not only when QEMU ends. Tests are those of KTAP, and
+    /// those that the guest names by echo leak:test NAME > /proc/self/comm
     #[arg(long)]
     per_test: bool,
     /// Which leaks make the status 23
     #[arg(long, value_name = "WHICH", default_value = "any")]
     fail_on: FailOn,
-    /// Leave KVM on the command line, to see what libleak says then
+    /// Keep KVM on the command line, to see libleak's message
     #[arg(long)]
     keep_kvm: bool,
-    /// Keep the folder with what was exchanged with QEMU, and say where it is
+    /// Keep the folder of the run, and print its path
     #[arg(long)]
     keep: bool,
     /// The command and its arguments
@@ -72,19 +75,20 @@ pub struct RunCommand {
     command: Vec<OsString>,
 }
 
-/// The environment variable with the control socket of the first guest, for leak scan and its like in the command.
+/// The environment variable with the control socket of the first guest, for leak scan and similar
+/// commands in the command.
 const CONTROL: &str = "LIBLEAK_CONTROL";
 
-/// Why nothing was run, or nothing could be told of it.
+/// Why the run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The plugin.
+    /// The plugin was not found.
     #[error(transparent)]
     Plugin(#[from] qemu::PluginError),
-    /// The folder of the run.
+    /// The folder of the run cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// A file that the plugin would look for in vain.
+    /// A file for the plugin does not exist.
     #[error("cannot use {path}: {why}; give a file that is there")]
     Missing {
         /// The path given.
@@ -92,10 +96,10 @@ pub enum Error {
         /// The system's word.
         why: io::Error,
     },
-    /// A report of no known form.
+    /// The format of a report is unknown.
     #[error("--report {0}: no form has this suffix; use .txt, .jsonl, .json, .xml, .ktap, .tap or .folded")]
     Suffix(PathBuf),
-    /// The command.
+    /// The command cannot be started.
     #[error("cannot run {command}: {why}")]
     Start {
         /// Its name.
@@ -103,10 +107,10 @@ pub enum Error {
         /// The system's word.
         why: io::Error,
     },
-    /// Signals.
+    /// Signals cannot be caught.
     #[error("cannot take signals: {0}")]
     Signals(io::Error),
-    /// A report's file.
+    /// A report cannot be written.
     #[error("cannot write --report {path}: {why}; make room there, or the folder")]
     Report {
         /// The file.
@@ -114,15 +118,15 @@ pub enum Error {
         /// The system's word.
         why: io::Error,
     },
-    /// The writer of XML.
+    /// The XML cannot be written.
     #[error("cannot write XML: {0}")]
     Xml(#[from] quick_junit::SerializeError),
 }
 
 impl RunCommand {
-    /// Runs the command, reports, and returns the status.
+    /// Runs the command, writes the reports, and returns the status.
     pub fn run(&self) -> ExitCode {
-        crate::exit(self.try_run())
+        output::exit(self.try_run())
     }
 
     fn try_run(&self) -> Result<u8, Error> {
@@ -149,7 +153,7 @@ impl RunCommand {
             .run(&mut command, |pid| {
                 started.into_iter().for_each(|(path, mut started)| {
                     started.pid = pid;
-                    // It was written before, and only the process is new.
+                    // The file exists, and only the process ID is new.
                     let _ = folder::save(&path, &started);
                 })
             })
@@ -162,7 +166,7 @@ impl RunCommand {
 
     /// The plugin's options.
     fn options(&self) -> Result<Vec<String>, Error> {
-        // Scripts go elsewhere before they start QEMU.
+        // Scripts may change the folder before they start QEMU.
         let file = |key: &str, path: &Path| {
             let path = fs::canonicalize(path).map_err(|why| Error::Missing { path: path.into(), why })?;
             Ok::<String, Error>(format!("{key}={}", path.display().to_string().replace(',', ",,")))
@@ -178,7 +182,8 @@ impl RunCommand {
         Ok(options)
     }
 
-    /// The command with QEMU's names leading to us; QEMU itself is started as a shim would, and where that is noted.
+    /// The command, with a PATH that leads QEMU's names to shims. If the command is QEMU itself, it
+    /// is prepared as by a shim. The second value says where its record is.
     fn command(&self, run: &Path) -> Result<(Command, Option<(PathBuf, Started)>), Error> {
         let start = |why| Error::Start { command: self.command[0].display().to_string(), why };
         let (name, arguments) = (&self.command[0], &self.command[1..]);
@@ -202,7 +207,7 @@ impl RunCommand {
         Ok((command, None))
     }
 
-    /// Writes the reports, and says what there is to say.
+    /// Writes the reports and prints the result.
     fn tell(&self, outcome: &Outcome, forms: &[(&PathBuf, Form)]) -> Result<(), Error> {
         if !outcome.changed.is_empty() {
             say(&format!(
@@ -210,7 +215,7 @@ impl RunCommand {
                 outcome.changed.join("; ")
             ));
         }
-        // A run without QEMU has its failure in the files too.
+        // Without a QEMU, the files contain the failure.
         let none = [crate::report::lines::Run { errors: outcome.failures.clone(), ..Default::default() }];
         let runs = if outcome.runs.is_empty() { &none } else { &outcome.runs[..] };
         for (path, form) in forms {
@@ -233,7 +238,7 @@ fn say(what: &str) {
     eprintln!("leak: {what}");
 }
 
-/// A folder whose sockets have paths that are short enough.
+/// Creates a folder whose sockets have short enough paths.
 fn new_folder() -> Result<tempfile::TempDir, FolderError> {
     let usual = std::env::temp_dir();
     let place = if usual.as_os_str().len() < LONGEST { usual } else { "/tmp".into() };

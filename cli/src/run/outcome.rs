@@ -1,41 +1,42 @@
-//! What became of the QEMUs of a run, and the status that says so.
+//! The results of the QEMUs of a run, and the exit status.
 
 use super::folder::{self, Started};
+use crate::output::{LEAKS, NO_RESULT};
 use crate::qemu;
 use crate::report::lines::Run;
-use crate::{LEAKS, NO_RESULT};
+use detector::report::Group;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a QEMU that was told to end may take to make its report.
+/// Longest wait for the report of a QEMU that was told to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Which leaks make a run fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum FailOn {
-    /// Those that nothing refers to
+    /// Leaks that nothing refers to
     Direct,
-    /// Those that only other leaks refer to as well
+    /// Also leaks that only other leaks refer to
     Any,
-    /// None: they are only reported
+    /// None: leaks are only reported
     None,
 }
 
-/// What the QEMUs of a run left.
+/// The results of the QEMUs of a run.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Of each QEMU, in the order in which they were started.
+    /// One per QEMU, in the order of their start.
     pub runs: Vec<Run>,
-    /// Why the detector did not work, each with the QEMU's number if there are several.
+    /// Why the detector did not work. If there are several QEMUs, each message has a number.
     pub failures: Vec<String>,
-    /// What was changed on command lines about KVM, once each.
+    /// Changes concerning KVM on command lines, each once.
     pub changed: Vec<String>,
 }
 
 impl Outcome {
-    /// Waits for QEMUs that outlive the command, and reads what all of them left.
+    /// Waits for QEMUs that outlive the command, and reads all results.
     pub fn collect(run: &Path, plugin: &Path) -> Outcome {
         let mut outcome = Outcome::default();
         let folders = folder::all(run);
@@ -56,19 +57,16 @@ impl Outcome {
         outcome
     }
 
-    /// Direct groups, and all.
-    fn groups(&self) -> (usize, usize) {
-        let groups = || self.runs.iter().flat_map(Run::groups);
-        (groups().filter(|g| g.direct).count(), groups().count())
+    fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.runs.iter().flat_map(Run::groups)
     }
 
-    /// The status of the run, whose command ended with `command`. That a command failed is told before all else: whoever
-    /// waits for it knows what its statuses mean.
+    /// The exit status. `command` is the status of the command. If it is not 0 it is returned,
+    /// since its meaning is known to the caller.
     pub fn status(&self, command: u8, fail_on: FailOn) -> u8 {
-        let (direct, all) = self.groups();
         let leaks = match fail_on {
-            FailOn::Direct => direct,
-            FailOn::Any => all,
+            FailOn::Direct => self.groups().filter(|group| group.direct).count(),
+            FailOn::Any => self.groups().count(),
             FailOn::None => 0,
         };
         match command {
@@ -78,11 +76,10 @@ impl Outcome {
         }
     }
 
-    /// The run in a line.
+    /// The run in one line.
     pub fn summary(&self) -> String {
-        let groups = || self.runs.iter().flat_map(Run::groups);
-        let objects: usize = groups().map(|g| g.leaks.len()).sum();
-        let bytes: u64 = groups().map(detector::report::Group::bytes).sum();
+        let objects: usize = self.groups().map(|g| g.leaks.len()).sum();
+        let bytes: u64 = self.groups().map(Group::bytes).sum();
         let guests = match self.runs.len() {
             1 => String::new(),
             n => format!(" in {n} guests"),
@@ -92,13 +89,13 @@ impl Outcome {
             n => format!(
                 "{} ({bytes} bytes) leaked in {} places{guests}",
                 crate::report::words::objects(n),
-                groups().count()
+                self.groups().count()
             ),
         }
     }
 }
 
-/// What one QEMU left, and why that is no result.
+/// The results of one QEMU, and why they are not valid.
 fn read(folder: &Path, plugin: &Path, changed: &mut Vec<String>) -> (Run, Option<String>) {
     let started: Started = match folder::load(&folder.join("started.json")) {
         Ok(started) => started,
@@ -119,8 +116,8 @@ fn read(folder: &Path, plugin: &Path, changed: &mut Vec<String>) -> (Run, Option
     let failure = if started.watched {
         Some("its command line loads libleak already, with reports of its own; take that -plugin off it".to_owned())
     } else if !run.errors.is_empty() || !run.reports.is_empty() {
-        // What is there was made at the end, or something went wrong with that.
-        // Whoever looks only at the status must not take such a report for one.
+        // Either the report was made at the end, or there is an error. A caller that looks only at
+        // the status must not take an unreliable report for a result.
         let doubtful = || run.reports.iter().flat_map(|r| &r.troubles).next_back();
         run.errors.last().cloned().or_else(|| doubtful().map(|why| format!("the report is unreliable: {why}")))
     } else if started.daemonized {
@@ -145,7 +142,7 @@ fn read(folder: &Path, plugin: &Path, changed: &mut Vec<String>) -> (Run, Option
     (run, failure)
 }
 
-/// Whether the QEMU has ended: one that outlives its command is told to, and makes its report then.
+/// Whether the QEMU has ended. If not, it is told to end, and then it makes its report.
 fn end(started: &Started) -> bool {
     let process = PathBuf::from(format!("/proc/{}", started.pid));
     let own = fs::canonicalize(&started.program).ok();

@@ -1,4 +1,4 @@
-//! How far the guests are, on a terminal that shows nothing else.
+//! Shows the progress of guests on a terminal.
 
 use super::folder;
 use crate::control::connection::Connection;
@@ -9,16 +9,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How often a guest is asked.
+/// Time between two requests.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Back to the start of the line, and nothing after it.
+/// Returns to the start of the line and clears it.
 const CLEAN: &str = "\r\x1b[K";
 
-/// The thread that shows it; what it has shown is gone when this is dropped.
+/// The thread that shows the progress. Its line is cleared when this is dropped.
 pub struct Progress(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl Progress {
-    /// Starts, if standard error is a terminal and standard output is not: else the command's own output is there.
+    /// Starts if standard error is a terminal and standard output is not. Otherwise the terminal
+    /// shows the command's own output.
     pub fn start(run: &Path) -> Progress {
         if !std::io::stderr().is_terminal() || std::io::stdout().is_terminal() {
             return Progress(None);
@@ -42,7 +43,7 @@ fn show(run: &Path, stopped: &Receiver<()>) {
     let mut connected: Option<(PathBuf, Connection)> = None;
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         let folders = folder::all(run);
-        // The guest that was started last.
+        // The last guest that was started.
         let Some(folder) = folders.last() else { continue };
         if connected.as_ref().is_none_or(|(of, _)| of != folder) {
             connected = Connection::open(&folder.join("control")).ok().map(|connection| (folder.clone(), connection));

@@ -1,4 +1,4 @@
-//! This program under QEMU's name: it puts the plugin on the command line and becomes QEMU.
+//! This program under QEMU's name. It adds the plugin to the command line and becomes QEMU.
 
 use super::arguments::{Added, Invocation, read};
 use super::folder::{self, FolderError, NAMES, Setup, Started, VARIABLE};
@@ -7,19 +7,19 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// What shells say of a program that is not there.
+/// The status of shells for a missing program.
 const NOT_FOUND: u8 = 127;
 
 /// Why QEMU was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is none.
+    /// There is no QEMU.
     #[error("there is no {0} on PATH besides leak's own; install QEMU")]
     NoQemu(String),
-    /// Called by hand.
+    /// The program was called by this name outside of `leak run`.
     #[error("leak was called as {0}, which only leak run does; call it as leak")]
     NotRun(String),
-    /// It could not be executed.
+    /// QEMU cannot be executed.
     #[error("cannot start {path}: {why}")]
     Start {
         /// QEMU.
@@ -27,19 +27,19 @@ pub enum Error {
         /// The system's word.
         why: std::io::Error,
     },
-    /// The folder of the run.
+    /// The folder of the run cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
 }
 
-/// The name of QEMU's that this program was called by.
+/// The name of QEMU by which this program was called, if it is one.
 pub fn called_as() -> Option<String> {
     let program = std::env::args_os().next()?;
     let name = Path::new(&program).file_name()?.to_str()?;
     NAMES.contains(&name).then(|| name.to_owned())
 }
 
-/// Becomes QEMU; returns only if that fails.
+/// Becomes QEMU. Returns only if that fails.
 pub fn run(name: &str) -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let Err(why) = try_run(name, &arguments);
@@ -57,7 +57,8 @@ fn try_run(name: &str, arguments: &[OsString]) -> Result<std::convert::Infallibl
     Err(Error::Start { path: program, why })
 }
 
-/// QEMU with its arguments rewritten, and the folder of it in `run` made, unless it only answers a question.
+/// QEMU with rewritten arguments. Creates the folder of this QEMU, unless it only answers a
+/// question.
 ///
 /// # Errors
 /// [`FolderError`].
@@ -65,7 +66,7 @@ pub fn prepare(run: &Path, program: &Path, arguments: &[OsString]) -> Result<Com
     let setup: Setup = folder::load(&run.join("setup.json"))?;
     let mut command = Command::new(program);
     let name = program.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    // Asked first, so that a question makes no folder.
+    // Questions are recognised first, so that they create no folder.
     let nothing = Added { plugin: OsStr::new(""), monitor: None, keep_kvm: true };
     let watched = match read(name, arguments, nothing) {
         Invocation::Question => {
@@ -94,7 +95,7 @@ pub fn prepare(run: &Path, program: &Path, arguments: &[OsString]) -> Result<Com
     Ok(command)
 }
 
-/// Whether the user gave this option.
+/// Whether the user set this option.
 fn has(setup: &Setup, key: &str) -> bool {
     setup.options.iter().any(|options| options.split(',').any(|option| option.starts_with(key)))
 }
@@ -111,7 +112,7 @@ fn plugin(setup: &Setup, folder: &Path, monitor: Option<&Path>) -> OsString {
     if !has(setup, "control=") {
         add(&format!("control={}", escaped(&folder.join("control"))));
     }
-    // Last: what the user says of the form is of files of their own, or of stderr.
+    // Last, so that the user's format= applies to the user's files or to stderr.
     add(&format!("report={}", escaped(&folder.join("report.jsonl"))));
     value.into()
 }

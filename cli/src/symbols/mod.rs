@@ -1,5 +1,6 @@
 //! `leak symbols`.
 
+use crate::output;
 use cli::image::{self, ImageError};
 use guest_symbols::kallsyms::{self, KallsymsError};
 use guest_symbols::symbol_file::{SymbolFile, SymbolFileError};
@@ -7,20 +8,22 @@ use guest_symbols::symbols::{Symbol, SymbolTable};
 use snapshot::{ReadError, Snapshot};
 use std::path::{Path, PathBuf};
 
-/// Print the symbols of a kernel, as nm does
+/// Print the symbols of a kernel in the format of nm
 ///
-/// Of a snapshot they are at the addresses that they have in its guest. Of an image they are at those that it is linked for.
+/// Symbols of a snapshot have the addresses of its guest. Symbols of an image have the addresses
+/// that it was linked for.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   leak symbols guest.snapshot | grep ' init_task$'
   leak symbols /boot/vmlinuz-6.12.95+deb12-amd64 > System.map
   leak symbols vmlinux")]
 pub struct Symbols {
-    /// A snapshot, a compressed kernel (bzImage, vmlinuz) with CONFIG_KALLSYMS, or a vmlinux, stripped or not
+    /// A snapshot, a compressed kernel (bzImage, vmlinuz) with CONFIG_KALLSYMS, or a vmlinux,
+    /// stripped or not
     file: PathBuf,
 }
 
-/// Why there are none.
+/// Why there are no symbols.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -28,26 +31,26 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: std::io::Error,
     },
-    /// A snapshot.
+    /// The snapshot cannot be read.
     #[error(transparent)]
     Snapshot(#[from] ReadError),
-    /// A vmlinux with a symbol table.
+    /// The symbol table of the vmlinux cannot be read.
     #[error(transparent)]
     SymbolFile(#[from] SymbolFileError),
-    /// No kernel.
+    /// The file is not a kernel image.
     #[error(
         "{path} is no kernel that can be read: {why}; give a snapshot, a bzImage, or the vmlinux that it was made of"
     )]
     Image {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         why: ImageError,
     },
-    /// A kernel without a table.
+    /// The kernel has no usable kallsyms table.
     #[error("{path}: {why}; give the vmlinux that it was made of")]
     Kallsyms {
         /// The file.
@@ -55,7 +58,7 @@ pub enum Error {
         /// What is missing.
         why: KallsymsError,
     },
-    /// Standard output.
+    /// Standard output cannot be written.
     #[error("cannot write symbols: {0}")]
     Output(#[from] std::io::Error),
 }
@@ -88,12 +91,13 @@ fn of_image(path: &Path, data: &[u8]) -> Result<SymbolTable, Error> {
         unpacked = image::unpack(data).map_err(fail)?;
         &unpacked
     };
-    let (base, memory) = image::load(elf).map_err(fail)?;
-    let kallsyms = kallsyms::decode(&memory, base, None).map_err(|why| Error::Kallsyms { path: path.into(), why })?;
+    let loaded = image::load(elf).map_err(fail)?;
+    let kallsyms = kallsyms::decode(&loaded.memory, loaded.start, None)
+        .map_err(|why| Error::Kallsyms { path: path.into(), why })?;
     Ok(kallsyms.symbols)
 }
 
 fn print<'a>(symbols: impl Iterator<Item = Symbol<'a>>) -> std::io::Result<()> {
     let lines = symbols.map(|s| format!("{:016x} {} {}\n", s.addr, char::from(s.kind), s.name));
-    crate::print(&lines.collect::<String>())
+    output::print(&lines.collect::<String>())
 }

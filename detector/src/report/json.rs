@@ -1,77 +1,91 @@
-//! Reports as lines of JSON, for programs.
+//! Reports as JSON lines, for programs.
 //!
-//! Each check writes one line of `"type": "report"`, and after it as many lines of `"type": "group"` as its `groups` says,
-//! in the order of the text, and as many of `"type": "test"` as its `tests` says. Addresses and checksums are text, `"0x..."`: 64 bits are more than many readers of JSON keep of a number.
-//! Fields in brackets are left out where there is nothing to say.
+//! A check writes one line of `"type": "report"`. Its `groups` is the number of lines of `"type":
+//! "group"` that follow, in the order of the text format. Its `tests` is the number of lines of
+//! `"type": "test"` after these. Addresses and checksums are strings, `"0x..."`, since many JSON
+//! readers lose bits of 64-bit numbers. Fields in brackets are omitted when they are empty.
 //!
-//! Where there is no report, or a lesser one, a line of `"type": "message"` says why in its `text`; its `level` is `error` or
-//! `warning`. These stand between checks.
+//! If there is no report, or an incomplete one, a line of `"type": "message"` gives the reason in
+//! its `text`. Its `level` is `error` or `warning`. Such lines stand between checks.
 //!
 //! | a report | |
 //! |---|---|
-//! | `schema` | 1; another number if a field changes its meaning or goes. New fields may come any time |
+//! | `schema` | 1. A field that changes its meaning or goes changes it. New fields may appear at any time |
 //! | `release` | what `uname -r` prints in the guest |
-//! | [`test`] | the test at whose end, or within which, the check was made |
-//! | `groups` | how many lines of groups follow |
-//! | `tests` | how many lines of tests follow these |
-//! | `figures` | the summary's numbers by their names, as `unreferenced_objects`, `scan_microseconds` |
-//! | [`troubles`] | why the report is not to be trusted, a text each |
+//! | [`test`] | the test that ran or ended when the check was made |
+//! | `groups` | the number of group lines that follow |
+//! | `tests` | the number of test lines after them |
+//! | `figures` | the figures of the summary by name, such as `unreferenced_objects`, `scan_microseconds` |
+//! | [`troubles`] | reasons not to trust the report, one string each |
 //! | `suppressed` | suppressions that were used: `template`, `file`, `line`, `objects`, `bytes` |
-//! | `unused_suppressions` | those that no check used, in the last report: the same |
+//! | `unused_suppressions` | suppressions that no check used, in the last report: the same fields |
 //! | `summary` | the summary line |
 //! | `notes` | the lines after it |
 //!
 //! | a group | |
 //! |---|---|
-//! | [`test`] | the test in which its objects were allocated |
-//! | `direct` | whether nothing refers to its objects, or only other leaks do |
+//! | [`test`] | the test during which its objects were allocated |
+//! | `direct` | true if nothing refers to its objects, false if only other leaks do |
 //! | `count`, `bytes` | objects and bytes of the group |
 //! | `first_age_ms`, `last_age_ms` | milliseconds since the first and the last allocation |
-//! | `retains` | what hangs from them: `objects`, `bytes` |
+//! | `retains` | indirect leaks that hang from it: `objects`, `bytes` |
 //! | `stack` | frames, innermost first: `address`, [`function`, `offset`, `size`, [`module`]], [`places`: [`function`], `file`, `line`, innermost inlined function first] |
 //! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), [`cache`], [`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), [`shown_cpu`], `crc`, `retains` |
 //!
-//! | a test that is over, since the report before | |
+//! | a test that ended since the previous report | |
 //! |---|---|
-//! | `schema` | as of a report |
-//! | `name` | as in `test` above: those that it is a part of come before its own, each followed by `/` |
-//! | `result` | `ok`, `not ok`, `skip`, or null where only its end is known |
+//! | `schema` | as in a report |
+//! | `name` | as `test` above: the names of enclosing tests come first, each followed by `/` |
+//! | `result` | `ok`, `not ok`, `skip`, or null if only its end is known |
+//!
+//! # Example
+//!
+//! ```
+//! use detector::report::{Report, json};
+//!
+//! let report = Report { closing: "libleak: 0 unreferenced objects\n".into(), ..Report::default() };
+//! let text = json::write(&report);
+//! assert!(text.starts_with(r#"{"type":"report","schema":1,"#));
+//! assert_eq!(json::read(&text)?, [report]);
+//! # Ok::<(), json::ReadError>(())
+//! ```
 
-use super::{Figures, Frame, Group, Leak, Report, Suppressed};
+use super::model::{Figures, Frame, Group, Leak, Report, Suppressed};
+use crate::count::Count;
 use crate::guest_tests::{Test, Verdict};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-/// The schema's number.
+/// The number of the schema.
 pub const SCHEMA: u32 = 1;
 
-/// A line that cannot be read.
+/// Why JSON lines cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// It is no line of ours.
+    /// The line is not a line of a report.
     #[error("line {line} is no part of a report: {why}; give a file that libleak wrote with format=jsonl")]
     Line {
         /// The line, counted from 1.
         line: usize,
-        /// What is wrong.
+        /// What is wrong with the line.
         why: String,
     },
-    /// Another schema than this program's.
+    /// The line has a schema that this version does not know.
     #[error(
         "line {line} is a report of schema {schema}, and this program knows {SCHEMA}; use the program of the libleak that wrote it"
     )]
     Schema {
         /// The line, counted from 1.
         line: usize,
-        /// Its schema.
+        /// The schema of the line.
         schema: u32,
     },
-    /// The last report lacks lines.
+    /// Lines of the last report are missing.
     #[error("{groups} groups and {tests} tests are missing at the end: the file is cut off; take a whole one")]
     Missing {
-        /// Lines of groups that should follow.
+        /// Missing group lines.
         groups: usize,
-        /// Lines of tests that should.
+        /// Missing test lines.
         tests: usize,
     },
 }
@@ -118,13 +132,12 @@ struct Body<'a> {
     bytes: u64,
     first_age_ms: u64,
     last_age_ms: u64,
-    #[serde(with = "counts")]
-    retains: (u64, u64),
+    retains: Count,
     stack: Cow<'a, [Frame]>,
     objects: Cow<'a, [Leak]>,
 }
 
-/// A report's lines.
+/// Writes a report as JSON lines.
 pub fn write(report: &Report) -> String {
     let mut closing = report.closing.lines();
     let head = Line::Report(Head {
@@ -141,14 +154,14 @@ pub fn write(report: &Report) -> String {
         notes: closing.map(Cow::from).collect(),
     });
     let groups = report.groups.iter().map(|group| {
-        let (first_age_ms, last_age_ms) = group.ages();
+        let ages = group.ages();
         Line::Group(Body {
             test: group.test.as_deref().map(Cow::from),
             direct: group.direct,
             count: group.leaks.len(),
             bytes: group.bytes(),
-            first_age_ms,
-            last_age_ms,
+            first_age_ms: ages.oldest,
+            last_age_ms: ages.youngest,
             retains: group.retains(),
             stack: group.frames.as_slice().into(),
             objects: group.leaks.as_slice().into(),
@@ -158,29 +171,29 @@ pub fn write(report: &Report) -> String {
     let tests = tests.map(|t| Line::Test(Finished { schema: SCHEMA, name: t.name.as_str().into(), result: t.result }));
     let mut text = String::new();
     for line in [head].into_iter().chain(groups).chain(tests) {
-        // Structures of text and numbers have no value that is none of JSON's.
+        // Serialising these types cannot fail.
         text += &serde_json::to_string(&line).unwrap_or_default();
         text.push('\n');
     }
     text
 }
 
-/// The line of a message: see above.
+/// The line of a message, as described above.
 pub fn message(level: &str, text: &str) -> String {
     serde_json::json!({"type": "message", "schema": SCHEMA, "level": level, "text": text}).to_string() + "\n"
 }
 
-/// Reads what [`write`](self::write) made, once or more.
+/// Reads the output of one or more calls of [`write`](self::write).
 ///
 /// # Errors
-/// [`ReadError`], for the first line that cannot be read.
+/// [`ReadError`], for the first unreadable line.
 pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
     let mut reports: Vec<Report> = Vec::new();
     let (mut missing, mut tests) = (0, 0);
     for (i, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
         let line = i + 1;
         let bad = |why: String| ReadError::Line { line, why };
-        // First, since another schema's line may be no line of this one.
+        // The schema is checked first, since a line of another schema may not fit these types.
         let of = serde_json::from_str::<Schema>(text).map_err(|e| bad(e.to_string()))?;
         if let Some(schema) = of.schema.filter(|s| *s != SCHEMA) {
             return Err(ReadError::Schema { line, schema });
@@ -227,7 +240,8 @@ pub fn read(text: &str) -> Result<Vec<Report>, ReadError> {
     if missing + tests > 0 { Err(ReadError::Missing { groups: missing, tests }) } else { Ok(reports) }
 }
 
-/// A report as fields of an object: `"report":{...},"groups":[...],"tests":[...]`, each element as the line that it would be.
+/// Writes a report as fields of an object: `"report":{...},"groups":[...],"tests":[...]`. Each
+/// element is what would be a line of its own.
 pub fn fields(report: &Report) -> String {
     let text = write(report);
     let lines: Vec<&str> = text.lines().collect();
@@ -236,10 +250,10 @@ pub fn fields(report: &Report) -> String {
     format!("\"report\":{head},\"groups\":[{}],\"tests\":[{}]", groups.join(","), tests.join(","))
 }
 
-/// Reads what [`fields`] made.
+/// Reads the output of [`fields`].
 ///
 /// # Errors
-/// [`ReadError`].
+/// [`ReadError`], if the fields are missing or malformed.
 pub fn read_fields(object: &serde_json::Value) -> Result<Report, ReadError> {
     let rest = ["groups", "tests"].into_iter().flat_map(|field| object[field].as_array().into_iter().flatten());
     let lines: Vec<String> = [&object["report"]].into_iter().chain(rest).map(|line| line.to_string()).collect();
@@ -252,65 +266,6 @@ struct Schema {
     #[serde(rename = "type")]
     kind: Option<String>,
     schema: Option<u32>,
-}
-
-/// Numbers as `"0x..."`.
-pub(crate) mod hex {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use std::fmt::LowerHex;
-
-    pub(crate) fn serialize<S: Serializer>(number: &impl LowerHex, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&format_args!("{number:#x}"))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>, N: TryFrom<u64>>(from: D) -> Result<N, D::Error> {
-        let text = String::deserialize(from)?;
-        let number = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        let number = number.and_then(|n| N::try_from(n).ok());
-        number.ok_or_else(|| D::Error::custom(format!("\"{text}\" is no number of the form 0x...")))
-    }
-}
-
-/// Bytes as hexadecimal digits.
-pub(super) mod bytes {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use std::fmt::Write;
-
-    pub(in super::super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
-        let mut text = String::with_capacity(2 * bytes.len());
-        for byte in bytes {
-            // Writing to a String does not fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        to.serialize_str(&text)
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        let text = String::deserialize(from)?;
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-        let byte = |pair: &[u8; 2]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
-        let bytes = pairs.iter().map(byte).collect::<Option<Vec<u8>>>().filter(|_| rest.is_empty());
-        bytes.ok_or_else(|| D::Error::custom(format!("\"{text}\" is no row of bytes")))
-    }
-}
-
-/// How many objects, and of how many bytes.
-pub(super) mod counts {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    struct Counts {
-        objects: u64,
-        bytes: u64,
-    }
-
-    pub(in super::super) fn serialize<S: Serializer>(counts: &(u64, u64), to: S) -> Result<S::Ok, S::Error> {
-        Counts { objects: counts.0, bytes: counts.1 }.serialize(to)
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<(u64, u64), D::Error> {
-        Counts::deserialize(from).map(|c| (c.objects, c.bytes))
-    }
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
-//! Reports in kmemleak's own words: the text of `print_unreferenced()` in mm/kmemleak.c of Linux 6.12.
+//! Reports in kmemleak's text format, as `print_unreferenced()` prints it (mm/kmemleak.c, Linux
+//! 6.12).
 //!
-//! What kmemleak does not tell stands after an object's backtrace, indented by two: programs that read kmemleak's text take
-//! lines indented by four for frames, and syzkaller takes for one what starts with a name and a `+` or a `.`.
+//! Lines that kmemleak does not print follow the backtrace, indented by two. Readers of kmemleak's
+//! text take lines indented by four for frames. syzkaller takes a line for a frame if it starts
+//! with a name and `+` or `.`.
 
-use super::{Frame, Group, Leak, Report};
+use super::model::{Ages, Frame, Group, Leak, Report};
+use crate::count::Count;
 use std::cmp::Reverse;
 use std::fmt::{self, Write};
 
-/// Bytes shown: HEX_MAX_LINES lines of HEX_ROW_SIZE.
+/// Most bytes of a hex dump: `HEX_MAX_LINES` lines of `HEX_ROW_SIZE` (mm/kmemleak.c).
 const DUMP: usize = 32;
 
-/// The line at which parsers of kernel consoles expect a leak; syzkaller's own programs print it before each object of
-/// kmemleak's.
+/// The headline of a leak for parsers of kernel consoles. syzkaller's own programs print it before
+/// each object of kmemleak.
 pub const CONSOLE: &str = "BUG: memory leak\n";
 
-/// Every object by itself, as kmemleak prints them, with `headline` before each, and the closing lines.
+/// Writes every object as kmemleak does, with `headline` before each, and then the closing lines.
 pub fn each(report: &Report, headline: &str) -> String {
     let mut text = String::new();
     let mut all: Vec<(&Leak, &[Frame])> =
@@ -22,14 +25,14 @@ pub fn each(report: &Report, headline: &str) -> String {
     all.sort_by_key(|(leak, _)| Reverse(leak.age));
     for (leak, frames) in all {
         text += headline;
-        // Writing to a String does not fail.
+        // Writing to a `String` cannot fail.
         let _ = object(&mut text, leak, frames);
     }
     text + &report.closing
 }
 
-/// One object of every group, the first that was allocated, what there is to say of it and of its group, with `headline`
-/// before each, and the closing lines.
+/// Writes the oldest object of every group, followed by facts about the object and the group.
+/// `headline` stands before each object. The closing lines come last.
 pub fn groups(report: &Report, headline: &str) -> String {
     let mut text = String::new();
     for group in &report.groups {
@@ -59,7 +62,7 @@ fn object(f: &mut impl Write, leak: &Leak, frames: &[Frame]) -> fmt::Result {
     frames.iter().try_for_each(|frame| frame_lines(f, frame))
 }
 
-/// A frame, after lines of their own for the functions that are inlined there.
+/// Writes a frame, after one line for each function inlined there.
 fn frame_lines(f: &mut impl Write, frame: &Frame) -> fmt::Result {
     let (place, inlined) = frame.places.split_last().unzip();
     for inlined in inlined.into_iter().flatten() {
@@ -70,11 +73,11 @@ fn frame_lines(f: &mut impl Write, frame: &Frame) -> fmt::Result {
     f.write_char('\n')
 }
 
-/// What is said of a group, and of its first object besides.
+/// Writes facts about a group and its first object.
 fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
     let seconds = |millis: u64| format!("{}.{} s", millis / 1000, millis % 1000 / 100);
     let objects = |n: u64| format!("{n} object{}", if n == 1 { "" } else { "s" });
-    let (oldest, youngest) = group.ages();
+    let Ages { oldest, youngest } = group.ages();
     if let Some(test) = &group.test {
         writeln!(f, "  in test {test}")?;
     }
@@ -90,8 +93,8 @@ fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
         _ => writeln!(f, "first {} ago, last {} ago", seconds(oldest), seconds(youngest))?,
     }
     match group.retains() {
-        (0, _) => {}
-        (n, bytes) => writeln!(f, "  holding {}, {bytes} bytes", objects(n))?,
+        Count { objects: 0, .. } => {}
+        held => writeln!(f, "  holding {}, {} bytes", objects(held.objects), held.bytes)?,
     }
     if let Some(guess) = &first.guess {
         writeln!(f, "  probably {guess}")?;
@@ -105,7 +108,7 @@ fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::objects::Kind;
+    use crate::live::objects::Kind;
     use crate::report::{Format, Function, Place};
 
     fn frame(name: &str, offset: u64, size: u64, module: Option<&str>) -> Frame {
@@ -129,7 +132,7 @@ pub(super) mod tests {
             head: b"hello\0\0\0\0\0\0\0\0\0\0\x7f~abc".to_vec(),
             shown_cpu: None,
             crc: 0xbeef,
-            retains: (0, 0),
+            retains: Count::default(),
         }
     }
 
@@ -156,7 +159,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_group_is_told_after_its_first_object() {
-        let first = Leak { age: 61_250, retains: (2, 192), guess: Some("struct foo".into()), ..leak() };
+        let first =
+            Leak { age: 61_250, retains: Count { objects: 2, bytes: 192 }, guess: Some("struct foo".into()), ..leak() };
         let report = report(vec![first, leak()]);
         let want = "  direct leak: 2 objects, 40 bytes, first 61.2 s ago, last 0.0 s ago
   holding 2 objects, 192 bytes
@@ -165,9 +169,9 @@ pub(super) mod tests {
 ";
         assert_eq!(groups(&report, ""), format!("{OBJECT}{want}libleak: 1\n"));
         assert_eq!(Format::Console.write(&report, false), format!("{CONSOLE}{OBJECT}{want}libleak: 1\n"));
-        // Once for each object, where each is told.
+        // Once per object, if every object is written.
         assert_eq!(Format::Console.write(&report, true), format!("{CONSOLE}{OBJECT}{CONSOLE}{OBJECT}libleak: 1\n"));
-        // No line looks to syzkaller like a frame.
+        // syzkaller must not take any line for a frame.
         for line in want.lines() {
             let word = line.trim_start().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             let next = line.trim_start()[word.clone().next().unwrap().len()..].chars().next();

@@ -1,30 +1,31 @@
-//! Which words of a run of memory may be addresses of blocks at all: most are not, and are told by their value alone.
+//! Filters words that cannot be addresses of blocks, by their value alone. Most words are such.
 //!
-//! The same is written twice, for any CPU and for those with AVX2, which is asked for at run time. All of this crate's
-//! unsafe code is here.
+//! The filter exists twice: for any CPU, and for CPUs with AVX2, which are detected at run time.
+//! All unsafe code of this crate is in this file.
 
 use std::ops::Range;
 
-/// Words looked at in one go: a bit each of the result.
+/// Words filtered at once. The result has one bit for each.
 pub(crate) const WORDS: usize = 64;
-/// Ranges in the lower half of the address space at most: each costs three instructions a vector.
+/// Most ranges in the lower half of the address space. Each costs three instructions per vector.
 const MAX_RANGES: usize = 4;
-/// The upper half of the address space, which is the kernel's. It is the sign of a vector's element.
+/// The start of the upper half of the address space, which belongs to the kernel. This bit is the
+/// sign bit of a vector element.
 const UPPER: u64 = 1 << 63;
 
-/// How words are looked at.
+/// How words are filtered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// Every word is looked up.
+    /// No filter: every word is looked up.
     Naive,
-    /// Word by word.
+    /// One word at a time.
     Generic,
     /// Four words at a time.
     Avx2,
 }
 
 impl Variant {
-    /// The fastest that this CPU has.
+    /// The fastest variant of this CPU.
     pub fn best() -> Variant {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") {
@@ -34,20 +35,29 @@ impl Variant {
     }
 }
 
-/// Where all addresses of blocks lie, roughly. In the upper half of the address space are the kernel's, and in memory hardly
-/// anything else that has its first bit, so that this bit alone tells them; what `__percpu` pointers there are in the lower half
-/// are small numbers, and so are most words.
+/// A range of words in the lower half of the address space.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    start: u64,
+    len: u64,
+}
+
+/// A superset of the addresses of all blocks.
+///
+/// Kernel addresses lie in the upper half of the address space. Hardly any other word in memory has
+/// the top bit set, so this bit is the only test. `__percpu` pointers in the lower half are small
+/// numbers, as most words are, so they need ranges.
 #[derive(Debug, Clone)]
 pub(crate) struct Windows {
     /// Whether there are addresses in the upper half.
     upper: bool,
-    /// Those in the lower, as starts and lengths.
-    lower: Vec<(u64, u64)>,
+    /// Addresses in the lower half.
+    lower: Vec<Window>,
     variant: Variant,
 }
 
 impl Windows {
-    /// For these ranges. Where they are too many, those that are closest become one.
+    /// Builds the filter. If there are too many ranges, the closest ones are merged.
     pub(crate) fn new(ranges: impl IntoIterator<Item = Range<u64>>, variant: Variant) -> Windows {
         let ranges: Vec<_> = ranges.into_iter().filter(|r| !r.is_empty()).collect();
         let mut lower: Vec<_> = ranges.iter().filter(|r| r.start < UPPER).map(|r| r.start..r.end.min(UPPER)).collect();
@@ -58,13 +68,14 @@ impl Windows {
             let next = lower.remove(closest + 1);
             lower[closest].end = lower[closest].end.max(next.end);
         }
-        // What is not to be had is not used, whoever asks for it.
+        // A variant that the CPU does not have is never used.
         let variant = if variant == Variant::Avx2 { Variant::best() } else { variant };
-        let lower = lower.into_iter().map(|r| (r.start, r.end - r.start)).collect();
+        let lower = lower.into_iter().map(|r| Window { start: r.start, len: r.end - r.start }).collect();
         Windows { upper: ranges.iter().any(|r| r.end > UPPER), lower, variant }
     }
 
-    /// For each of the first [`WORDS`] words a bit, which is up if it may be the address of a block.
+    /// Returns one bit for each of the first [`WORDS`] words. It is set if the word may be an
+    /// address.
     #[inline]
     pub(crate) fn candidates(&self, words: &[[u8; 8]]) -> u64 {
         let words = &words[..words.len().min(WORDS)];
@@ -86,8 +97,8 @@ impl Windows {
         let mut mask = 0;
         for (i, word) in words.iter().enumerate() {
             let word = u64::from_le_bytes(*word);
-            let inside =
-                self.upper && word >= UPPER || self.lower.iter().any(|&(from, len)| word.wrapping_sub(from) < len);
+            let inside = self.upper && word >= UPPER
+                || self.lower.iter().any(|window| word.wrapping_sub(window.start) < window.len);
             mask |= u64::from(inside) << (i + shift);
         }
         mask
@@ -99,7 +110,7 @@ impl Windows {
     #[target_feature(enable = "avx2")]
     unsafe fn avx2(&self, words: &[[u8; 8]]) -> u64 {
         let (groups, rest) = words.as_chunks::<4>();
-        // The number of ranges is known where the loop is compiled.
+        // Each number of ranges has a loop of its own.
         let mask = match *self.lower {
             [] => self.avx2_of(groups, []),
             [a] => self.avx2_of(groups, [a]),
@@ -113,13 +124,14 @@ impl Windows {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn avx2_of<const N: usize>(&self, groups: &[[[u8; 8]; 4]], lower: [(u64, u64); N]) -> u64 {
+    fn avx2_of<const N: usize>(&self, groups: &[[[u8; 8]; 4]], lower: [Window; N]) -> u64 {
         use std::arch::x86_64::*;
-        // word - from < len, unsigned: there are only signed comparisons, of what is that much less.
+        // The test is `word - start < len`, unsigned. AVX2 has signed comparisons only, so both
+        // sides are reduced by 2^63.
         let (mut starts, mut lens) = ([_mm256_setzero_si256(); N], [_mm256_setzero_si256(); N]);
         for i in 0..N {
-            starts[i] = _mm256_set1_epi64x(lower[i].0.wrapping_sub(UPPER) as i64);
-            lens[i] = _mm256_set1_epi64x((lower[i].1 ^ UPPER) as i64);
+            starts[i] = _mm256_set1_epi64x(lower[i].start.wrapping_sub(UPPER) as i64);
+            lens[i] = _mm256_set1_epi64x((lower[i].len ^ UPPER) as i64);
         }
         let upper = _mm256_set1_epi64x(if self.upper { -1 } else { 0 });
         let mut mask = 0;
@@ -136,7 +148,7 @@ impl Windows {
     }
 }
 
-/// Has the first cache line of a value brought closer: it is about to be read.
+/// Prefetches the first cache line of a value that is about to be read.
 #[inline]
 pub fn prefetch<T: ?Sized>(value: &T) {
     #[cfg(target_arch = "x86_64")]

@@ -1,21 +1,26 @@
-//! Reachability: from roots through live blocks, every aligned word read as a pointer.
+//! Reachability: starting at the roots, every aligned word of a live block is read as a pointer.
 //!
-//! As in kmemleak (mm/kmemleak.c), words are 8-byte aligned, a pointer anywhere into a block counts, one
-//! past its end does not, and each word is also tried as a per-CPU pointer. References from a block that
-//! is itself unreachable do not count, so neither do a block's own.
+//! The rules are those of kmemleak (mm/kmemleak.c). Words are 8-byte aligned. A pointer to any byte
+//! of a block counts, a pointer behind its end does not. Each word is also tried as a `__percpu`
+//! pointer. References from unreachable blocks do not count, so a block's references to itself do
+//! not either.
 //!
-//! What is reachable does not depend on the order in which words are read, so that several threads may read: those of the rayon
-//! pool in which the scan is made ([`rayon::ThreadPool::install`]), and one where there is none. Which
-//! reference to a block was the first one does depend on it: where that is asked for, one thread reads, in one order.
+//! The result does not depend on the order of reading, so several threads may read. They are those
+//! of the rayon pool in which the scan runs ([`rayon::ThreadPool::install`]). Without a pool one
+//! thread reads. The origin of the first reference does depend on the order. If origins are
+//! requested, one thread reads in a fixed order.
 
+pub mod bits;
+pub mod graph;
+pub mod index;
 #[expect(unsafe_code, reason = "vector instructions, and a hint to the CPU")]
 mod kernels;
 mod rules;
 #[cfg(test)]
 mod tests;
 
-use crate::bits::Bits;
-use crate::index::{Index, Place};
+use bits::Bits;
+use index::{Index, Place};
 use kernels::{WORDS, Windows};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -24,59 +29,59 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use kernels::{Variant, prefetch};
 pub use rules::Rules;
 
-/// Blocks that are read next are so many, so that their memory can be fetched meanwhile.
+/// Blocks read together. Their memory is prefetched as a batch.
 const BATCH: usize = 16;
-/// Words that a thread remembers: few enough for the fastest cache.
+/// Words that a thread remembers. They fit into the first-level cache.
 const SETTLED: usize = 1024;
-/// A thread that has more blocks than this to read gives half of them to others.
+/// A thread with more blocks than this in its queue gives half of them to other threads.
 const SHARE: usize = 256;
 
-/// Gives the bytes of a block that may hold references.
+/// The contents of blocks.
 pub trait Contents: Sync {
-    /// Calls `each` with every run of bytes of block `block` that is to be read, 8-byte aligned in the
-    /// guest, and its physical address there. Bytes left out hold no references.
+    /// Calls `each` with every run of bytes in `block` that may hold references. The first argument
+    /// is the guest physical address of the run, which is 8-byte aligned.
     fn read(&self, block: u32, each: &mut dyn FnMut(u64, &[u8]));
 
-    /// Addresses that are found to be of this block, or some of them.
+    /// A range of addresses that the index maps to this block. It may be smaller than the block.
     fn place(&self, _block: u32) -> Range<u64> {
         0..0
     }
 
-    /// The block is read soon.
+    /// A hint that the block is read soon.
     fn prefetch(&self, _block: u32) {}
 }
 
-/// Reads a part of root memory, by its number.
+/// Reads the part of root memory with this number.
 pub type ReadPart<'a> = dyn Fn(usize, &mut dyn FnMut(u64, &[u8])) + Sync + 'a;
 
-/// Tells words that would be references, were it not for what stands around them.
+/// Recognizes words that look like references and are not, by their surroundings.
 pub trait Surroundings: Sync {
-    /// Whether the word at guest physical address `at`, which is one in a block, is no reference. Asked only of
-    /// words that would mark a block; the answer depends on memory alone.
+    /// Whether the word at guest physical address `at` is not a reference. It is asked only for
+    /// words that would mark a block. The answer must depend on memory alone.
     fn is_dead(&self, word: u64, at: u64) -> bool;
 }
 
-/// Where the reference was found that marked a block first.
+/// Where the first reference to a block was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// In root memory: guest physical address of the word.
+    /// In root memory, at this guest physical address.
     Root(u64),
     /// In a register.
     Register,
-    /// Nowhere: the block was given as reachable.
+    /// The caller declared the block reachable.
     Given,
-    /// In another block, by number.
+    /// In the block with this number.
     Block(u32),
-    /// By the rule of another block.
+    /// The block is marked together with the block of this number.
     Rule(u32),
 }
 
-/// How a scan is to be made. The result is the same, but for what it is asked for.
+/// Options of a scan. The marks do not depend on them.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// How words are looked at.
+    /// How words are filtered.
     pub variant: Variant,
-    /// Whether to keep where the first reference to each block was found. One thread reads then.
+    /// Whether to record the first reference to each block. One thread reads then.
     pub origins: bool,
 }
 
@@ -89,56 +94,67 @@ impl Default for Options {
 /// A scan in progress.
 pub struct Marker<'a> {
     scan: Scan<'a>,
-    /// Whether there are threads to share the work with.
+    /// Whether several threads share the work.
     shared: bool,
     found: Found,
-    /// Bytes read from roots, and from blocks.
-    bytes: (u64, u64),
+    /// Bytes of roots read so far.
+    root_bytes: u64,
+    /// Bytes of blocks read so far.
+    heap_bytes: u64,
 }
 
-/// What a scan found.
+/// The result of a scan.
 pub struct Marks {
-    /// Numbers of the blocks that are reachable.
+    /// Numbers of the reachable blocks.
     pub marked: Bits,
-    /// By block number, why it is reachable, if it is; empty where that was not asked for.
+    /// The origin of each reachable block, by block number. Empty unless it was requested.
     pub origins: Vec<Option<Origin>>,
-    /// Bytes of roots read.
+    /// Bytes of roots that were read.
     pub root_bytes: u64,
-    /// Bytes of blocks read.
+    /// Bytes of blocks that were read.
     pub heap_bytes: u64,
 }
 
-/// What a thread has found, and not yet gone on from.
+/// The state of one thread.
 #[derive(Default)]
 struct Found {
-    /// Blocks that are marked and not read.
+    /// Blocks that are marked and still to be read.
     queue: Vec<u32>,
     origins: Option<Vec<Option<Origin>>>,
     bytes: u64,
-    /// Words that need not be looked up again: they are of no block, or of one that is marked. Many objects refer to a few, and
-    /// to tables of functions, which are no blocks.
+    /// Words that need no lookup: they point to no block or to a marked one. Many objects point to
+    /// the same few objects and function tables.
     settled: Settled,
-    /// Words that are about to be looked up, where they stand, and their places in the index.
-    waiting: Vec<(u64, u64, Option<Place>)>,
+    /// Words to look up next.
+    waiting: Vec<Candidate>,
 }
 
-/// As many as there is room for, each in its [`slot`].
+/// A word that may point into a block.
+struct Candidate {
+    word: u64,
+    /// Guest physical address of the word.
+    at: u64,
+    /// The word's page in the index.
+    place: Option<Place>,
+}
+
+/// A direct-mapped cache of words, each in its [`slot`].
 struct Settled(Box<[u64; SETTLED]>);
 
 impl Default for Settled {
     fn default() -> Settled {
-        // A word that is the address of nothing.
+        // No block has this address.
         Settled(Box::new([u64::MAX; SETTLED]))
     }
 }
 
-/// The place of a word in [`Settled`].
+/// The slot of a word in [`Settled`].
 #[inline]
 fn slot(word: u64) -> usize {
     (word ^ word >> 12 ^ word >> 3) as usize % SETTLED
 }
 
-/// What all threads share.
+/// The state that all threads share.
 struct Scan<'a> {
     addresses: &'a Index,
     percpu: &'a Index,
@@ -149,8 +165,8 @@ struct Scan<'a> {
 }
 
 impl<'a> Marker<'a> {
-    /// A scan of as many blocks as there are `rules` for. `addresses` finds them by virtual address, `percpu` by `__percpu`
-    /// pointer.
+    /// Starts a scan. The number of blocks is that of `rules`. `addresses` finds blocks by virtual
+    /// address, `percpu` by `__percpu` pointer.
     pub fn new(
         addresses: &'a Index,
         percpu: &'a Index,
@@ -163,11 +179,14 @@ impl<'a> Marker<'a> {
         let origins = options.origins.then(|| vec![None; rules.len]);
         let found = Found { queue: rules.weak.ones().collect(), origins, ..Found::default() };
         let shared = !options.origins && rayon::current_thread_index().is_some() && rayon::current_num_threads() > 1;
-        Marker { scan, shared, found, bytes: (0, 0) }
+        Marker { scan, shared, found, root_bytes: 0, heap_bytes: 0 }
     }
 
-    /// Reads root memory in parts: `read` calls its argument with every run of bytes of the part of that number, and their guest
-    /// physical address, which is 8-byte aligned. A tail shorter than a word is not read.
+    /// Reads root memory in `parts` parts.
+    ///
+    /// `read` calls its argument with every run of bytes in the part. The other argument is the
+    /// guest physical address of the run, which is 8-byte aligned. A tail shorter than a word is
+    /// ignored.
     pub fn roots(&mut self, parts: usize, read: &ReadPart<'_>) {
         let scan = &self.scan;
         let part = |mut found: Found, part: usize| {
@@ -179,39 +198,39 @@ impl<'a> Marker<'a> {
             false => vec![(0..parts).fold(std::mem::take(&mut self.found), part)],
         };
         for found in founds {
-            self.bytes.0 += found.bytes;
+            self.root_bytes += found.bytes;
             self.found.queue.extend(found.queue);
             self.found.origins = self.found.origins.take().or(found.origins);
         }
     }
 
-    /// Reads a run of root memory, as [`Marker::roots`].
+    /// Reads one run of root memory. See [`Marker::roots`].
     pub fn root(&mut self, at: u64, bytes: &[u8]) {
         self.scan.words(at, bytes, 0..0, Origin::Root, &mut self.found);
-        self.bytes.0 += std::mem::take(&mut self.found.bytes);
+        self.root_bytes += std::mem::take(&mut self.found.bytes);
     }
 
-    /// Takes one word as a root: a register.
+    /// Treats one word, as from a register, as a root.
     pub fn root_word(&mut self, word: u64) {
         self.scan.word(word, self.scan.addresses.place(word), None, || Origin::Register, &mut self.found);
     }
 
-    /// Takes a block as reachable, though no reference to it is known.
+    /// Treats a block as reachable without a reference.
     pub fn root_block(&mut self, block: u32) {
         self.scan.mark(block, &|| Origin::Given, &mut self.found);
     }
 
-    /// Whether a block is reachable from the roots given before the last [`Marker::run`].
+    /// Whether a block was reachable at the last [`Marker::run`].
     pub fn is_marked(&self, block: u32) -> bool {
         self.scan.marked.get(block)
     }
 
-    /// The blocks that are not, ascending by number.
+    /// Numbers of the unreachable blocks, ascending.
     pub fn unmarked(&self) -> impl Iterator<Item = u32> + '_ {
         self.scan.marked.zeros()
     }
 
-    /// Marks everything that is reachable from the roots given so far.
+    /// Marks everything that is reachable from the roots so far.
     pub fn run(&mut self, contents: &impl Contents) {
         let scan = &self.scan;
         match self.shared && self.found.queue.len() > SHARE {
@@ -224,27 +243,27 @@ impl<'a> Marker<'a> {
                         scope.spawn(move |scope| scan.share(contents, part, bytes, scope));
                     }
                 });
-                self.bytes.1 += bytes.into_inner();
+                self.heap_bytes += bytes.into_inner();
             }
             false => {
-                // What was found first is told by the order.
+                // The first reference is defined by the order, so blocks are read one by one.
                 let batch = if self.found.origins.is_some() { 1 } else { BATCH };
                 scan.drain(contents, &mut self.found, batch, usize::MAX, &mut |_| {});
-                self.bytes.1 += std::mem::take(&mut self.found.bytes);
+                self.heap_bytes += std::mem::take(&mut self.found.bytes);
             }
         }
     }
 
-    /// As [`Marker::run`], and ends the scan.
+    /// Runs the scan and returns its result.
     pub fn finish(mut self, contents: &impl Contents) -> Marks {
         self.run(contents);
         let origins = self.found.origins.unwrap_or_default();
-        Marks { marked: self.scan.marked, origins, root_bytes: self.bytes.0, heap_bytes: self.bytes.1 }
+        Marks { marked: self.scan.marked, origins, root_bytes: self.root_bytes, heap_bytes: self.heap_bytes }
     }
 }
 
 impl Scan<'_> {
-    /// Reads blocks and all that they lead to, and leaves some to other threads.
+    /// Reads blocks and everything reachable from them. Passes surplus blocks to other threads.
     fn share<'s, C: Contents>(
         &'s self,
         contents: &'s C,
@@ -259,7 +278,8 @@ impl Scan<'_> {
         bytes.fetch_add(found.bytes, Ordering::Relaxed);
     }
 
-    /// Reads the blocks in the queue, `batch` at a time, and all that they lead to. What is more than `limit` goes to `spill`.
+    /// Reads the queued blocks and everything reachable from them, `batch` blocks at a time. If
+    /// more than `limit` blocks are queued, half of them go to `spill`.
     fn drain(
         &self,
         contents: &impl Contents,
@@ -276,7 +296,8 @@ impl Scan<'_> {
                 now.iter().for_each(|&block| contents.prefetch(block));
             }
             for block in now.drain(..) {
-                // Its own references change nothing, once it is marked; a weak one may not be.
+                // References of a marked block to itself change nothing. A weak block may not be
+                // marked.
                 let own = if self.rules.is_weak(block) { 0..0 } else { contents.place(block) };
                 contents.read(block, &mut |at, bytes| {
                     self.words(at, bytes, own.clone(), |_| Origin::Block(block), found);
@@ -289,7 +310,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Takes words that stand from guest physical address `at` on, but for those in `own`.
+    /// Looks at words that start at guest physical address `at`. Skips pointers into `own`.
     #[inline]
     fn words(&self, at: u64, bytes: &[u8], own: Range<u64>, origin: impl Fn(u64) -> Origin, found: &mut Found) {
         found.bytes += bytes.len() as u64;
@@ -297,7 +318,8 @@ impl Scan<'_> {
         for (i, words) in bytes.as_chunks::<8>().0.chunks(WORDS).enumerate() {
             let mut mask = self.windows.candidates(words);
             let mut waiting = std::mem::take(&mut found.waiting);
-            // First all of them are looked at, so that what is known of their pages is here when it is needed.
+            // The first pass looks up the pages of all words, so that the entries are prefetched in
+            // time.
             while mask != 0 {
                 let bit = mask.trailing_zeros() as usize;
                 mask &= mask - 1;
@@ -307,11 +329,13 @@ impl Scan<'_> {
                 }
                 let place = self.addresses.place(word);
                 if place.is_some() || self.percpu.may_find(word) {
-                    place.inspect(|place| self.addresses.prefetch(*place, word));
-                    waiting.push((word, at + 8 * (i * WORDS + bit) as u64, place));
+                    if let Some(entry) = place.and_then(|place| self.addresses.expected(place, word)) {
+                        prefetch(entry);
+                    }
+                    waiting.push(Candidate { word, at: at + 8 * (i * WORDS + bit) as u64, place });
                 }
             }
-            for (word, at, place) in waiting.drain(..) {
+            for Candidate { word, at, place } in waiting.drain(..) {
                 if self.word(word, place, Some(at), || origin(at), found) {
                     found.settled.0[slot(word)] = word;
                 }
@@ -320,8 +344,8 @@ impl Scan<'_> {
         }
     }
 
-    /// Takes a word, which has that place in the index and stands at guest physical address `at`. Tells whether the same word is
-    /// of no interest any more, wherever it stands.
+    /// Looks up one word that stands at guest physical address `at`. `place` is its page in the
+    /// index. Returns whether the same word needs no further lookup, wherever it stands.
     #[inline]
     fn word(
         &self,
@@ -350,7 +374,7 @@ impl Scan<'_> {
 
     fn mark(&self, mut block: u32, origin: &impl Fn() -> Origin, found: &mut Found) {
         let mut why = origin();
-        // Rules lead from one block to the next, each marked once.
+        // Rules form chains. Each block in a chain is marked once.
         while self.marked.set(block) {
             if let Some(origins) = &mut found.origins {
                 origins[block as usize] = Some(why);

@@ -1,9 +1,9 @@
-//! Blocks that are read or marked otherwise than all others.
+//! Blocks with special rules for reading or marking.
 
-use crate::bits::Bits;
+use crate::scan::bits::Bits;
 use std::collections::HashMap;
 
-/// What is known of blocks besides their contents.
+/// Rules by block number.
 #[derive(Debug, Default)]
 pub struct Rules {
     pub(super) weak: Bits,
@@ -13,17 +13,19 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// No rules, for `len` blocks.
+    /// An empty set of rules for `len` blocks.
     pub fn new(len: usize) -> Rules {
         Rules { weak: Bits::new(len), has_next: Bits::new(len), next: HashMap::new(), len }
     }
 
-    /// Makes a block weak: scanned from the start, though that does not mark it, and never a leak.
+    /// Makes a block weak. It is read from the start of the scan, even if nothing refers to it. It
+    /// is never a leak.
     pub fn set_weak(&mut self, block: u32) {
         self.weak.set(block);
     }
 
-    /// Says which block is marked as soon as `block` is: a vm_struct's own area.
+    /// Sets the block that is marked together with `block`. A `vm_struct` marks its own area this
+    /// way.
     pub fn set_next(&mut self, block: u32, next: Option<u32>) {
         self.has_next.set(block);
         match next {
@@ -38,7 +40,7 @@ impl Rules {
         self.weak.get(block)
     }
 
-    /// The block that is marked with this one.
+    /// The block that is marked together with this one.
     #[inline]
     pub fn next(&self, block: u32) -> Option<u32> {
         self.has_next.get(block).then(|| self.next.get(&block).copied()).flatten()

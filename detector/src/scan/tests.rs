@@ -1,7 +1,7 @@
-//! Small memories that are written out, and large ones that are held against an obvious scan.
+//! Scans of small written-out memories, and of random ones that a naive scan checks.
 
 use super::*;
-use crate::index::Span;
+use crate::scan::index::Span;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ impl Contents for Blocks {
     }
 }
 
-/// Addresses at which words are no references.
+/// Physical addresses of words that are not references.
 struct Dead(&'static [u64]);
 
 impl Surroundings for Dead {
@@ -33,7 +33,7 @@ fn at(block: u64) -> u64 {
     BASE + block * 64
 }
 
-/// Marks of blocks of 64 bytes with these contents, from one root word.
+/// The marks of blocks of 64 bytes with these contents, from one root word.
 fn scan(contents: Vec<Vec<u64>>, rules: &Rules, root: u64) -> Vec<bool> {
     scan_but_for(Dead(&[]), contents, rules, root)
 }
@@ -103,7 +103,7 @@ fn per_cpu_pointers_resolve() {
     assert!(marks.marked.get(0));
 }
 
-/// What a random memory is made of.
+/// A random memory.
 #[derive(Debug, Clone)]
 struct Memory {
     /// Addresses and words of blocks. Small addresses are `__percpu` pointers.
@@ -111,13 +111,13 @@ struct Memory {
     roots: Vec<u64>,
     weak: Vec<u32>,
     next: Vec<(u32, u32)>,
-    /// Physical addresses of words that are no references.
+    /// Physical addresses of words that are not references.
     dead: BTreeSet<u64>,
 }
 
 const ROOTS_AT: u64 = 0x1000;
 
-/// Far enough apart for all that a block may hold.
+/// The physical address of a block. Blocks are further apart than any is long.
 fn phys(block: u32) -> u64 {
     0x10_0000 + 0x1000 * u64::from(block)
 }
@@ -140,7 +140,7 @@ impl Memory {
         rules
     }
 
-    /// The obvious scan: everything again and again, until nothing changes.
+    /// The naive scan: reads everything until nothing changes.
     fn reachable(&self) -> Vec<bool> {
         let (mut spans, mut pointers) = (self.spans(false), self.spans(true));
         spans.sort_by_key(|s| (s.start, s.end));
@@ -173,7 +173,7 @@ impl Memory {
 
 impl Contents for Memory {
     fn read(&self, block: u32, each: &mut dyn FnMut(u64, &[u8])) {
-        // In two runs, the first of which has an odd number of words.
+        // Two runs. The first has an odd number of words.
         let words = &self.blocks[block as usize].1;
         let (first, rest) = words.split_at((words.len() / 2) | 1);
         each(phys(block), &bytes(first));
@@ -196,7 +196,7 @@ impl Surroundings for Memory {
     }
 }
 
-/// Memories with blocks side by side and far from each other, and words that point to, into, and past them.
+/// Memories with adjacent and distant blocks, and words that point to, into and behind them.
 fn memories() -> impl Strategy<Value = Memory> {
     let block = (0..4u64, 1..40u64, 0..5u64, 0..10u32);
     let word = (any::<prop::sample::Index>(), 0..12u32, any::<u64>());
@@ -230,7 +230,7 @@ fn memories() -> impl Strategy<Value = Memory> {
                     9 => random >> 44,
                     _ => (random >> 20) | 0xffff_8000_0000_0000,
                 };
-                // A word in twelve stands in the roots.
+                // One word of twelve goes to the roots.
                 match i % 12 {
                     0 => roots[(random >> 8) as usize % 70] = word,
                     _ => {
@@ -245,10 +245,20 @@ fn memories() -> impl Strategy<Value = Memory> {
     )
 }
 
+/// The result of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Outcome {
+    marked: Vec<bool>,
+    root_bytes: u64,
+    heap_bytes: u64,
+    /// Empty unless origins are recorded.
+    origins: Vec<Option<Origin>>,
+}
+
 static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
 
-/// The marks of a memory in one way, the bytes that were read, and the first references where they were asked for.
-fn marks(memory: &Memory, options: Options) -> (Vec<bool>, (u64, u64), Vec<Option<Origin>>) {
+/// Scans a memory in one way.
+fn marks(memory: &Memory, options: Options) -> Outcome {
     let (addresses, percpu) = (Index::new(memory.spans(false)), Index::new(memory.spans(true)));
     let rules = memory.rules();
     let mut marker = Marker::new(&addresses, &percpu, &rules, memory, options);
@@ -257,7 +267,7 @@ fn marks(memory: &Memory, options: Options) -> (Vec<bool>, (u64, u64), Vec<Optio
     marker.roots(parts.len(), &|i, each| each(parts[i].0, parts[i].1));
     let marks = marker.finish(memory);
     let marked = (0..memory.blocks.len() as u32).map(|b| marks.marked.get(b)).collect();
-    (marked, (marks.root_bytes, marks.heap_bytes), marks.origins)
+    Outcome { marked, root_bytes: marks.root_bytes, heap_bytes: marks.heap_bytes, origins: marks.origins }
 }
 
 proptest! {
@@ -268,20 +278,20 @@ proptest! {
         let expected = memory.reachable();
         let of = |variant| Options { variant, origins: false };
         let first = marks(&memory, of(Variant::Naive));
-        prop_assert_eq!(&first.0, &expected);
+        prop_assert_eq!(&first.marked, &expected);
         prop_assert_eq!(&marks(&memory, of(Variant::Generic)), &first);
         prop_assert_eq!(&marks(&memory, of(Variant::Avx2)), &first);
         let pool = POOL.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap());
         prop_assert_eq!(&pool.install(|| marks(&memory, of(Variant::best()))), &first);
-        // With the first references kept, these do not depend on how words are looked at either.
+        // Recorded origins do not depend on the filter either.
         let kept = marks(&memory, Options { variant: Variant::Naive, origins: true });
-        prop_assert_eq!((&kept.0, kept.1), (&first.0, first.1));
-        prop_assert_eq!(kept.2.iter().map(Option::is_some).collect::<Vec<_>>(), expected);
+        prop_assert_eq!(&Outcome { origins: Vec::new(), ..kept.clone() }, &first);
+        prop_assert_eq!(kept.origins.iter().map(Option::is_some).collect::<Vec<_>>(), expected);
         prop_assert_eq!(&pool.install(|| marks(&memory, Options { origins: true, ..Options::default() })), &kept);
     }
 }
 
-/// More blocks than a thread keeps for itself: lists, a tree, and what nothing refers to.
+/// More blocks than one thread keeps: lists, a tree, and unreachable blocks.
 #[test]
 #[cfg_attr(miri, ignore = "more blocks than a thread keeps take an hour there; ThreadSanitizer runs it")]
 fn threads_share_what_is_much() {
@@ -289,7 +299,7 @@ fn threads_share_what_is_much() {
     let start = |i: u64| 0xffff_8880_0000_0000 + 64 * i;
     let blocks = (0..BLOCKS).map(|i| {
         let to = |i: u64| if i < BLOCKS { start(i) + i % 64 } else { 0 };
-        // Every seventh one and what only it refers to is not reached.
+        // Every seventh block, and what only it refers to, is unreachable.
         (
             start(i),
             if i % 7 == 6 { vec![start(i); 8] } else { vec![to(2 * i + 1), 0, to(2 * i + 2), 7, to(i + 7), 0, 0, 0] },
@@ -304,7 +314,7 @@ fn threads_share_what_is_much() {
     };
     let alone = marks(&memory, Options::default());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
-    let reached = alone.0.iter().filter(|m| **m).count();
+    let reached = alone.marked.iter().filter(|m| **m).count();
     assert!((BLOCKS as usize / 40..BLOCKS as usize - BLOCKS as usize / 40).contains(&reached), "{reached}");
     for _ in 0..20 {
         assert_eq!(pool.install(|| marks(&memory, Options::default())), alone);

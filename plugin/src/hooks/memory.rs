@@ -44,7 +44,7 @@ impl Tracker {
             return self.close("the host had no memory for libleak");
         }
         let maps = [Some(&self.live), self.pages.as_ref().map(|p| &p.map)];
-        let growth = |map: &LiveMap| Some(map.room()).filter(|(room, _)| *room < AHEAD).map_or(0, |(_, bytes)| bytes);
+        let growth = |map: &LiveMap| Some(map.room()).filter(|room| room.entries < AHEAD).map_or(0, |room| room.bytes);
         let growth: u64 = maps.into_iter().flatten().map(growth).sum();
         let needs = self.needs();
         // A limit must leave room for the check; of what the host has, QEMU and others may give back some until then.

@@ -17,7 +17,7 @@ use crate::ffi::api::Flag;
 use crate::ffi::ram::Ram;
 use crate::session::troubles::Troubles;
 use dashmap::DashMap;
-use detector::clock::Clock;
+use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
@@ -237,7 +237,7 @@ impl Tracker {
     pub fn objects(&self) -> Objects {
         let maps: Vec<&LiveMap> = [&self.live].into_iter().chain(self.pages.as_ref().map(|p| &p.map)).collect();
         let jiffies = self.jiffies.load(Ordering::Relaxed).max(self.context.jiffies(&self.ram));
-        Objects::of(&maps, &self.comms, &self.clock, (jiffies, self.millis()))
+        Objects::of(&maps, &self.comms, &self.clock, Reading { jiffies, millis: self.millis() })
     }
 
     /// Modules as they were loaded until now, each with the sequence number of that moment. They are lent to nobody: the

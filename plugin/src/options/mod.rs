@@ -2,7 +2,7 @@
 
 mod keys;
 
-use detector::report::Format;
+use detector::report::{Format, UnknownFormat};
 use keys::{KEYS, help, names};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -182,7 +182,7 @@ impl Options {
                 }
                 "format" => {
                     let before = options.reports.last_mut().map_or(&mut options.stderr, |r| &mut r.format);
-                    *before = value.parse().map_err(bad)?;
+                    *before = value.parse().map_err(|_| bad(UnknownFormat::MESSAGE))?;
                 }
                 "each" => options.each = switch()?,
                 "suppress" => options.suppress.push(path()?),

@@ -1,5 +1,5 @@
-//! A QEMU plugin that is called for each block that runs and each access to memory, counts them, and says at the end how many
-//! they were. `scripts/ways` builds it and loads it beside libleak, whose own callbacks are then not alone on an instruction.
+//! A QEMU plugin that counts executed blocks and memory accesses, and prints the counts at the end.
+//! `scripts/ways` loads it beside libleak, so that instructions have callbacks of both.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::mem::transmute;
@@ -7,14 +7,14 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// QEMU 11.1 takes no plugin but one that asks for 7, and those before it take 4. `scripts/ways` knows which it is, and says so when
-/// it builds this.
+/// QEMU 11.1 requires API version 7, earlier versions accept 4. `scripts/ways` builds for the right
+/// one.
 const VERSION: c_int = match option_env!("BUSY_PLUGIN_API") {
     Some(text) if matches!(text.as_bytes(), b"7") => 7,
     _ => 4,
 };
 
-/// The API version this plugin asks for.
+/// The API version that this plugin requests.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub static qemu_plugin_version: c_int = VERSION;
@@ -23,10 +23,10 @@ static BLOCKS: AtomicU64 = AtomicU64::new(0);
 static ACCESSES: AtomicU64 = AtomicU64::new(0);
 static API: OnceLock<Api> = OnceLock::new();
 
-/// Any type that QEMU keeps to itself.
+/// An opaque type of QEMU.
 type Opaque = *mut c_void;
 type Register = unsafe extern "C" fn(id: u64, callback: Opaque, userdata: Opaque);
-/// Not even the kinds of its arguments matter to [`ran`] and [`accessed`].
+/// A callback. [`ran`] and [`accessed`] ignore its arguments.
 type Callback = extern "C" fn();
 
 type Length = unsafe extern "C" fn(tb: Opaque) -> usize;
@@ -34,7 +34,7 @@ type Instruction = unsafe extern "C" fn(tb: Opaque, index: usize) -> Opaque;
 type OnExec = unsafe extern "C" fn(tb: Opaque, callback: Callback, flags: c_uint, userdata: Opaque);
 type OnAccess = unsafe extern "C" fn(insn: Opaque, callback: Callback, flags: c_uint, which: c_uint, userdata: Opaque);
 
-/// QEMU's functions, of include/qemu/qemu-plugin.h (10.0 to 11.1).
+/// QEMU's functions (include/qemu/qemu-plugin.h, 10.0 to 11.1).
 struct Api {
     tb_n_insns: Length,
     tb_get_insn: Instruction,
@@ -60,8 +60,8 @@ extern "C" fn translated_with_id(_id: u64, tb: Opaque) {
 
 extern "C" fn translated(tb: Opaque) {
     let Some(api) = API.get() else { return };
-    // SAFETY: QEMU's own functions, with its block, within its callback; what they call are plain functions that outlive the
-    // process, whom no arguments can hurt in this calling convention.
+    // SAFETY: QEMU's functions, called with its block within its callback. The callbacks are plain
+    // functions that outlive the process. This calling convention tolerates any arguments.
     unsafe {
         (api.register_tb_exec)(tb, ran, READS_REGISTERS, null_mut());
         for n in 0..(api.tb_n_insns)(tb) {
@@ -85,8 +85,9 @@ fn install(id: u64) -> Option<()> {
     let on_translation = find(c"qemu_plugin_register_vcpu_tb_trans_cb")?;
     let on_exit = find(c"qemu_plugin_register_atexit_cb")?;
     let translated = if VERSION < 7 { translated_with_id as *mut c_void } else { translated as *mut c_void };
-    // SAFETY: QEMU's functions of these names, with these signatures. Version 7 dropped the callbacks' first argument, and
-    // gave the registrations their third one, which those before do not look at.
+    // SAFETY: QEMU's functions of these names, with these signatures. Version 7 dropped the
+    // callbacks' first argument and gave the registrations their third one. Earlier versions ignore
+    // it.
     unsafe {
         let _ = API.set(Api {
             tb_n_insns: transmute::<Opaque, Length>(find(c"qemu_plugin_tb_n_insns")?),
@@ -100,7 +101,7 @@ fn install(id: u64) -> Option<()> {
     Some(())
 }
 
-/// QEMU's way in.
+/// The entry point for QEMU.
 #[unsafe(no_mangle)]
 pub extern "C" fn qemu_plugin_install(id: u64, _info: Opaque, _argc: c_int, _argv: *const *const c_char) -> c_int {
     match install(id) {

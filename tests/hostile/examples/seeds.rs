@@ -1,4 +1,5 @@
-//! Writes the inputs that fuzzing starts from: `cargo run -p hostile --example seeds FOLDER`, into a folder of FOLDER for each target.
+//! Writes the seed inputs for fuzzing: `cargo run -p hostile --example seeds FOLDER`. Each target
+//! gets a folder in FOLDER.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The kernel's types.
+//! BTF, the kernel's types.
 
 use crate::guest::Guest;
 use crate::input::Input;
@@ -9,12 +9,12 @@ use std::cell::RefCell;
 /// Names that are looked up, and types.
 const NAMES: usize = 48;
 const TYPES: u32 = 3000;
-/// What the program looks for.
+/// The lookups of the program.
 const STRUCTS: [&str; 8] =
     ["page", "slab", "kmem_cache", "task_struct", "module", "vmap_area", "pcpu_chunk", "rw_semaphore"];
 const MEMBERS: [&str; 8] = ["flags", "freelist", "list", "thread.sp", "core_layout.base", "vm", "a.b", "objects"];
 
-/// A byte for what follows: a blob, or changes of the types of the snapshot's kernel.
+/// The first byte says what follows: a blob, or changes to the BTF of the snapshot's kernel.
 pub fn check(data: &[u8]) {
     thread_local! { static BLOB: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) } }
     let mut input = Input(data);
@@ -54,7 +54,7 @@ fn hold(data: &[u8]) {
     let Ok(btf) = btf else { return };
     let len = len.expect("it was parsed");
     assert!(len <= data.len() && btf.blob().len() == len);
-    // Void, and 12 bytes each.
+    // Type 0 is void. Every other type has at least 12 bytes.
     assert!(btf.len() <= 1 + data.len() / 12);
     let again = Btf::parse(btf.blob()).expect("its own bytes");
     assert_eq!(again.len(), btf.len());

@@ -1,4 +1,4 @@
-//! What the guest says: lines of KTAP on its console and in its log, and markers.
+//! Text from the guest: lines of KTAP on its console and in its log, and markers.
 
 use detector::guest_tests::{MAX_FINISHED, MAX_NAME, MAX_PATH, MAX_STRETCHES, Tests, clean};
 use detector::ktap;
@@ -9,7 +9,7 @@ pub mod command;
 
 use command::Command;
 
-/// Lines, which are of the console or, where they are any, markers.
+/// Lines. Each belongs to the console or is a marker.
 pub fn check(data: &[u8]) {
     let mut tests = Tests::default();
     let mut last = 0;

@@ -1,4 +1,4 @@
-//! What clients of the control socket send, and what they read.
+//! Messages of the control socket.
 
 use crate::input::Input;
 use detector::control::{Envelope, Event, Grown, Live, MAX_LINE, Reasons, Request, Status};
@@ -6,17 +6,18 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 use std::io::{self, Read};
 
-// The plugin is a library for C alone: with one for Rust beside it, cargo would build both without link-time optimisation.
+// The plugin is a C library only. As a Rust library too, cargo would build both without link-time
+// optimisation.
 #[path = "../../../plugin/src/triggers/control/lines.rs"]
 #[allow(clippy::should_implement_trait)]
 pub mod lines;
 
 use lines::{Line, Lines};
 
-/// Most bytes of a line, here: less than of a real one, so that inputs are longer.
+/// Most bytes of a line here. It is less than the real bound, so that inputs contain longer lines.
 const LIMIT: usize = 512;
 
-/// Gives its bytes a few at a time, as a socket may.
+/// Returns its bytes in small pieces, as a socket may.
 struct Drops<'a>(Input<'a>, usize);
 
 impl Read for Drops<'_> {
@@ -27,7 +28,7 @@ impl Read for Drops<'_> {
     }
 }
 
-/// A byte for how many bytes come at once, and what comes.
+/// The first byte is the size of the pieces. The input follows.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let step = usize::from(input.u8()) + 1;
@@ -41,7 +42,7 @@ pub fn check(data: &[u8]) {
             Line::End => break,
         }
     }
-    // What has no end is no line.
+    // Text without a line end is not a line.
     let end = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let expected = text[..end].split_inclusive(|b| *b == b'\n').map(|line| &line[..line.len() - 1]);
     let expected: Vec<&[u8]> = expected.map(|line| if line.len() > LIMIT { &[] } else { line }).collect();
@@ -57,7 +58,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// What is read is written as it is read.
+/// A parsed request is written as it was read.
 fn again<T: DeserializeOwned + Serialize + PartialEq + Debug>(line: &[u8]) {
     let Ok(value) = serde_json::from_slice::<T>(line) else { return };
     let text = serde_json::to_string(&value).expect("it can be written");

@@ -1,4 +1,4 @@
-//! Files that the user gives.
+//! Files that the user names.
 
 use crate::input::Input;
 use crate::kallsyms;
@@ -7,11 +7,11 @@ use guest_symbols::symbol_file::{SymbolFile, to_map};
 use guest_symbols::symbols::SymbolTable;
 use std::path::Path;
 
-/// The banner of the kernel that runs, and its place in the image.
+/// The banner of the running kernel, and its offset in the image.
 const BANNER: &[u8] = b"Linux version 6.1.0-test (gcc) #1";
 const BANNER_AT: usize = 4096;
 const RELEASE: &str = "6.1.0-test";
-/// Where the image begins.
+/// The address of the image.
 const BASE: u64 = 0xffff_ffff_8120_0000;
 
 /// A symbol file: ELF, System.map or saved kallsyms.
@@ -24,7 +24,7 @@ pub fn symbol_file(data: &[u8]) {
     let table = file.table();
     kallsyms::agrees(&table);
     assert!(file.btf.as_ref().is_none_or(|btf| btf.len() <= data.len()));
-    // Written as a map, and read, it is the same.
+    // Written as a System.map and read again, the table is the same.
     let words = table.iter().filter(|s| !s.name.contains(|c: char| c.is_ascii_whitespace())).count();
     let map = to_map(&table);
     if let Ok(again) = SymbolFile::parse(path, map.as_bytes()) {
@@ -37,7 +37,7 @@ pub fn symbol_file(data: &[u8]) {
         assert_eq!(slid.lookup("linux_banner").map(|at| at >= BASE), Some(true));
         kallsyms::agrees(&slid);
         let own = file.for_kernel(&memory, BASE, BASE, RELEASE, Some(&slid)).map(|t| t.len());
-        // Refused where several functions have one name.
+        // Ambiguous names are rejected.
         assert!(own.is_ok_and(|len| len == slid.len()) || has_twins(&slid));
     }
 }
@@ -46,7 +46,7 @@ fn has_twins(table: &SymbolTable) -> bool {
     table.iter().any(|s| table.lookup(s.name) != Some(s.addr))
 }
 
-/// A kernel's image: a byte for how it is packed, as `payload` is.
+/// A kernel image. The first byte selects the compression, as in `payload`.
 pub fn boot_image(data: &[u8]) {
     let mut input = Input(data);
     let packed = input.u8();
@@ -68,10 +68,10 @@ pub fn boot_image(data: &[u8]) {
     };
     assert!(elf.len() <= image::MOST as usize);
     match image::load(&elf) {
-        Ok((base, memory)) => {
-            assert!(base >= 0xffff_ffff_8000_0000 && memory.len() <= 1 << 30);
+        Ok(image::Loaded { start, memory }) => {
+            assert!(start >= 0xffff_ffff_8000_0000 && memory.len() <= 1 << 30);
             if memory.len() < 1 << 20
-                && let Ok(found) = guest_symbols::kallsyms::decode(&memory, base, None)
+                && let Ok(found) = guest_symbols::kallsyms::decode(&memory, start, None)
             {
                 kallsyms::agrees(&found.symbols);
             }
@@ -80,7 +80,7 @@ pub fn boot_image(data: &[u8]) {
     }
 }
 
-/// A boot image of one set-up sector with this payload (Documentation/arch/x86/boot.rst).
+/// A boot image with one sector of set-up code (Documentation/arch/x86/boot.rst).
 pub fn boot(payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0; 1024];
     image[0x1f1] = 1;

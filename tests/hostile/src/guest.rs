@@ -1,8 +1,9 @@
-//! The guest of a snapshot, some words of whose memory are what the input says.
+//! The guest of a snapshot. The input overwrites some words of its memory.
 //!
-//! An input is a row of [`Patch`]es of 14 bytes. Most of them are of words that a check of the guest as it was has read one by one:
-//! those of the kernel's own structures. What is written there may be another such word's address or content, so that lists go
-//! round in circles and lead from one structure into another.
+//! An input is a list of [`Patch`]es of 14 bytes. Most patches hit words of the kernel's
+//! structures, which a check of the unmodified guest reads one by one. The new value may be the
+//! address or the value of another such word. Lists then form cycles, or lead from one structure to
+//! another.
 
 use crate::input::Input;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PhysAddr, StoppedMemory};
@@ -17,14 +18,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most patches of one input.
 const MAX_PATCHES: usize = 48;
-/// Bytes of one.
+/// Bytes of a patch.
 const PATCH: usize = 14;
 
-/// A guest to be spoilt.
+/// A guest whose memory can be overwritten.
 pub struct Guest {
     snapshot: Snapshot,
     memory: OwnedMemory,
-    /// Words that are read one by one, and runs that are read whole, both ascending.
+    /// Words that are read one by one, and runs that are read at once. Both ascend.
     places: Vec<u64>,
     runs: Vec<Range<u64>>,
     image: Range<u64>,
@@ -32,14 +33,14 @@ pub struct Guest {
     ram: u64,
 }
 
-/// A word to be overwritten.
+/// A word to overwrite.
 struct Patch {
     at: u64,
     value: u64,
 }
 
 impl Guest {
-    /// The guest of the snapshot, and the words of it that `reads` reads.
+    /// Loads the snapshot, and records the words that `reads` reads.
     ///
     /// # Panics
     /// If there is no snapshot.
@@ -61,7 +62,7 @@ impl Guest {
         Guest { memory, places, runs, image, direct_map, ram, snapshot }
     }
 
-    /// The snapshot that it was.
+    /// The unmodified snapshot.
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
@@ -76,17 +77,17 @@ impl Guest {
         &self.memory
     }
 
-    /// How many words are read one by one.
+    /// The number of words that are read one by one.
     pub fn places(&self) -> usize {
         self.places.len()
     }
 
-    /// The virtual address of physical `at` in the direct map.
+    /// The virtual address of the physical address `at` in the direct map.
     pub fn direct(&self, at: u64) -> VirtAddr {
         VirtAddr(self.direct_map.wrapping_add(at))
     }
 
-    /// Does something with the guest while its memory is spoilt.
+    /// Calls `act` with the guest while the patches of the input are applied.
     pub fn spoilt<T>(&mut self, input: &mut Input<'_>, act: impl FnOnce(&Guest) -> T) -> T {
         let mut patches = Vec::new();
         for _ in 0..MAX_PATCHES {
@@ -99,9 +100,10 @@ impl Guest {
         self.with(&bytes, act)
     }
 
-    /// Does something with the guest while these bytes stand at these physical addresses. What leads out of RAM is left out.
+    /// Calls `act` with the guest while these bytes are at these physical addresses. Bytes outside
+    /// of RAM are ignored.
     pub fn with<T>(&mut self, bytes: &[(u64, Vec<u8>)], act: impl FnOnce(&Guest) -> T) -> T {
-        // Given back when it is dropped, which is also when `act` panics.
+        // Restored on drop, so also if `act` panics.
         struct Spoilt<'a>(&'a mut Guest, Vec<(u64, Vec<u8>)>);
         impl Drop for Spoilt<'_> {
             fn drop(&mut self) {
@@ -146,7 +148,7 @@ impl Guest {
             5 => argument & 0xff,
             6 => u64::MAX << (argument % 64),
             7 => 1 << (argument % 64),
-            // The low half alone, and the high one.
+            // Only the low half, or only the high half.
             8 => old & !0xffff_ffff | argument & 0xffff_ffff,
             _ => old & 0xffff_ffff | argument << 32,
         };
@@ -157,7 +159,7 @@ impl Guest {
         self.places[number % self.places.len()]
     }
 
-    /// The physical address of the byte of RAM of that number.
+    /// The physical address of the byte with this number in RAM.
     fn phys(&self, number: u64) -> u64 {
         let mut rest = number % self.ram;
         for range in self.memory.ranges() {
@@ -199,7 +201,7 @@ fn copy(from: &OwnedMemory) -> OwnedMemory {
     to
 }
 
-/// A memory that remembers what was read of it.
+/// A memory that records reads.
 pub struct Recorder<'a> {
     memory: &'a OwnedMemory,
     words: Mutex<BTreeSet<u64>>,
@@ -231,22 +233,22 @@ impl StoppedMemory for Recorder<'_> {
     }
 }
 
-/// A memory of which only so much may be read: what reads more would keep a guest standing still.
+/// A memory with a limit on reads. A real check that reads more would stop the guest for too long.
 pub struct Budget<'a> {
     memory: &'a OwnedMemory,
-    /// Reads that are left, and bytes.
+    /// Remaining reads, and remaining bytes.
     reads: AtomicU64,
     bytes: AtomicU64,
 }
 
 impl<'a> Budget<'a> {
-    /// Of so many reads, and so many bytes in runs.
+    /// Allows this many reads, and this many bytes in runs.
     pub fn new(memory: &'a OwnedMemory, reads: u64, bytes: u64) -> Budget<'a> {
         Budget { memory, reads: AtomicU64::new(reads), bytes: AtomicU64::new(bytes) }
     }
 
     fn take(&self, bytes: usize) {
-        // One thread reads, so nothing comes between.
+        // Only one thread reads.
         let (reads, left) = (self.reads.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
         assert!(reads > 0, "too many reads");
         assert!(left >= bytes as u64, "too many bytes are read");
@@ -274,7 +276,7 @@ impl StoppedMemory for Budget<'_> {
     }
 }
 
-/// Makes a guest once for each thread, and gives it to `act`.
+/// Loads the guest once per thread, and calls `act` with it.
 pub fn with(
     guest: &'static std::thread::LocalKey<RefCell<Option<Guest>>>,
     make: impl FnOnce() -> Guest,

@@ -1,11 +1,11 @@
-//! Numbers and bytes, taken one after the other from an input; zeroes when there is no more.
+//! Takes numbers and bytes from an input. Behind its end everything is zero.
 
-/// What is left of an input.
+/// The rest of an input.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
-    /// As many bytes as are there, and at most `n`.
+    /// The next bytes, at most `n`.
     pub fn bytes(&mut self, n: usize) -> &'a [u8] {
         let (bytes, rest) = self.0.split_at(n.min(self.0.len()));
         self.0 = rest;

@@ -8,14 +8,14 @@ use guest_symbols::symbols::SymbolTable;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Where small images lie.
+/// The address of small images.
 pub const BASE: u64 = 0xffff_ffff_8100_0000;
 /// Symbols that are looked up.
 const SOME: usize = 300;
 /// Most bytes of a name.
 const MAX_NAME: usize = 511;
 
-/// A real kernel's image, and where in it the table is.
+/// The image of a real kernel, and the table's offset in it.
 struct Image {
     bytes: Vec<u8>,
     base: u64,
@@ -36,7 +36,7 @@ impl Image {
     }
 }
 
-/// A byte for what follows: an image, or changes of the table of the snapshot's kernel.
+/// The first byte says what follows: an image, or changes to the table of the snapshot's kernel.
 pub fn check(data: &[u8]) {
     thread_local! { static IMAGE: RefCell<Option<Image>> = const { RefCell::new(None) } }
     let mut input = Input(data);
@@ -65,13 +65,13 @@ pub fn check(data: &[u8]) {
 fn hold(image: &[u8], base: u64) {
     let Ok(found) = kallsyms::decode(image, base, None) else { return };
     assert!(found.place.start < found.place.end && found.place.end <= image.len() + 16, "{:?}", found.place);
-    // A symbol has a length and a token at least.
+    // A symbol has at least a length and a token.
     assert!(found.symbols.len() <= image.len() / 2);
     agrees(&found.symbols);
     assert!(found.symbols.iter().take(SOME).all(|s| s.name.len() <= MAX_NAME), "a name is too long");
 }
 
-/// Look-ups of a table agree with each other.
+/// Lookups in a table agree with each other.
 pub fn agrees(table: &SymbolTable) {
     assert_eq!(table.is_empty(), table.iter().next().is_none());
     let step = (table.len() / SOME).max(1);

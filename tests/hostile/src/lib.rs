@@ -1,11 +1,13 @@
-//! What must hold whatever the bytes are that come from a guest, a file or a client.
+//! Checks that no input from a guest, a file or a client causes harm.
 //!
-//! One function for each kind of untrusted input: it reads the bytes as the program does, and asserts that nothing more is read,
-//! kept or written than may be, and that what was made of them agrees with itself. [`TARGETS`] has them all. `tests/fuzz` gives them to
-//! libFuzzer, and the property tests of this package give them a few thousand inputs in every run of the tests.
+//! There is one function per kind of untrusted input, listed in [`TARGETS`]. It parses the bytes as
+//! the program does. It asserts that no bound is exceeded and that the result is consistent.
+//! `tests/fuzz` passes these functions to libFuzzer. The property tests of this package call them
+//! with a few thousand inputs in every run.
 //!
-//! Where a whole guest is needed it is that of `tests/golden/snapshot`, a small kernel of our own, and the input says which words of its
-//! memory are overwritten: see [`guest`]. `LIBLEAK_FUZZ_SNAPSHOT` names another snapshot.
+//! Functions that need a guest use `tests/golden/snapshot`, which has a small kernel. The input
+//! says which words of its memory are overwritten: see [`guest`]. `LIBLEAK_FUZZ_SNAPSHOT` names
+//! another snapshot.
 
 pub mod btf;
 pub mod console;
@@ -25,10 +27,10 @@ pub mod suppressions;
 pub mod unwind;
 pub mod whole;
 
-/// A kind of untrusted input: its name, and what must hold of it.
+/// A kind of untrusted input: its name, and the function that checks it.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All kinds of input.
 pub const TARGETS: [Target; 19] = [
     ("kallsyms", kallsyms::check),
     ("btf", btf::check),

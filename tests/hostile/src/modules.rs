@@ -1,4 +1,4 @@
-//! What a module, or a piece of generated code, says of itself.
+//! The kernel's records of modules and generated code.
 
 use crate::guest::{self, Budget, Guest};
 use crate::input::Input;
@@ -6,7 +6,7 @@ use guest_symbols::memory::{GuestMemory, PhysAddr};
 use guest_symbols::modules::Module;
 use std::cell::RefCell;
 
-/// Bytes at the end of RAM that are the input's.
+/// Bytes at the end of RAM that the input overwrites.
 pub const ROOM: u64 = 64 << 10;
 /// As for other structures.
 const READS: u64 = 5_000_000;
@@ -14,7 +14,7 @@ const BYTES: u64 = 256 << 20;
 
 thread_local! { static GUEST: RefCell<Option<Guest>> = const { RefCell::new(None) } }
 
-/// The guest, of which nothing is to be spoilt but the end of RAM.
+/// The guest. Only the end of its RAM is overwritten.
 pub fn with(act: impl FnOnce(&mut Guest)) {
     let make = || {
         Guest::new(|_, memory| {
@@ -24,12 +24,12 @@ pub fn with(act: impl FnOnce(&mut Guest)) {
     guest::with(&GUEST, make, act);
 }
 
-/// Where in physical memory the input lies.
+/// The physical address of the input.
 pub fn place(guest: &Guest) -> u64 {
     guest.memory().ranges().last().expect("RAM").end - ROOM
 }
 
-/// The struct, and all that it leads to, as they lie in memory.
+/// The struct and everything that it points to, as in memory.
 pub fn check(data: &[u8]) {
     with(|guest| {
         let at = place(guest);

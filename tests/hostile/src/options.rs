@@ -1,4 +1,4 @@
-//! The plugin's options, as QEMU gives them.
+//! The plugin's options, as QEMU passes them.
 
 // See control.rs.
 #[path = "../../../plugin/src/options/mod.rs"]
@@ -6,7 +6,7 @@ pub mod plugin;
 
 use plugin::{OptionError, Options};
 
-/// Words, a line each.
+/// One option per line.
 pub fn check(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let words: Vec<&str> = text.split('\n').collect();
@@ -17,7 +17,7 @@ pub fn check(data: &[u8]) {
             assert!(options.scan.is_none_or(|every| every.as_secs() > 0));
             let files = options.reports.len() + options.suppress.len() + options.debug.len();
             assert!(files <= words.len());
-            // The same words say the same.
+            // Equal words give equal options.
             assert_eq!(Options::parse(words.iter().copied()), Ok(options));
         }
         Err(OptionError::Help(text)) => assert!(text.contains("-plugin") && text.len() < 10_000),

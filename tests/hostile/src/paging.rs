@@ -1,4 +1,4 @@
-//! Page tables, in a memory that is all input.
+//! Page tables, in a memory that consists of the input.
 
 use crate::input::Input;
 use guest_symbols::memory::OwnedMemory;
@@ -9,7 +9,8 @@ use guest_symbols::{PhysAddr, VirtAddr};
 const RAM: u64 = 0x1_0000;
 const TABLES: usize = 256;
 
-/// A byte for the depth, the root, six addresses, and then memory: entries of 8 bytes, each after its place.
+/// The first byte is the depth. Then follow the root, six addresses, and entries of 8 bytes with
+/// their offsets.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let levels = if input.u8() & 1 == 0 { 4 } else { 5 };

@@ -1,4 +1,4 @@
-//! Reports in lines of JSON, read back.
+//! Reports in JSON lines, parsed.
 
 use detector::report::{Format, json};
 use detector::suppress::for_groups;
@@ -14,7 +14,7 @@ pub fn check(data: &[u8]) {
     }
     let reports = match json::read(&text) {
         Ok(reports) => reports,
-        // It may name a text that stands where something else should.
+        // The message may quote a value of the wrong type.
         Err(why) => return assert!(why.to_string().len() < 4096 + 12 * data.len(), "{why}"),
     };
     let lines: String = reports.iter().map(json::write).collect();

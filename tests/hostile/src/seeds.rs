@@ -1,4 +1,4 @@
-//! Inputs to start from: each target's format, filled in as a real guest, file or client would.
+//! Seed inputs: valid data of each target's format.
 
 mod files;
 mod image;
@@ -38,7 +38,7 @@ fn after(first: u8, rest: &[u8]) -> Vec<u8> {
     [&[first], rest].concat()
 }
 
-/// Bytes without a pattern, and always the same.
+/// Bytes without a pattern. They are always the same.
 fn patches(len: usize) -> Vec<u8> {
     let mut state = 1u32;
     let mut next = || {

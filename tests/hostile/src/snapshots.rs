@@ -10,7 +10,8 @@ use snapshot::{MAGIC, Snapshot, VERSION};
 use std::io::Write;
 use std::path::Path;
 
-/// A byte for whether the file follows, or only what is in its frame, without which no change would get past the checksums.
+/// The first byte says whether a file follows or only its uncompressed contents. In a file, nearly
+/// all changes fail at the checksums.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let made;
@@ -42,7 +43,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// A file of these contents.
+/// A file with these contents.
 pub fn frame(contents: &[u8]) -> Vec<u8> {
     let info = FrameInfo::new().block_size(BlockSize::Max64KB).block_checksums(true);
     let mut out = [&MAGIC[..], &VERSION.to_le_bytes()].concat();

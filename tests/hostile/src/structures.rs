@@ -1,4 +1,4 @@
-//! The kernel's own structures, one kind at a time, in a guest that has spoilt them.
+//! The kernel's data structures, one kind at a time, in a guest that has corrupted them.
 
 use crate::guest::{self, Budget, Guest};
 use crate::input::Input;
@@ -9,12 +9,12 @@ use guest_symbols::percpu::PerCpu;
 use guest_symbols::{Kernel, slab, slab_walk, tasks as all_tasks, vmap as areas};
 use std::cell::RefCell;
 
-/// Reads of any of them: some hundred times what the guest needs as it was.
+/// Most reads of one structure, about a hundred times those of the unmodified guest.
 const READS: u64 = 20_000_000;
-/// And bytes.
+/// Most bytes in runs.
 const BYTES: u64 = 4 << 30;
 
-/// Gives what `read` reads of the guest to `hold`, spoilt.
+/// Passes the result of `read` from the corrupted guest to `hold`.
 macro_rules! spoil {
     ($data:expr, $read:expr) => {{
         thread_local! { static GUEST: RefCell<Option<Guest>> = const { RefCell::new(None) } }
@@ -27,7 +27,7 @@ macro_rules! spoil {
     }};
 }
 
-/// Page descriptors, and the lists of free pages.
+/// Page descriptors, and lists of free pages.
 pub fn pages(data: &[u8]) {
     spoil!(data, hold_pages)
 }
@@ -125,7 +125,8 @@ pub fn tasks(data: &[u8]) {
 fn hold_tasks(kernel: &Kernel, memory: &impl StoppedMemory) {
     let percpu = PerCpu::read(kernel, memory);
     let Ok(found) = all_tasks::read(kernel, memory, &percpu) else { return };
-    // Each process is there with its threads, of which its leader is one, and each idle task again by its CPU.
+    // Each process occurs with its threads, including its leader. Each idle task occurs again by
+    // its CPU.
     let ram: u64 = memory.ranges().iter().map(|r| r.end - r.start).sum();
     assert!((found.tasks.len() as u64) < ram / 64, "{} tasks", found.tasks.len());
     assert!(found.stacks.len() <= 3 * found.tasks.len() + 2 * percpu.offsets.len());

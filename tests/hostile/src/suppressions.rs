@@ -1,10 +1,10 @@
-//! Files of suppressions, and whether they fit what they should.
+//! Suppression files, and whether they match what they should.
 
 use detector::report::{Frame, Function, Place};
 use detector::suppress::Suppressions;
 use std::path::Path;
 
-/// A file, a zero byte, and names of a stack's functions and files, a line each.
+/// A file, a zero byte, and one name of a function or source file per line.
 pub fn check(data: &[u8]) {
     let end = data.iter().position(|b| *b == 0).unwrap_or(data.len());
     let (file, names) = (&data[..end], String::from_utf8_lossy(data.get(end + 1..).unwrap_or_default()));
@@ -17,7 +17,7 @@ pub fn check(data: &[u8]) {
     assert_eq!(suppressions.unused().count(), all.len());
     let frames: Vec<Frame> = names.split('\n').take(32).enumerate().map(|(i, name)| frame(i, name)).collect();
     let found = suppressions.find(&frames);
-    // The obvious way: the first frame that any fits, and the first that fits it.
+    // The naive search: the first frame that any suppression matches, and the first of these.
     let fits = |frame: &Frame| all.iter().position(|s| frame.names().any(|name| fits(&s.template, name)));
     assert_eq!(found, frames.iter().find_map(fits), "{:?}", found.map(|n| &all[n].template));
     if let Some(number) = found {
@@ -43,7 +43,7 @@ fn frame(i: usize, name: &str) -> Frame {
     }
 }
 
-/// Whether a pattern fits a name, by trying all places.
+/// Whether a pattern matches a name, by trying every position.
 fn fits(template: &str, name: &str) -> bool {
     if name.is_empty() {
         return false;
@@ -52,7 +52,7 @@ fn fits(template: &str, name: &str) -> bool {
     let (end, rest) = rest.strip_suffix('$').map_or((false, rest), |rest| (true, rest));
     let pattern = [if start { "" } else { "*" }, rest, if end { "" } else { "*" }].concat();
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
-    // For each start of the pattern, at which places of the name it may end.
+    // The positions in the name at which each prefix of the pattern may end.
     let mut ends = vec![false; name.len() + 1];
     ends[0] = true;
     for p in pattern {

@@ -1,4 +1,4 @@
-//! Unwinding tables, and walks by them over stacks, all of which the guest has written.
+//! Unwinding tables, and walks over stacks, both from the guest.
 
 use crate::input::Input;
 use guest_symbols::memory::{OwnedMemory, PhysAddr};
@@ -10,15 +10,15 @@ use guest_symbols::unwind::orc::{Orc, Table};
 use guest_symbols::unwind::step::{Bp, State, has_frame_pointers};
 use guest_symbols::unwind::walk::{Context, Method, walk, walk_on};
 
-/// Where the image lies, and its tables in it.
+/// The address of the image, and of the tables in it.
 const BASE: u64 = 0xffff_ffff_8100_0000;
 const IPS: u64 = 0x1_0000;
 const ENTRIES: u64 = 0x1_8000;
 const IMAGE: usize = 0x2_4000;
-/// Entries that are as in a kernel, so that the table is believed, and all of them at most.
+/// Entries as in a kernel, so that the table is accepted, and most entries.
 const GOOD: usize = 64;
 const MAX_ENTRIES: usize = 0x2000;
-/// Where the stack lies.
+/// The address of the stack.
 const STACK: u64 = 0xffff_c900_0000_4000;
 
 struct Stack<'a> {
@@ -57,15 +57,15 @@ impl Context for Stack<'_> {
     }
 }
 
-/// A byte of flags, three registers, the number of entries and each of them (bytes to the next address, and its six bytes), and the words of
-/// the stack.
+/// A byte of flags, three registers, the number of entries, the entries, and the words of the
+/// stack. An entry is the distance to the next address and six bytes.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let flags = input.u8();
     let registers =
         Registers { ip: BASE + u64::from(input.u16()), sp: STACK + u64::from(input.u16()), bp: input.u64() };
     let count = usize::from(input.u16()) % (MAX_ENTRIES - GOOD);
-    // As functions start in kernels, and then what the input says.
+    // The first entries are those of real functions. Then come those of the input.
     let sp = if flags & 1 == 0 { 5 } else { 3 };
     let mut entries: Vec<(u64, [u8; 6])> = (0..GOOD as u64).map(|i| (BASE + 16 * i, [8, 0, 0, 0, sp, 2])).collect();
     let mut at = BASE + 16 * GOOD as u64;
@@ -73,7 +73,7 @@ pub fn check(data: &[u8]) {
         if input.is_empty() {
             break;
         }
-        // Now and then not in order.
+        // Some entries are out of order.
         at = at.wrapping_add_signed(i64::from(input.u16() as i16) + 0x1000);
         entries.push((at, input.bytes(6).try_into().unwrap_or([0; 6])));
     }
@@ -133,7 +133,7 @@ fn walks(orc: &Orc, table: &Table, from: Registers, words: &[u64], flags: u8) {
     let few = walk(&mut stack(None), state, &mut small);
     assert_eq!(few, n.min(small.len()));
     assert_eq!(small[..few], out[..few]);
-    // What is known of a walk is what it came to.
+    // A logged walk gives the same frames, and the memo returns the same result for it.
     let mut logged = stack(Some(Log::new(from.sp)));
     let mut part = [0; 64];
     let walked = walk_on(&mut logged, state, &mut part);

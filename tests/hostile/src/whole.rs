@@ -1,14 +1,15 @@
-//! A whole check of a guest that has spoilt its memory, and the report of it.
+//! A whole check of a guest that has corrupted its memory, and its report.
 
 use crate::guest::{self, Budget, Guest};
 use crate::input::Input;
 use checker::report::{Asked, report};
 use checker::sites::Sites;
 use detector::control::By;
-use detector::frozen::Objects;
+use detector::frozen::{Objects, Size};
 use detector::objects::{Kind, Object};
 use detector::report::{Format, json};
 use detector::suppress::Suppressions;
+use guest_symbols::kernel::KernelError;
 use guest_symbols::memory::{GuestMemory, MemoryError, PhysAddr, StoppedMemory};
 use guest_symbols::{Kernel, VirtAddr};
 use std::cell::RefCell;
@@ -18,13 +19,13 @@ use std::path::Path;
 /// As for single structures.
 const READS: u64 = 60_000_000;
 const BYTES: u64 = 16 << 30;
-/// Most bytes of a report of a guest with 13,000 objects.
+/// Most bytes of a report about a guest with 13,000 objects.
 const MAX_REPORT: usize = 64 << 20;
 
 thread_local! { static GUEST: RefCell<Option<Guest>> = const { RefCell::new(None) } }
 
-/// The first byte says what is asked for, the second how many objects of the live map are others; then come these, 17 bytes each, and
-/// patches.
+/// The first byte selects options. The second is the number of changed objects in the live map.
+/// Then follow these, 17 bytes each, and patches.
 pub fn check(data: &[u8]) {
     let make = || {
         Guest::new(|snapshot, memory| {
@@ -41,7 +42,7 @@ pub fn check(data: &[u8]) {
     });
 }
 
-/// The objects, some of which lie elsewhere or are of another kind, or of any size.
+/// The objects, some of them moved, of another kind, or of any size.
 fn objects(from: &Objects, input: &mut Input<'_>, changed: usize) -> Objects {
     let mut list = from.list().to_vec();
     let mut sizes = from.sizes();
@@ -58,8 +59,9 @@ fn objects(from: &Objects, input: &mut Input<'_>, changed: usize) -> Objects {
             }
             _ => {
                 let kinds = [Kind::Slab, Kind::Large, Kind::Vmalloc, Kind::Percpu, Kind::Pages];
-                // As snapshots and hooks bound it.
-                sizes.push(((list[number].0, kinds[usize::from(what >> 4) % kinds.len()]), value & ((1 << 40) - 1)));
+                // Snapshots and hooks have the same bound.
+                let kind = kinds[usize::from(what >> 4) % kinds.len()];
+                sizes.push(Size { addr: list[number].0, kind, bytes: value & ((1 << 40) - 1) });
             }
         }
     }
@@ -72,11 +74,11 @@ fn hold(guest: &Guest, objects: &Objects, registers: &[u64], asked: u8) {
     let memory = Budget::new(guest.memory(), READS, BYTES);
     let found;
     let mut moment = pristine.with_memory(&memory);
-    // The kernel itself is only looked for where its tables may be others: that takes longer than all the rest.
+    // The kernel is searched only if its tables may differ, since that takes longest.
     if asked & 3 == 3 {
         match find(guest) {
             Ok(kernel) => found = kernel,
-            Err(why) => return assert!(!why.is_empty()),
+            Err(why) => return assert!(!why.to_string().is_empty()),
         }
         moment.kernel = &found;
     }
@@ -127,11 +129,11 @@ impl StoppedMemory for Image<'_> {
     }
 }
 
-fn find(guest: &Guest) -> Result<Kernel, String> {
+fn find(guest: &Guest) -> Result<Kernel, KernelError> {
     let kernel = guest.kernel();
     let place = |name: &str| kernel.symbol(name).unwrap_or(VirtAddr(0));
     let (text, end) = (place("_text"), place("_end"));
     let phys = kernel.image_phys(text);
     let image = Image(guest, phys.0..kernel.image_phys(end).0);
-    Kernel::find(&image, text, phys, None).map_err(|why| why.to_string())
+    Kernel::find(&image, text, phys, None)
 }

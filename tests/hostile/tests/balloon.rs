@@ -1,11 +1,11 @@
-//! A page that a balloon holds, in a guest that has none: its descriptor is written as `balloon_page_insert()` leaves it
-//! (include/linux/balloon_compaction.h, 5.10 to 7.3).
+//! A page in a balloon, in a guest without one. Its descriptor is written as
+//! `balloon_page_insert()` does (include/linux/balloon_compaction.h, 5.10 to 7.3).
 
 use guest_symbols::memory::PAGE_SIZE;
 use guest_symbols::pages::{Maps, Pages, Use};
 use hostile::guest::Guest;
 
-/// Frames in one block of the page allocator, at most: 2 to the power of MAX_PAGE_ORDER.
+/// Most frames in one block of the page allocator: 2 to the power of `MAX_PAGE_ORDER`.
 const MOST: usize = 1 << 10;
 
 #[test]
@@ -14,7 +14,7 @@ fn only_the_page_itself_is_free() {
         Pages::read(snapshot.moment().kernel, memory).expect("page descriptors");
     });
     let before = Pages::read(guest.kernel(), guest.memory()).expect("page descriptors").uses().to_vec();
-    // A kernel page before slabs.
+    // A kernel page that is followed by slab pages.
     let is_it = |frames: &[Use]| frames[0] == Use::Kernel && frames[1..].contains(&Use::Slab);
     let pfn = before.windows(MOST).position(is_it).expect("a kernel page before slabs");
 
@@ -27,7 +27,7 @@ fn only_the_page_itself_is_free() {
     let size = btf.size_of("page").expect("struct page");
     let descriptor = Maps::read(guest.kernel(), guest.memory()).vmemmap.offset(pfn as u64 * size);
     let at = guest.kernel().translate(guest.memory(), descriptor).expect("a descriptor").phys.0;
-    // `private` is the balloon's, of which the low bits are those of any order.
+    // `private` belongs to the balloon. Its low bits may look like any order.
     let balloon = guest.direct(pfn as u64 * PAGE_SIZE + 10).0;
     let written = [
         (at + offset("page_type"), page_type.to_le_bytes().to_vec()),

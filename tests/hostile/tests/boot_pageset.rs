@@ -1,5 +1,6 @@
-//! A free page on a list of `boot_pageset`, which all zones share until setup_per_cpu_pageset(), and those without memory for
-//! good (mm/page_alloc.c, 5.10 to 7.3): it is one page, however many zones lead to it.
+//! A free page on a list of `boot_pageset` (mm/page_alloc.c, 5.10 to 7.3). All zones share it until
+//! setup_per_cpu_pageset(). Zones without memory keep it. The page counts once, though several
+//! zones lead to it.
 
 use guest_symbols::memory::VirtAddr;
 use guest_symbols::pages::{Maps, Pages, Use};
@@ -15,7 +16,7 @@ fn a_list_that_zones_share_is_walked_once() {
     let member = |of, name| btf.offset_of(of, name).unwrap_or_else(|| panic!("no {of}.{name}"));
     let phys = |at: VirtAddr| kernel.translate(memory, at).expect("kernel memory").phys.0;
 
-    // The first two zones are DMA and DMA32, which have memory; they are given the set of the others, as they have it at first.
+    // The first two zones, DMA and DMA32, have memory. They get the set of the others, as at boot.
     let node = kernel
         .symbol("contig_page_data")
         .or_else(|| kernel.read_u64(memory, kernel.symbol("node_data")?).ok().map(VirtAddr));
@@ -33,7 +34,7 @@ fn a_list_that_zones_share_is_walked_once() {
     let mut written: Vec<(u64, Vec<u8>)> = (0..2).map(|i| (phys(sets(i)), set.to_le_bytes().to_vec())).collect();
     written.push((phys(head), link.0.to_le_bytes().to_vec()));
     written.push((phys(link), head.0.to_le_bytes().to_vec()));
-    // Of no use that it tells, as a page on such a list.
+    // A page on such a list has no references.
     written.push((phys(page.offset(member("page", "_refcount"))), vec![0; 4]));
     let pages = guest.with(&written, |guest| Pages::read(guest.kernel(), guest.memory()).expect("page descriptors"));
     assert_eq!((pages.usage(pfn), &pages.nonsense[..]), (Use::Free, &[][..]));

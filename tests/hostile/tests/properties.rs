@@ -1,5 +1,6 @@
-//! Every kind of untrusted input, a few hundred times: what was found before, bytes without sense, and good inputs of which some bytes are
-//! others. `scripts/fuzz-parsers` does the same for longer, and knows which bytes lead to new code.
+//! Every kind of untrusted input, a few hundred times: inputs that fuzzing found, random bytes, and
+//! valid inputs with changed bytes. `scripts/fuzz-parsers` does the same for longer, guided by
+//! coverage.
 
 use hostile::{TARGETS, seeds};
 use proptest::prelude::*;
@@ -11,7 +12,7 @@ fn target(name: &str) -> fn(&[u8]) {
     TARGETS.iter().find(|(target, _)| *target == name).expect("a target").1
 }
 
-/// What is changed: where, and to what.
+/// A change: the position and the new byte.
 type Change = (Index, Vec<u8>);
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
@@ -24,7 +25,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
     proptest::collection::vec((any::<Index>(), bytes), 0..6)
 }
 
-/// Inputs of `cases` kinds each, in which nothing but changes is left to chance.
+/// `cases` inputs each, of which only the changes are random.
 fn holds(name: &str, cases: u32) {
     let (check, seeds) = (target(name), seeds::of(name));
     seeds.iter().for_each(|seed| check(seed));
@@ -52,7 +53,7 @@ fn holds(name: &str, cases: u32) {
     run(spoilt.boxed());
 }
 
-/// What fuzzing found worth keeping. Where it lies, a file of the target's name each.
+/// The corpus that fuzzing found, one folder per target.
 #[test]
 fn kept_inputs() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");

@@ -1,9 +1,9 @@
-//! Reports that are written are read the same; flaws are named.
+//! Reports are read as they were written, and malformed lines are rejected with a reason.
 
 use super::super::text::tests::{leak, report};
 use super::super::{Format, Function, Place};
 use super::*;
-use crate::objects::Kind;
+use crate::live::objects::Kind;
 
 fn whole() -> Report {
     let percpu = Leak {
@@ -12,7 +12,7 @@ fn whole() -> Report {
         cache: None,
         guess: Some("struct foo".into()),
         shown_cpu: Some(0),
-        retains: (3, 99),
+        retains: Count { objects: 3, bytes: 99 },
         ..leak()
     };
     let mut report = report(vec![leak(), percpu]);

@@ -1,8 +1,8 @@
-//! Symbol files, kernels' images, and a snapshot.
+//! Symbol files, kernel images, and a snapshot.
 
 use super::after;
 use checker::guest_state::{Counters, Moment};
-use detector::clock::Clock;
+use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
@@ -31,7 +31,7 @@ pub(super) fn symbols() -> Vec<Vec<u8>> {
     vec![MAP.into(), saved.into(), elf()]
 }
 
-/// A vmlinux with a banner, three symbols and a build id, of one part that is loaded.
+/// A vmlinux with a banner, three symbols and a build ID, in one segment.
 fn elf() -> Vec<u8> {
     let text = 0xffff_ffff_8120_0000u64;
     let mut strings = b"\0_text\0linux_banner\0__start_notes\0".to_vec();
@@ -77,7 +77,7 @@ fn elf() -> Vec<u8> {
 }
 
 pub(super) fn boot_images() -> Vec<Vec<u8>> {
-    // What gzip, xz, zstd and lz4 -l make of "hello\n".
+    // The output of gzip, xz, zstd and lz4 -l for "hello\n".
     let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xcbH\xcd\xc9\xc9\xe7\x02\x00 0:6\x06\x00\x00\x00";
     let xz = b"\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x00\x21\x01\x16\x00\x00\x00\x74\x2f\xe5\xa3\x01\x00\x05\x68\x65\x6c\x6c\x6f\
         \x0a\x00\x00\x00\x20\x30\x3a\x36\x00\x01\x1a\x06\xc5\xea\xc8\x79\x90\x42\x99\x0d\x01\x00\x00\x00\x00\x01\x59\x5a";
@@ -102,7 +102,7 @@ fn all_of_it_is_read() {
     assert!(cli::image::load(&elf()).is_ok());
 }
 
-/// The contents of a small guest's, as bytes in the frame.
+/// The uncompressed contents of a small guest's snapshot.
 pub(super) fn snapshot() -> Vec<u8> {
     const TEXT: u64 = 0xffff_ffff_8100_0000;
     const PHYS: u64 = 0x1000;
@@ -118,7 +118,7 @@ pub(super) fn snapshot() -> Vec<u8> {
         let allocation = Allocation { kind, sequence, jiffies, stack, pid: 12, tgid: 11, cpu: 1, comm };
         map.insert(0xffff_8880_0000_0000 + 64 * sequence, allocation.into(), 100 * sequence, 0);
     }
-    let objects = Objects::of(&[&map], &comms, &clock, (4_294_900_100, 450));
+    let objects = Objects::of(&[&map], &comms, &clock, Reading { jiffies: 4_294_900_100, millis: 450 });
     let stacks = Stacks::default();
     stacks.intern(&[TEXT + 8, TEXT + 0x101]);
     let symbols = [Symbol { addr: 0xffff_ffff_c000_0010, kind: b't', name: "init_module" }];

@@ -1,9 +1,9 @@
-//! What lies in a kernel's memory: symbols, types, unwinding tables, modules, page tables.
+//! Data of a kernel's memory: symbols, types, unwinding tables, modules, page tables.
 
 use crate::kallsyms::BASE;
 use crate::modules;
 
-/// The layouts of the table in kallsyms.rs of guest-symbols.
+/// The layouts of the table in guest-symbols/src/kallsyms.rs.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Layout {
     OffsetsFirst,
@@ -15,14 +15,15 @@ pub(super) enum Layout {
 pub(super) const LAYOUTS: [Layout; 4] =
     [Layout::OffsetsFirst, Layout::OffsetsFirstWithSequences, Layout::OffsetsLast, Layout::RelativeToOwnPlace];
 
-/// Symbols: a few more than the least that is believed.
+/// The number of symbols: a few more than the least that is accepted.
 const COUNT: usize = 1010;
 
 fn align(image: &mut Vec<u8>, to: usize) {
     image.resize(image.len().next_multiple_of(to), 0);
 }
 
-/// An image with the banner and a table of functions with short names, whose tokens are one byte each but for the first few.
+/// An image with the banner and a table of functions with short names. All but the first few tokens
+/// have one byte.
 pub(super) fn kallsyms(layout: Layout) -> Vec<u8> {
     let addr = |i: usize| BASE + 4 * i as u64;
     let mut image = vec![0xcc; 4 * COUNT + 64];
@@ -77,7 +78,7 @@ pub(super) fn kallsyms(layout: Layout) -> Vec<u8> {
     image
 }
 
-/// Types: integers, a pointer, an array, structs in each other, a union, functions, enumerators.
+/// Types: integers, a pointer, an array, nested structs, a union, functions, enumerators.
 pub(super) fn btf() -> Vec<u8> {
     let mut strings = vec![0u8];
     let mut name = |s: &str| {
@@ -107,7 +108,7 @@ pub(super) fn btf() -> Vec<u8> {
     [out, types, strings].concat()
 }
 
-/// Stacks with frames of calls, of interrupts, and of frame pointers.
+/// Stacks with frames of calls, interrupts and frame pointers.
 pub(super) fn stacks() -> Vec<Vec<u8>> {
     let stack = 0xffff_c900_0000_4000u64;
     let text = |offset: u64| 0xffff_ffff_8100_0000 + offset;
@@ -137,7 +138,7 @@ pub(super) fn stacks() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Bytes at places, as the end of the guest's RAM.
+/// Bytes at offsets, for the end of the guest's RAM.
 fn memory(parts: &[(u64, &[u8])]) -> Vec<u8> {
     let end = parts.iter().map(|(at, bytes)| *at as usize + bytes.len()).max().unwrap_or(0);
     let mut out = vec![0; end];
@@ -145,7 +146,7 @@ fn memory(parts: &[(u64, &[u8])]) -> Vec<u8> {
     out
 }
 
-/// A `struct module` with two parts, three symbols and an unwinding table.
+/// A `struct module` with two address ranges, three symbols and an unwinding table.
 pub(super) fn module() -> Vec<u8> {
     const CODE: u64 = 0xffff_ffff_c000_0000;
     let mut out = Vec::new();
@@ -201,7 +202,7 @@ pub(super) fn generated() -> Vec<u8> {
     out
 }
 
-/// Tables that map a small, a large and a huge page.
+/// Page tables that map a small, a large and a huge page.
 pub(super) fn tables(levels: u8) -> Vec<u8> {
     let base = 0xffff_ffff_8000_0000u64;
     let mut out = vec![u8::from(levels == 5)];

@@ -1,4 +1,4 @@
-//! What is text: requests, reports, suppressions, options, the guest's console.
+//! Text formats: requests, reports, suppressions, options, the guest's console.
 
 use super::after;
 use detector::guest_tests::{Test, Verdict};

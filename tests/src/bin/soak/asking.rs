@@ -1,4 +1,4 @@
-//! Requests at random, and what came of them.
+//! Sends random requests and counts their results.
 
 use crate::random::Random;
 use serde_json::{Value, json};
@@ -8,17 +8,17 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Without an answer for so long, libleak or QEMU hangs, on however busy a host.
+/// After this time without an answer, libleak or QEMU hangs, even on a busy host.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A connection to the control socket.
 pub struct Connection(BufReader<UnixStream>);
 
 impl Connection {
-    /// Connects.
+    /// Connects to the socket.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn to(socket: &Path) -> std::io::Result<Connection> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -29,7 +29,7 @@ impl Connection {
     /// Sends a request and reads its answer.
     ///
     /// # Errors
-    /// What the system says; an answer that is no JSON.
+    /// The error of the system, or an answer that is not JSON.
     pub fn ask(&mut self, request: &Value) -> std::io::Result<Value> {
         self.0.get_mut().write_all(format!("{request}\n").as_bytes())?;
         let mut line = String::new();
@@ -38,14 +38,15 @@ impl Connection {
     }
 }
 
-/// What came of the requests of one kind.
+/// The results of requests of one kind.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Those that were done.
+    /// Requests that succeeded.
     pub done: u64,
-    /// Those that were refused: nothing is tracked yet, there is no such object or mark.
+    /// Requests that were refused, since nothing is tracked yet, or the object or mark does not
+    /// exist.
     pub refused: u64,
-    /// Those that got no answer while QEMU lived.
+    /// Requests without an answer while QEMU was running.
     pub lost: u64,
     /// The longest wait for an answer.
     pub longest: Duration,
@@ -58,16 +59,16 @@ pub struct Client {
     connection: Option<Connection>,
     random: Random,
     addresses: Vec<u64>,
-    /// By the request's word.
+    /// Results by the request's name.
     pub tallies: BTreeMap<&'static str, Tally>,
-    /// Objects that `clear` had to hide, none of which was lost.
+    /// Objects that `clear` left out. None of them was lost.
     pub cleared: u64,
-    /// The first answers of each kind that refuse something.
+    /// The first refusals of each kind.
     pub refusals: Vec<String>,
 }
 
 impl Client {
-    /// One that is not connected yet.
+    /// A client that is not connected yet.
     pub fn new(socket: &Path, snapshot: &Path, seed: u64) -> Client {
         Client {
             socket: socket.to_owned(),
@@ -81,12 +82,12 @@ impl Client {
         }
     }
 
-    /// Takes these to ask about.
+    /// Sets the addresses for `why`.
     pub fn learn(&mut self, addresses: Vec<u64>) {
         self.addresses = addresses;
     }
 
-    /// How long to wait until the next request: some come at once, most not.
+    /// The time until the next request. Some follow at once, most do not.
     pub fn pause(&mut self) -> Duration {
         match self.random.below(5) {
             0 => Duration::ZERO,
@@ -94,7 +95,7 @@ impl Client {
         }
     }
 
-    /// Asks for something.
+    /// Sends one random request.
     pub fn ask(&mut self) {
         let request = self.request();
         let name = NAMES.iter().find(|name| request["do"] == **name).expect("a request has a word of the list");
@@ -122,7 +123,7 @@ impl Client {
                 self.connection = None;
             }
         }
-        // Some go without a word, and a connection with events takes no further request.
+        // Some clients disconnect. A connection with events takes no further requests.
         if *name == "events" || self.random.below(20) == 0 {
             self.connection = None;
         }
@@ -136,7 +137,7 @@ impl Client {
         connection.ask(request)
     }
 
-    /// Marks and `clear` are rare: they hide what a false report would be.
+    /// Marks and `clear` are rare, since they would leave out a false report.
     fn request(&mut self) -> Value {
         let r = &mut self.random;
         match r.below(100) {
@@ -161,7 +162,7 @@ impl Client {
         }
     }
 
-    /// Who holds an object is an object to ask about.
+    /// The holder of an object is another object for `why`.
     fn remember(&mut self, answer: &Value) {
         let paths = answer["paths"].as_array().into_iter().flatten();
         let holders = paths.flat_map(|path| path["holders"].as_array().into_iter().flatten());
@@ -177,5 +178,5 @@ impl Client {
     }
 }
 
-/// The words of requests.
+/// The names of requests.
 const NAMES: [&str; 9] = ["scan", "mark", "diff", "clear", "status", "top", "why", "snapshot", "events"];

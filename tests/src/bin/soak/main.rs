@@ -1,6 +1,8 @@
-//! One QEMU for an hour or a night: a guest under load that is reset now and then, and a client that asks for everything.
+//! Runs one QEMU for an hour or a night: a guest under load that is reset now and then, and a
+//! client that sends every kind of request.
 //!
-//! `scripts/soak` builds and runs it, and says what it takes. The load leaks nothing, so whatever is reported is false.
+//! `scripts/soak` builds and runs it, and lists its options. The load leaks nothing, so every
+//! report is false.
 
 #![forbid(unsafe_code)]
 
@@ -28,32 +30,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-/// Between two samples.
+/// The time between two samples.
 const PERIOD: Duration = Duration::from_secs(10);
-/// The guest's memory in MiB. QEMU touches all of it at start.
+/// The guest's memory in MiB. QEMU touches all of it at the start.
 const MEMORY: u32 = 1024;
 
-/// Where things are.
+/// Files and sockets.
 struct Places {
     out: PathBuf,
     sockets: PathBuf,
 }
 
-/// What the threads tell each other.
+/// State that the threads share.
 struct Shared {
     places: Places,
     began: Instant,
-    /// The current boot, from 1, and when it was up; addresses of its objects.
+    /// The number of the current boot, from 1, the time when it was up, and addresses of its
+    /// objects.
     boot: Mutex<(u32, Instant, Vec<u64>)>,
     over: AtomicBool,
 }
 
-/// What happened.
+/// The results.
 pub struct Outcome {
     samples: Vec<Sample>,
     client: Client,
     resets: u32,
-    /// What went wrong while the guest ran.
+    /// Problems while the guest ran.
     troubles: Vec<String>,
     boot: Boot,
     console: String,
@@ -63,11 +66,11 @@ pub struct Outcome {
 
 impl Places {
     fn new(out: &Path) -> std::io::Result<Places> {
-        // A socket's path may not be long.
+        // The path of a socket is limited.
         let sockets = std::env::temp_dir().join(format!("libleak-soak-{}", std::process::id()));
         std::fs::create_dir_all(&sockets)?;
         std::fs::create_dir_all(out)?;
-        // Of an earlier run nothing is taken for this one's.
+        // Files of an earlier run are removed.
         for name in ["console", "pid", "reports", "snapshot"] {
             let _ = std::fs::remove_file(out.join(name));
         }
@@ -92,7 +95,7 @@ impl Places {
             .accel(&format!("tcg,tb-size={}", arguments.tb_size))
             .console(&self.out.join("console"))
             .limit(2 * seconds + 900)
-            // On a busy host the kernel measures that its timer does not work, and panics.
+            // On a busy host the kernel finds its timer broken and panics.
             .append("no_timer_check")
             .script("soak", include_str!("guest.sh"))
             .run(&["soak", &format!("stress:{}", 2 * seconds + 3600)]);
@@ -112,7 +115,7 @@ impl Places {
         if let Some(qemu) = &arguments.qemu {
             guest = guest.qemu(qemu);
         }
-        // scripts/boot has -no-reboot: the last one counts.
+        // scripts/boot sets -no-reboot. The last option wins.
         for word in
             ["-serial", &serial, "-monitor", &monitor, "-pidfile", &process, "-action", "reboot=reset", "-mem-prealloc"]
         {
@@ -127,7 +130,7 @@ impl Shared {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Sleeps, but not beyond the end.
+    /// Sleeps, at most until the end.
     fn sleep(&self, time: Duration) {
         let until = Instant::now() + time;
         while !self.is_over() && Instant::now() < until {
@@ -159,7 +162,7 @@ impl Shared {
         samples
     }
 
-    /// Asks until the end.
+    /// Sends requests until the end.
     fn ask(&self, seed: u64) -> Client {
         let mut client = Client::new(&self.places.socket("control"), &self.places.out.join("snapshot"), seed);
         let mut known = 0;
@@ -183,7 +186,7 @@ impl Shared {
     }
 }
 
-/// The guest's own thread, and the ways to tell it something.
+/// The guest's thread, and the ways to control it.
 struct Director<'a, 'scope> {
     shared: &'a Shared,
     guest: &'a ScopedJoinHandle<'scope, Boot>,
@@ -195,7 +198,7 @@ impl Director<'_, '_> {
     fn tell(&self, socket: &str, what: &str) {
         let told = UnixStream::connect(self.shared.places.socket(socket)).and_then(|mut s| {
             s.write_all(format!("{what}\n").as_bytes())?;
-            // QEMU must have read it before the connection goes.
+            // QEMU must read the command before the connection closes.
             std::thread::sleep(Duration::from_secs(1));
             Ok(())
         });
@@ -204,10 +207,10 @@ impl Director<'_, '_> {
         }
     }
 
-    /// Waits until that many boots are up; false if QEMU ended or it took too long.
+    /// Waits until this many boots are up. Returns false if QEMU ended or if it takes too long.
     fn wait_for_boot(&mut self, number: u32) -> bool {
         let since = Instant::now();
-        // The first boot may have to wait for a kernel to be fetched.
+        // The first boot may wait for the download of a kernel.
         let patience = if number == 1 { 5 * PATIENCE } else { PATIENCE };
         loop {
             let console = self.shared.places.console();
@@ -226,7 +229,7 @@ impl Director<'_, '_> {
         }
     }
 
-    /// Waits; false if QEMU ended meanwhile.
+    /// Waits. Returns false if QEMU ended meanwhile.
     fn wait(&mut self, time: Duration) -> bool {
         let until = Instant::now() + time;
         while Instant::now() < until {
@@ -239,7 +242,7 @@ impl Director<'_, '_> {
         true
     }
 
-    /// Boot after boot, until the time is over.
+    /// Boots until the time is over.
     fn run(&mut self, arguments: &Arguments) {
         let mut random = Random(arguments.seed);
         let mut end = None;
@@ -258,7 +261,7 @@ impl Director<'_, '_> {
                 return;
             }
             self.resets += 1;
-            // In turns: by the machine, and by the guest.
+            // Resets alternate between the machine and the guest.
             match boot % 2 {
                 1 => self.tell("monitor", "system_reset"),
                 _ => self.tell("serial", "reboot"),
@@ -266,7 +269,7 @@ impl Director<'_, '_> {
         }
     }
 
-    /// The guest turns itself off under load.
+    /// The guest powers off under load.
     fn end(&mut self) {
         self.tell("serial", "end");
         let since = Instant::now();
@@ -291,7 +294,7 @@ fn soak<'scope>(scope: &'scope Scope<'scope, '_>, shared: &'scope Shared, argume
     let mut director = Director { shared, guest: &guest, troubles: Vec::new(), resets: 0 };
     director.run(arguments);
     let minutes = shared.began.elapsed().as_secs_f64() / 60.0;
-    // What nobody can answer any more is not asked.
+    // Requests end with the guest.
     shared.over.store(true, Ordering::Relaxed);
     let (samples, client) = (sampler.join().expect("the sampler"), client.join().expect("the client"));
     director.end();
@@ -315,7 +318,7 @@ fn main() -> ExitCode {
     let shared = Shared { places, began, boot: Mutex::new((0, began, Vec::new())), over: AtomicBool::new(false) };
     let outcome = std::thread::scope(|scope| soak(scope, &shared, &arguments));
     let _ = std::fs::remove_dir_all(&shared.places.sockets);
-    // Some hundred MiB that nobody asked for.
+    // A few hundred MiB that nobody requested.
     let _ = std::fs::remove_file(shared.places.out.join("snapshot"));
     let _ = std::fs::write(shared.places.out.join("stderr"), &outcome.boot.stderr);
     let (text, well) = verdict::verdict(&outcome, &arguments);

@@ -1,26 +1,26 @@
-//! What of QEMU's memory is resident, and what for.
+//! QEMU's resident memory by purpose.
 
 use std::path::Path;
 
 /// Resident memory of a process in KiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// All of it, as VmRSS.
+    /// All of it: VmRSS.
     pub all: u64,
     /// The guest's memory.
     pub guest: u64,
-    /// QEMU's cache of translated code, which fills up to its limit.
+    /// QEMU's translation cache, which fills up to its limit.
     pub code: u64,
 }
 
 impl Memory {
-    /// Of a process whose guest has so much memory; `None` if it has ended.
+    /// Reads the memory of a process whose guest has this much memory. `None` if it has ended.
     pub fn of(process: u32, guest_mib: u64) -> Option<Memory> {
         let maps = std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("smaps")).ok()?;
         Some(Memory::read(&maps, guest_mib)).filter(|m| m.all > 0)
     }
 
-    /// What is neither the guest's memory nor translated code: QEMU's own, and the plugin's.
+    /// Memory of QEMU and the plugin: neither guest memory nor translated code.
     pub fn rest(&self) -> u64 {
         self.all.saturating_sub(self.guest + self.code)
     }
@@ -41,7 +41,8 @@ impl Memory {
                         memory.guest += kib;
                     }
                 }
-                // The line that starts a mapping. Translated code alone can be both written and run.
+                // The first line of a mapping. Only translated code is both writable and
+                // executable.
                 (range, _) if range.contains('-') => executable = second.starts_with("rwx"),
                 _ => {}
             }

@@ -1,8 +1,8 @@
-//! Numbers to choose by.
+//! Random choices.
 
 use std::time::Duration;
 
-/// Splitmix64: the same seed, the same numbers.
+/// Splitmix64. Equal seeds give equal numbers.
 pub struct Random(pub u64);
 
 impl Random {
@@ -14,17 +14,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// One less than `limit`, which is not 0.
+    /// A number below `limit`, which is not 0.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    /// One of these, of which there is one at least.
+    /// One element of a slice that is not empty.
     pub fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len() as u64) as usize]
     }
 
-    /// A time between these.
+    /// A duration in this range.
     pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
         let span = (most.saturating_sub(least).as_millis() as u64).max(1);
         least + Duration::from_millis(self.below(span))

@@ -1,11 +1,11 @@
-//! How it was every ten seconds, and what follows from that.
+//! Samples of every ten seconds, and the trend of memory.
 
 use crate::memory::Memory;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// What `status` tells that goes into the table, by its names.
+/// Figures of `status` for the table.
 pub const FIGURES: [&str; 8] = [
     "allocations",
     "frees",
@@ -17,37 +17,37 @@ pub const FIGURES: [&str; 8] = [
     "hooks_hit",
 ];
 
-/// One look at QEMU and at what libleak says.
+/// One sample of QEMU and libleak.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// Since the start.
+    /// Time since the start.
     pub at: Duration,
-    /// Which boot, from 1; 0 before the first one is up.
+    /// The number of the boot, from 1. 0 before the first boot is up.
     pub boot: u32,
-    /// Since this boot's guest was up.
+    /// Time since this boot was up.
     pub since_boot: Duration,
     /// QEMU's memory.
     pub memory: Memory,
-    /// libleak's answer; `Null` if there was none.
+    /// libleak's answer. `Null` if there was none.
     pub status: Value,
 }
 
-/// Memory as a line: how fast it grows.
+/// The slope of a line through memory samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Slope {
-    /// MiB an hour, or a boot.
+    /// MiB per hour, or per boot.
     pub mib: f64,
     /// Twice the standard error.
     pub error: f64,
 }
 
 impl Slope {
-    /// Whether there is growth that is more than noise, and more than so many MiB.
+    /// Whether memory grows by more than the noise and by more than `mib` MiB.
     pub fn exceeds(&self, mib: f64) -> bool {
         self.mib > self.error && self.mib > mib
     }
 
-    /// By least squares; `None` of too few points.
+    /// Fits by least squares. `None` if there are too few points.
     fn of(points: &[(f64, f64)]) -> Option<Slope> {
         let n = points.len() as f64;
         if points.len() < 4 {
@@ -63,7 +63,7 @@ impl Slope {
 }
 
 impl Sample {
-    /// The first line of the file.
+    /// The header of the file.
     pub fn head() -> String {
         format!(
             "seconds\tboot\ttracking\trss_kib\tguest_kib\tcode_kib\trest_kib\town_kib\tscans\tpauses\t{}\n",
@@ -71,7 +71,7 @@ impl Sample {
         )
     }
 
-    /// Its line of the file.
+    /// The sample's line of the file.
     pub fn line(&self) -> String {
         let m = &self.memory;
         let number = |v: &Value| v.as_u64().map_or_else(String::new, |n| n.to_string());
@@ -95,12 +95,12 @@ impl Sample {
     }
 }
 
-/// The samples that were taken so long after their boot.
+/// Samples taken at least this long after their boot.
 pub fn settled(samples: &[Sample], after: Duration) -> Vec<&Sample> {
     samples.iter().filter(|s| s.boot > 0 && s.since_boot >= after).collect()
 }
 
-/// The median of what `of` says of those samples that are nearest to a moment, in MiB.
+/// The median of `of`, in MiB, over the samples nearest to a moment.
 pub fn around(samples: &[&Sample], at: Duration, of: impl Fn(&Memory) -> u64) -> f64 {
     let mut near: Vec<&&Sample> = samples.iter().collect();
     near.sort_by_key(|s| s.at.abs_diff(at));
@@ -113,13 +113,14 @@ fn median(mut kib: Vec<u64>) -> f64 {
     kib.get(kib.len() / 2).map_or(f64::NAN, |&k| k as f64 / 1024.0)
 }
 
-/// What is neither the guest's memory nor code, in MiB an hour.
+/// The growth of memory that is neither guest memory nor code, in MiB per hour.
 pub fn by_hours(samples: &[&Sample]) -> Option<Slope> {
     let point = |s: &&Sample| (s.at.as_secs_f64() / 3600.0, s.memory.rest() as f64 / 1024.0);
     Slope::of(&samples.iter().map(point).collect::<Vec<_>>())
 }
 
-/// The same in MiB a boot, of what each boot has when it has settled. The first is left out: what QEMU needs once comes with it.
+/// The same per boot, from the settled memory of each boot. The first boot is left out, since it
+/// includes what QEMU needs once.
 pub fn by_boots(settled: &[&Sample]) -> Option<Slope> {
     let last = settled.iter().map(|s| s.boot).max().unwrap_or(0);
     let first = |boot| settled.iter().filter(move |s| s.boot == boot).take(6);
@@ -127,7 +128,7 @@ pub fn by_boots(settled: &[&Sample]) -> Option<Slope> {
     Slope::of(&(2..=last).map(point).filter(|p| p.1.is_finite()).collect::<Vec<_>>())
 }
 
-/// A table of boots: what of memory each had at first and at its end.
+/// A table of boots with the memory of each at its start and its end.
 pub fn boots(samples: &[Sample], after: Duration) -> String {
     let mut text = String::from("boot  minutes  rest at first  at its end  at most (MiB)  live objects  allocations\n");
     let last = samples.iter().map(|s| s.boot).max().unwrap_or(0);
@@ -172,7 +173,7 @@ mod tests {
         let noise = samples(|i| 50_000 + i * 7919 % 1000);
         let flat = by_hours(&settled(&noise, Duration::ZERO)).unwrap();
         assert!(!flat.exceeds(1.0), "{flat:?}");
-        // 30 KiB each ten seconds are some 10 MiB an hour.
+        // 30 KiB per ten seconds are about 10 MiB per hour.
         let leak = samples(|i| 50_000 + i * 7919 % 1000 + 30 * i);
         let grown = by_hours(&settled(&leak, Duration::ZERO)).unwrap();
         assert!(grown.exceeds(5.0) && (grown.mib - 10.5).abs() < 1.0, "{grown:?}");

@@ -1,4 +1,4 @@
-//! What came of it all, as a table, and whether that is well.
+//! The result of a run as a table, and whether it passed.
 
 use crate::Outcome;
 use crate::arguments::{Arguments, Plugin};
@@ -9,16 +9,16 @@ use ::tests::report::{self, Summary};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// After so long a boot has what it needs, and memory is compared from there on.
+/// Time after which a boot has settled. Memory is compared from then on.
 const SETTLES: Duration = Duration::from_secs(60);
 
-/// A run that is shorter says nothing about growth.
+/// Shorter runs say nothing about growth.
 const ENOUGH: Duration = Duration::from_secs(15 * 60);
 
-/// Words on the console of a guest that is not well.
+/// Words on the console that mean trouble.
 const UNWELL: [&str; 5] = ["Oops: ", "BUG:", "Kernel panic", "WARNING: CPU", "self-detected stall"];
 
-/// The table, and whether all is well.
+/// The table, and whether the run passed.
 pub fn verdict(outcome: &Outcome, arguments: &Arguments) -> (String, bool) {
     let mut table = Table(String::new());
     let mut bad = outcome.troubles.clone();
@@ -53,8 +53,9 @@ pub fn verdict(outcome: &Outcome, arguments: &Arguments) -> (String, bool) {
     ] {
         table.row(name, must_be_none(name, count));
     }
-    // Some are on their way when the guest is stopped: a few, as in Summary::is_trustworthy, or all of a kmem_cache_alloc_bulk(). They
-    // are not twice.
+    // A few objects are in allocator calls when the guest is stopped, as in
+    // Summary::is_trustworthy, or all of one kmem_cache_alloc_bulk(). They are not in the next
+    // report.
     table.row("unknown, at most", most(|s| s.unknown));
     let unknown = summaries.windows(2).map(|pair| pair[0].unknown.min(pair[1].unknown)).max().unwrap_or(0);
     table.row("unknown in two reports in succession, at most", unknown);
@@ -144,13 +145,13 @@ fn told(slope: Slope, grows: bool, unit: &str) -> String {
     format!("{word}: {:+.2} MiB {unit}, plus or minus {:.2}", slope.mib, slope.error)
 }
 
-/// The last summary of each boot: figures of a later one start again from 0.
+/// The last summary of each boot, since a boot's figures start from 0.
 fn boots<'a>(summaries: &[&'a Summary]) -> Vec<&'a Summary> {
     let ends = summaries.windows(2).filter(|w| w[1].allocations < w[0].allocations).map(|w| w[0]);
     ends.chain(summaries.last().copied()).collect()
 }
 
-/// Boots of which libleak said that it tracks them.
+/// Boots that libleak said it tracks.
 fn samples_tracked(outcome: &Outcome) -> u64 {
     let mut boots: Vec<u32> =
         outcome.samples.iter().filter(|s| s.boot > 0 && s.status["tracking"] == true).map(|s| s.boot).collect();

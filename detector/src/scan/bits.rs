@@ -1,8 +1,8 @@
-//! A bit for each block, which several threads may set.
+//! A set of block numbers that several threads may add to.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A set of block numbers below a fixed bound.
+/// A set of block numbers below a fixed bound, one bit each.
 #[derive(Debug, Default)]
 pub struct Bits {
     words: Vec<AtomicU64>,
@@ -15,29 +15,30 @@ impl Bits {
         Bits { words: (0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(), len }
     }
 
-    /// Whether a number is in it; none is that is not below the bound.
+    /// Whether the set contains `i`. Numbers at or above the bound are not in the set.
     #[inline]
     pub fn get(&self, i: u32) -> bool {
         self.words.get(i as usize / 64).is_some_and(|w| w.load(Ordering::Relaxed) >> (i % 64) & 1 != 0)
     }
 
-    /// Adds a number, and tells whether it was not in it before. Of threads that add the same, one is told so.
+    /// Adds `i` and returns whether it is new. If several threads add one number, one of them gets
+    /// `true`.
     ///
     /// # Panics
-    /// If it is not below the bound.
+    /// If `i` is not below the bound.
     #[inline]
     pub fn set(&self, i: u32) -> bool {
         assert!((i as usize) < self.len);
-        // Nothing but the bit itself is handed from thread to thread.
+        // Threads exchange nothing but the bit, so relaxed ordering is enough.
         self.words[i as usize / 64].fetch_or(1 << (i % 64), Ordering::Relaxed) >> (i % 64) & 1 == 0
     }
 
-    /// The numbers in it, ascending.
+    /// The numbers in the set, ascending.
     pub fn ones(&self) -> impl Iterator<Item = u32> + '_ {
         self.each_bit(|word| word)
     }
 
-    /// The numbers below the bound that are not in it, ascending.
+    /// The numbers below the bound that are not in the set, ascending.
     pub fn zeros(&self) -> impl Iterator<Item = u32> + '_ {
         self.each_bit(|word| !word).take_while(|&i| (i as usize) < self.len)
     }

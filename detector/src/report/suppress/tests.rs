@@ -1,4 +1,4 @@
-//! Patterns and what they fit; files that are wrong; what is written can be read.
+//! Patterns and their matches, malformed files, and suppressions that are written and read back.
 
 use super::*;
 use crate::report::Place;
@@ -30,9 +30,9 @@ fn anchors_hold() {
     assert!(fits("^leak", "leak_list") && !fits("^list", "leak_list"));
     assert!(fits("list$", "leak_list") && !fits("leak$", "leak_list"));
     assert!(fits("^leak_list$", "leak_list") && !fits("^leak_list$", "leak_list2"));
-    // Where the first place that fits is not the right one.
+    // The first match of a part is not the right one.
     assert!(fits("foo$", "foo_foo") && fits("^a*b$", "abcb"));
-    // Nothing counts twice.
+    // No character matches twice.
     assert!(!fits("^ab*bc$", "abc") && fits("^ab*bc$", "abbc"));
 }
 
@@ -57,7 +57,7 @@ fn modules_files_and_inlined_functions_are_names() {
     assert_eq!(find("leak:^leak$\nleak:x86"), None);
     // The innermost frame decides, and then the order of the file.
     assert_eq!(find("leak:probe\nleak:leaky\nleak:trace\nleak:kmalloc"), Some(2));
-    // What has no name is nobody's.
+    // A frame without a name matches nothing.
     assert_eq!(read("leak:*").unwrap().find(&[Frame::default()]), None);
 }
 
@@ -102,7 +102,7 @@ fn what_was_reported_can_be_suppressed() {
         Frame { function: Some(Function { module: Some("m".into()), ..Function::default() }), ..frame("", None) };
     let groups = [
         group(vec![frame("__kmalloc", None), frame("kmemdup_noprof", None), frame("probe", None), frame("x", None)]),
-        // What a module calls so allocates for itself.
+        // A module's function with such a name allocates for itself.
         group(vec![frame("kmalloc_trace", None), frame("alloc_it", Some("m"))]),
         group(vec![frame("vmalloc", None), frame("probe", None)]),
         group(vec![frame("kmalloc_trace", None), unnamed]),
@@ -128,7 +128,7 @@ fn a_hundred_thousand_are_no_burden() {
     for i in 0..2_000 {
         let name = format!("function_{i}_of_it_{}", i % 7);
         assert_eq!(s.find(&[frame("kmalloc_trace", None), frame(&name, None)]), Some(i));
-        // Not each against each, but only against those whose longest piece stands in the name.
+        // Only patterns whose longest part occurs in the name are compared.
         let found = s.literals.as_ref().unwrap().find_overlapping_iter(&name);
         assert_eq!(found.map(|m| s.by_literal[m.pattern().as_usize()].len()).sum::<usize>(), 1);
     }

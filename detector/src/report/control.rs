@@ -1,94 +1,109 @@
-//! What a control socket and its clients say to each other, in lines of JSON: one request, one answer.
+//! Messages of the control socket: JSON lines, one answer per request.
 //!
-//! A request is a line `{"do": ..., ...}`. Any may have an `id`, a value of any kind, which its answer repeats. Answers come in the order of
-//! the requests of a connection. A line has at most [`MAX_LINE`] bytes, its end not counted. Addresses are text, `"0x..."`.
+//! A request is a line `{"do": ..., ...}`. Each may have an `id` of any type, which the answer
+//! repeats. Answers come in the order of a connection's requests. A line has at most [`MAX_LINE`]
+//! bytes without its end. Addresses are strings, `"0x..."`.
 //!
-//! | `do` | may have | is answered by |
+//! | `do` | may have | answer |
 //! |---|---|---|
-//! | `scan` | `min_age`: seconds, no object younger than this is reported | [`report`, `groups`, `tests`](crate::report::json::fields): what no scan has reported before, as in a file of reports; `pause_microseconds` |
-//! | `mark` | `name`, of at most 256 bytes; one of the same name is replaced, and of more than 32 the oldest | [`Marked`]. What is allocated before a mark is in no later report, but searched for references |
-//! | `diff` | `name` of a mark, the last one without; `limit` (20), `by`: `stack` (whole stacks) or `site` (allocator and caller) | [`Grown`]: where there is more than at the mark, referred to or not |
-//! | `clear` | | [`Count`]: what is unreferenced now and was not reported; it is in no later report |
+//! | `scan` | `min_age` in seconds: younger objects are not reported | [`report`, `groups`, `tests`](crate::report::json::fields) with what no scan reported before, as in a report file; `pause_microseconds` |
+//! | `mark` | `name` of at most 256 bytes; it replaces a mark of this name, or the oldest of 32 | [`Marked`]. Objects allocated before a mark are in no later report, but they are still searched for references |
+//! | `diff` | `name` of a mark (default: the last); `limit` (20), `by`: `stack` (whole stacks) or `site` (allocator and caller) | [`Grown`]: sites with more live objects than at the mark, referenced or not |
+//! | `clear` | | [`Count`] of objects that are unreferenced now and were not reported; no later report has them |
 //! | `status` | | [`Status`], without stopping the guest |
-//! | `top` | `limit` (20), `by` (`site`) | [`Live`]: where most of the live bytes are from |
-//! | `why` | must have `address`, of any byte of a live object | [`Reasons`]: who refers to it, up to the root |
-//! | `snapshot` | must have `path`, absolute | a snapshot for `leak check`: `path` |
-//! | `events` | | nothing more; from then on the connection is for [events](Event), and what is sent on it is not read |
+//! | `top` | `limit` (20), `by` (`site`) | [`Live`]: the sites with most live bytes |
+//! | `why` | must have `address` of any byte of a live object | [`Reasons`]: the chain of references up to the root |
+//! | `snapshot` | must have `path`, absolute | `path` of a snapshot for `leak check` |
+//! | `events` | | no fields; from then on the connection carries [events](Event), and further input is not read |
 //!
-//! Every answer has `schema`, the request's `do` and `id` where there was any, and `ok`. An answer with `"ok": false` has `error`, what happened and what to
-//! do about it, and nothing else. Fields may be added any time; one that changes its meaning changes `schema`.
+//! An answer has `schema`, `ok`, and the request's `do` and `id` if there are any. An answer with
+//! `"ok": false` has only `error` besides these: what happened and what to do about it. New fields
+//! may appear at any time. A field that changes its meaning changes `schema`.
+//!
+//! # Example
+//!
+//! ```
+//! use detector::control::{By, Request};
+//!
+//! let request = Request::Top { limit: Some(3), by: Some(By::Stack) };
+//! let line = serde_json::to_string(&request)?;
+//! assert_eq!(line, r#"{"do":"top","limit":3,"by":"stack"}"#);
+//! assert_eq!(serde_json::from_str::<Request>(&line)?, request);
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
+use super::model::{Figures, Frame};
+pub use crate::count::Count;
 use crate::guest_tests::Test;
-use crate::report::{Figures, Frame};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::str::FromStr;
 
-/// The schema's number.
+/// The number of the schema.
 pub const SCHEMA: u32 = 1;
-/// Bytes of a request, without the end of its line.
+/// Most bytes of a request, without the end of the line.
 pub const MAX_LINE: usize = 64 << 10;
-/// Places told, unless another limit is asked for.
+/// Most sites in an answer, unless the request sets `limit`.
 pub const LIMIT: usize = 20;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
-    /// Report what is new.
+    /// Report new leaks.
     Scan {
-        /// Seconds; what is younger is not reported.
+        /// Least age in seconds of reported objects.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         min_age: Option<f64>,
     },
-    /// Take what is live as the state of things.
+    /// Mark the objects that are live now.
     Mark {
-        /// The mark's name; it is numbered without.
+        /// The name of the mark. Without a name it gets a number.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
     },
-    /// Tell what has grown since a mark.
+    /// Show what grew since a mark.
     Diff {
-        /// The mark; the last one if there is none.
+        /// The mark. The last one if there is no name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
-        /// Places told, at most.
+        /// Most sites in the answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<usize>,
-        /// What a place is; whole stacks if it is not said.
+        /// What a site is. Whole stacks by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<By>,
     },
-    /// Do not report what is unreferenced now.
+    /// Never report what is unreferenced now.
     Clear {},
-    /// Tell how things are.
+    /// Show the state of tracking.
     Status {},
-    /// Tell where live bytes are from.
+    /// Show the sites with most live bytes.
     Top {
-        /// Places told, at most.
+        /// Most sites in the answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<usize>,
-        /// What a place is; sites if it is not said.
+        /// What a site is. Allocator and caller by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<By>,
     },
-    /// Tell who refers to an object.
+    /// Show what refers to an object.
     Why {
-        /// Virtual address, or `__percpu` pointer, of any byte of it.
-        #[serde(with = "crate::report::json::hex")]
+        /// Virtual address, or `__percpu` pointer, of any byte of the object.
+        #[serde(with = "crate::report::encoding::hex")]
         address: u64,
     },
     /// Write a snapshot.
     Snapshot {
-        /// The file, from the root on.
+        /// The file, as an absolute path.
         path: String,
     },
-    /// Tell of what happens from now on.
+    /// Send events from now on.
     Events {},
 }
 
 impl Request {
-    /// The word in its `do`.
+    /// The value of the field `do`.
     pub fn name(&self) -> &'static str {
         match self {
             Request::Scan { .. } => "scan",
@@ -104,7 +119,7 @@ impl Request {
     }
 }
 
-/// What counts as one place.
+/// What counts as one site.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
@@ -115,52 +130,48 @@ pub enum By {
     Stack,
 }
 
-impl FromStr for By {
-    type Err = &'static str;
+/// A word that is not a value of [`By`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("neither stack nor site")]
+pub struct UnknownBy;
 
-    fn from_str(name: &str) -> Result<By, &'static str> {
+impl FromStr for By {
+    type Err = UnknownBy;
+
+    fn from_str(name: &str) -> Result<By, UnknownBy> {
         match name {
             "site" => Ok(By::Site),
             "stack" => Ok(By::Stack),
-            _ => Err("neither stack nor site"),
+            _ => Err(UnknownBy),
         }
     }
-}
-
-/// Objects, and their bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Count {
-    /// Objects.
-    pub objects: u64,
-    /// Their bytes, as kmemleak counts them.
-    pub bytes: u64,
 }
 
 /// A mark.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marked {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// When it was made, in milliseconds since the start of tracking.
+    /// The time of the mark, in milliseconds since the start of tracking.
     pub at_ms: u64,
-    /// What was live.
+    /// The objects that were live at the mark.
     pub live: Count,
 }
 
-/// A place where objects are allocated, and what is live of it.
+/// An allocation site and its live objects.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// Its objects at the mark; 0 where there is none.
+    /// Live objects at the mark. 0 if there is no mark.
     #[serde(default)]
     pub then: Count,
-    /// Its objects.
+    /// Live objects now.
     pub now: Count,
     /// Frames, innermost first.
     pub stack: Vec<Frame>,
 }
 
 impl Place {
-    /// Objects and bytes that it has grown by; 0 if it has not.
+    /// The growth since the mark. 0 if the site did not grow.
     pub fn growth(&self) -> Count {
         Count {
             objects: self.now.objects.saturating_sub(self.then.objects),
@@ -169,40 +180,40 @@ impl Place {
     }
 }
 
-/// Where there is more than there was.
+/// The answer to `diff`: sites that grew.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grown {
     /// The mark that is compared with.
     pub mark: Marked,
-    /// What is live.
+    /// All live objects.
     pub live: Count,
-    /// When, in milliseconds since the start of tracking.
+    /// The time now, in milliseconds since the start of tracking.
     pub at_ms: u64,
-    /// How many places have grown.
+    /// The number of sites that grew.
     pub grown: usize,
-    /// Those that have grown most by bytes.
+    /// The sites that grew most, by bytes.
     pub places: Vec<Place>,
 }
 
-/// Where live bytes are from.
+/// The answer to `top`: sites by live bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Live {
-    /// What is live.
+    /// All live objects.
     pub live: Count,
-    /// Of how many places.
+    /// The number of sites.
     pub total: usize,
-    /// Those with the most bytes.
+    /// The sites with most bytes.
     pub places: Vec<Place>,
 }
 
-/// How things are.
+/// The answer to `status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// libleak's version.
     pub version: String,
-    /// Whether there is anything that a scan would be right about.
+    /// Whether a scan would give a valid report.
     pub tracking: bool,
-    /// Why not.
+    /// Why a scan would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// What `uname -r` prints in the guest.
@@ -210,131 +221,134 @@ pub struct Status {
     pub release: Option<String>,
     /// Milliseconds since the start of tracking.
     pub at_ms: u64,
-    /// Events so far, by the names of the summary's figures: `allocations`, `frees`, `live_objects`, `unmatched_returns` and so on.
+    /// Events so far. The names are those of the summary's figures, such as `allocations`, `frees`,
+    /// `live_objects` and `unmatched_returns`.
     pub figures: Figures,
-    /// How often the guest was stopped.
+    /// The pauses of the guest.
     pub pauses: Pauses,
-    /// Scans that were made.
+    /// The number of scans.
     pub scans: u64,
-    /// What they reported, all together.
+    /// The objects that all scans reported together.
     pub reported: Count,
-    /// The summary of the last one.
+    /// The figures of the last scan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_scan: Option<Figures>,
-    /// Names of the marks to compare with, the oldest first.
+    /// The names of all marks, oldest first.
     pub marks: Vec<String>,
-    /// Connections.
+    /// Open connections.
     pub clients: usize,
-    /// Bytes of memory that libleak itself has taken.
+    /// Bytes of memory that libleak uses.
     #[serde(default)]
     pub memory_bytes: u64,
 }
 
-/// How often the guest was stopped, and for how long.
+/// How often and for how long the guest was stopped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pauses {
-    /// How often.
+    /// The number of pauses.
     pub count: u64,
-    /// Microseconds of the last one.
+    /// Length of the last pause.
     pub last_microseconds: u64,
-    /// Of the longest.
+    /// Length of the longest pause.
     pub longest_microseconds: u64,
-    /// Of all.
+    /// Length of all pauses together.
     pub total_microseconds: u64,
 }
 
-/// Who refers to an object.
+/// The answer to `why`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reasons {
-    /// A path for each live object that has the address in it: pages may be around another one.
+    /// One path for each live object that contains the address. Pages may contain another object.
     pub paths: Vec<Path>,
 }
 
 /// A path of references.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Path {
-    /// The object's address.
-    #[serde(with = "crate::report::json::hex")]
+    /// The address of the object.
+    #[serde(with = "crate::report::encoding::hex")]
     pub address: u64,
-    /// Its size in bytes.
+    /// The size of the object in bytes.
     pub size: u64,
-    /// The stack of its allocation, innermost frame first.
+    /// The allocation stack, innermost frame first.
     pub stack: Vec<Frame>,
-    /// Who refers to it, who refers to that, and so on to the root; empty if nobody does. Each has `what`: `object` (with `address`, `size`, `kind`,
-    /// `cache`, `caller`, and the reference's `offset` where there is one), `root` (with `physical`, `usage`, `symbol`), `register`, or
-    /// `known` (what the kernel declares no leak).
+    /// The holders from the object to the root. Empty if nothing refers to the object.
+    ///
+    /// Each has a field `what`: `object`, `root`, `register`, or `known`, which the kernel declares
+    /// not a leak. An `object` has `address`, `size`, `kind`, `cache`, `caller`, and the `offset`
+    /// of the reference if there is one. A `root` has `physical`, `usage`, `symbol`.
     pub holders: Vec<Value>,
-    /// The same as lines of text.
+    /// The path as lines of text.
     pub text: Vec<String>,
 }
 
-/// What subscribers are told: a line with `schema`, and `event`.
+/// An event for subscribers: a line with `schema` and `event`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
-    /// A scan was made, by whomever it was asked for.
+    /// A scan was made, by any client or trigger.
     Scan {
-        /// Its figures.
+        /// The figures of the scan.
         figures: Figures,
-        /// Its summary line.
+        /// The summary line.
         summary: String,
-        /// Groups reported.
+        /// The number of groups.
         groups: usize,
-        /// The first of them.
+        /// The first groups.
         first: Vec<GroupEvent>,
-        /// The test at whose end, or within which, it was made.
+        /// The test that ran or ended when the scan was made.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         test: Option<String>,
-        /// The last of the tests that were over since the scan before.
+        /// The last of the tests that ended since the previous scan.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         tests: Vec<Test>,
     },
     /// A mark was made.
     Mark(Marked),
-    /// What was unreferenced is not reported any more.
+    /// The unreferenced objects were cleared.
     Clear(Count),
-    /// The guest ended. What its last scan found was told before.
+    /// The guest ended. An event of its last scan came before.
     End {},
-    /// The subscriber did not read fast enough: this is the last line for it.
+    /// The subscriber reads too slowly. This is its last line.
     Dropped {},
 }
 
-/// A group of leaks, for those who wait for one.
+/// A group of leaks, in short.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupEvent {
-    /// Whether nothing refers to its objects.
+    /// Whether nothing refers to the objects.
     pub direct: bool,
-    /// Objects.
+    /// The number of objects.
     pub count: usize,
-    /// Their bytes.
+    /// Bytes of all objects.
     pub bytes: u64,
-    /// The test in which they were allocated.
+    /// The test during which they were allocated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<String>,
-    /// Frames as text, innermost first.
+    /// The frames as text, innermost first.
     pub stack: Vec<String>,
 }
 
-/// A line of a client.
+/// The fields that all answers share, around the body of one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Envelope<T> {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The request's `do`, where it could be read.
+    /// The request's `do`, if the request could be parsed.
     #[serde(rename = "do", default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The request's `id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<Value>,
-    /// Whether it was done.
+    /// Whether the request was carried out.
     pub ok: bool,
-    /// Why not.
+    /// Why it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// How long the guest stood still for it, where it did.
+    /// How long the guest was stopped for the request, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_microseconds: Option<u64>,
-    /// The rest.
+    /// The other fields.
     #[serde(flatten)]
     pub body: T,
 }

@@ -1,11 +1,11 @@
-//! Counters that many threads raise, each mostly in a cache line of its own.
+//! Counters that many threads raise without sharing a cache line.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const STRIPES: usize = 16;
 
-/// Two lines, since they are fetched in pairs.
+/// Two cache lines, since the CPU fetches them in pairs.
 #[derive(Default)]
 #[repr(align(128))]
 struct Stripe<const N: usize>([AtomicU64; N])
@@ -18,7 +18,7 @@ thread_local! {
     static MINE: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
 }
 
-/// As many counters, which are raised together.
+/// `N` counters that are raised by the same thread at the same time.
 #[derive(Default)]
 pub struct Striped<const N: usize>([Stripe<N>; STRIPES])
 where
@@ -28,13 +28,13 @@ impl<const N: usize> Striped<N>
 where
     [AtomicU64; N]: Default,
 {
-    /// Adds to one of them, modulo 2 to the 64.
+    /// Adds `n` to a counter, modulo 2^64.
     #[inline]
     pub fn add(&self, counter: usize, n: u64) {
         self.0[MINE.get()].0[counter].fetch_add(n, Ordering::Relaxed);
     }
 
-    /// The value of one of them.
+    /// The value of a counter: the sum over all stripes.
     pub fn get(&self, counter: usize) -> u64 {
         self.0.iter().fold(0, |sum, stripe| sum.wrapping_add(stripe.0[counter].load(Ordering::Relaxed)))
     }

@@ -1,16 +1,24 @@
-//! The guest's jiffies against the host's clock: when an object was allocated is kept in jiffies, and its age is told, and judged,
-//! in the host's time.
+//! Maps the guest's jiffies to the host's clock.
+//!
+//! The time of an allocation is stored in jiffies. Its age is reported in the host's time.
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Jiffies between two readings, at least: 64 to 640 ms, as kernels are configured.
+/// Least distance between two readings, in jiffies. With `CONFIG_HZ` of 100 to 1000, this is 64 to
+/// 640 ms.
 const STEP: u64 = 64;
-/// Readings kept. Of the older half every second one is dropped then.
+/// Most readings kept. At this number every second reading of the older half is dropped.
 const MAX: usize = 1 << 16;
 
-/// What the guest's jiffies were, and milliseconds since the start of tracking then.
-pub type Reading = (u64, u64);
+/// Both clocks at one moment. The order is that of the guest's clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reading {
+    /// The guest's jiffies.
+    pub jiffies: u64,
+    /// Milliseconds of the host's clock since the start of tracking.
+    pub millis: u64,
+}
 
 /// Readings of both clocks, ascending.
 #[derive(Default)]
@@ -20,7 +28,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The guest's jiffies are now `jiffies`, and `millis` says what time it is; it is asked now and then.
+    /// Notes the guest's jiffies. `millis` reads the host's clock and is called for few ticks only.
     #[inline]
     pub fn tick(&self, jiffies: u64, millis: impl FnOnce() -> u64) {
         if jiffies >= self.next.load(Ordering::Relaxed) {
@@ -31,11 +39,11 @@ impl Clock {
     #[cold]
     fn read(&self, jiffies: u64, millis: u64) {
         let mut readings = self.readings.lock();
-        // Of two CPUs that come here at once, the later may have been first.
-        if readings.last().is_some_and(|&(last, then)| jiffies <= last || millis < then) {
+        // Two CPUs may arrive in the other order than they read the clock.
+        if readings.last().is_some_and(|last| jiffies <= last.jiffies || millis < last.millis) {
             return;
         }
-        readings.push((jiffies, millis));
+        readings.push(Reading { jiffies, millis });
         self.next.store(jiffies.saturating_add(STEP), Ordering::Relaxed);
         if readings.len() == MAX {
             let mut number = 0;
@@ -46,7 +54,7 @@ impl Clock {
         }
     }
 
-    /// Forgets all readings: jiffies went back.
+    /// Forgets all readings. Called when jiffies went back, as after loading a saved guest.
     pub fn clear(&self) {
         self.readings.lock().clear();
         self.next.store(0, Ordering::Relaxed);
@@ -54,28 +62,29 @@ impl Clock {
 
     /// Forgets the readings after `jiffies`: the guest goes on from there.
     pub fn go_back(&self, jiffies: u64) {
-        self.readings.lock().retain(|&(then, _)| then <= jiffies);
+        self.readings.lock().retain(|r| r.jiffies <= jiffies);
         self.next.store(0, Ordering::Relaxed);
     }
 
-    /// All readings, and the one of now.
+    /// All readings before `now`, followed by `now`.
     pub fn until(&self, now: Reading) -> Vec<Reading> {
         let mut readings = self.readings.lock().clone();
-        readings.retain(|&(jiffies, millis)| jiffies < now.0 && millis <= now.1);
+        readings.retain(|r| r.jiffies < now.jiffies && r.millis <= now.millis);
         readings.push(now);
         readings
     }
 }
 
-/// Milliseconds at the moment when jiffies were `jiffies`: between two readings as if time had gone evenly.
+/// The host's time in milliseconds when the guest's jiffies were `jiffies`. Interpolates linearly
+/// between two readings.
 pub fn millis_at(readings: &[Reading], jiffies: u64) -> u64 {
-    let after = readings.partition_point(|r| r.0 < jiffies);
+    let after = readings.partition_point(|r| r.jiffies < jiffies);
     match (after.checked_sub(1).and_then(|i| readings.get(i)), readings.get(after)) {
         (None, None) => 0,
-        (Some((_, millis)), None) | (None, Some((_, millis))) => *millis,
+        (Some(only), None) | (None, Some(only)) => only.millis,
         (Some(a), Some(b)) => {
-            let part = (jiffies - a.0) as f64 / (b.0 - a.0) as f64;
-            a.1 + ((b.1 - a.1) as f64 * part) as u64
+            let part = (jiffies - a.jiffies) as f64 / (b.jiffies - a.jiffies) as f64;
+            a.millis + ((b.millis - a.millis) as f64 * part) as u64
         }
     }
 }
@@ -84,21 +93,27 @@ pub fn millis_at(readings: &[Reading], jiffies: u64) -> u64 {
 mod tests {
     use super::*;
 
+    const LAST: Reading = Reading { jiffies: u64::MAX, millis: u64::MAX };
+
+    fn reading(jiffies: u64, millis: u64) -> Reading {
+        Reading { jiffies, millis }
+    }
+
     #[test]
     fn between_readings() {
         let clock = Clock::default();
         clock.tick(1000, || 10);
         clock.tick(1001, || unreachable!("too early to read again"));
         clock.tick(1100, || 410);
-        let readings = clock.until((1200, 1000));
-        assert_eq!(readings, [(1000, 10), (1100, 410), (1200, 1000)]);
+        let readings = clock.until(reading(1200, 1000));
+        assert_eq!(readings, [reading(1000, 10), reading(1100, 410), reading(1200, 1000)]);
         let at = |jiffies| millis_at(&readings, jiffies);
         assert_eq!([at(900), at(1000), at(1025), at(1100), at(1199), at(5000)], [10, 10, 110, 410, 994, 1000]);
         clock.go_back(1050);
         clock.tick(1060, || 900);
-        assert_eq!(clock.until((1070, 910)), [(1000, 10), (1060, 900), (1070, 910)]);
+        assert_eq!(clock.until(reading(1070, 910)), [reading(1000, 10), reading(1060, 900), reading(1070, 910)]);
         clock.clear();
-        assert_eq!(clock.until((5, 6)), [(5, 6)]);
+        assert_eq!(clock.until(reading(5, 6)), [reading(5, 6)]);
         assert_eq!(millis_at(&[], 7), 0);
     }
 
@@ -107,12 +122,12 @@ mod tests {
     fn room_is_bounded_and_order_kept() {
         let clock = Clock::default();
         (0..200_000).for_each(|i| clock.tick(i * STEP, || i));
-        let readings = clock.until((u64::MAX, u64::MAX));
+        let readings = clock.until(LAST);
         assert!(readings.len() <= MAX && readings.is_sorted());
         assert!(millis_at(&readings, 100_000 * STEP).abs_diff(100_000) <= 1);
     }
 
-    /// CPUs that come at once, and jiffies that go back.
+    /// Several CPUs tick at once, and jiffies go back.
     #[test]
     fn threads_keep_the_order() {
         const TICKS: u64 = if cfg!(miri) { 50 } else { 20_000 };
@@ -127,12 +142,12 @@ mod tests {
             (0..3).for_each(|_| drop(scope.spawn(tick)));
             for _ in 0..5 {
                 clock.clear();
-                assert!(clock.until((u64::MAX, u64::MAX)).is_sorted());
+                assert!(clock.until(LAST).is_sorted());
             }
         });
-        // All of the others' may have been forgotten.
+        // The readings of the other threads may all have been cleared.
         tick();
-        let readings = clock.until((u64::MAX, u64::MAX));
-        assert!(readings.len() > 1 && readings.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1));
+        let readings = clock.until(LAST);
+        assert!(readings.len() > 1 && readings.is_sorted_by(|a, b| a.jiffies < b.jiffies && a.millis <= b.millis));
     }
 }

@@ -1,37 +1,39 @@
-//! From a word to the block it points into.
+//! Finds the block that a word points into.
 //!
-//! Blocks lie in a few dense regions of a vast address space (the direct map, vmalloc space, modules), so
-//! the index is a short list of regions, each with one entry a page: how many spans have a part of it, and the first of them. Where
-//! in a page a span is to be expected follows from the address, since the objects of a slab are all of one size: a lookup is
-//! two compares and mostly two loads.
+//! Blocks lie in a few dense regions of a large address space: the direct map, vmalloc space,
+//! modules. The index is a short list of regions. A region has one entry per page: the number of
+//! spans in the page, and the first of them. The position of a span in its page follows from the
+//! address, since objects of a slab have equal sizes. A lookup costs two comparisons and mostly two
+//! loads.
 
 use std::ops::Range;
 
 const PAGE_SHIFT: u32 = 12;
 const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// Spans further apart than this are in different regions. A page without spans costs 8 bytes of address space, and no memory
-/// where its neighbours have none either.
+/// Spans with a larger gap, in bytes, are in different regions. A page without spans costs 8 bytes
+/// of address space. It costs no memory if its neighbours have no spans either.
 const REGION_GAP: u64 = 256 << 20;
-/// Pages of all regions, and regions, at most: 512 GiB of addresses. What is further apart is in no guest, and left out.
+/// Most pages of all regions: 512 GiB of addresses. Spans beyond this bound are left out. No real
+/// guest has them.
 const MAX_PAGES: u64 = 1 << 27;
 const MAX_REGIONS: usize = 64;
-/// Longer spans are kept in parts.
+/// Longer spans are split.
 const MAX_LEN: u64 = 1 << 31;
 
-/// A half-open range of addresses that belongs to a block. A block may have several, as per-CPU blocks do.
+/// A half-open range of addresses that belongs to a block. A per-CPU block has several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// First address.
+    /// The first address.
     pub start: u64,
-    /// First address after it.
+    /// The first address behind the range.
     pub end: u64,
-    /// The block's number.
+    /// The number of the block.
     pub block: u32,
 }
 
-/// A span as it is made ready. None overlaps another.
+/// A span as the index stores it. Stored spans do not overlap.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+pub(crate) struct Entry {
     start: u64,
     len: u32,
     block: u32,
@@ -47,11 +49,12 @@ impl Entry {
 struct Region {
     start: u64,
     len: u64,
-    /// For each page the first span that has a part of it, and in the upper half how many have.
+    /// For each page, the first span that overlaps it. The upper half holds the number of such
+    /// spans.
     pages: Vec<u64>,
 }
 
-/// The spans that have a part of a page: the first of them, and how many.
+/// The spans that overlap a page: the first one and their number.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     first: u32,
@@ -59,7 +62,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Which of them is to be expected at an address: that at its place, if they are of one size and fill the page.
+    /// The position of the span that contains `addr`, if all spans have one size and fill the page.
     #[inline]
     fn expected(self, addr: u64) -> usize {
         ((addr % PAGE_SIZE * u64::from(self.count)) >> PAGE_SHIFT) as usize
@@ -69,26 +72,27 @@ impl Place {
 /// An immutable index over spans.
 pub struct Index {
     entries: Vec<Entry>,
-    /// The one with the most spans first.
+    /// The region with the most spans comes first.
     regions: Vec<Region>,
-    /// The first address of all, and the bytes from there to the end of the last.
+    /// The first address of all spans.
     low: u64,
     len: u64,
-    /// Whether there were spans that overlap.
+    /// Whether spans overlapped.
     overlaps: bool,
-    /// Whether there were spans too far from all others.
+    /// Whether spans were left out because they are too far from all others.
     cut: bool,
 }
 
 impl Index {
-    /// Builds the index. Empty spans are dropped; of overlapping spans the one that starts first is found. Spans that ascend
-    /// are taken as they come, and so only those that come after the first that does not are sorted.
+    /// Builds the index and drops empty spans. Of overlapping spans, a lookup finds the one that
+    /// starts first. Ascending spans are taken as they come. Only the spans behind the first one
+    /// out of order are sorted.
     pub fn new(spans: impl IntoIterator<Item = Span>) -> Index {
         let spans = spans.into_iter();
         let mut entries: Vec<Entry> = Vec::with_capacity(spans.size_hint().0);
         let mut late: Vec<Entry> = Vec::new();
         let mut end = 0;
-        // Not a loop: what the spans come from may be chained.
+        // `for_each` is faster than a loop here, since the iterator may be a chain.
         spans.for_each(|span| {
             let mut start = span.start;
             while start < span.end {
@@ -99,13 +103,13 @@ impl Index {
                     entries.push(entry);
                     end = start;
                 } else {
-                    // From now on, all are.
+                    // All later spans are late, too.
                     end = u64::MAX;
                     late.push(entry);
                 }
             }
         });
-        // Mostly runs that ascend, which a stable sort merges.
+        // A stable sort merges ascending runs, which these mostly are.
         late.sort_by_key(|e| (e.start, e.len));
         merge(&mut entries, late);
         let overlaps = cut_overlaps(&mut entries);
@@ -134,7 +138,7 @@ impl Index {
         Index { entries, low, len, regions, overlaps, cut }
     }
 
-    /// The block that `addr` points into, its first byte and its interior alike.
+    /// The block that contains `addr`.
     #[inline]
     pub fn find(&self, addr: u64) -> Option<u32> {
         if !self.may_find(addr) {
@@ -143,13 +147,13 @@ impl Index {
         self.find_at(self.place(addr)?, addr)
     }
 
-    /// Whether an address lies between the first and the last of all.
+    /// Whether an address lies between the first and the last span.
     #[inline]
     pub(crate) fn may_find(&self, addr: u64) -> bool {
         addr.wrapping_sub(self.low) < self.len
     }
 
-    /// What is known of the page of an address; `None` if no span has a part of it.
+    /// The spans in the page of `addr`, or `None` if there are none.
     #[inline]
     pub(crate) fn place(&self, addr: u64) -> Option<Place> {
         let region = self.regions.iter().find(|r| addr.wrapping_sub(r.start) < r.len)?;
@@ -157,7 +161,7 @@ impl Index {
         (page != 0).then_some(Place { first: page as u32, count: (page >> 32) as u32 })
     }
 
-    /// As [`Index::find`], of an address whose place is known.
+    /// As [`Index::find`], for an address whose page was looked up.
     #[inline]
     pub(crate) fn find_at(&self, place: Place, addr: u64) -> Option<u32> {
         let entries = self.entries.get(place.first as usize..)?.get(..place.count as usize)?;
@@ -173,37 +177,36 @@ impl Index {
         (addr - entry.start < entry.len.into()).then_some(entry.block)
     }
 
-    /// Has the memory that [`Index::find_at`] is about to read brought closer.
+    /// The entry that [`Index::find_at`] reads first, for a hint to the CPU's cache.
     #[inline]
-    pub(crate) fn prefetch(&self, place: Place, addr: u64) {
-        if let Some(entry) = self.entries.get(place.first as usize + place.expected(addr)) {
-            crate::scan::prefetch(entry);
-        }
+    pub(crate) fn expected(&self, place: Place, addr: u64) -> Option<&Entry> {
+        self.entries.get(place.first as usize + place.expected(addr))
     }
 
-    /// Whether some spans overlapped, so that not all addresses of a span lead to its block.
+    /// Whether spans overlapped. Some addresses of a span then lead to another block.
     pub fn overlaps(&self) -> bool {
         self.overlaps
     }
 
-    /// Whether some spans lay so far from all others that there was no room for them.
+    /// Whether spans were left out because they are too far from all others.
     pub fn is_cut(&self) -> bool {
         self.cut
     }
 
-    /// The ranges outside of which it finds nothing, those with most spans first.
+    /// The address ranges of the regions, those with most spans first.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.regions.iter().map(|r| r.start..r.start + r.len)
     }
 }
 
-/// Merges `late` into `entries`, both sorted. There are few of `late`: what lies between two of them is moved as one.
+/// Merges `late` into `entries`. Both are sorted. There are few late entries, so the entries
+/// between two of them move together.
 fn merge(entries: &mut Vec<Entry>, late: Vec<Entry>) {
     let mut from = entries.len();
     entries.extend_from_slice(&late);
     let mut to = entries.len();
     for entry in late.into_iter().rev() {
-        // Of equal ones those that came first stay first.
+        // Of equal entries, the earlier ones stay first.
         let at = entries[..from].partition_point(|e| (e.start, e.len) <= (entry.start, entry.len));
         to -= from - at;
         entries.copy_within(at..from, to);
@@ -213,7 +216,7 @@ fn merge(entries: &mut Vec<Entry>, late: Vec<Entry>) {
     }
 }
 
-/// Leaves of each span what no earlier one has; tells whether any had something.
+/// Cuts from each span what an earlier span covers. Returns whether anything was cut.
 fn cut_overlaps(entries: &mut Vec<Entry>) -> bool {
     let mut end = 0;
     let overlap = |e: &Entry| {
@@ -235,11 +238,11 @@ fn cut_overlaps(entries: &mut Vec<Entry>) -> bool {
     true
 }
 
-/// The region of `entries[first..end]`.
+/// Builds the region of `entries[first..end]`.
 fn region(entries: &[Entry], first: usize, end: usize) -> Region {
     let start = entries[first].start >> PAGE_SHIFT << PAGE_SHIFT;
     let len = entries[end - 1].end() - start;
-    // Zeroes from the system cost nothing until they are written.
+    // Zeroed pages from the system use no memory until they are written.
     let mut pages = vec![0u64; ((len - 1) >> PAGE_SHIFT) as usize + 1];
     for (i, entry) in entries[first..end].iter().enumerate() {
         let last = (entry.start - start + u64::from(entry.len) - 1) >> PAGE_SHIFT;
@@ -287,7 +290,7 @@ mod tests {
     #[test]
     fn agrees_with_a_linear_search() {
         const SPANS: u32 = if cfg!(miri) { 50 } else { 2000 };
-        // A multiplicative generator is random enough and needs no crate.
+        // A linear congruential generator is random enough and needs no crate.
         let mut x = 1u64;
         let mut random = || {
             x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

@@ -1,29 +1,30 @@
-//! What is kept of a live object: 24 bytes, since there may be millions.
+//! One entry of the live map. It has 24 bytes, since a guest may have millions of objects.
 
-use crate::comms::CommId;
-use crate::stacks::StackId;
+use crate::live::comms::CommId;
+use crate::live::stacks::StackId;
 use serde::{Deserialize, Serialize};
 
-/// What an object is made of, which decides where its size and its memory are found.
+/// The allocator that an object comes from. It decides where the object's size and memory are
+/// found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A slab object; its size is the cache's, known to the slab itself.
+    /// A slab object. Its size is that of its cache, which the slab itself names.
     Slab,
-    /// A kmalloc too large for the slab caches, made of pages.
+    /// A `kmalloc()` that is too large for the slab caches and consists of pages.
     Large,
-    /// A block of vmalloc space.
+    /// An area of vmalloc space.
     Vmalloc,
-    /// A per-CPU block; its address is the `__percpu` pointer, not a place in memory.
+    /// A per-CPU area. Its address is the `__percpu` pointer, which is not an address in memory.
     Percpu,
-    /// Pages from the page allocator; the address is that of the first in the direct map, where other objects may
-    /// lie too: slabs are made of pages.
+    /// Pages from the page allocator. The address is that of the first page in the direct map.
+    /// Another object may start at the same address, since slabs consist of pages.
     Pages,
 }
 
 const KINDS: [Kind; 5] = [Kind::Slab, Kind::Large, Kind::Vmalloc, Kind::Percpu, Kind::Pages];
 
-/// Numbers side by side in a word: where each starts, and how many bits it has.
+/// A bit field of a word: its lowest bit and its width.
 struct Field {
     at: u32,
     bits: u32,
@@ -39,23 +40,24 @@ impl Field {
     }
 }
 
-/// PID_MAX_LIMIT is 1 << 22 (include/linux/threads.h), NR_CPUS at most 1 << 13 (arch/x86/Kconfig).
+/// `PID_MAX_LIMIT` is 1 << 22 (include/linux/threads.h). `NR_CPUS` is at most 1 << 13
+/// (arch/x86/Kconfig).
 const PID: Field = Field { at: 0, bits: 22 };
 const TGID: Field = Field { at: 22, bits: 22 };
 const CPU: Field = Field { at: 44, bits: 13 };
 const KIND: Field = Field { at: 57, bits: 3 };
 const DYING: Field = Field { at: 60, bits: 1 };
 const REPORTED: Field = Field { at: 61, bits: 1 };
-/// A million allocations a second for 12 days.
+/// 40 bits last for 12 days at a million allocations a second.
 const SEQUENCE: Field = Field { at: 0, bits: 40 };
 const COMM: Field = Field { at: 40, bits: 24 };
 
-/// An allocation, all in full.
+/// An allocation before it is packed into an [`Object`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allocation {
     /// What the object is made of.
     pub kind: Kind,
-    /// Its stack, from the innermost allocator on.
+    /// The allocation stack, innermost allocator first.
     pub stack: StackId,
     /// Rises with every allocation.
     pub sequence: u64,
@@ -71,7 +73,8 @@ pub struct Allocation {
     pub comm: CommId,
 }
 
-/// A live object. Numbers that the kernel itself bounds are kept in as many bits; a guest that has spoilt them gets what fits.
+/// A live object. Each number has as many bits as the kernel's own limit needs. Larger numbers,
+/// which only a corrupted guest has, are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Object {
     who: u64,
@@ -104,13 +107,14 @@ impl Object {
         KINDS.get(KIND.get(self.who) as usize).copied().unwrap_or(Kind::Slab)
     }
 
-    /// Handed to kfree_rcu(): nobody's any more, though its memory is not free yet.
+    /// Whether the object was passed to `kfree_rcu()`. It is no longer in use, but its memory is
+    /// not free.
     #[inline]
     pub fn is_dying(&self) -> bool {
         DYING.get(self.who) != 0
     }
 
-    /// Already in a report.
+    /// Whether the object was reported before.
     pub fn is_reported(&self) -> bool {
         REPORTED.get(self.who) != 0
     }
@@ -134,7 +138,7 @@ impl Object {
         SEQUENCE.get(self.entry)
     }
 
-    /// The low half of the guest's jiffies at allocation.
+    /// The low 32 bits of the guest's jiffies at allocation.
     pub fn jiffies(&self) -> u32 {
         self.jiffies
     }
@@ -159,12 +163,12 @@ impl Object {
         CommId(COMM.get(self.entry) as u32)
     }
 
-    /// As it is kept, for files.
+    /// The packed form, for snapshot files.
     pub fn to_words(self) -> [u64; 3] {
         [self.who, self.entry, u64::from(self.stack.0) | u64::from(self.jiffies) << 32]
     }
 
-    /// The other way; `None` for what is no object.
+    /// Reads the packed form. Returns `None` if the kind or a flag is unknown.
     pub fn from_words([who, entry, rest]: [u64; 3]) -> Option<Object> {
         let known = KIND.get(who) < KINDS.len() as u64 && who >> 62 == 0;
         known.then_some(Object { who, entry, stack: StackId(rest as u32), jiffies: (rest >> 32) as u32 })
@@ -197,7 +201,7 @@ mod tests {
         assert!(o.is_dying() && o.is_reported() && o.cpu() == 8191 && o.kind() == Kind::Pages);
         assert_eq!(Object::from_words(o.to_words()), Some(o));
         assert_eq!(Object::from_words([u64::MAX, 0, 0]), None);
-        // What does not fit spoils nothing else.
+        // A number that is cut leaves the other fields alone.
         let o = Object::from(Allocation { pid: u32::MAX, cpu: u32::MAX, tgid: 0, ..a });
         assert_eq!((o.tgid(), o.kind(), o.is_dying()), (0, Kind::Pages, false));
     }

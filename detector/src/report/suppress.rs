@@ -1,12 +1,27 @@
-//! Suppressions: leaks that the user knows of and does not want to hear of again, in LeakSanitizer's file format.
+//! Suppressions: known leaks that the user does not want to see, in LeakSanitizer's file format.
 //!
-//! A line is `leak:PATTERN`, or a comment that starts with `#`, or empty. A pattern is a part of a name: of a function, of a
-//! module, or of a source file of any frame, those of inlined functions too. In it `*` is any text, and `^` at its start and
-//! `$` at its end are the name's own start and end.
+//! A line is `leak:PATTERN`, a comment that starts with `#`, or empty. A pattern matches part of a
+//! name. Names are those of functions, modules and source files of any frame, including inlined
+//! functions. `*` stands for any text. `^` at the start and `$` at the end anchor the pattern.
 //!
-//! `LeakSanitizer` takes the first place where a piece of a pattern fits, and so does not find `foo$` in `foo_foo`; this does.
+//! `LeakSanitizer` takes the first match of each part of a pattern, so its `foo$` does not match
+//! `foo_foo`. Here it does.
+//!
+//! # Example
+//!
+//! ```
+//! use detector::report::{Frame, Function};
+//! use detector::suppress::Suppressions;
+//! use std::path::Path;
+//!
+//! let known = Suppressions::parse(Path::new("known"), b"# fixed in 6.13\nleak:^foo_*$\n")?;
+//! let function = Function { name: "foo_probe".into(), ..Function::default() };
+//! let frame = Frame { function: Some(function), ..Frame::default() };
+//! assert_eq!(known.find(&[frame]), Some(0));
+//! # Ok::<(), detector::suppress::SuppressError>(())
+//! ```
 
-use crate::report::{Frame, Function, Group};
+use super::model::{Frame, Function, Group};
 use aho_corasick::AhoCorasick;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -15,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
-/// Larger files are refused. A hundred thousand suppressions have some 3 MiB.
+/// Larger files are rejected. A hundred thousand suppressions take about 3 MiB.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// Why suppressions cannot be used.
@@ -26,10 +41,10 @@ pub enum SuppressError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         why: std::io::Error,
     },
-    /// A line makes no sense.
+    /// A line is malformed.
     #[error(
         "suppressions {path}, line {line}: \"{text}\": {why}; a line is leak:PATTERN, or a comment that starts with #"
     )]
@@ -38,42 +53,59 @@ pub enum SuppressError {
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// What stands there.
+        /// The text of the line.
         text: String,
-        /// What is wrong with it.
-        why: &'static str,
+        /// What is wrong with the line.
+        why: Flaw,
     },
-    /// There is more of them than can be searched for.
+    /// There are more suppressions than the search can handle.
     #[error("too many suppressions: {0}; give fewer of them")]
     TooMany(String),
+}
+
+/// What is wrong with a line of suppressions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// The line has invalid UTF-8.
+    #[error("it is no UTF-8")]
+    Encoding,
+    /// A line is not empty, not a comment and not a suppression.
+    #[error("it does not start with leak:")]
+    Prefix,
+    /// The pattern has no text besides its anchors.
+    #[error("the pattern is empty; if every leak is meant, it is leak:*")]
+    Empty,
+    /// The pattern has text behind the anchor `$`.
+    #[error("nothing follows the end of a name, which $ stands for")]
+    AfterEnd,
 }
 
 /// One suppression.
 #[derive(Debug)]
 pub struct Suppression {
-    /// The pattern, as it stands in the file.
+    /// The pattern as it is written in the file.
     pub template: String,
     /// The file.
     pub path: PathBuf,
-    /// The line in it, counted from 1.
+    /// The line in the file, counted from 1.
     pub line: usize,
     pattern: Pattern,
     used: AtomicBool,
 }
 
-/// Suppressions, in the order of their files and lines. Their numbers are their places.
+/// Suppressions in the order of files and lines. A suppression's number is its index.
 #[derive(Debug, Default)]
 pub struct Suppressions {
     all: Vec<Suppression>,
-    /// Finds the longest literal of every pattern in a name; `None` if there are no suppressions.
+    /// Finds the longest literal of each pattern in a name. `None` if there are no suppressions.
     literals: Option<AhoCorasick>,
-    /// By literal, the numbers of the patterns that have it, ascending.
+    /// By literal, the numbers of the patterns that contain it, ascending.
     by_literal: Vec<Vec<usize>>,
-    /// The first pattern that fits every name.
+    /// The first pattern that matches every name.
     any: Option<usize>,
 }
 
-/// The bytes of a file, whose size must be known: a pipe or a device may have no end.
+/// Reads a regular file. A pipe or a device may have no end, so its size must be known.
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     let about = fs::metadata(path)?;
     if !about.is_file() {
@@ -91,7 +123,7 @@ impl Suppressions {
     /// Reads files of suppressions.
     ///
     /// # Errors
-    /// [`SuppressError`], for the first line of the first file that makes no sense.
+    /// [`SuppressError`], for the first malformed line of the first such file.
     pub fn read<P: AsRef<Path>>(files: &[P]) -> Result<Suppressions, SuppressError> {
         let mut all = Vec::new();
         for path in files.iter().map(AsRef::as_ref) {
@@ -101,10 +133,10 @@ impl Suppressions {
         Suppressions::new(all)
     }
 
-    /// As [`Suppressions::read`], of one file's contents; `path` names it in errors.
+    /// As [`Suppressions::read`], for the contents of one file. `path` names it in errors.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Suppressions::read`].
     pub fn parse(path: &Path, contents: &[u8]) -> Result<Suppressions, SuppressError> {
         let mut all = Vec::new();
         parse(path, contents, &mut all)?;
@@ -131,23 +163,24 @@ impl Suppressions {
         Ok(Suppressions { all, literals, by_literal, any })
     }
 
-    /// All of them; the place of each is its number.
+    /// All suppressions, by number.
     pub fn all(&self) -> &[Suppression] {
         &self.all
     }
 
-    /// Whether there are none.
+    /// Whether there are no suppressions.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
-    /// The number of the suppression that fits a stack: that of the innermost frame that any fits, and the first of those.
+    /// The number of the suppression that matches a stack. The innermost matching frame decides,
+    /// and then the order of suppressions.
     pub fn find(&self, frames: &[Frame]) -> Option<usize> {
         frames.iter().find_map(|frame| frame.names().filter_map(|name| self.find_name(name)).min())
     }
 
     fn find_name(&self, name: &str) -> Option<usize> {
-        // As for LeakSanitizer, nothing fits what has no name.
+        // As in LeakSanitizer, nothing matches an empty name.
         let any = self.any.filter(|_| !name.is_empty());
         let found = self.literals.iter().flat_map(|literals| literals.find_overlapping_iter(name));
         let fits = |number: &&usize| self.all[**number].pattern.fits(name);
@@ -162,7 +195,7 @@ impl Suppressions {
         }
     }
 
-    /// Those that were never used.
+    /// Suppressions that were never used.
     pub fn unused(&self) -> impl Iterator<Item = &Suppression> {
         self.all.iter().filter(|s| !s.used.load(Ordering::Relaxed))
     }
@@ -177,11 +210,11 @@ fn parse(path: &Path, bytes: &[u8], all: &mut Vec<Suppression>) -> Result<(), Su
             text: String::from_utf8_lossy(bytes).trim().to_owned(),
             why,
         };
-        let text = str::from_utf8(bytes).map_err(|_| bad("it is no UTF-8"))?.trim_matches([' ', '\t', '\r']);
+        let text = str::from_utf8(bytes).map_err(|_| bad(Flaw::Encoding))?.trim_matches([' ', '\t', '\r']);
         if text.is_empty() || text.starts_with('#') {
             continue;
         }
-        let template = text.strip_prefix("leak:").ok_or_else(|| bad("it does not start with leak:"))?;
+        let template = text.strip_prefix("leak:").ok_or_else(|| bad(Flaw::Prefix))?;
         let pattern = Pattern::parse(template).map_err(bad)?;
         all.push(Suppression {
             template: template.to_owned(),
@@ -194,31 +227,31 @@ fn parse(path: &Path, bytes: &[u8], all: &mut Vec<Suppression>) -> Result<(), Su
     Ok(())
 }
 
-/// A pattern, taken apart.
+/// A parsed pattern.
 #[derive(Debug)]
 struct Pattern {
-    /// What stands between asterisks.
+    /// The parts between asterisks.
     pieces: Vec<Box<str>>,
-    /// The first piece starts the name.
+    /// Whether the first part must start the name.
     start: bool,
-    /// The last piece ends the name.
+    /// Whether the last part must end the name.
     end: bool,
 }
 
 impl Pattern {
-    fn parse(template: &str) -> Result<Pattern, &'static str> {
+    fn parse(template: &str) -> Result<Pattern, Flaw> {
         let (start, rest) = template.strip_prefix('^').map_or((false, template), |rest| (true, rest));
         let (end, rest) = rest.strip_suffix('$').map_or((false, rest), |rest| (true, rest));
         if rest.is_empty() {
-            return Err("the pattern is empty; if every leak is meant, it is leak:*");
+            return Err(Flaw::Empty);
         }
         if rest.contains('$') {
-            return Err("nothing follows the end of a name, which $ stands for");
+            return Err(Flaw::AfterEnd);
         }
         Ok(Pattern { pieces: rest.split('*').map(Box::from).collect(), start, end })
     }
 
-    /// The longest piece, which every name that the pattern fits contains.
+    /// The longest part. Every matching name contains it.
     fn literal(&self) -> &str {
         self.pieces.iter().max_by_key(|p| p.len()).map_or("", |p| p)
     }
@@ -231,7 +264,7 @@ impl Pattern {
             (rest, pieces) = (after, others);
         }
         if self.end {
-            // If it is also the first, the name ends where it does.
+            // A part that is both first and last must be the whole name.
             let [others @ .., last] = pieces else { return rest.is_empty() };
             let Some(before) = rest.strip_suffix(&**last) else { return false };
             (rest, pieces) = (before, others);
@@ -246,12 +279,14 @@ impl Pattern {
     }
 }
 
-/// Parts of the names of functions in the kernel's image that only allocate, for others.
+/// Parts of names of kernel functions that only allocate for their callers.
 const ALLOCATORS: [&str; 9] =
     ["alloc", "kmem_cache", "slab", "get_free_page", "get_zeroed_page", "strdup", "strndup", "memdup", "asprintf"];
 
-/// Suppressions that fit what was reported, each once: by pattern, the comment that goes before it. Where a stack names
-/// nobody but allocators, its outermost frame stands for it; what has no name at all has no suppression.
+/// Suppressions for reported leaks: a map from the line to the comment before it.
+///
+/// The innermost function that is not an allocator names the pattern. If all are allocators, the
+/// outermost one does. Groups without any name get no suppression.
 pub fn for_groups(groups: &[Group]) -> BTreeMap<String, String> {
     let mut lines = BTreeMap::new();
     for group in groups {
@@ -265,7 +300,7 @@ pub fn for_groups(groups: &[Group]) -> BTreeMap<String, String> {
         };
         let comment: &mut String = lines.entry(format!("leak:^{name}$")).or_default();
         let what = if group.direct { "direct" } else { "indirect" };
-        // Whoever called it tells what it was for.
+        // The callers show what the allocation was for.
         let rest = named().skip_while(|f| !std::ptr::eq(*f, culprit)).skip(1).take(3);
         let callers: String = rest.map(|f| format!(", called by {}", f.name)).collect();
         let _ = writeln!(comment, "# {what}, {} objects, {} bytes{callers}", group.leaks.len(), group.bytes());

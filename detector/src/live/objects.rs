@@ -1,12 +1,12 @@
-//! The map of live objects: what was allocated and not freed, as the events say.
+//! The map of live objects: objects whose allocation was seen and whose free was not.
 //!
-//! Written from every vCPU thread at once; it takes one shard's lock an event and allocates nothing but
-//! when it grows.
+//! Every vCPU thread writes to it. An event takes the lock of one shard, and allocates memory only
+//! when a table grows.
 
 mod copied;
 
-pub use crate::object::{Allocation, Kind, Object};
-use crate::striped::Striped;
+pub use crate::live::object::{Allocation, Kind, Object};
+use crate::live::striped::Striped;
 pub use copied::Copied;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -14,34 +14,34 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes of objects by address and kind: pages may start where another object does.
+/// Sizes in bytes by address and kind. Pages may start at the address of another object.
 pub(crate) type Sizes = HashMap<(u64, Kind), u64>;
 
-/// What an insertion met.
+/// The result of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
     /// A new object.
     New,
-    /// The same allocation as seen at a function inside the call, whose stack has both.
+    /// The object of a nested allocator call was already there. Its stack contains both calls.
     Inside,
-    /// Another object was live at the address: its free was missed.
+    /// Another object was live at the address. Its free was missed.
     Replaced,
-    /// Nothing: the map is full.
+    /// The object was not entered, since the map is full.
     NoRoom,
 }
 
-/// What a free met.
+/// The result of a free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
     /// A live object.
     Object,
-    /// An object that kfree_rcu() had been given: the end of its grace period.
+    /// An object that was passed to `kfree_rcu()` before. Its grace period has ended.
     Dying,
-    /// Nothing known at the address.
+    /// The address is not in the map.
     Unknown,
 }
 
-/// Spreads addresses, whose low bits are all alike, over shards and buckets.
+/// Hashes addresses. Their low bits are mostly equal, so they are spread over shards and buckets.
 #[derive(Default)]
 pub struct AddressHasher(u64);
 
@@ -53,48 +53,57 @@ impl Hasher for AddressHasher {
         unreachable!("addresses are hashed as u64");
     }
     fn write_u64(&mut self, n: u64) {
-        // Fibonacci hashing; the shift brings the well-mixed high bits down to where tables look.
+        // Fibonacci hashing. The shift moves the well-mixed high bits to where the tables look.
         let h = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = h ^ (h >> 32);
     }
 }
 
-/// Live objects by address, with the counters that tell whether the events can be trusted.
+/// Live objects by address, and counters that show whether the events are complete.
 #[derive(Default)]
 pub struct LiveMap {
     map: AddressMap<Object>,
-    /// Bytes as requested, of what is no slab object.
+    /// Bytes as requested, for objects that are not in slabs.
     sizes: AddressMap<u64>,
     counters: Striped<4>,
     /// Most objects; 0 is no bound.
     most: usize,
-    /// No object is entered any more.
+    /// Whether new objects are rejected.
     full: AtomicBool,
-    /// It was full, now or before.
+    /// Whether the map was ever full.
     was_full: AtomicBool,
 }
 
-/// The numbers of the counters.
+/// The room in [`LiveMap`]'s tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Entries that can be added before a table grows, approximately.
+    pub entries: usize,
+    /// Bytes that all tables take while the next one grows, at most.
+    pub bytes: u64,
+}
+
+/// Indexes into the counters.
 const ALLOCATIONS: usize = 0;
 const FREES: usize = 1;
 const UNKNOWN_FREES: usize = 2;
 const MISSED_FREES: usize = 3;
 
-/// Of the places of a table, one in so many may be left when another is full.
+/// One in this many entries of a table may be free when another shard is full.
 const UNEVEN: usize = 16;
 
 type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
-/// [`LiveMap`]'s counters at one moment.
+/// The counters of a [`LiveMap`] at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Objects entered.
     pub allocations: u64,
-    /// Objects removed, or given to kfree_rcu().
+    /// Objects removed, or passed to `kfree_rcu()`.
     pub frees: u64,
-    /// Frees of addresses not in the map.
+    /// Frees of addresses that are not in the map.
     pub unknown_frees: u64,
-    /// Allocations at an address that was still live.
+    /// Allocations at an address where an object was still live.
     pub missed_frees: u64,
 }
 
@@ -104,15 +113,15 @@ impl LiveMap {
         LiveMap { map: DashMap::with_capacity_and_hasher(capacity, Default::default()), ..LiveMap::default() }
     }
 
-    /// The same with room for `most` objects at most, give or take those that are entered between two calls of
-    /// [`LiveMap::look_for_room`].
+    /// Bounds the number of objects. The bound is checked by [`LiveMap::look_for_room`] only, so
+    /// the map may exceed it by the objects entered between two calls.
     #[must_use]
     pub fn with_most(self, most: usize) -> LiveMap {
         LiveMap { most, ..self }
     }
 
-    /// Looks whether it is full. To be called now and then, since it takes all locks. Until it has room again, what is allocated is not
-    /// entered, and what is freed is still removed, so what is in it is live.
+    /// Checks the bound. It takes all locks, so it should be called rarely. A full map rejects new
+    /// objects and still removes freed ones, so every object in it is live.
     pub fn look_for_room(&self) {
         let full = self.most != 0 && self.map.len() >= self.most;
         self.full.store(full, Ordering::Relaxed);
@@ -121,7 +130,7 @@ impl LiveMap {
         }
     }
 
-    /// Whether it was ever full: there are objects that are not in it then.
+    /// Whether the map was ever full. Some live objects are then missing from it.
     pub fn was_full(&self) -> bool {
         self.was_full.load(Ordering::Relaxed)
     }
@@ -131,9 +140,10 @@ impl LiveMap {
         self.most
     }
 
-    /// Enters an allocation of `size` bytes as requested, which for slab objects the slab knows. `since` is the next sequence number
-    /// when the allocator was entered: an object already live at the address with that or a later one was entered by a
-    /// function inside this call, and stays.
+    /// Enters an allocation of `size` bytes as requested. The size of a slab object is ignored.
+    ///
+    /// `since` is the next sequence number at the time when the allocator was entered. An object at
+    /// the address with this or a later number comes from a nested call. It stays.
     pub fn insert(&self, addr: u64, object: Object, size: u64, since: u64) -> Inserted {
         let inserted = match self.map.entry(addr) {
             Entry::Vacant(_) if self.full.load(Ordering::Relaxed) => return Inserted::NoRoom,
@@ -180,7 +190,7 @@ impl LiveMap {
         }
     }
 
-    /// Whether [`LiveMap::insert`] would find the object of a function inside the call.
+    /// Whether [`LiveMap::insert`] would return [`Inserted::Inside`].
     #[inline]
     pub fn is_inside(&self, addr: u64, since: u64) -> bool {
         self.map.get(&addr).is_some_and(|o| o.sequence() >= since && !o.is_dying())
@@ -206,14 +216,14 @@ impl LiveMap {
         Removed::Object
     }
 
-    /// Forgets all objects.
+    /// Removes all objects. The counters stay.
     pub fn clear(&self) {
         self.map.clear();
         self.sizes.clear();
     }
 
-    /// Marks the object at `addr` as given to kfree_rcu(). Its entry stays, so that the free to come, which
-    /// some kernels do not show, is known.
+    /// Marks the object at `addr` as passed to `kfree_rcu()`. The entry stays until its memory is
+    /// freed. Some kernels do not show that free.
     pub fn retire(&self, addr: u64) -> Removed {
         match self.map.get_mut(&addr) {
             Some(mut object) if !object.is_dying() => {
@@ -229,49 +239,50 @@ impl LiveMap {
         }
     }
 
-    /// Takes back one unknown free that turned out to be known.
+    /// Takes back one unknown free, after its object was identified.
     pub fn forgive_unknown_free(&self) {
         self.counters.add(UNKNOWN_FREES, u64::MAX);
     }
 
-    /// Marks an object as reported.
+    /// Marks the object at `addr` as reported.
     pub fn set_reported(&self, addr: u64) {
         if let Some(mut object) = self.map.get_mut(&addr) {
             object.set_reported();
         }
     }
 
-    /// The object at exactly `addr`.
+    /// The object that starts at `addr`.
     pub fn get(&self, addr: u64) -> Option<Object> {
         self.map.get(&addr).map(|o| *o)
     }
 
-    /// How many there are.
+    /// The number of objects.
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// For how many more entries the tables have room before one of them grows, give or take what they are filled unevenly; and the bytes
-    /// that all of them take after that, at most. A table doubles, and both it and its successor are there for a moment.
-    pub fn room(&self) -> (usize, u64) {
-        fn of<V: Copy>(map: &AddressMap<V>) -> (usize, u64) {
+    /// The room before a table grows. A growing table doubles, and the old and the new one exist
+    /// together for a moment.
+    pub fn room(&self) -> Room {
+        fn of<V: Copy>(map: &AddressMap<V>) -> Room {
             let (len, capacity) = (map.len(), map.capacity());
-            // Seven of eight places may be taken, and each has a byte besides its entry.
+            // Hash tables fill seven of eight entries. Each entry has a control byte.
             let bytes = capacity as u64 / 7 * 8 * (size_of::<(u64, V)>() as u64 + 1);
-            (capacity.saturating_sub(len + capacity / UNEVEN), 2 * bytes)
+            Room { entries: capacity.saturating_sub(len + capacity / UNEVEN), bytes: 2 * bytes }
         }
-        let ((objects, bytes), (sizes, more)) = (of(&self.map), of(&self.sizes));
-        (objects.min(sizes), bytes + more)
+        let (objects, sizes) = (of(&self.map), of(&self.sizes));
+        Room { entries: objects.entries.min(sizes.entries), bytes: objects.bytes + sizes.bytes }
     }
 
-    /// Gives up all memory, and all objects; the counters stay.
+    /// Removes all objects and releases the memory of the tables. The counters stay.
     pub fn release(&self) {
         self.clear();
         self.map.shrink_to_fit();
         self.sizes.shrink_to_fit();
     }
 
-    /// Something else is at `addr` now, of which nothing is known, unless it was entered with that sequence number or a later one.
+    /// Removes the object at `addr` without counting a free, because something unknown is there
+    /// now. An object entered with the sequence number `since` or a later one stays.
     pub fn displace(&self, addr: u64, since: u64) {
         let old = self.map.remove_if(&addr, |_, object| object.sequence() < since || object.is_dying());
         if let Some((_, object)) = old {
@@ -279,17 +290,18 @@ impl LiveMap {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
 
-    /// Calls `each` for every object. A part of the map is locked meanwhile: `each` must not come back to it.
+    /// Calls `each` for every object. A shard is locked meanwhile, so `each` must not use the map.
     pub fn for_each(&self, mut each: impl FnMut(&Object)) {
         self.map.iter().for_each(|entry| each(entry.value()));
     }
 
-    /// Adds all objects, those given to kfree_rcu() too, to `list` in any order, and their bytes to `sizes`.
+    /// Appends all objects to `list` in any order, and their sizes to `sizes`. Objects passed to
+    /// `kfree_rcu()` are included.
     pub(crate) fn copy_to(&self, list: &mut Vec<(u64, Object)>, sizes: &mut Sizes) {
         list.extend(self.map.iter().map(|e| (*e.key(), *e.value())));
         for entry in &self.sizes {
@@ -299,7 +311,7 @@ impl LiveMap {
         }
     }
 
-    /// The counters.
+    /// The current counters.
     pub fn counters(&self) -> Counters {
         Counters {
             allocations: self.counters.get(ALLOCATIONS),

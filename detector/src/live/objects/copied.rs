@@ -1,7 +1,7 @@
 //! The objects of a live map at one moment, to be put back when the guest's memory goes back to that moment.
 
 use super::LiveMap;
-use crate::object::Object;
+use crate::live::object::Object;
 
 /// All objects of a [`LiveMap`] at one moment.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Copied {
 mod tests {
     use super::*;
     use crate::comms::CommId;
-    use crate::object::{Allocation, Kind};
+    use crate::live::object::{Allocation, Kind};
     use crate::objects::Sizes;
     use crate::stacks::StackId;
 

@@ -1,80 +1,79 @@
-//! Tests that the guest runs, by the allocations that were made meanwhile.
+//! Assigns allocations to the tests that run in the guest.
 //!
-//! Every boundary between tests is a sequence number of the live map, so an object belongs to the test in whose stretch of
-//! numbers its own lies, and nothing need be kept with it. Boundaries come from markers, which begin and end a test by its
-//! name, and from lines of [`ktap`](crate::ktap), which name a test when it is over.
+//! A boundary between tests is a sequence number of the live map. An object belongs to the test
+//! whose range of numbers contains its own, so objects need no extra field. Boundaries have two
+//! sources. Markers begin and end a test by name. Lines of [`ktap`] name a test when it ends.
 //!
-//! What the guest says is untrusted: names are cut and escaped, and there are only so many stretches.
+//! Input from the guest is untrusted. Names are cut and escaped, and the number of ranges is
+//! bounded.
 
-use crate::ktap::{self, Line};
+pub mod ktap;
+
+use ktap::Line;
+pub use ktap::Verdict;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// Most bytes of a name that are looked at, and most bytes of it when it is escaped.
+/// Most bytes of a name, before and after escaping.
 pub const MAX_NAME: usize = 256;
-/// Most bytes of a name with those of the tests that it is a part of.
+/// Most bytes of a name including those of the enclosing tests.
 pub const MAX_PATH: usize = 1024;
-/// Most stretches kept: a night of short tests.
+/// Most ranges kept. This is enough for a night of short tests.
 pub const MAX_STRETCHES: usize = 1 << 16;
-/// Most tests that wait for a report to tell of them.
+/// Most ended tests that wait for the next report.
 pub const MAX_FINISHED: usize = 1 << 16;
-/// Most tests that one test may be a part of.
+/// Most enclosing tests.
 const MAX_DEPTH: usize = 16;
 
-/// How a test ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Verdict {
-    /// `ok`.
-    #[serde(rename = "ok")]
-    Ok,
-    /// `not ok`.
-    #[serde(rename = "not ok")]
-    NotOk,
-    /// `ok`, with the directive SKIP.
-    #[serde(rename = "skip")]
-    Skip,
-}
-
-/// A test that is over.
+/// A test that ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Test {
-    /// Its name, with those of the tests that it is a part of before it, each followed by `/`.
+    /// The name. The names of enclosing tests come first, each followed by `/`.
     pub name: String,
-    /// How it ended; `None` where only its end is known.
+    /// How it ended. `None` if only its end is known.
     pub result: Option<Verdict>,
 }
 
-/// A run of sequence numbers that belongs to one test or to none, and follows the one before it.
+/// A range of sequence numbers that belongs to one test or to none. It starts where the previous
+/// one ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stretch {
-    /// The first sequence number after it.
+    /// The first sequence number behind the range.
     pub end: u64,
-    /// The test.
+    /// The test, if any.
     pub test: Option<Arc<str>>,
 }
 
-/// All tests until now.
+/// A test whose start was announced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Announced {
+    /// Lines of its parts start at this column or behind it.
+    column: usize,
+    name: String,
+}
+
+/// All tests so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tests {
-    /// Ascending by their end.
+    /// The ranges, ascending.
     pub stretches: Vec<Stretch>,
-    /// Those that are over and that no report has told of yet.
+    /// Ended tests that no report has listed yet.
     pub finished: Vec<Test>,
-    /// The one that runs now, as far as it has a name already.
+    /// The running test, if its name is known.
     pub running: Option<Arc<str>>,
-    /// The one at whose end, or within which, the report is made.
+    /// The test that ran or ended when the report was made.
     pub at: Option<Arc<str>>,
-    /// Boundaries that there was no room for.
+    /// Boundaries dropped because a table was full.
     pub dropped: u64,
-    /// The one that a marker has begun.
+    /// The test that a marker began.
     marked: Option<Arc<str>>,
-    /// Tests whose start was announced, with the column from which on lines are of their parts.
-    announced: Vec<(usize, String)>,
+    /// Announced tests that enclose the current line, outermost first.
+    announced: Vec<Announced>,
 }
 
 impl Tests {
-    /// The test in which the allocation with that sequence number was made.
+    /// The test during which the allocation with this sequence number was made.
     pub fn of(&self, sequence: u64) -> Option<&Arc<str>> {
         match self.stretches.get(self.stretches.partition_point(|s| s.end <= sequence)) {
             Some(stretch) => stretch.test.as_ref(),
@@ -82,8 +81,8 @@ impl Tests {
         }
     }
 
-    /// A marker begins a test, and ends the one before; without a name, it only does that. `now` is the next sequence
-    /// number. Returns the test that it ends.
+    /// A marker ends the previous test and begins a new one, unless `name` is `None`. `now` is the
+    /// next sequence number. Returns the test that ended.
     pub fn mark(&mut self, name: Option<&[u8]>, now: u64) -> Option<Arc<str>> {
         self.close(self.running.clone(), now);
         let before = self.marked.take();
@@ -96,20 +95,21 @@ impl Tests {
         before
     }
 
-    /// A line of the guest's console. Returns the test that it ends.
+    /// Reads a line of the guest's console. `now` is the next sequence number. Returns the test
+    /// that the line ends.
     pub fn line(&mut self, line: &[u8], now: u64) -> Option<Arc<str>> {
         match ktap::parse(line)? {
             Line::Start { column, name } => {
                 self.close(self.running.clone(), now);
-                self.announced.retain(|(c, _)| *c < column);
+                self.announced.retain(|open| open.column < column);
                 if self.announced.len() < MAX_DEPTH {
-                    self.announced.push((column, clean(name)));
+                    self.announced.push(Announced { column, name: clean(name) });
                 }
                 self.running = Some(self.path(None).into());
                 None
             }
             Line::Result { column, name, verdict } => {
-                self.announced.retain(|(c, _)| *c <= column);
+                self.announced.retain(|open| open.column <= column);
                 let name: Arc<str> = self.path(Some(clean(name))).into();
                 self.close(Some(name.clone()), now);
                 self.finish(&name, Some(verdict));
@@ -120,7 +120,7 @@ impl Tests {
         }
     }
 
-    /// The guest is over, and so is what runs in it. Returns that.
+    /// Ends the running test together with the guest. Returns that test.
     pub fn end(&mut self, now: u64) -> Option<Arc<str>> {
         let running = self.running.clone();
         if let Some(running) = running.as_deref().filter(|_| running != self.marked) {
@@ -130,26 +130,27 @@ impl Tests {
         running
     }
 
-    /// The guest went back in time: sequence numbers go on, and what ran then does not.
+    /// The guest was reset to an earlier state. Sequence numbers continue, the running test does
+    /// not.
     pub fn forget(&mut self, now: u64) {
         self.close(None, now);
         (self.marked, self.running) = (None, None);
         self.announced.clear();
     }
 
-    /// The name of a part of what was announced, or of the innermost of that itself.
+    /// The full name of a part of the innermost announced test, or of that test itself.
     fn path(&self, name: Option<String>) -> String {
         let marked = self.marked.as_deref().map(str::to_owned);
-        let parts = marked.into_iter().chain(self.announced.iter().map(|(_, name)| name.clone())).chain(name);
+        let parts = marked.into_iter().chain(self.announced.iter().map(|open| open.name.clone())).chain(name);
         cut(parts.collect::<Vec<_>>().join("/"), MAX_PATH)
     }
 
     fn close(&mut self, test: Option<Arc<str>>, now: u64) {
         let full = self.stretches.len() >= MAX_STRETCHES;
         match self.stretches.last_mut() {
-            // Nothing was allocated.
+            // No object was allocated in between.
             Some(last) if last.end >= now => {}
-            // Nor is there a boundary.
+            // Both ranges belong to the same test.
             Some(last) if last.test == test => last.end = now,
             _ if full => self.dropped += 1,
             _ => self.stretches.push(Stretch { end: now, test }),
@@ -164,12 +165,13 @@ impl Tests {
     }
 }
 
-/// A name as text of one line that shows what it is: cut, and without what controls a terminal or the direction of text.
+/// A name as one printable line: cut, trimmed and escaped as in [`shown`].
 pub fn clean(name: &[u8]) -> String {
     cut(shown(String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]).trim()).into_owned(), MAX_NAME)
 }
 
-/// A text of the guest's as it can be printed: without what controls a terminal or the direction of text.
+/// Text of the guest as it can be printed. Control characters and characters that change the
+/// direction of text are escaped.
 pub fn shown(text: &str) -> Cow<'_, str> {
     let directs = |c: char| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
     if !text.contains(|c: char| c.is_control() || directs(c)) {
@@ -186,7 +188,7 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// At most so many bytes of a text.
+/// Cuts a text to at most `most` bytes.
 fn cut(mut text: String, most: usize) -> String {
     let end = (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
     text.truncate(end.unwrap_or(0));

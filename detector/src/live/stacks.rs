@@ -1,7 +1,7 @@
-//! Allocation stacks, each kept once.
+//! Allocation stacks, each stored once.
 //!
-//! Written from every vCPU thread at once. A stack that is known, as nearly all are, costs one shard's lock for reading
-//! and allocates nothing.
+//! Every vCPU thread writes here. Nearly all stacks are already known. Such a stack costs a read
+//! lock of one shard and no memory.
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
@@ -9,10 +9,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Most stacks, some 0.5 GB of them. A boot has some 10,000; a guest that makes up more has the further ones cut, so that they are of the
-/// places that call allocators, and when there are half as many again of these, of the allocators alone, of which there are few.
+/// Most stacks stored whole, about 0.5 GB. A boot has about 10,000.
+///
+/// Further stacks of a guest are cut to the callers of the allocator. At one and a half times this
+/// number they are cut to the allocator itself.
 pub const MAX: usize = 1 << 21;
-/// Frames of one that is cut: rules go by who called an allocator.
+/// Frames of a cut stack. Rules about "not a leak" look at the caller of an allocator.
 const CUT: usize = 4;
 
 /// The number of a stack.
@@ -20,11 +22,12 @@ const CUT: usize = 4;
 pub struct StackId(pub u32);
 
 impl StackId {
-    /// No stack: the allocation was not seen.
+    /// No stack, since the allocation was not seen.
     pub const NONE: StackId = StackId(0);
 }
 
-/// Mixes the words of a stack: a multiplication each, since they are addresses and nobody's choice.
+/// Hashes a stack with one multiplication per frame. Return addresses are not chosen by an
+/// attacker.
 #[derive(Default)]
 pub struct StackHasher(u64);
 
@@ -33,7 +36,7 @@ impl Hasher for StackHasher {
         self.0 ^ (self.0 >> 32)
     }
     fn write(&mut self, bytes: &[u8]) {
-        // A slice of words is hashed as its bytes.
+        // `[u64]` is hashed as bytes.
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|w| self.write_u64(u64::from_le_bytes(*w)));
         rest.iter().for_each(|b| self.write_u64((*b).into()));
@@ -46,10 +49,10 @@ impl Hasher for StackHasher {
     }
 }
 
-/// All stacks that were seen.
+/// All stacks seen so far.
 pub struct Stacks {
     ids: DashMap<Arc<[u64]>, StackId, BuildHasherDefault<StackHasher>>,
-    /// By number less one.
+    /// Indexed by number minus one.
     frames: RwLock<Vec<Arc<[u64]>>>,
     most: usize,
     is_cut: AtomicBool,
@@ -67,7 +70,8 @@ impl Default for Stacks {
 }
 
 impl Stacks {
-    /// The number of a stack: addresses, innermost first. The same stack always has the same.
+    /// The number of a stack. `frames` are addresses, innermost first. Equal stacks get equal
+    /// numbers.
     pub fn intern(&self, frames: &[u64]) -> StackId {
         if frames.is_empty() {
             return StackId::NONE;
@@ -90,7 +94,7 @@ impl Stacks {
             return self.intern(&frames[..kept]);
         }
         let frames: Arc<[u64]> = frames.into();
-        // The shard is locked while the number is given, so that no stack gets two.
+        // The shard stays locked while the number is assigned, so that no stack gets two.
         *self.ids.entry(Arc::clone(&frames)).or_insert_with(|| {
             let mut all = self.frames.write();
             all.push(frames);
@@ -98,28 +102,28 @@ impl Stacks {
         })
     }
 
-    /// Whether there were more than [`MAX`], so that some are cut.
+    /// Whether stacks were cut because of [`MAX`].
     pub fn is_cut(&self) -> bool {
         self.is_cut.load(Ordering::Relaxed)
     }
 
-    /// The frames of a stack, innermost first; empty for [`StackId::NONE`] and for numbers never given.
+    /// The frames of a stack, innermost first. Empty for [`StackId::NONE`] and for unknown numbers.
     pub fn frames(&self, id: StackId) -> Arc<[u64]> {
         let index = (id.0 as usize).wrapping_sub(1);
         self.frames.read().get(index).cloned().unwrap_or_else(|| Arc::new([]))
     }
 
-    /// The frames of all stacks, by number less one.
+    /// The frames of all stacks, indexed by number minus one.
     pub fn all(&self) -> Vec<Arc<[u64]>> {
         self.frames.read().clone()
     }
 
-    /// How many different stacks there are.
+    /// The number of different stacks.
     pub fn len(&self) -> usize {
         self.frames.read().len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no stacks.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

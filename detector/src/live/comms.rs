@@ -1,24 +1,24 @@
-//! Names of tasks, each kept once.
+//! Task names, each stored once.
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Most names. A guest that makes up more than these has the last ones without.
+/// Most names stored. Later names of a guest that has more are dropped.
 pub const MAX: usize = 1 << 20;
 
-/// The number of a name; 0 is none.
+/// The number of a name. 0 means that there is no name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CommId(pub u32);
 
-/// A task's comm, NUL-padded (TASK_COMM_LEN, include/linux/sched.h).
+/// A task's comm, NUL-padded (`TASK_COMM_LEN`, include/linux/sched.h).
 pub type Comm = [u8; 16];
 
-/// All names that were seen.
+/// All names seen so far.
 #[derive(Default)]
 pub struct Comms {
     ids: DashMap<Comm, CommId>,
-    /// By number less one.
+    /// Indexed by number minus one.
     names: RwLock<Vec<Comm>>,
     is_cut: AtomicBool,
 }
@@ -33,7 +33,7 @@ impl Comms {
             self.is_cut.store(true, Ordering::Relaxed);
             return CommId::default();
         }
-        // The shard is locked while the number is given, so that no name gets two.
+        // The shard stays locked while the number is assigned, so that no name gets two.
         *self.ids.entry(comm).or_insert_with(|| {
             let mut names = self.names.write();
             names.push(comm);
@@ -41,12 +41,12 @@ impl Comms {
         })
     }
 
-    /// Whether there were more than [`MAX`].
+    /// Whether names were dropped because of [`MAX`].
     pub fn is_cut(&self) -> bool {
         self.is_cut.load(Ordering::Relaxed)
     }
 
-    /// All names, by number less one.
+    /// All names, indexed by number minus one.
     pub fn all(&self) -> Vec<Comm> {
         self.names.read().clone()
     }

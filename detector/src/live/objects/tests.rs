@@ -1,8 +1,8 @@
-//! The live map under single events, under threads, and at its limit.
+//! The live map under single events, under threads, and at its bound.
 
 use super::*;
-use crate::comms::CommId;
-use crate::stacks::StackId;
+use crate::live::comms::CommId;
+use crate::live::stacks::StackId;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn object(sequence: u64) -> Object {
@@ -14,7 +14,7 @@ fn object(sequence: u64) -> Object {
 fn an_inner_allocator_stays_and_a_missed_free_replaces() {
     let map = LiveMap::with_capacity(4);
     assert_eq!(map.insert(0x1000, object(5), 0, 4), Inserted::New);
-    // The outer function was entered when the next number was 5, which the inner one's object then got.
+    // The outer function was entered when the next number was 5, which the inner object then got.
     assert!(map.is_inside(0x1000, 5) && !map.is_inside(0x1000, 6) && !map.is_inside(0x2000, 0));
     assert_eq!(map.insert(0x1000, object(6), 0, 5), Inserted::Inside);
     assert_eq!(map.get(0x1000).unwrap().sequence(), 5);
@@ -55,7 +55,7 @@ fn what_is_full_forgets_nothing() {
     assert!(map.len() == 5 && !map.was_full());
     map.look_for_room();
     assert_eq!(map.insert(0x6000, object(6), 0, 6), Inserted::NoRoom);
-    // What is known is live all the same.
+    // An object that is already in the map is replaced.
     assert_eq!(map.insert(0x5000, object(7), 0, 7), Inserted::Replaced);
     assert_eq!((map.remove(0x6000), map.remove(0x5000)), (Removed::Unknown, Removed::Object));
     assert!((1..=2).all(|at| map.remove(0x1000 * at) == Removed::Object));
@@ -75,7 +75,7 @@ fn kfree_rcu_frees_once() {
     assert!(map.get(0x1000).is_some_and(|o| o.is_dying()));
     assert_eq!(map.remove(0x1000), Removed::Dying);
     assert_eq!(map.remove(0x1000), Removed::Unknown);
-    // Where the later free is not seen, the address is simply used again.
+    // If the later free is not seen, the address is simply used again.
     map.insert(0x2000, object(2), 0, 1);
     map.retire(0x2000);
     assert_eq!(map.insert(0x2000, object(3), 0, 2), Inserted::New);
@@ -84,7 +84,7 @@ fn kfree_rcu_frees_once() {
     assert_eq!(map.counters().unknown_frees, 0);
 }
 
-/// Threads with addresses of their own and with some that all of them use, while another one reads.
+/// Four threads use addresses of their own and shared ones while another thread reads.
 #[test]
 fn threads_do_not_disturb_each_other() {
     const ROUNDS: u64 = if cfg!(miri) { 40 } else { 20_000 };
@@ -104,7 +104,7 @@ fn threads_do_not_disturb_each_other() {
             } else {
                 assert_eq!(map.remove(own), Removed::Object);
             }
-            // Of the others' objects anything may have become.
+            // Another thread may have freed or replaced the shared object.
             let shared = 16 * (1 + round % 5);
             match insert(shared) {
                 Inserted::New => entered += 1,
@@ -144,12 +144,12 @@ fn that_tables_grow_is_known_before() {
     for n in 1..1u64 << 18 {
         map.insert(n << 12, object(n), 0, n);
         if map.map.capacity() > capacity {
-            assert_eq!(before.0, 0, "{n}");
+            assert_eq!(before.entries, 0, "{n}");
             grew += 1;
         }
         (before, capacity) = (map.room(), map.map.capacity());
     }
-    assert!(grew > 5 && before.1 > 1 << 18 << 5);
+    assert!(grew > 5 && before.bytes > 1 << 18 << 5);
     map.release();
     assert!(map.is_empty() && map.map.capacity() == 0);
 }

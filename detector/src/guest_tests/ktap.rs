@@ -1,40 +1,54 @@
-//! Lines of the kernel's Test Anything Protocol, KTAP (Documentation/dev-tools/ktap.rst): what KUnit prints by printk() and
-//! kselftests write to their standard output.
+//! Parses KTAP, the kernel's Test Anything Protocol (Documentation/dev-tools/ktap.rst). KUnit
+//! prints it by `printk()`, kselftests write it to standard output.
 
-use crate::guest_tests::Verdict;
+use serde::{Deserialize, Serialize};
 
-/// A line that is a boundary between tests.
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// `ok`.
+    #[serde(rename = "ok")]
+    Ok,
+    /// `not ok`.
+    #[serde(rename = "not ok")]
+    NotOk,
+    /// `ok`, with the directive SKIP.
+    #[serde(rename = "skip")]
+    Skip,
+}
+
+/// A line that starts or ends a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line<'a> {
     /// A test starts.
     Start {
-        /// The column from which on lines are of its parts.
+        /// Lines of the test's parts start at this column or behind it.
         column: usize,
-        /// Its name.
+        /// The name of the test.
         name: &'a [u8],
     },
-    /// A test is over.
+    /// A test ended.
     Result {
-        /// How far the line is indented.
+        /// The column of the line.
         column: usize,
-        /// Its name, or its number where it has none.
+        /// The name of the test, or its number if it has no name.
         name: &'a [u8],
-        /// How it ended.
+        /// How the test ended.
         verdict: Verdict,
     },
 }
 
-/// Columns of a tab, of a level of tests, and of the `# ` before the lines of a kselftest's parts.
+/// Columns of a tab, of a nesting level, and of the `# ` before the output of a kselftest.
 const LEVEL: usize = 4;
-/// Levels looked into.
+/// Most nesting levels that are parsed.
 const MAX_LEVELS: usize = 16;
 
-/// Whether a line that starts so may be one: for a look at few bytes.
+/// Whether a line with these first bytes may start or end a test. It is a cheap filter.
 pub fn may_be(start: &[u8]) -> bool {
     matches!(start.trim_ascii_start().first(), None | Some(b'o' | b'n' | b'#'))
 }
 
-/// What a line without its end says; `None` if it is no boundary.
+/// Parses a line without its end. Returns `None` if it neither starts nor ends a test.
 pub fn parse(line: &[u8]) -> Option<Line<'_>> {
     let (mut column, mut rest) = (0, line);
     for _ in 0..MAX_LEVELS {
