@@ -17,6 +17,7 @@
 
 pub mod btf;
 pub mod free_pages;
+mod image_pages;
 pub mod kallsyms;
 pub mod kernel;
 pub mod memory;

@@ -29,6 +29,8 @@ pub enum Use {
     Table,
     /// PG_reserved: the kernel image and memblock allocations.
     Reserved,
+    /// Hibernation's own, while there is an image: copies of other pages.
+    Image,
     /// Allocated from the page allocator for the kernel's own use.
     Kernel,
 }
