@@ -23,6 +23,7 @@ pub mod btf;
 pub mod code;
 pub mod corruption;
 pub mod free_pages;
+mod image_pages;
 pub mod kallsyms;
 pub mod kasan;
 pub mod kernel;

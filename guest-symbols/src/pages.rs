@@ -7,7 +7,7 @@ mod zspages;
 use crate::allocators::kfence;
 use crate::corruption::Nonsense;
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
-use crate::{Kernel, free_pages, kasan};
+use crate::{Kernel, free_pages, image_pages, kasan};
 use layout::{Layout, MAPPING_FLAGS};
 
 pub use layout::Use;
@@ -146,6 +146,7 @@ impl Pages {
         }
         pages.settle_zspages(memory);
         pages.settle_idle(kernel, memory);
+        pages.mark_images(kernel, memory);
         pages.mark_descriptors(kernel, memory);
         pages.mark_kfence();
         pages.mark_shadow(kernel, memory);
@@ -169,6 +170,14 @@ impl Pages {
             }
         }
         self.uses.iter_mut().filter(|u| **u == Use::Idle).for_each(|u| *u = rest);
+    }
+
+    /// What hibernation has taken is nobody else's.
+    fn mark_images(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
+        image_pages::for_each(kernel, memory, self.uses.len() as u64, |pfn| match self.uses.get_mut(pfn as usize) {
+            Some(u) if *u == Use::Kernel => *u = Use::Image,
+            _ => {}
+        });
     }
 
     fn read_range(&mut self, kernel: &Kernel, memory: &impl StoppedMemory, first: u64, end: u64, seen: &mut bool) {

@@ -1,8 +1,9 @@
 # Stock Debian guest kernels and their headers, unpacked below the cache. Nothing is installed.
 #
-# A kernel is named SUITE[-backports][-generic|:FLAVOUR], for example bookworm, bookworm-backports,
-# trixie-backports-generic or bookworm:rt-amd64. FLAVOUR is cloud-amd64 unless said, and -generic is the
-# one for real machines, amd64. selfbuilt-VARIANT is one that selfbuilt.sh builds. Each lives in $CACHE/kernels/NAME:
+# A kernel is named SUITE[-backports][@SERIES][-generic|:FLAVOUR], for example bookworm, bookworm-backports,
+# trixie-backports-generic, bookworm:rt-amd64 or trixie-backports@6.19. FLAVOUR is cloud-amd64 unless said, and
+# -generic is the one for real machines, amd64. SERIES is the newest kernel of that series which the suite has; of
+# older ones it may have no headers, and no modules can be built then. selfbuilt-VARIANT is one that selfbuilt.sh builds. Each lives in $CACHE/kernels/NAME:
 #   vmlinuz      the compressed kernel image
 #   release      what uname -r prints
 #   modules/     lib/modules/RELEASE
@@ -29,9 +30,23 @@ kernel_closure() {
     done
 }
 
+# suite_series SUITE[-backports]: every series of kernels that the suite has, such as 6.12, ascending.
+suite_series() {
+    apt_tree "${1%-backports}"
+    in_tree "${1%-backports}" apt-cache pkgnames linux-image- |
+        sed -n 's/^linux-image-\([0-9]*\.[0-9]*\)[.+].*-cloud-amd64$/\1/p' | sort -Vu
+}
+
+# newest_package SUITE PREFIX SERIES FLAVOUR: the newest package of that series, such as linux-image-6.19.14+deb13-amd64;
+# nothing if there is none. The names of flavours contain each other.
+newest_package() {
+    in_tree "$1" apt-cache pkgnames "$2-$3" |
+        { grep -Ex "$2-${3/./\\.}([.+][0-9a-z.+]*)?(-[0-9]+)?-$4" || true; } | sort -V | tail -n 1
+}
+
 # guest_kernel NAME: fetches the newest kernel of that name and prints its folder.
 guest_kernel() {
-    local name=$1 pocket flavour suite dir
+    local name=$1 pocket flavour suite dir series=''
     case "$name" in
     selfbuilt-*)
         # shellcheck source=scripts/lib/selfbuilt.sh
@@ -47,6 +62,12 @@ guest_kernel() {
     *-generic) flavour=amd64 ;;
     *) flavour=cloud-amd64 ;;
     esac
+    case "$pocket" in
+    *@*)
+        series=${pocket#*@}
+        pocket=${pocket%@*}
+        ;;
+    esac
     suite=${pocket%-backports}
     apt_tree "$suite"
     dir=$CACHE/kernels/${name/:/-}
@@ -57,10 +78,15 @@ guest_kernel() {
     fi
     # A plain suite means its newest, which the security pocket may hold: no -t then.
     [ "$pocket" = "$suite" ] && pocket=now
-    local image headers
-    mapfile -t image < <(kernel_closure "$suite" "$pocket" "linux-image-$flavour" 'image|binary|modules')
-    mapfile -t headers < <(kernel_closure "$suite" "$pocket" "linux-headers-$flavour" 'headers|kbuild')
-    [ ${#image[@]} -gt 0 ] || die "Debian $suite has no linux-image-$flavour"
+    local image headers image_package=linux-image-$flavour headers_package=linux-headers-$flavour
+    if [ -n "$series" ]; then
+        image_package=$(newest_package "$suite" linux-image "$series" "$flavour")
+        [ -n "$image_package" ] || die "Debian $suite has no kernel of the series $series for $flavour"
+        headers_package=${image_package/image/headers}
+    fi
+    mapfile -t image < <(kernel_closure "$suite" "$pocket" "$image_package" 'image|binary|modules')
+    mapfile -t headers < <(kernel_closure "$suite" "$pocket" "$headers_package" 'headers|kbuild')
+    [ ${#image[@]} -gt 0 ] || die "Debian $suite has no $image_package"
     if [ "$(cat "$dir/packages" 2>/dev/null)" != "$(printf '%s\n' "${image[@]}" "${headers[@]}")" ]; then
         say "fetching the kernel ${image[1]:-${image[0]}}"
         rm -rf "$dir.new"

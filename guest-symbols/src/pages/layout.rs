@@ -31,6 +31,8 @@ pub enum Use {
     Table,
     /// PG_reserved: the kernel image and memblock allocations.
     Reserved,
+    /// Hibernation's own, while there is an image: copies of other pages.
+    Image,
     /// Allocated from the page allocator for the kernel's own use.
     Kernel,
     /// Of a pool of huge pages (mm/hugetlb.c): free there, or user memory.
