@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+mod broadcast;
 mod daemon;
 #[expect(unsafe_code, reason = "contact with QEMU and libc")]
 pub mod ffi;
@@ -17,7 +18,7 @@ pub mod session;
 mod stopped;
 pub mod triggers;
 
-use ffi::{api, guard, host, inject, memory, panics, regs, signals};
+use ffi::{allocator, api, guard, host, inject, panics, regs, signals};
 use hooks::current;
 use libc::{c_char, c_int, c_uint, c_void};
 use options::{OptionError, Options};
@@ -133,7 +134,7 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
     if daemon::is_daemon() {
         daemon::settle(&mut options).map_err(|e| format!("error: {e}"))?;
     }
-    memory::set_aside(options.max_memory);
+    allocator::set_aside(options.max_memory);
     // Before reports are emptied, since it may be refused.
     let socket = options.control.as_deref().map(Socket::bind).transpose().map_err(|e| format!("error: {e}"))?;
     let session = Session::start(options).map_err(|e| format!("error: {e}"))?;

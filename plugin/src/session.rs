@@ -3,17 +3,18 @@
 
 mod boots;
 pub mod checks;
+pub mod demand;
 mod history;
-pub mod troubles;
 
 use crate::ffi::api::Block;
 use crate::ffi::host;
 use crate::ffi::panics;
 use crate::ffi::ram::Ram;
-use crate::hooks::chosen::Wanted;
+use crate::hooks::resolved::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::translate::is_of_image;
-use crate::hooks::{current, joined};
+use crate::hooks::troubles::Trouble;
+use crate::hooks::{attach, current};
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::triggers::marker;
@@ -27,7 +28,6 @@ use rayon::ThreadPool;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use troubles::Trouble;
 
 /// Age below which interval scans report nothing: what kmemleak waits (MSECS_MIN_AGE).
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
@@ -136,7 +136,7 @@ impl Session {
         }
     }
 
-    /// Watches what is to be watched in a block of the kernel's half. Says whether it is the tracked kernel's; `None` without one.
+    /// Watches what is to be watched in a block of the kernel's half. GuestText whether it is the tracked kernel's; `None` without one.
     fn watch(&self, block: Block) -> Option<bool> {
         current::with(|tracker| {
             let is_own = tracker.translate(block);
@@ -188,7 +188,7 @@ impl Session {
         }
     }
 
-    /// Looks for the kernel that this block belongs to. Says whether it has run before.
+    /// Looks for the kernel that this block belongs to. GuestText whether it has run before.
     fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<bool, NotFound> {
         let began = Instant::now();
         let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
@@ -220,7 +220,7 @@ impl Session {
         let wanted =
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
-        let has_run = joined::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
+        let has_run = attach::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
         let kept = Kept { frames: self.options.frames, objects: self.options.max_objects };
         let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, kept, boot);
         if has_run {

@@ -345,7 +345,7 @@ fn watch_suspends() {
 }
 
 /// Has these called on QEMU's main thread before any device is reset: the vCPUs are stopped, and memory and registers are as they
-/// were. Machines are reset before a snapshot is loaded, too (load_snapshot(), migration/savevm.c). Says whether this QEMU does so; once.
+/// were. Machines are reset before a snapshot is loaded, too (load_snapshot(), migration/savevm.c). GuestText whether this QEMU does so; once.
 pub fn on_ends(ends: Ends) -> bool {
     type Handler = extern "C" fn(*mut c_void);
     extern "C" fn reset(_: *mut c_void) {

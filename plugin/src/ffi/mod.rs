@@ -2,12 +2,12 @@
 //! RAM as it is mapped in this process ([`ram`], [`layout`]), and what only builds with loadable modules export
 //! ([`host`]). Unsafe code stays in here. What QEMU calls goes through [`guard`].
 
+pub mod allocator;
 pub mod api;
 mod direct;
 pub mod host;
 mod job;
 mod layout;
-pub mod memory;
 pub mod panics;
 pub mod ram;
 pub mod regs;

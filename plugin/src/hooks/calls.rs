@@ -9,11 +9,11 @@
 //! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
 //! translated yet, it will be watched when it is.
 
-use super::chosen::Action;
+use super::allocations::ZERO_SIZE_PTR;
 use super::current;
-use super::events::ZERO_SIZE_PTR;
+use super::resolved::Action;
+use super::return_watches::Watch;
 use super::tracker::{Pending, Tracker};
-use super::watches::Watch;
 use crate::ffi::regs::{self, Reg};
 use crate::ffi::{guard, inject};
 use crate::session::session;

@@ -5,7 +5,7 @@
 //! forgets with it. Others, which wait for something between two looks, hold on to what they were given.
 
 use super::tracker::Tracker;
-use super::{events, stack};
+use super::{allocations, unwinder};
 use parking_lot::RwLock;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -58,8 +58,8 @@ impl Seen {
         if let Ok(mut seen) = self.tracker.try_borrow_mut() {
             *seen = current;
             self.changes.set(changes);
-            events::forget();
-            stack::forget();
+            allocations::forget();
+            unwinder::forget();
         }
     }
 }

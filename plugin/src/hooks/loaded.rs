@@ -4,7 +4,7 @@
 use super::table::PORT;
 use super::tracker::Tracker;
 use crate::ffi::inject;
-use crate::session::troubles::Trouble;
+use crate::hooks::troubles::Trouble;
 use detector::objects::Object;
 use guest_symbols::modules::{Module, at_places, replaced};
 use std::collections::HashSet;

@@ -1,24 +1,25 @@
 //! Allocator hooks: which functions ([`table`]), where calls return to ([`callsite`]), what of translated code is watched
-//! for that ([`translate`]), what happens when they are entered and return ([`calls`]), to the live map then ([`events`]), whose
-//! stack it was ([`stack`], over the kernel's [`code`]), and what of it is text that the guest says ([`says`]). All of it is methods of
+//! for that ([`translate`]), what happens when they are entered and return ([`calls`]), to the live map then ([`allocations`]), whose
+//! stack it was ([`unwinder`], over the kernel's [`code`]), and what of it is text that the guest says ([`guest_text`]). All of it is methods of
 //! what is known of the guest's kernel ([`tracker`]), of which there may be one after the other ([`current`]).
-//! How much of what a guest makes up is kept is in [`bounds`], and what there is room for on the host in [`memory`].
+//! How much of what a guest makes up is kept is in [`limits`], and what there is room for on the host in [`memory_budget`].
 
-pub mod bounds;
+pub mod allocations;
+pub mod attach;
 mod calls;
 mod callsite;
-pub mod chosen;
 pub mod code;
 pub mod context;
 pub mod current;
-pub mod events;
-pub mod joined;
+pub mod guest_text;
+pub mod limits;
 mod loaded;
-pub mod memory;
-pub mod says;
-pub mod stack;
+pub mod memory_budget;
+pub mod resolved;
+mod return_watches;
 pub mod table;
-mod traced;
+mod tracer_returns;
 pub mod tracker;
 pub mod translate;
-mod watches;
+pub mod troubles;
+pub mod unwinder;

@@ -1,20 +1,20 @@
 //! Everything that is known of a guest whose kernel has been found: what is watched, what is live, and where things are.
 
-use super::bounds;
+use super::allocations::RECENT_VFREES;
+use super::attach::Print;
 use super::callsite::CallSites;
-use super::chosen::{self, Hook, Wanted};
 use super::code::Code;
 use super::context::Context;
-use super::events::RECENT_VFREES;
-use super::joined::Print;
+use super::guest_text::GuestText;
+use super::limits;
 use super::loaded;
-use super::says::Says;
-use super::stack::Times;
+use super::resolved::{self, Hook, Wanted};
+use super::return_watches::Watches;
 use super::table::LATER;
-use super::watches::Watches;
+use super::unwinder::Times;
 use crate::ffi::api::Flag;
 use crate::ffi::ram::Ram;
-use crate::session::troubles::Troubles;
+use crate::hooks::troubles::Troubles;
 use dashmap::DashMap;
 use detector::clock::Clock;
 use detector::comms::Comms;
@@ -113,8 +113,8 @@ pub struct Tracker {
     pub(super) parts: Stacks,
     /// The tests that the guest runs.
     pub tests: Mutex<Tests>,
-    /// Where what the guest says is found.
-    pub says: Says,
+    /// Where text of the guest is found.
+    pub text: GuestText,
     /// What went wrong.
     pub doubts: Doubts,
     /// What speaks against its reports.
@@ -168,7 +168,7 @@ impl Tracker {
     ///
     /// Gives also the families of functions that the kernel has none of.
     pub fn new(kernel: Kernel, ram: Ram, wanted: Wanted, kept: Kept, boot: u64) -> (Tracker, Vec<&'static str>) {
-        let (hooks, missing) = chosen::choose(&kernel, wanted);
+        let (hooks, missing) = resolved::choose(&kernel, wanted);
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let (sites, code, checksum) = {
             // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
@@ -180,7 +180,7 @@ impl Tracker {
         let addresses = hooks.iter().map(|h| h.addr).filter(|&addr| addr != LATER);
         let low = addresses.clone().min().unwrap_or(u64::MAX);
         let high = addresses.max().unwrap_or(0);
-        let most = kept.objects.unwrap_or_else(|| bounds::default_objects(&ram));
+        let most = kept.objects.unwrap_or_else(|| limits::default_objects(&ram));
         let map = || LiveMap::with_capacity(LIVE_CAPACITY).with_most(most);
         let tracker = Tracker {
             entries: hooks.iter().enumerate().map(|(i, h)| (h.addr, i as u32)).collect(),
@@ -192,7 +192,7 @@ impl Tracker {
             frames: kept.frames,
             image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
             tests: Mutex::default(),
-            says: Says::new(&kernel),
+            text: GuestText::new(&kernel),
             boot,
             retired: AtomicBool::new(false),
             replaced: AtomicBool::new(false),

@@ -2,9 +2,9 @@
 
 use super::calls::{on_entry, on_return};
 use super::callsite::{LONGEST_CALL, Returns};
+use super::return_watches::Watch;
 use super::table::{LATER, PORT};
 use super::tracker::Tracker;
-use super::watches::Watch;
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::host;
 use guest_symbols::kernel::START_KERNEL_MAP;

@@ -4,6 +4,7 @@
 //! running for QEMU, which then waits for it for ever.
 
 mod monitor;
+pub mod pace;
 
 use crate::ffi::host;
 use monitor::Monitor;

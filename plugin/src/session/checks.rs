@@ -5,12 +5,12 @@
 //! that wait for it. What can be done when the guest runs again (names, text, files) is left for then: [`Session::report`].
 
 use super::Session;
-use super::troubles::Trouble;
-use crate::ffi::{inject, memory, panics, signals};
+use crate::broadcast;
+use crate::ffi::{allocator, inject, panics, signals};
 use crate::hooks::tracker::Tracker;
+use crate::hooks::troubles::Trouble;
 use crate::output;
 use crate::stopped;
-use crate::triggers::control::events;
 use checker::moment::{Counters, Moment};
 use checker::names::Names;
 use checker::report::Asked;
@@ -188,7 +188,7 @@ impl Session {
         self.marks.lock().kept.iter().map(|m| m.name.clone()).collect()
     }
 
-    /// The guest is stopped: what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak. Says
+    /// The guest is stopped: what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak. GuestText
     /// how much that is.
     ///
     /// # Errors
@@ -248,17 +248,18 @@ impl Session {
         let needs = tracker.needs();
         let rest = if what_for == For::Less { 0 } else { needs.rest };
         let whole = needs.copy + rest;
-        let fits = |bytes| memory::may_have(bytes).then_some(()).ok_or(CheckError::NoMemory(whole.div_ceil(1 << 20)));
-        log::debug!("{} MiB in use, and a check needs {} MiB", memory::used() >> 20, whole >> 20);
+        let fits =
+            |bytes| allocator::may_have(bytes).then_some(()).ok_or(CheckError::NoMemory(whole.div_ceil(1 << 20)));
+        log::debug!("{} MiB in use, and a check needs {} MiB", allocator::used() >> 20, whole >> 20);
         // Nobody needs the live map any more when it has been copied.
-        let in_parts = what_for == For::LastCheck && !memory::may_have(whole);
+        let in_parts = what_for == For::LastCheck && !allocator::may_have(whole);
         fits(if in_parts { needs.copy } else { whole })?;
         let baseline = self.marks.lock().baseline;
         let mut objects = self.shared(|| tracker.objects());
         if in_parts {
             tracker.live.release();
             tracker.pages.iter().for_each(|pages| pages.map.release());
-            memory::give_back();
+            allocator::give_back();
             fits(rest)?;
         }
         // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
@@ -305,12 +306,12 @@ impl Session {
             self.named(tracker, |names| checker::report::report(names, &found.outcome, &found.counters, asked));
         self.output.write(&report);
         self.history.lock().add(&report);
-        events::publish(|| events::scan(&report));
+        broadcast::publish(|| broadcast::scan(&report));
         let problems = self.lines.as_ref().map(Lines::take_problems);
         problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
         log::info!("report of {} objects written in {:?}", found.outcome.unreferenced.len(), began.elapsed());
         if !last {
-            memory::give_back_at_times();
+            allocator::give_back_at_times();
         }
         report
     }

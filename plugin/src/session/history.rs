@@ -1,7 +1,7 @@
 //! What has been done so far, for those who ask how things are.
 
 use super::Session;
-use crate::ffi::memory;
+use crate::ffi::allocator;
 use crate::hooks::current;
 use crate::stopped;
 use detector::control::{Count, Pauses, Status};
@@ -72,7 +72,7 @@ impl Session {
             last_scan: history.last.clone(),
             marks: self.mark_names(),
             clients: 0,
-            memory_bytes: memory::used(),
+            memory_bytes: allocator::used(),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::marker;
 use crate::ffi::inject;
-use crate::hooks::says;
+use crate::hooks::guest_text;
 use crate::hooks::tracker::Tracker;
 use crate::session::session;
 use detector::ktap;
@@ -33,20 +33,20 @@ pub fn forget() {
 
 /// A process writes to the terminal `tty`; the kernel has made a copy of the text.
 pub fn tty(tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
-    if !tracker.says.is_pty(tracker, tty) {
-        write(tracker, vcpu, tty, &says::kernel(tracker, buf, count.min(MAX_WRITE) as usize));
+    if !tracker.text.is_pty(tracker, tty) {
+        write(tracker, vcpu, tty, &guest_text::kernel(tracker, buf, count.min(MAX_WRITE) as usize));
     }
 }
 
 /// A process writes to a virtio port.
 pub fn port(tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
-    write(tracker, vcpu, PORT, &says::user(tracker, buf, count.min(MAX_WRITE) as usize).bytes);
+    write(tracker, vcpu, PORT, &guest_text::user(tracker, buf, count.min(MAX_WRITE) as usize).bytes);
 }
 
 /// A record is in the kernel's log, its `prb_reserved_entry` at `entry`.
 pub fn printk(tracker: &Tracker, vcpu: c_uint, entry: u64) {
     if session().is_some_and(|s| s.options.ktap) {
-        lines(tracker, vcpu, tracker.says.record(tracker, entry).split(|b| *b == b'\n'));
+        lines(tracker, vcpu, tracker.text.record(tracker, entry).split(|b| *b == b'\n'));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Scans while the guest runs, every `scan=` seconds.
 
-use super::demand::{Demand, What};
+use crate::session::demand::{Demand, What};
 use crossbeam_channel::Receiver;
 use std::time::{Duration, Instant};
 

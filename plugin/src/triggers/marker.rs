@@ -12,17 +12,17 @@
 //! all of them stood still for the last, so that the others come to their work. Reports are written by a thread of their own, in order.
 
 use super::command::{Command, parse};
-use super::demand::What;
-use super::pace::PACE;
 use super::{Done, stopped};
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::regs::{self, Reg};
 use crate::ffi::{self, guard, host, inject};
 use crate::hooks::current;
-use crate::hooks::says::{self, Text};
+use crate::hooks::guest_text::{self, Text};
 use crate::hooks::tracker::Tracker;
 use crate::output;
+use crate::pause::pace::PACE;
 use crate::session::checks::Found;
+use crate::session::demand::What;
 use crate::session::{Session, session};
 use crossbeam_channel::{Sender, bounded};
 use detector::guest_tests::MAX_NAME;
@@ -67,28 +67,28 @@ static DEFERRED_COUNT: AtomicUsize = AtomicUsize::new(0);
 pub fn comm(tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
     inject("comm");
     let count = count.min(MAX_TEXT as u64) as usize;
-    let text = says::user(tracker, buf, count);
+    let text = guest_text::user(tracker, buf, count);
     tell_or_defer(tracker, vcpu, text, Some((buf, count)));
 }
 
 /// A task gets its name: if it wrote that itself, the text is in memory now.
 pub fn comm_copied(tracker: &Tracker, vcpu: c_uint) {
     if let Some((buf, count)) = take_deferred(tracker, true).and_then(|d| d.comm) {
-        tell(tracker, vcpu, &says::user(tracker, buf, count).bytes);
+        tell(tracker, vcpu, &guest_text::user(tracker, buf, count).bytes);
     }
 }
 
 /// A process writes to /dev/kmsg.
 pub fn kmsg(tracker: &Tracker, vcpu: c_uint, iter: u64) {
     inject("kmsg");
-    tell_or_defer(tracker, vcpu, tracker.says.iter(tracker, iter, MAX_TEXT), None);
+    tell_or_defer(tracker, vcpu, tracker.text.iter(tracker, iter, MAX_TEXT), None);
 }
 
 /// A record is in the log, its `prb_reserved_entry` at `entry`: if it is what this task wrote to /dev/kmsg, that is text that
 /// can be read.
 pub fn kmsg_copied(tracker: &Tracker, vcpu: c_uint, entry: u64) {
     if take_deferred(tracker, false).is_some() {
-        tell(tracker, vcpu, &tracker.says.record(tracker, entry));
+        tell(tracker, vcpu, &tracker.text.record(tracker, entry));
     }
 }
 
@@ -287,7 +287,7 @@ fn cpuid(tracker: &Tracker, vcpu: c_uint) {
         let text = match VirtAddr(regs::read(Reg::Rdx)) {
             VirtAddr(0) => Vec::new(),
             at if at.is_kernel() => tracker.kernel.read_string(&tracker.ram, at, MAX_NAME).into_bytes(),
-            at => says::user(tracker, at.0, MAX_NAME).bytes,
+            at => guest_text::user(tracker, at.0, MAX_NAME).bytes,
         };
         let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
         text[..end].to_vec()

@@ -1,6 +1,6 @@
 //! What makes libleak look at the guest before its end: one thread that stops it, and the demands that the thread serves.
 //!
-//! - [`demand`]: what can be demanded
+//! - [`demand`](crate::session::demand): what can be demanded
 //! - [`interval`]: every so many seconds
 //! - [`control`]: when another program asks, through a socket
 //! - [`marker`]: the guest itself, and [`console`], the tests that it tells of
@@ -11,22 +11,20 @@
 pub mod command;
 pub mod console;
 pub mod control;
-pub mod demand;
 mod interval;
 pub mod marker;
-mod pace;
 
+use crate::broadcast;
 use crate::ffi;
 use crate::hooks::tracker::Tracker;
 use crate::output;
+use crate::pause::pace::PACE;
 use crate::pause::{self, Way};
 use crate::session::checks::Found;
+use crate::session::demand::{Answer, Demand, DemandError, What};
 use crate::session::{OFF, Session};
-use control::events;
 use crossbeam_channel::{Receiver, Sender, TrySendError, select};
-use demand::{Answer, Demand, DemandError, What};
 use detector::control::Event;
-use pace::PACE;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -198,8 +196,8 @@ fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, De
 /// Tells subscribers.
 fn tell(answer: &Answer) {
     match answer {
-        Answer::Mark(mark) => events::publish(|| Event::Mark(mark.told())),
-        Answer::Cleared(count) => events::publish(|| Event::Clear(*count)),
+        Answer::Mark(mark) => broadcast::publish(|| Event::Mark(mark.told())),
+        Answer::Cleared(count) => broadcast::publish(|| Event::Clear(*count)),
         _ => {}
     }
 }

@@ -1,8 +1,8 @@
 //! Answers: what was asked, done, and put into lines.
 
 use super::CLIENTS;
+use crate::session::demand::{Answer, Demand, DemandError, What};
 use crate::session::{Session, session};
-use crate::triggers::demand::{Answer, Demand, DemandError, What};
 use checker::names::Names;
 use checker::sites::Sites;
 use checker::why::Holder;

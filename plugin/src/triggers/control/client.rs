@@ -2,8 +2,8 @@
 //! waits for it.
 
 use super::answer::{self, Problem};
-use super::events;
 use super::lines::{Line, Lines};
+use crate::broadcast;
 use crate::ffi::inject;
 use crossbeam_channel::RecvTimeoutError;
 use detector::control::{Event, MAX_LINE, Request};
@@ -43,7 +43,7 @@ pub fn serve(stream: &UnixStream) -> io::Result<()> {
         match request {
             Ok(Request::Events {}) => {
                 // Before the answer, so that nothing after it is missed.
-                let subscription = events::subscribe();
+                let subscription = broadcast::subscribe();
                 write(stream, &answer::subscribed(id.as_ref()))?;
                 return tell(stream, &subscription);
             }
@@ -71,13 +71,13 @@ fn read(line: &[u8]) -> (Option<Value>, Result<Request, Problem>) {
 }
 
 /// Writes events until the client goes.
-fn tell(mut stream: &UnixStream, subscription: &events::Subscription) -> io::Result<()> {
+fn tell(mut stream: &UnixStream, subscription: &broadcast::Subscription) -> io::Result<()> {
     inject("events");
     stream.set_read_timeout(Some(Duration::from_millis(1)))?;
     loop {
         match subscription.next(PRESENCE, |line| write(stream, line)) {
             Ok(written) => written?,
-            Err(RecvTimeoutError::Disconnected) => return write(stream, &events::line(&Event::Dropped {})),
+            Err(RecvTimeoutError::Disconnected) => return write(stream, &broadcast::line(&Event::Dropped {})),
             Err(RecvTimeoutError::Timeout) => match stream.read(&mut [0; 512]) {
                 Ok(0) => return Ok(()),
                 // It has nothing to say here.
@@ -177,7 +177,7 @@ mod tests {
     fn subscribers_are_told_and_let_go() {
         let (mut client, thread) = client();
         assert_eq!(ask(&mut client, b"{\"do\":\"events\",\"id\":1}")["id"], 1);
-        events::publish(|| Event::End {});
+        broadcast::publish(|| Event::End {});
         assert_eq!(answer(&mut client)["event"], "end");
         drop(client);
         thread.join().unwrap().unwrap();

@@ -4,18 +4,17 @@
 //! - [`client`]: one client
 //! - [`lines`]: what it sends
 //! - [`answer`]: what it gets
-//! - [`events`]: what it is told when it only listens
+//! - [`broadcast`]: what it is told when it only listens
 
 mod answer;
 mod client;
-pub mod events;
 mod lines;
 mod socket;
 
 pub use socket::{Socket, SocketError};
 
 use crate::ffi::panics;
-use crate::{ffi, output};
+use crate::{broadcast, ffi, output};
 use answer::Problem;
 use detector::control::Event;
 use std::os::unix::net::UnixStream;
@@ -49,8 +48,8 @@ pub fn start(socket: Socket) {
 pub fn end() {
     if let Some(socket) = SOCKET.get() {
         socket.remove();
-        events::publish(|| Event::End {});
-        events::flush(LAST_WORDS);
+        broadcast::publish(|| Event::End {});
+        broadcast::flush(LAST_WORDS);
     }
 }
 

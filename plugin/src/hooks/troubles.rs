@@ -69,7 +69,7 @@ pub struct Troubles(Mutex<Vec<(Discriminant<Trouble>, String)>>);
 
 impl Troubles {
     /// Enters one. The first of a kind is enough, since one makes the report as doubtful as many, and guests may make many.
-    /// Says whether it is that.
+    /// GuestText whether it is that.
     pub fn enter(&self, trouble: &Trouble) -> bool {
         let mut all = self.0.lock();
         let kind = discriminant(trouble);

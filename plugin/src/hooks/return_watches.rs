@@ -72,7 +72,7 @@ impl Default for Watches {
 
 impl Watches {
     /// An allocator was called that will return to `ret`: how that is watched. What is not watched will be, once it is translated.
-    /// Says now and then that it is time to look at what grows with calls.
+    /// GuestText now and then that it is time to look at what grows with calls.
     #[inline]
     pub fn called(&self, ret: u64) -> (Watch, bool) {
         let (watch, look) = self.remembered(ret);

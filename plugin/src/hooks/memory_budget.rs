@@ -5,9 +5,9 @@
 //! entered is known by the kernel's own books alone, so it is searched for references and never reported.
 
 use super::tracker::{Pending, Tracker};
-use crate::ffi::memory;
+use crate::ffi::allocator;
+use crate::hooks::troubles::Trouble;
 use crate::output;
-use crate::session::troubles::Trouble;
 use detector::objects::{Kind, LiveMap};
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE};
 use guest_symbols::pages::Maps;
@@ -40,7 +40,7 @@ impl Tracker {
     /// Looks whether the live map has, and gets, room; closes it where not.
     #[cold]
     pub(super) fn look_at_memory(&self) {
-        if memory::is_short() {
+        if allocator::is_short() {
             return self.close("the host had no memory for libleak");
         }
         let maps = [Some(&self.live), self.pages.as_ref().map(|p| &p.map)];
@@ -48,9 +48,9 @@ impl Tracker {
         let growth: u64 = maps.into_iter().flatten().map(growth).sum();
         let needs = self.needs();
         // A limit must leave room for the check; of what the host has, QEMU and others may give back some until then.
-        let check = memory::limit().map_or(0, |_| needs.copy + needs.rest);
-        if (growth > 0 || check > 0) && !memory::may_have(growth + check) {
-            let limited = memory::limit().is_some_and(|limit| memory::used() + growth + check > limit);
+        let check = allocator::limit().map_or(0, |_| needs.copy + needs.rest);
+        if (growth > 0 || check > 0) && !allocator::may_have(growth + check) {
+            let limited = allocator::limit().is_some_and(|limit| allocator::used() + growth + check > limit);
             self.close(match limited {
                 true => "max-memory= was reached",
                 false => "the host had no memory for libleak",

@@ -4,7 +4,7 @@ use super::context::Who;
 use super::tracker::{Pending, Tracker};
 use crate::ffi::inject;
 use crate::ffi::regs::{self, Reg};
-use crate::session::troubles::Trouble;
+use crate::hooks::troubles::Trouble;
 use detector::comms::{Comm, CommId};
 use detector::objects::{Allocation, Inserted, Kind, Removed};
 use detector::stacks::StackId;
@@ -51,7 +51,7 @@ impl Tracker {
         if sequence.is_multiple_of(EVERY) {
             self.bound_objects();
         }
-        if sequence.is_multiple_of(super::memory::EVERY) {
+        if sequence.is_multiple_of(super::memory_budget::EVERY) {
             self.look_at_memory();
         }
         let object = Allocation { kind, stack, sequence, jiffies, pid, tgid, cpu, comm }.into();

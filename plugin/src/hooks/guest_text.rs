@@ -18,7 +18,7 @@ const MAX_PARTS: u64 = 16;
 const MAX_BITS: u32 = 30;
 
 /// Where text is found, all offsets resolved once.
-pub struct Says {
+pub struct GuestText {
     iter: Option<Iter>,
     log: Option<Log>,
     /// Offsets of a terminal's driver, and of that one's type.
@@ -63,11 +63,11 @@ pub struct Text {
     pub whole: bool,
 }
 
-impl Says {
+impl GuestText {
     /// Finds the places; what the kernel has not is not read.
-    pub fn new(kernel: &Kernel) -> Says {
+    pub fn new(kernel: &Kernel) -> GuestText {
         let driver = || Some((kernel.offset_of("tty_struct", "driver")?, kernel.offset_of("tty_driver", "type")?));
-        Says { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
+        GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
     }
 
     /// Whether the `tty_struct` at `tty` is of a pseudo-terminal.

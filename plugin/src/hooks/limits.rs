@@ -2,14 +2,14 @@
 //! guest that is as it should be comes nowhere near these; one that corrupts itself, or is hostile, must not take the host's memory.
 //!
 //! Each is looked at where it grows or now and then, so nothing of it is on the hot path. What is bounded elsewhere: addresses that calls return to
-//! ([`watches`](super::watches)), stacks and names of tasks
+//! ([`return_watches`](super::return_watches)), stacks and names of tasks
 //! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules ([`loaded`](super::loaded)), readings of clocks and tests (there), markers and lines that wait
 //! ([`marker`](crate::triggers::marker), [`console`](crate::triggers::console)).
 
 use super::tracker::Tracker;
 use crate::ffi::ram::Ram;
+use crate::hooks::troubles::Trouble;
 use crate::output;
-use crate::session::troubles::Trouble;
 use detector::{comms, stacks};
 use guest_symbols::memory::GuestMemory;
 use std::sync::atomic::Ordering;

@@ -76,7 +76,7 @@ impl Times {
         id
     }
 
-    /// Says how long it took.
+    /// GuestText how long it took.
     pub fn log(&self, stacks: usize) {
         let samples = self.samples.lock();
         let mut times: Vec<u64> = samples.iter().map(|(took, _)| *took).collect();
