@@ -7,6 +7,7 @@
 
 mod broadcast;
 mod daemon;
+pub mod diagnostics;
 #[expect(unsafe_code, reason = "contact with QEMU and libc")]
 pub mod ffi;
 mod file;
@@ -92,7 +93,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
         match install(id, &target, system, version, &words) {
             Ok(()) => status = 0,
             Err(message) => {
-                message.lines().for_each(output::line);
+                message.lines().for_each(diagnostics::line);
             }
         }
     });
@@ -169,7 +170,7 @@ extern "C" fn vcpu_init(_vcpu: c_uint, _userdata: *mut c_void) {
     guard(|| {
         inject("vcpu-init");
         if let Err(missing) = regs::init_vcpu() {
-            output::error(&format!("this vCPU has no register {missing}: nothing can be tracked"));
+            diagnostics::error(&format!("this vCPU has no register {missing}: nothing can be tracked"));
         }
         // One that is plugged in later finds the kernel tracked already.
         if let Some(tracker) = current::tracker() {
@@ -214,7 +215,8 @@ extern "C" fn at_exit(_userdata: *mut c_void) {
     let Some(session) = session().filter(|_| !REFUSED.load(Ordering::Relaxed)) else { return };
     // Also where the tracking has ended: what was known by then is worth a report.
     if let Err(why) = panics::always(|| session.exit()) {
-        let _ = panics::always(|| output::error(&format!("no result: the check failed by an internal error: {why}")));
+        let _ =
+            panics::always(|| diagnostics::error(&format!("no result: the check failed by an internal error: {why}")));
     }
     let _ = panics::always(control::end);
 }

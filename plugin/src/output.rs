@@ -1,8 +1,8 @@
-//! Where reports and messages go.
+//! Where reports go.
 
+use crate::diagnostics::{self, Level, MessageFiles};
 use crate::file::{Grown, advice};
 use crate::options::Options;
-use crate::session;
 use detector::report::{Format, Report, json};
 use detector::suppress;
 use parking_lot::Mutex;
@@ -43,7 +43,7 @@ impl Output {
         let files = options.reports.iter().map(|report| {
             let (file, made) = Grown::create(&report.path);
             if let Err(why) = &made {
-                warning(&format!(
+                diagnostics::warning(&format!(
                     "cannot write report={}: {why}; {}; until then its reports go to stderr",
                     file.path().display(),
                     advice(why)
@@ -54,7 +54,11 @@ impl Output {
         let suppressions = options.suppress_print.as_deref().map(|path| {
             let (file, made) = Grown::create(path);
             if let Err(why) = made {
-                warning(&format!("cannot write suppress-print={}: {why}; {}", path.display(), advice(&why)));
+                diagnostics::warning(&format!(
+                    "cannot write suppress-print={}: {why}; {}",
+                    path.display(),
+                    advice(&why)
+                ));
             }
             Mutex::new(Suppressions { file, lines: BTreeSet::new() })
         });
@@ -83,12 +87,13 @@ impl Output {
     }
 }
 
-impl Output {
-    /// Adds a message to the files of lines of JSON, and to all where nobody sees stderr: whoever reads only those must learn
-    /// why there is no report.
-    fn message(&self, level: &str, text: &str) {
+impl MessageFiles for Output {
+    /// Adds a message to the files of lines of JSON, and to all files where nobody sees stderr. Whoever reads only
+    /// those must learn why there is no report.
+    fn add(&self, level: Level, text: &str) {
+        let level = level.word();
         for destination in &self.files {
-            // Of a file that cannot be written that is said with the next report.
+            // A file that cannot be written is reported with the next report.
             let _ = match destination.format {
                 Format::JsonLines => destination.file.append(&json::message(level, text)),
                 _ if self.background => destination.file.append(&format!("libleak: {level}: {text}\n")),
@@ -108,7 +113,7 @@ impl Destination {
             Err(why) => {
                 if !failed {
                     // Not in the other files, where nothing is missing.
-                    line(&format!(
+                    diagnostics::line(&format!(
                         "error: cannot write report={}: {why}; {}; until then its reports go to stderr",
                         self.file.path().display(),
                         advice(&why)
@@ -131,39 +136,11 @@ impl Suppressions {
             }
         }
         if let Err(why) = self.file.append(&text) {
-            line(&format!(
+            diagnostics::line(&format!(
                 "error: cannot write suppress-print={}: {why}; {}",
                 self.file.path().display(),
                 advice(&why)
             ));
         }
-    }
-}
-
-/// A line on stderr, whatever the log level.
-pub fn line(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "libleak: {text}");
-}
-
-/// A line on stderr that says what failed, and one in files for programs.
-pub fn error(text: &str) {
-    message("error", text);
-}
-
-/// A line on stderr about a result that is less than it could be, and one in files for programs.
-pub fn warning(text: &str) {
-    message("warning", text);
-}
-
-fn message(level: &str, text: &str) {
-    line(&format!("{level}: {text}"));
-    in_files(level, text);
-}
-
-/// A message for programs alone: what was said on stderr already.
-pub fn in_files(level: &str, text: &str) {
-    // What is wrong with the options is said before there is any file.
-    if let Some(session) = session::session() {
-        session.output().message(level, text);
     }
 }

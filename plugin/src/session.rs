@@ -6,6 +6,7 @@ pub mod checks;
 pub mod demand;
 mod history;
 
+use crate::diagnostics;
 use crate::ffi::api::Block;
 use crate::ffi::host;
 use crate::ffi::panics;
@@ -16,7 +17,7 @@ use crate::hooks::translate::is_of_image;
 use crate::hooks::troubles::Trouble;
 use crate::hooks::{attach, current};
 use crate::options::Options;
-use crate::output::{self, Output};
+use crate::output::Output;
 use crate::triggers::marker;
 use detector::suppress::Suppressions;
 use guest_symbols::kernel::KernelError;
@@ -97,6 +98,7 @@ impl Session {
             ended: AtomicBool::new(false),
             pool: OnceLock::new(),
         });
+        diagnostics::also_to(&session.output);
         Session::watch_ends();
         Ok(session)
     }
@@ -181,7 +183,7 @@ impl Session {
                 *self.failure.lock() = Some(why);
             }
             Err(NotFound::Never(why)) => {
-                output::error(&why);
+                diagnostics::error(&why);
                 search.settled.store(true, Ordering::Relaxed);
                 *self.failure.lock() = Some(why);
             }
@@ -215,7 +217,7 @@ impl Session {
             began.elapsed()
         );
         if let Some(Err(why)) = self.lines.as_ref().map(|lines| lines.check_kernel(&kernel, &ram)) {
-            output::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
+            diagnostics::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
         }
         let wanted =
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
@@ -228,7 +230,7 @@ impl Session {
         }
         if !missing.is_empty() {
             let trouble = Trouble::NoHook(missing);
-            output::warning(&format!("{trouble}, and the report is not to be trusted"));
+            diagnostics::warning(&format!("{trouble}, and the report is not to be trusted"));
             tracker.troubles.enter(&trouble);
         }
         current::set(Some(tracker));

@@ -5,7 +5,7 @@
 //! ever. What they guard may be half changed: an object without its size, a call without its return. The report that QEMU's exit
 //! makes all the same goes by the kernel's own books, and says so ([`crate::session::Session::exit`]).
 
-use crate::output;
+use crate::diagnostics::{self, Level};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -50,7 +50,7 @@ fn after(panic: &(dyn Any + Send)) -> String {
     halt(|| one_line(message(panic)));
     let untold = UNTOLD.lock().take();
     if let Some(line) = untold {
-        output::in_files("error", &line);
+        diagnostics::in_files(Level::Error, &line);
     }
     LAST.lock().clone()
 }
@@ -79,7 +79,7 @@ fn halt(what: impl FnOnce() -> String) {
         "internal error, so nothing is tracked from now on: {}; please report this with the command line of QEMU",
         what()
     );
-    output::line(&format!("error: {line}"));
+    diagnostics::line(&format!("error: {line}"));
     // Files need locks, which may be held here.
     *UNTOLD.lock() = Some(line);
 }

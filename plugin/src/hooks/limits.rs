@@ -7,9 +7,9 @@
 //! ([`marker`](crate::triggers::marker), [`console`](crate::triggers::console)).
 
 use super::tracker::Tracker;
+use crate::diagnostics;
 use crate::ffi::ram::Ram;
 use crate::hooks::troubles::Trouble;
-use crate::output;
 use detector::{comms, stacks};
 use guest_symbols::memory::GuestMemory;
 use std::sync::atomic::Ordering;
@@ -30,7 +30,7 @@ impl Tracker {
     /// Enters a trouble, and says it on stderr the first time.
     pub(super) fn trouble(&self, trouble: &Trouble) {
         if self.troubles.enter(trouble) {
-            output::warning(&trouble.to_string());
+            diagnostics::warning(&trouble.to_string());
         }
     }
 

@@ -5,9 +5,9 @@
 //! entered is known by the kernel's own books alone, so it is searched for references and never reported.
 
 use super::tracker::{Pending, Tracker};
+use crate::diagnostics;
 use crate::ffi::allocator;
 use crate::hooks::troubles::Trouble;
-use crate::output;
 use detector::objects::{Kind, LiveMap};
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE};
 use guest_symbols::pages::Maps;
@@ -72,7 +72,9 @@ impl Tracker {
         if !self.closed.swap(true, Ordering::Relaxed) {
             let trouble = Trouble::NoMemory { why, allocations: self.live.counters().allocations };
             self.troubles.enter(&trouble);
-            output::warning(&format!("{trouble}, and none of them is reported; give QEMU more, or raise max-memory="));
+            diagnostics::warning(&format!(
+                "{trouble}, and none of them is reported; give QEMU more, or raise max-memory="
+            ));
         }
     }
 

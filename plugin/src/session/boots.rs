@@ -7,9 +7,9 @@
 //! the guest runs again, since that is when all of it is there.
 
 use super::Session;
+use crate::diagnostics;
 use crate::ffi::{host, inject, panics};
 use crate::hooks::current;
-use crate::output;
 use crate::triggers::{console, marker};
 use libc::c_uint;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -140,7 +140,7 @@ impl Session {
 
     /// What was tracked is gone without a last look at it.
     fn lost(&self) {
-        output::warning(
+        diagnostics::warning(
             "the guest was loaded from a snapshot of another boot, and QEMU did not tell before: what had leaked until then and was not reported yet is lost; ask for a scan before loadvm (scan=, control=)",
         );
         self.restart(false);
@@ -171,14 +171,14 @@ impl Session {
             // Of each kernel there was a report; firmware came after the last one.
             Err(_) if current::tracker().is_none() && self.is_between() => return,
             Err(why) if halted.is_some() => {
-                return output::error(&format!(
+                return diagnostics::error(&format!(
                     "no result: an internal error had ended the tracking, and by then {why}"
                 ));
             }
-            Err(why) => return output::error(&why),
+            Err(why) => return diagnostics::error(&why),
         };
         if let Some(Err(why)) = halted.map(|since| self.take_up(&tracker, since)) {
-            return output::error(&format!("no result: an internal error had ended the tracking, and {why}"));
+            return diagnostics::error(&format!("no result: an internal error had ended the tracking, and {why}"));
         }
         inject("exit");
         marker::flush(self);
@@ -192,13 +192,13 @@ impl Session {
         let began = Instant::now();
         match self.last_scan(&tracker) {
             // Without them, all that was freed since would be reported.
-            Ok(found) if halted.is_some() && found.outcome.audit.is_none() => output::error(
+            Ok(found) if halted.is_some() && found.outcome.audit.is_none() => diagnostics::error(
                 "no result: an internal error had ended the tracking, and the kernel's slabs do not say what was freed since",
             ),
             Ok(found) => {
                 self.report(&tracker, &found, began.elapsed(), last);
             }
-            Err(e) => output::error(&format!("no result: {e}")),
+            Err(e) => diagnostics::error(&format!("no result: {e}")),
         }
     }
 

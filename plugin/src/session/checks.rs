@@ -6,10 +6,10 @@
 
 use super::Session;
 use crate::broadcast;
+use crate::diagnostics;
 use crate::ffi::{allocator, inject, panics, signals};
 use crate::hooks::tracker::Tracker;
 use crate::hooks::troubles::Trouble;
-use crate::output;
 use crate::stopped;
 use checker::moment::{Counters, Moment};
 use checker::names::Names;
@@ -34,14 +34,14 @@ fn look_at_image(tracker: &Tracker) {
     #[expect(unsafe_code, reason = "says that the guest stands still")]
     let memory = unsafe { tracker.ram.stopped() };
     if tracker.kernel.checksum(&memory) != tracker.checksum && tracker.troubles.enter(&Trouble::Image) {
-        output::warning(&Trouble::Image.to_string());
+        diagnostics::warning(&Trouble::Image.to_string());
     }
 }
 
 /// The guest is stopped: whether the kernel is still the one that is tracked. This takes some 20 microseconds.
 fn look_at_kernel(tracker: &Tracker) {
     if !tracker.is_there() && tracker.troubles.enter(&Trouble::ReadOnlyData) {
-        output::warning(&Trouble::ReadOnlyData.to_string());
+        diagnostics::warning(&Trouble::ReadOnlyData.to_string());
     }
 }
 
@@ -124,7 +124,7 @@ impl Session {
         self.stopped(tracker, min_age, what_for, |moment| {
             // First, for whoever looks into why the check fails.
             if let Some(Err(why)) = self.options.snapshot.as_deref().map(|path| stopped::save(path, moment)) {
-                output::warning(&why.to_string());
+                diagnostics::warning(&why.to_string());
             }
             inject("check");
             let outcome = self.shared(|| moment.check(self.options.why.as_deref(), &self.suppressions))?;
@@ -308,7 +308,7 @@ impl Session {
         self.history.lock().add(&report);
         broadcast::publish(|| broadcast::scan(&report));
         let problems = self.lines.as_ref().map(Lines::take_problems);
-        problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
+        problems.into_iter().flatten().for_each(|why| diagnostics::warning(&why.to_string()));
         log::info!("report of {} objects written in {:?}", found.outcome.unreferenced.len(), began.elapsed());
         if !last {
             allocator::give_back_at_times();

@@ -13,13 +13,13 @@
 
 use super::command::{Command, parse};
 use super::{Done, stopped};
+use crate::diagnostics;
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::regs::{self, Reg};
 use crate::ffi::{self, guard, host, inject};
 use crate::hooks::current;
 use crate::hooks::guest_text::{self, Text};
 use crate::hooks::tracker::Tracker;
-use crate::output;
 use crate::pause::pace::PACE;
 use crate::session::checks::Found;
 use crate::session::demand::What;
@@ -144,7 +144,9 @@ fn tell(tracker: &Tracker, vcpu: c_uint, text: &[u8]) {
 fn complain(what: &str) {
     static COMPLAINTS: AtomicU32 = AtomicU32::new(0);
     if COMPLAINTS.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
-        output::warning(&format!("the guest's marker {what} is none: there are scan, mark, clear, test and test NAME"));
+        diagnostics::warning(&format!(
+            "the guest's marker {what} is none: there are scan, mark, clear, test and test NAME"
+        ));
     }
 }
 
@@ -180,7 +182,7 @@ fn after(vcpu: c_uint, what: What, at: Option<Arc<str>>) {
     if let Err(why) = done
         && !TOLD.swap(true, Ordering::Relaxed)
     {
-        output::error(&format!("the guest's markers have no effect: {why}; use a distribution's QEMU"));
+        diagnostics::error(&format!("the guest's markers have no effect: {why}; use a distribution's QEMU"));
     }
 }
 
@@ -213,7 +215,7 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
             log::info!("{what:?} by a marker");
             super::tell(&answer);
         }
-        Err(why) => output::error(&format!("no result of a marker: {why}")),
+        Err(why) => diagnostics::error(&format!("no result of a marker: {why}")),
     }
 }
 

@@ -15,9 +15,9 @@ mod interval;
 pub mod marker;
 
 use crate::broadcast;
+use crate::diagnostics;
 use crate::ffi;
 use crate::hooks::tracker::Tracker;
-use crate::output;
 use crate::pause::pace::PACE;
 use crate::pause::{self, Way};
 use crate::session::checks::Found;
@@ -53,7 +53,7 @@ pub fn start(session: &'static Session) {
     });
     match spawned {
         Ok(_) => drop(QUEUE.set(queue)),
-        Err(why) => output::error(&format!("no thread could be started, so there is no scan before exit: {why}")),
+        Err(why) => diagnostics::error(&format!("no thread could be started, so there is no scan before exit: {why}")),
     }
 }
 
@@ -139,7 +139,7 @@ impl Scanner {
             match &paused {
                 Ok(()) => self.is_lost = false,
                 Err((why, rest)) => {
-                    output::warning(&format!("{why}; it is not tried again for {} s", rest.as_secs()));
+                    diagnostics::warning(&format!("{why}; it is not tried again for {} s", rest.as_secs()));
                 }
             }
             // It may have been done all the same, and the guest only not let go on.
@@ -166,7 +166,7 @@ impl Scanner {
         }
         if !self.is_lost {
             self.is_lost = true;
-            output::error("the guest cannot be paused: there is no scan before exit until it can");
+            diagnostics::error("the guest cannot be paused: there is no scan before exit until it can");
         }
         Err(DemandError::Running)
     }

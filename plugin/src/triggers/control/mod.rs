@@ -14,7 +14,7 @@ mod socket;
 pub use socket::{Socket, SocketError};
 
 use crate::ffi::panics;
-use crate::{broadcast, ffi, output};
+use crate::{broadcast, diagnostics, ffi};
 use answer::Problem;
 use detector::control::Event;
 use std::os::unix::net::UnixStream;
@@ -40,7 +40,7 @@ pub fn start(socket: Socket) {
         let _ = panics::always(|| accept(socket));
     });
     if let Err(why) = spawned {
-        output::error(&format!("control= has no effect, no thread could be started: {why}"));
+        diagnostics::error(&format!("control= has no effect, no thread could be started: {why}"));
     }
 }
 
