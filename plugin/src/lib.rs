@@ -16,9 +16,9 @@ pub mod options;
 pub mod output;
 pub mod pause;
 pub mod session;
-mod stopped;
 pub mod triggers;
 
+use ffi::witness::GuestStopped;
 use ffi::{allocator, api, guard, host, inject, panics, regs, signals};
 use hooks::current;
 use libc::{c_char, c_int, c_uint, c_void};
@@ -211,10 +211,14 @@ extern "C" fn at_exit_with_id(_id: u64, userdata: *mut c_void) {
     at_exit(userdata);
 }
 
+#[expect(unsafe_code, reason = "says that the guest is stopped")]
 extern "C" fn at_exit(_userdata: *mut c_void) {
     let Some(session) = session().filter(|_| !REFUSED.load(Ordering::Relaxed)) else { return };
     // Also where the tracking has ended: what was known by then is worth a report.
-    if let Err(why) = panics::always(|| session.exit()) {
+    if let Err(why) = panics::always(|| {
+        // SAFETY: QEMU calls this when it exits; its vCPUs have stopped.
+        session.exit(&unsafe { GuestStopped::new() });
+    }) {
         let _ =
             panics::always(|| diagnostics::error(&format!("no result: the check failed by an internal error: {why}")));
     }

@@ -3,14 +3,16 @@
 
 mod boots;
 pub mod checks;
+mod collected;
 pub mod demand;
 mod history;
 
 use crate::diagnostics;
 use crate::ffi::api::Block;
-use crate::ffi::host;
 use crate::ffi::panics;
 use crate::ffi::ram::Ram;
+use crate::ffi::vcpu;
+use crate::ffi::witness::GuestStopped;
 use crate::hooks::resolved::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::translate::is_of_image;
@@ -172,7 +174,7 @@ impl Session {
                 // It may have been tracked as another boot: firmware goes on with a suspended kernel after a reset, too.
                 if n > 0 || has_run {
                     log::info!("blocks of the kernel were translated before: all are translated again");
-                    host::flush_translations();
+                    vcpu::flush_translations();
                 }
             }
             Err(NotFound::NotYet(why)) => {
@@ -198,17 +200,15 @@ impl Session {
         let phys = ram
             .phys_of(code)
             .ok_or_else(|| NotFound::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
-        let kernel = {
-            // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only
-            // one that runs, and it is here. Should another run after all, as in a guest that was loaded, it would be
-            // writing kernel data, not the read-only data that is searched.
-            #[expect(unsafe_code, reason = "says that the guest stands still")]
-            let memory = unsafe { ram.stopped() };
-            Kernel::find(&memory, VirtAddr(start), phys, symbols).map_err(|e| match e {
-                KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
-                e => NotFound::Never(e.to_string()),
-            })?
-        };
+        // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only one that runs,
+        // and it is in this callback. Should another run after all, as in a guest that was loaded, it would be writing
+        // kernel data, not the read-only data and the code that are read.
+        #[expect(unsafe_code, reason = "says that the guest is stopped")]
+        let stopped = unsafe { GuestStopped::new() };
+        let kernel = Kernel::find(&ram.stopped(&stopped), VirtAddr(start), phys, symbols).map_err(|e| match e {
+            KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
+            e => NotFound::Never(e.to_string()),
+        })?;
         log::info!(
             "Linux {}: {} symbols, {} BTF types, found in {:?}",
             kernel.release,
@@ -224,7 +224,7 @@ impl Session {
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
         let has_run = attach::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
         let kept = Kept { frames: self.options.frames, objects: self.options.max_objects };
-        let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, kept, boot);
+        let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, kept, boot, &stopped);
         if has_run {
             tracker.join();
         }
@@ -273,10 +273,10 @@ impl Session {
     }
 
     /// QEMU exits: the vCPUs have stopped.
-    pub fn exit(&self) {
+    pub fn exit(&self, stopped: &GuestStopped) {
         self.ended.store(true, Ordering::Relaxed);
         self.take_up_loaded();
-        self.conclude(true);
+        self.conclude(stopped, true);
     }
 
     /// Makes what was known when a panic ended the tracking ready for one more check. What happened in the guest since is not

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use tests::program::workspace;
 
 /// Files that may have any, and why.
-const PLACES: [(&str, &str); 10] = [
+const PLACES: [(&str, &str); 9] = [
     ("detector/src/scan/kernels.rs", "vector instructions, and a hint to the CPU"),
     ("plugin/src/ffi/", "contact with QEMU and libc"),
     ("plugin/src/lib.rs", "what QEMU and the loader look for"),
-    // That the guest stands still, and nothing else.
+    // They state that the guest is stopped, and nothing else.
     ("plugin/src/session.rs", "the first block of a kernel"),
-    ("plugin/src/session/checks.rs", "a check, and a look before it"),
-    ("plugin/src/hooks/tracker.rs", "the first block of a kernel"),
+    ("plugin/src/pause/monitor.rs", "a monitor that has stopped the guest"),
     // No part of the plugin.
     ("tests/empty-plugin/src/lib.rs", "a plugin that does nothing, for scripts/bench"),
     ("tests/busy-plugin/src/lib.rs", "a plugin that is called for everything, for scripts/ways"),
@@ -60,9 +59,7 @@ fn unsafe_code_is_where_it_is_said_to_be() {
         others.is_empty(),
         "unsafe code in {others:?}: put it below plugin/src/ffi, or say here why it is elsewhere"
     );
-    for (file, n) in
-        [("plugin/src/session.rs", 1), ("plugin/src/session/checks.rs", 2), ("plugin/src/hooks/tracker.rs", 1)]
-    {
+    for (file, n) in [("plugin/src/session.rs", 1), ("plugin/src/pause/monitor.rs", 1)] {
         assert_eq!(counts.get(file), Some(&n), "{file}");
     }
     println!("{counts:?}");

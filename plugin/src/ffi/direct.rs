@@ -6,7 +6,7 @@
 //! written them back for the API to read.
 
 use super::api;
-use super::regs::{REGISTERS, Reg};
+use super::arch::{PER_CPU_BASE_WITHIN, REGISTERS, Reg, STATE_ORDER};
 use libc::c_void;
 use parking_lot::Mutex;
 use std::cell::Cell;
@@ -21,21 +21,6 @@ static TRIAL: Mutex<Trial> = Mutex::new(Trial::new());
 /// Comparisons that must agree, and tries at most until there is something to compare.
 const AGREEMENTS: u32 = 64;
 const TRIES: u32 = 4096;
-/// `CPUX86State.regs` (target/i386/cpu.h, QEMU 9.2 to 11.1) starts so: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9.
-const ORDER: [(usize, Reg); 9] = [
-    (0, Reg::Rax),
-    (1, Reg::Rcx),
-    (2, Reg::Rdx),
-    (4, Reg::Rsp),
-    (5, Reg::Rbp),
-    (6, Reg::Rsi),
-    (7, Reg::Rdi),
-    (8, Reg::R8),
-    (9, Reg::R9),
-];
-/// How far behind the general registers the base of gs may be: `segs` follows them, after the flags.
-const SEGMENTS: usize = 1024;
-
 thread_local! {
     /// Where QEMU keeps this thread's current vCPU (`CPUState *current_cpu`), null before it was looked up, and 1 where it
     /// is not exported.
@@ -60,8 +45,8 @@ impl Trial {
     /// One more comparison of `state` with the API's words; whether that was the last.
     fn compare(&mut self, state: &[u64], said: &impl Fn(Reg) -> u64) -> bool {
         self.tries += 1;
-        let is_there = |at: usize| ORDER.iter().all(|(i, reg)| state.get(at + i) == Some(&said(*reg)));
-        let gs_base = said(Reg::GsBase);
+        let is_there = |at: usize| STATE_ORDER.iter().all(|(i, reg)| state.get(at + i) == Some(&said(*reg)));
+        let gs_base = said(Reg::PER_CPU_BASE);
         match self.registers {
             Some(at) if is_there(at) => {
                 self.gs_base.retain(|&at| state.get(at) == Some(&gs_base));
@@ -69,11 +54,11 @@ impl Trial {
             }
             // It was a coincidence. Before anything was compared with enough different words, all else may be one.
             Some(_) => *self = Trial { tries: self.tries, ..Trial::new() },
-            None if gs_base != 0 && said(Reg::Rsp) != 0 => {
+            None if gs_base != 0 && said(Reg::STACK_POINTER) != 0 => {
                 let mut places = (0..state.len()).filter(|&at| is_there(at));
                 if let (Some(at), None) = (places.next(), places.next()) {
                     self.registers = Some(at);
-                    let near = at + 10..state.len().min(at + SEGMENTS / 8);
+                    let near = at + 10..state.len().min(at + PER_CPU_BASE_WITHIN / 8);
                     self.gs_base = near.filter(|&at| state[at] == gs_base).collect();
                 }
             }
@@ -87,11 +72,11 @@ impl Trial {
         let Some(at) = self.registers.filter(|_| self.agreed >= AGREEMENTS) else {
             return log::info!("the registers' place was not found: they are read through QEMU's API");
         };
-        for (i, reg) in ORDER {
+        for (i, reg) in STATE_ORDER {
             PLACES[reg as usize].store(8 * (at + i) as u32, Ordering::Relaxed);
         }
         if let [at] = self.gs_base[..] {
-            PLACES[Reg::GsBase as usize].store(8 * at as u32, Ordering::Relaxed);
+            PLACES[Reg::PER_CPU_BASE as usize].store(8 * at as u32, Ordering::Relaxed);
         }
         log::debug!("the registers lie {} words into the vCPU's state, the base of gs {:?}", at, self.gs_base);
     }
@@ -170,8 +155,8 @@ mod tests {
 
     fn said(n: u64) -> impl Fn(Reg) -> u64 {
         move |reg| match reg {
-            Reg::GsBase => 0xffff_8880_0000_0000,
-            reg => ORDER.iter().find(|(_, r)| *r == reg).map_or(0, |(i, _)| n * 1000 + *i as u64),
+            Reg::PER_CPU_BASE => 0xffff_8880_0000_0000,
+            reg => STATE_ORDER.iter().find(|(_, r)| *r == reg).map_or(0, |(i, _)| n * 1000 + *i as u64),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Where guest RAM lies, in guest physical memory and in this process; it comes and goes while the guest runs: memory is
 //! plugged and unplugged (pc-dimm, virtio-mem).
 
-use super::host::{self, RamBlock};
-use libc::{c_char, c_void};
+use super::optional;
+use libc::{c_int, c_void};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// With at least this much RAM, machines leave a hole below 4 GiB (q35's limit, the lowest: hw/i386/pc_q35.c).
 const LEAST_WITH_HOLE: u64 = 0xb000_0000;
@@ -101,25 +102,21 @@ pub(super) struct View(*mut c_void);
 impl View {
     /// Takes the current one; `None` where QEMU does not export what it takes.
     pub fn take() -> Option<View> {
-        type Get = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
-        let names = ["address_space_get_flatview", "flatview_unref", "flatview_for_each_range"];
-        names.iter().all(|name| host::function(name).is_some()).then_some(())?;
-        let space = host::function("address_space_memory")?;
-        // SAFETY: `FlatView *address_space_get_flatview(AddressSpace *)` (system/memory-internal.h, QEMU 9.2 to 11.1) of the
-        // system address space itself. It takes a reference, under QEMU's RCU; callers are of a thread that this knows.
-        let view = unsafe { std::mem::transmute::<*mut c_void, Get>(host::function(names[0])?)(space) };
+        let get = optional::address_space_get_flatview()?;
+        optional::flatview_unref()?;
+        optional::flatview_for_each_range()?;
+        let space = optional::address_space_memory()?;
+        // SAFETY: of the system address space itself; callers are of a thread that QEMU's RCU knows.
+        let view = unsafe { get(space) };
         (!view.is_null()).then_some(View(view))
     }
 
     /// Where RAM lies there.
     pub fn layout(&self) -> Layout {
-        type Each = extern "C" fn(u64, u64, u64, u64, *mut c_void, u64, *mut c_void) -> bool;
-        type ForEach = unsafe extern "C" fn(*mut c_void, Each, *mut c_void);
         struct Out {
             blocks: Vec<RamBlock>,
             found: Vec<Segment>,
         }
-        /// `flatview_cb` (include/exec/memory.h): each Int128 is passed in two registers.
         extern "C" fn each(
             start: u64,
             start_high: u64,
@@ -144,20 +141,19 @@ impl View {
             }
             false
         }
-        let Some(for_each) = host::function("flatview_for_each_range") else { return Layout::of(Vec::new()) };
-        let mut out = Out { blocks: host::ram_blocks(), found: Vec::new() };
-        // SAFETY: `void flatview_for_each_range(FlatView *, flatview_cb, void *)`; the view is held, so that the regions that
-        // it passes live as long.
-        unsafe { std::mem::transmute::<*mut c_void, ForEach>(for_each)(self.0, each, (&raw mut out).cast()) };
+        let Some(for_each) = optional::flatview_for_each_range() else { return Layout::of(Vec::new()) };
+        let mut out = Out { blocks: ram_blocks(), found: Vec::new() };
+        // SAFETY: the view is held, so that the regions that it passes live as long.
+        unsafe { for_each(self.0, each, (&raw mut out).cast()) };
         from_low(out.found)
     }
 }
 
 impl Drop for View {
     fn drop(&mut self) {
-        if let Some(unref) = host::function("flatview_unref") {
-            // SAFETY: `void flatview_unref(FlatView *)`, of the reference that was taken.
-            unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(unref)(self.0) };
+        if let Some(unref) = optional::flatview_unref() {
+            // SAFETY: of the reference that was taken.
+            unsafe { unref(self.0) };
         }
     }
 }
@@ -165,25 +161,21 @@ impl Drop for View {
 /// The host address of a memory region's RAM, if it is RAM of the guest's: it belongs to a memory backend, as that of -m does
 /// too, and not to a device that has RAM of its own.
 fn ram_of(region: *mut c_void) -> Option<usize> {
-    type AddressOf = unsafe extern "C" fn(*mut c_void) -> u64;
-    type PointerOf = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
-    type Cast = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
-    let names =
-        ["memory_region_get_ram_addr", "memory_region_owner", "object_dynamic_cast", "memory_region_get_ram_ptr"];
-    let [Some(address), Some(owner), Some(cast), Some(pointer)] = names.map(host::function) else { return None };
-    // SAFETY: the signatures are those of include/exec/memory.h and qom/object.h, QEMU 9.2 to 11.1; the region is one that a
-    // held view has, and so is alive. A region without RAM is told by its address, before the pointer is asked for.
+    let address = optional::memory_region_get_ram_addr()?;
+    let owner_of = optional::memory_region_owner()?;
+    let cast = optional::object_dynamic_cast()?;
+    let pointer = optional::memory_region_get_ram_ptr()?;
+    // SAFETY: the region is one that a held view has, and so is alive. A region without RAM is told by its address,
+    // before the pointer is asked for.
     unsafe {
-        if std::mem::transmute::<*mut c_void, AddressOf>(address)(region) == NO_RAM {
+        if address(region) == NO_RAM {
             return None;
         }
-        let owner = std::mem::transmute::<*mut c_void, PointerOf>(owner)(region);
-        if owner.is_null()
-            || std::mem::transmute::<*mut c_void, Cast>(cast)(owner, c"memory-backend".as_ptr()).is_null()
-        {
+        let owner = owner_of(region);
+        if owner.is_null() || cast(owner, c"memory-backend".as_ptr()).is_null() {
             return None;
         }
-        let host = std::mem::transmute::<*mut c_void, PointerOf>(pointer)(region) as usize;
+        let host = pointer(region) as usize;
         (host != 0).then_some(host)
     }
 }
@@ -203,12 +195,12 @@ fn from_low(mut segments: Vec<Segment>) -> Layout {
 
 /// Asks QEMU what lies where, address by address: up to the hole, and from 4 GiB on.
 fn probe() -> Option<Layout> {
-    let blocks = host::ram_blocks();
+    let blocks = ram_blocks();
     let mut segments: Vec<Segment> = Vec::new();
     let mut phys = LOW;
     while phys < HIGHEST {
         let in_block = |h: usize| blocks.iter().any(|b| (b.host..b.host + b.len).contains(&h));
-        match host::map_physical(phys).filter(|&(h, _)| in_block(h)) {
+        match map_physical(phys).filter(|&(h, _)| in_block(h)) {
             Some((host, len)) => {
                 segments.push(Segment { phys, len, host });
                 phys += len;
@@ -222,12 +214,101 @@ fn probe() -> Option<Layout> {
 
 /// Without QEMU's help: the mapping that the code is in is RAM, from address 0 on.
 fn guess(code: usize) -> Result<Layout, RamError> {
-    let (start, end) = host::mapping_of(code).ok_or(RamError::NotMapped(code))?;
+    let (start, end) = mapping_of(code).ok_or(RamError::NotMapped(code))?;
     let len = (end - start) as u64;
     if len >= LEAST_WITH_HOLE {
         return Err(RamError::Hole(LEAST_WITH_HOLE));
     }
     Ok(Layout::of(vec![Segment { phys: 0, len, host: start }]))
+}
+
+/// A block of guest RAM as QEMU keeps it.
+#[derive(Debug, Clone)]
+struct RamBlock {
+    /// Host address.
+    host: usize,
+    /// Bytes.
+    len: usize,
+}
+
+/// Every RAM block, video and option ROMs included; empty where QEMU does not export the functions.
+fn ram_blocks() -> Vec<RamBlock> {
+    struct Out {
+        blocks: Vec<RamBlock>,
+        host: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+        len: unsafe extern "C" fn(*mut c_void) -> u64,
+    }
+    extern "C" fn each(block: *mut c_void, opaque: *mut c_void) -> c_int {
+        // SAFETY: `opaque` is the `Out` below, alive and not otherwise used during the walk; `block` is a
+        // RAMBlock that QEMU keeps alive for the call.
+        super::guard(|| unsafe {
+            let out = &mut *opaque.cast::<Out>();
+            out.blocks.push(RamBlock { host: (out.host)(block) as usize, len: (out.len)(block) as usize });
+        });
+        0
+    }
+    let (Some(foreach), Some(host), Some(len)) =
+        (optional::qemu_ram_foreach_block(), optional::qemu_ram_get_host_addr(), optional::qemu_ram_get_used_length())
+    else {
+        return Vec::new();
+    };
+    let mut out = Out { blocks: Vec::new(), host, len };
+    // SAFETY: `each` gets the `Out`, which outlives the walk.
+    unsafe { foreach(each, (&raw mut out).cast()) };
+    out.blocks
+}
+
+/// Has QEMU call `f` with the host address and the length in bytes of each RAM block that it is about to free, for
+/// ever. Only while QEMU starts, on its main thread. Where QEMU does not export the function, `f` is never called.
+pub(super) fn on_ram_removed(f: fn(usize, usize)) {
+    /// QEMU's notifier carries no data that could hold it.
+    static FUNCTION: OnceLock<fn(usize, usize)> = OnceLock::new();
+    extern "C" fn removed(_notifier: *mut c_void, host: *mut c_void, size: usize, most: usize) {
+        super::guard(|| {
+            if let Some(f) = FUNCTION.get() {
+                f(host as usize, size.max(most));
+            }
+        });
+    }
+    let Some(add) = optional::ram_block_notifier_add() else { return };
+    if FUNCTION.set(f).is_err() {
+        return;
+    }
+    // `struct RAMBlockNotifier` (include/exec/ramlist.h, QEMU 9.2 to 11.1): functions for blocks that are added, removed
+    // and resized, none of which must be there, and the links of a list. There is room for functions to come.
+    let notifier: Box<[usize; 16]> =
+        Box::new(std::array::from_fn(|i| if i == 1 { removed as *const () as usize } else { 0 }));
+    // SAFETY: the list is the main thread's; the notifier is never freed. `removed` has the signature of
+    // `ram_block_removed`.
+    unsafe { add(Box::into_raw(notifier).cast()) };
+}
+
+/// Where guest physical memory from `at` on is mapped, and how far in one run; `None` for anything but RAM,
+/// and where QEMU does not export the functions. Only on a vCPU's thread, which QEMU's RCU knows.
+fn map_physical(at: u64) -> Option<(usize, u64)> {
+    let map = optional::address_space_map()?;
+    let unmap = optional::address_space_unmap()?;
+    let space = optional::address_space_memory()?;
+    let mut len = 1 << 40;
+    // SAFETY: of the system address space itself. What is mapped is unmapped at once: RAM stays where it is.
+    let host = unsafe {
+        let host = map(space, at, &mut len, false, 0);
+        if !host.is_null() {
+            unmap(space, host, len, false, 0);
+        }
+        host
+    };
+    (!host.is_null() && len > 0).then_some((host as usize, len))
+}
+
+/// The mapping of this process that contains `host`: its start and end.
+fn mapping_of(host: usize) -> Option<(usize, usize)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
+        let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
+        range.contains(&host).then_some((range.start, range.end))
+    })
 }
 
 #[cfg(test)]

@@ -1,16 +1,29 @@
-//! All contact with QEMU's C side: the plugin API looked up at load ([`api`]), registers ([`regs`], [`direct`]), guest
-//! RAM as it is mapped in this process ([`ram`], [`layout`]), and what only builds with loadable modules export
-//! ([`host`]). Unsafe code stays in here. What QEMU calls goes through [`guard`].
+//! All contact with QEMU's C side.
+//!
+//! - [`api`]: the plugin API, looked up at load; [`optional`]: functions that only builds with loadable modules export
+//! - [`regs`], [`direct`]: registers of the current vCPU; [`arch`]: their names and places
+//! - [`vcpu`]: work on vCPUs' threads; [`lifecycle`]: resets and snapshots
+//! - [`witness`]: the proof that the guest is stopped
+//! - [`ram`], [`layout`]: guest RAM as it is mapped in this process
+//! - [`host`], [`allocator`], [`signals`]: the process that QEMU is
+//! - [`panics`]: what QEMU calls goes through [`guard`]
+//!
+//! Unsafe code stays in here.
 
 pub mod allocator;
 pub mod api;
+mod arch;
 mod direct;
 pub mod host;
 mod job;
 mod layout;
+pub mod lifecycle;
+mod optional;
 pub mod panics;
 pub mod ram;
 pub mod regs;
 pub mod signals;
+pub mod vcpu;
+pub mod witness;
 
 pub use panics::{guard, inject};

@@ -7,9 +7,9 @@
 //! - A check holds [`READERS`], and QEMU's thread waits for that before it goes on to take RAM away.
 //! - An address that is no RAM may be one by now, so the layout is looked at again, though not all the time.
 
-use super::host;
 pub use super::layout::RamError;
-use super::layout::{Layout, Segment, View};
+use super::layout::{self, Layout, Segment, View};
+use super::witness::GuestStopped;
 use guest_symbols::memory::{GuestMemory, MemoryError, PhysAddr, StoppedMemory};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::ops::Range;
@@ -66,7 +66,7 @@ fn removed(host: usize, len: usize) {
 
 /// Has QEMU tell when RAM is taken away. To be called once, at install.
 pub fn watch() {
-    host::on_ram_removed(removed);
+    layout::on_ram_removed(removed);
 }
 
 /// Guest RAM, by physical address. Readable at any time; only [`Ram::stopped`] lends slices.
@@ -140,15 +140,11 @@ impl Ram {
     }
 
     /// RAM as slices, as it lies now. On a thread that QEMU's RCU knows.
-    ///
-    /// # Safety
-    /// As long as the result lives, nothing may write to guest RAM: the vCPUs are stopped, or this is the
-    /// only one that runs and it is in our callback.
-    pub unsafe fn stopped(&self) -> Stopped<'static> {
+    pub fn stopped<'a>(&self, stopped: &'a GuestStopped) -> StoppedRam<'a> {
         // First, so that nothing of the layout goes away any more.
         let readers = READERS.read_recursive();
         refresh();
-        Stopped { layout: current(), _readers: readers }
+        StoppedRam { layout: current(), _readers: readers, _stopped: stopped }
     }
 }
 
@@ -254,12 +250,13 @@ impl GuestMemory for Ram {
 }
 
 /// [`Ram`] while nothing writes to it. As long as there is one, none of it goes away.
-pub struct Stopped<'a> {
+pub struct StoppedRam<'a> {
     layout: &'a Layout,
     _readers: RwLockReadGuard<'static, ()>,
+    _stopped: &'a GuestStopped,
 }
 
-impl GuestMemory for Stopped<'_> {
+impl GuestMemory for StoppedRam<'_> {
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let host = host_of(self.layout, at, buf.len()).ok_or(MemoryError::NoRam(at))?;
         // SAFETY: all of it is RAM of the layout, which the guard keeps.
@@ -279,11 +276,11 @@ impl GuestMemory for Stopped<'_> {
     }
 }
 
-impl StoppedMemory for Stopped<'_> {
+impl StoppedMemory for StoppedRam<'_> {
     fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
         let host = host_of(self.layout, at, len)?;
-        // SAFETY: mapped as long as the guard lives, which is as long as the slice at least, and by the contract of
-        // `Ram::stopped` nothing writes to it now.
+        // SAFETY: mapped as long as the guard lives, which is as long as the slice at least; and nothing writes to
+        // it, as the witness proves.
         Some(unsafe { std::slice::from_raw_parts(host as *const u8, len) })
     }
 }

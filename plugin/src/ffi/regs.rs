@@ -1,51 +1,13 @@
 //! Registers of the current vCPU, read in its own callbacks.
 
 use super::api::{api, string};
+use super::arch::NAMES;
+pub use super::arch::Reg;
 use super::direct;
-use libc::{c_char, c_void};
+use libc::c_char;
 use qemu_plugin_sys::{GByteArray, qemu_plugin_register};
 use std::cell::Cell;
 use std::sync::OnceLock;
-
-/// The registers the hooks read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Reg {
-    /// Return value.
-    Rax,
-    /// First argument, and so on in the order of the System V ABI.
-    Rdi,
-    /// Second.
-    Rsi,
-    /// Third.
-    Rdx,
-    /// Fourth.
-    Rcx,
-    /// Fifth.
-    R8,
-    /// Sixth.
-    R9,
-    /// Stack pointer.
-    Rsp,
-    /// Frame pointer.
-    Rbp,
-    /// Base of per-CPU memory in the kernel.
-    GsBase,
-    /// Physical address of the page tables in use.
-    Cr3,
-}
-
-/// How many there are.
-pub const REGISTERS: usize = 11;
-
-const NAMES: [&str; REGISTERS] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "rbp", "gs_base", "cr3"];
-
-impl Reg {
-    /// The register of argument `index`, counted from 0.
-    pub fn argument(index: usize) -> Option<Reg> {
-        [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9].get(index).copied()
-    }
-}
 
 /// Handles by [`Reg`]. All vCPUs of a machine are of one type and so have the same handles.
 struct Handles([*mut qemu_plugin_register; NAMES.len()]);
@@ -107,7 +69,7 @@ pub fn read(reg: Reg) -> u64 {
 }
 
 /// This thread's own array, made by GLib on first use and never freed.
-fn buffer() -> *mut GByteArray {
+pub(super) fn buffer() -> *mut GByteArray {
     BUFFER.with(|cell| {
         if cell.get().is_null() {
             // SAFETY: plain allocation by GLib.
@@ -133,29 +95,4 @@ fn ask(reg: Reg) -> u64 {
             _ => 0,
         }
     }
-}
-
-/// General registers and rip of a vCPU that is stopped, from any thread, by QEMU's own debugger interface
-/// where the build exports it: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip.
-pub fn stopped(cpu: super::host::Cpu) -> Option<[u64; 17]> {
-    type ReadRegister = unsafe extern "C" fn(*mut c_void, *mut GByteArray, libc::c_int) -> libc::c_int;
-    let function = super::host::function("gdb_read_register")?;
-    // SAFETY: `int gdb_read_register(CPUState *cpu, GByteArray *buf, int reg)` from QEMU 9.2 to 11.1
-    // (include/exec/gdbstub.h).
-    let read_register: ReadRegister = unsafe { std::mem::transmute(function) };
-    let mut out = [0; 17];
-    let buffer = buffer();
-    // SAFETY: `cpu` is a CPUState from qemu_get_cpu; the buffer is used as in `ask`. Register numbers 0 to
-    // 16 are the general registers and rip (gdb's amd64 order).
-    unsafe {
-        for (number, value) in out.iter_mut().enumerate() {
-            (api().byte_array_set_size)(buffer, 0);
-            read_register(cpu.pointer(), buffer, number as libc::c_int);
-            if (*buffer).len != 8 {
-                return None;
-            }
-            *value = (*buffer).data.cast::<u64>().read_unaligned();
-        }
-    }
-    Some(out)
 }

@@ -1,9 +1,10 @@
 //! What an allocation or a free that was seen does to the live map, and a guest that goes back in time.
 
+use super::arch;
 use super::context::Who;
 use super::tracker::{Pending, Tracker};
 use crate::ffi::inject;
-use crate::ffi::regs::{self, Reg};
+use crate::ffi::regs;
 use crate::hooks::troubles::Trouble;
 use detector::comms::{Comm, CommId};
 use detector::objects::{Allocation, Inserted, Kind, Removed};
@@ -46,7 +47,8 @@ impl Tracker {
         }
         let jiffies = self.check_time(false);
         self.clock.tick(jiffies, || self.millis());
-        let Who { comm, pid, tgid, cpu } = self.context.who(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
+        let Who { comm, pid, tgid, cpu } =
+            self.context.who(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE));
         let (comm, sequence) = (self.comm(comm), self.sequence.fetch_add(1, Ordering::Relaxed));
         if sequence.is_multiple_of(EVERY) {
             self.bound_objects();

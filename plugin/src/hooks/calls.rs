@@ -10,11 +10,12 @@
 //! translated yet, it will be watched when it is.
 
 use super::allocations::ZERO_SIZE_PTR;
+use super::arch;
 use super::current;
 use super::resolved::Action;
 use super::return_watches::Watch;
 use super::tracker::{Pending, Tracker};
-use crate::ffi::regs::{self, Reg};
+use crate::ffi::regs;
 use crate::ffi::{guard, inject};
 use crate::session::session;
 use crate::triggers::{console, marker};
@@ -80,7 +81,7 @@ impl Tracker {
 
     /// An allocator was entered.
     fn begin(&self, hook: u32, size: u64, array: u64) {
-        let rsp = regs::read(Reg::Rsp);
+        let rsp = regs::read(arch::STACK_POINTER);
         let Ok(ret) = self.kernel.view(&self.ram).read_u64(VirtAddr(rsp)) else {
             self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
@@ -132,7 +133,7 @@ impl Tracker {
 
     /// The instruction at `ret` is about to execute.
     fn finish(&self, ret: u64) {
-        let slot = regs::read(Reg::Rsp).wrapping_sub(8);
+        let slot = arch::return_slot(regs::read(arch::STACK_POINTER));
         let Some((_, pending)) = self.pending.remove_if(&slot, |_, p| p.ret == ret) else { return };
         inject(if pending.armed { "return-conditional" } else { "return" });
         if pending.armed {
@@ -142,14 +143,14 @@ impl Tracker {
             self.doubts.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
         }
         let (hook, seen) = &self.hooks[pending.hook as usize];
-        let rax = regs::read(Reg::Rax);
+        let rax = regs::read(arch::RETURN_VALUE);
         // Nothing came of it, or nothing new.
         if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.live.is_inside(rax, pending.sequence) {
             return;
         }
         // New stacks need memory too.
         let is_closed = self.closed.load(Ordering::Relaxed);
-        let stack = if is_closed { StackId::NONE } else { self.stack(hook.addr, ret, slot.wrapping_add(8)) };
+        let stack = if is_closed { StackId::NONE } else { self.stack(hook.addr, ret, arch::sp_after_return(slot)) };
         match hook.action {
             Action::Alloc(kind, _) => self.allocated(rax, kind, pending, stack),
             Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending, stack),

@@ -2,8 +2,9 @@
 //!
 //! All of it is untrusted. Nothing is read beyond a length that the caller gives, and what cannot be read ends the text.
 
+use super::arch;
 use super::tracker::Tracker;
-use crate::ffi::regs::{self, Reg};
+use crate::ffi::regs;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, PhysAddr, VirtAddr};
 use guest_symbols::paging::PageTables;
@@ -93,7 +94,7 @@ impl GuestText {
 /// At most `max` bytes of the process that runs on this vCPU, at `at`.
 pub fn user(tracker: &Tracker, at: u64, max: usize) -> Text {
     let levels = tracker.kernel.page_tables(&tracker.ram).levels;
-    let tables = PageTables { root: PhysAddr(regs::read(Reg::Cr3)), levels };
+    let tables = PageTables { root: PhysAddr(regs::read(arch::PAGE_TABLES)), levels };
     read_user(tables, &tracker.ram, at, max)
 }
 

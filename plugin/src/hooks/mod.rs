@@ -5,6 +5,7 @@
 //! How much of what a guest makes up is kept is in [`limits`], and what there is room for on the host in [`memory_budget`].
 
 pub mod allocations;
+pub mod arch;
 pub mod attach;
 mod calls;
 mod callsite;

@@ -1,5 +1,6 @@
 //! The hooks of one kernel: those functions of the [table](super::table) that it has, and the registers that hold their arguments.
 
+use super::arch;
 use super::table::{Arg, CODE, CONSOLE, Does, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
 use crate::ffi::regs::Reg;
 use detector::objects::Kind;
@@ -113,7 +114,7 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
     let prototype = kernel.btf.as_ref().and_then(|b| b.parameters(function));
     let reg = |arg: Arg| {
         let named = prototype.as_ref().and_then(|p| p.iter().position(|name| arg.names.contains(name)));
-        Reg::argument(named.unwrap_or(arg.position))
+        arch::argument(named.unwrap_or(arg.position))
     };
     Some(match does {
         Does::Alloc(kind, size) => Action::Alloc(kind, size.map(reg).map_or(Some(None), |r| r.map(Some))?),

@@ -1,8 +1,9 @@
 //! Return addresses that a tracer has taken away: the function graph tracer and kretprobes put a place of their own on the
 //! stack, and keep the original.
 
+use super::arch;
 use super::tracker::Tracker;
-use crate::ffi::regs::{self, Reg};
+use crate::ffi::regs;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 
 /// Most kretprobes of one task.
@@ -13,7 +14,7 @@ impl Tracker {
     /// `ip` itself where it cannot be found.
     #[cold]
     pub(super) fn untraced(&self, ip: u64, slot: u64) -> u64 {
-        let task = self.context.task(&self.kernel.view(&self.ram), regs::read(Reg::GsBase));
+        let task = self.context.task(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE));
         let original = task.and_then(|task| self.graphed(task, slot).or_else(|| self.probed(task, slot)));
         original.unwrap_or(ip)
     }

@@ -14,6 +14,7 @@ use super::table::LATER;
 use super::unwinder::Times;
 use crate::ffi::api::Flag;
 use crate::ffi::ram::Ram;
+use crate::ffi::witness::GuestStopped;
 use crate::hooks::troubles::Troubles;
 use dashmap::DashMap;
 use detector::clock::Clock;
@@ -167,14 +168,18 @@ impl Tracker {
     /// object.
     ///
     /// Gives also the families of functions that the kernel has none of.
-    pub fn new(kernel: Kernel, ram: Ram, wanted: Wanted, kept: Kept, boot: u64) -> (Tracker, Vec<&'static str>) {
+    pub fn new(
+        kernel: Kernel,
+        ram: Ram,
+        wanted: Wanted,
+        kept: Kept,
+        boot: u64,
+        stopped: &GuestStopped,
+    ) -> (Tracker, Vec<&'static str>) {
         let (hooks, missing) = resolved::choose(&kernel, wanted);
         let descriptor = kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let (sites, code, checksum) = {
-            // SAFETY: the kernel has just executed its first block, on the only vCPU that runs, which is in our
-            // translation callback now; or it runs already, and then others may write to it, though not to the code that is read.
-            #[expect(unsafe_code, reason = "says that the guest stands still")]
-            let memory = unsafe { ram.stopped() };
+            let memory = ram.stopped(stopped);
             (analyse_calls(&kernel, &memory, &hooks), Code::new(&kernel, &memory), kernel.checksum(&memory))
         };
         let addresses = hooks.iter().map(|h| h.addr).filter(|&addr| addr != LATER);

@@ -1,12 +1,13 @@
 //! What of translated code is watched: entries of hooks, and places where calls of them return to.
 
+use super::arch::LONGEST_CALL;
 use super::calls::{on_entry, on_return};
-use super::callsite::{LONGEST_CALL, Returns};
+use super::callsite::Returns;
 use super::return_watches::Watch;
 use super::table::{LATER, PORT};
 use super::tracker::Tracker;
 use crate::ffi::api::{Block, Insn};
-use crate::ffi::host;
+use crate::ffi::lifecycle;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::sync::atomic::Ordering;
@@ -28,7 +29,7 @@ impl Tracker {
         let last = last.vaddr();
         if !self.is_own(start, first) {
             // Without a word of resets, this is the first that is seen of another kernel.
-            if is_of_image(start) && !host::tells_ends() {
+            if is_of_image(start) && !lifecycle::tells_ends() {
                 self.replaced.store(true, Ordering::Relaxed);
             }
             return false;

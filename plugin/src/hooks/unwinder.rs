@@ -1,8 +1,9 @@
 //! The stack of an allocation, unwound when the allocator returns: by then it is known that there is an object.
 
+use super::arch;
 use super::code::Code;
 use super::tracker::Tracker;
-use crate::ffi::regs::{self, Reg};
+use crate::ffi::regs;
 use detector::stacks::StackId;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, PhysAddr, VirtAddr};
 use guest_symbols::paging::PageTables;
@@ -188,7 +189,7 @@ impl Words<'_> {
     #[inline]
     fn read(&mut self, at: u64) -> Option<u64> {
         if at == FRAME_POINTER {
-            return Some(regs::read(Reg::Rbp));
+            return Some(regs::read(arch::FRAME_POINTER));
         }
         let within = at % PAGE_SIZE;
         let page = at - within;

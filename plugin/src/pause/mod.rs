@@ -6,16 +6,14 @@
 mod monitor;
 pub mod pace;
 
-use crate::ffi::host;
+use crate::ffi::vcpu::{self, VcpuError};
+use crate::ffi::witness::Work;
 use monitor::Monitor;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long anything may take to stop.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What runs while the guest is stopped.
-pub type Work = Box<dyn FnOnce() + Send>;
 
 /// Why the guest could not be stopped.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +32,7 @@ pub enum PauseError {
     #[error(
         "pausing the vCPUs failed: {0}; give QEMU a monitor of its own for it (-qmp unix:PATH,server=on,wait=off) and pass qmp=PATH"
     )]
-    Exclusive(&'static str),
+    Exclusive(VcpuError),
 }
 
 /// A way to stop every vCPU.
@@ -99,7 +97,7 @@ struct Exclusive;
 
 impl Pause for Exclusive {
     fn during(&mut self, work: Work) -> Result<(), PauseError> {
-        host::exclusive(work, TIMEOUT).map_err(PauseError::Exclusive)
+        vcpu::exclusive(work, TIMEOUT).map_err(PauseError::Exclusive)
     }
 }
 
@@ -111,7 +109,7 @@ mod tests {
 
     impl Pause for Broken {
         fn during(&mut self, _: Work) -> Result<(), PauseError> {
-            Err(PauseError::Exclusive("broken"))
+            Err(PauseError::Exclusive(VcpuError::Timeout))
         }
     }
 
@@ -119,7 +117,7 @@ mod tests {
     fn a_way_that_fails_is_left_alone_for_longer_and_longer() {
         let mut way = Way::new(Broken);
         assert!(way.is_ready());
-        let rests = (0..8).map(|_| way.during(Box::new(|| ())).unwrap_err().1.as_secs());
+        let rests = (0..8).map(|_| way.during(Box::new(|_| ())).unwrap_err().1.as_secs());
         assert_eq!(rests.collect::<Vec<_>>(), [60, 120, 240, 480, 960, 1920, 3600, 3600]);
         assert!(!way.is_ready());
     }

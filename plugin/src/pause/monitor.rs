@@ -3,8 +3,9 @@
 //! The monitor may be dead, die between the two, be slow, or be none. Whatever it does, no wait is without an end, and a guest that
 //! it may have stopped for us is let go on.
 
-use super::{Pause, PauseError, TIMEOUT, Work};
-use crate::ffi::host;
+use super::{Pause, PauseError, TIMEOUT};
+use crate::ffi::vcpu;
+use crate::ffi::witness::{GuestStopped, Work};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
@@ -40,7 +41,10 @@ impl Monitor {
         if running && let Err(why) = connection.command("stop") {
             return Err(self.let_go(connection, why));
         }
-        work();
+        // SAFETY: the monitor has stopped the guest, or said that it was stopped, and nobody lets it go on meanwhile but
+        // who has a monitor too.
+        #[expect(unsafe_code, reason = "says that the guest is stopped")]
+        work(&unsafe { GuestStopped::new() });
         if running && let Err(why) = connection.command("cont") {
             return Err(self.let_go(connection, why));
         }
@@ -57,7 +61,7 @@ impl Monitor {
             let mut connection = Connection::new(&self.path)?;
             connection.command("cont").map(drop)
         };
-        match host::resume().map_err(str::to_owned).or_else(|_| again()) {
+        match vcpu::resume().map_err(|why| why.to_string()).or_else(|_| again()) {
             Ok(()) => why,
             Err(_) if sent.is_ok() => format!("{why} (if the guest stands still, type cont in another monitor)"),
             Err(_) => format!("{why}, and the guest may stand still: type cont in another monitor"),
@@ -184,7 +188,7 @@ mod tests {
     fn what_is_no_monitor_or_dies_or_babbles_is_told() {
         let failed = |test, lines, words: &str| {
             let (path, thread) = monitor(test, lines, true);
-            let error = Monitor::new(&path).stop_and_work(Box::new(|| panic!("nobody stopped"))).unwrap_err();
+            let error = Monitor::new(&path).stop_and_work(Box::new(|_| panic!("nobody stopped"))).unwrap_err();
             assert!(error.contains(words), "{error}");
             thread.join().unwrap();
         };
@@ -192,7 +196,7 @@ mod tests {
         failed("other", &["{}\n"], "no QMP monitor");
         failed("dead", &[HELLO, DONE], "closed the connection");
         failed("refuses", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", "{\"error\":{}}\n"], "stop: {}");
-        let error = Monitor::new(Path::new("/no/such/monitor")).stop_and_work(Box::new(|| ())).unwrap_err();
+        let error = Monitor::new(Path::new("/no/such/monitor")).stop_and_work(Box::new(|_| ())).unwrap_err();
         assert!(error.contains("No such file"), "{error}");
     }
 
@@ -201,7 +205,7 @@ mod tests {
         let (path, thread) =
             monitor("cont", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", DONE, "garbage\n"], false);
         let mut way = Monitor::new(&path);
-        let error = way.stop_and_work(Box::new(|| ())).unwrap_err();
+        let error = way.stop_and_work(Box::new(|_| ())).unwrap_err();
         assert!(error.contains("cont: the monitor said no JSON") && error.contains("type cont"), "{error}");
         drop(way);
         let told = thread.join().unwrap();

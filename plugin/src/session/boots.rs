@@ -8,7 +8,8 @@
 
 use super::Session;
 use crate::diagnostics;
-use crate::ffi::{host, inject, panics};
+use crate::ffi::witness::GuestStopped;
+use crate::ffi::{inject, lifecycle, panics, vcpu};
 use crate::hooks::current;
 use crate::triggers::{console, marker};
 use libc::c_uint;
@@ -47,35 +48,35 @@ impl Search {
 impl Session {
     /// Has the ends of kernels told to us.
     pub(super) fn watch_ends() {
-        let ends = host::Ends {
-            reset: || super::session().into_iter().for_each(Session::reset),
-            load: || super::session().into_iter().for_each(Session::load),
+        let ends = lifecycle::Ends {
+            reset: |stopped| super::session().into_iter().for_each(|session| session.reset(stopped)),
+            load: |stopped| super::session().into_iter().for_each(|session| session.load(stopped)),
         };
-        if !host::on_ends(ends) {
+        if !lifecycle::on_ends(ends) {
             log::info!("this QEMU does not tell of resets");
         }
     }
 
     /// The machine is about to be reset: every vCPU is stopped.
-    fn reset(&self) {
+    fn reset(&self, stopped: &GuestStopped) {
         self.take_up_loaded();
         if current::tracker().is_none() {
             // Firmware, or a kernel of which it was said already that it cannot be tracked.
             return;
         }
         log::info!("the machine is reset");
-        self.leave(false);
+        self.leave(stopped, false);
     }
 
     /// A snapshot is about to be loaded: every vCPU is stopped. Or the machine is about to be reset, and nothing is tracked any more.
-    fn load(&self) {
+    fn load(&self, stopped: &GuestStopped) {
         self.take_up_loaded();
         let Some(tracker) = current::tracker() else {
             // What comes may be a kernel that can be tracked.
             return self.search.restart(false);
         };
         log::info!("a snapshot is loaded");
-        self.conclude(false);
+        self.conclude(stopped, false);
         tracker.leave_this_time();
         self.search.is_loaded.store(true, Ordering::Release);
     }
@@ -108,8 +109,8 @@ impl Session {
     }
 
     /// A CPU is about to run the next kernel, which this one has loaded. In the callback of that vCPU.
-    pub fn kexec(&'static self, vcpu: c_uint) {
-        let done = host::exclusive_after(vcpu as usize, Box::new(|| self.leave(true)));
+    pub fn kexec(&'static self, index: c_uint) {
+        let done = vcpu::exclusive_after(index as usize, Box::new(|stopped| self.leave(stopped, true)));
         if let Err(why) = done {
             log::info!("a kexec could not be waited for: {why}");
         }
@@ -117,7 +118,7 @@ impl Session {
 
     /// QEMU has thrown away what it had translated, as it does while it loads a snapshot. No vCPU runs.
     pub fn flushed(&self) {
-        let Some(tracker) = current::tracker().filter(|_| !host::tells_ends()) else { return };
+        let Some(tracker) = current::tracker().filter(|_| !lifecycle::tells_ends()) else { return };
         // With QEMU 10.0 memory is loaded by then, and none of it has run. Or there was only no more room for translations.
         match tracker.is_there() {
             true => _ = tracker.check_time(true),
@@ -147,8 +148,8 @@ impl Session {
     }
 
     /// Every vCPU is stopped: makes the last report of a kernel, and starts to look for the next.
-    fn leave(&self, still_runs: bool) {
-        self.conclude(false);
+    fn leave(&self, stopped: &GuestStopped, still_runs: bool) {
+        self.conclude(stopped, false);
         self.restart(still_runs);
     }
 
@@ -164,7 +165,7 @@ impl Session {
 
     /// Every vCPU is stopped, and the kernel comes to its end: makes the last report of it, which is the `last` of all when
     /// QEMU exits.
-    pub(super) fn conclude(&self, last: bool) {
+    pub(super) fn conclude(&self, stopped: &GuestStopped, last: bool) {
         let halted = panics::halted();
         let tracker = match self.known() {
             Ok(tracker) => tracker,
@@ -190,7 +191,7 @@ impl Session {
         tests.at = tests.end(tracker.sequence());
         drop(tests);
         let began = Instant::now();
-        match self.last_scan(&tracker) {
+        match self.last_scan(stopped, &tracker) {
             // Without them, all that was freed since would be reported.
             Ok(found) if halted.is_some() && found.outcome.audit.is_none() => diagnostics::error(
                 "no result: an internal error had ended the tracking, and the kernel's slabs do not say what was freed since",

@@ -4,13 +4,14 @@
 //! its exit, or a callback in an exclusive section. One at a time: they take a lock, so no caller may hold up the others
 //! that wait for it. What can be done when the guest runs again (names, text, files) is left for then: [`Session::report`].
 
-use super::Session;
+use super::{Session, collected};
 use crate::broadcast;
 use crate::diagnostics;
+use crate::ffi::ram::StoppedRam;
+use crate::ffi::witness::GuestStopped;
 use crate::ffi::{allocator, inject, panics, signals};
 use crate::hooks::tracker::Tracker;
 use crate::hooks::troubles::Trouble;
-use crate::stopped;
 use checker::moment::{Counters, Moment};
 use checker::names::Names;
 use checker::report::Asked;
@@ -28,17 +29,16 @@ use std::time::{Duration, Instant};
 /// Marks that are kept to compare with, each of some hundred KiB; the oldest goes.
 const MAX_MARKS: usize = 32;
 
-/// The guest is stopped: whether the kernel could be found again, as it is in a snapshot. This takes 1 to 4 ms.
-fn look_at_image(tracker: &Tracker) {
-    // SAFETY: the vCPUs are stopped, by the contract of the methods below with their callers.
-    #[expect(unsafe_code, reason = "says that the guest stands still")]
-    let memory = unsafe { tracker.ram.stopped() };
-    if tracker.kernel.checksum(&memory) != tracker.checksum && tracker.troubles.enter(&Trouble::Image) {
+/// Looks whether the kernel could be found again, as it is in a snapshot. This takes 1 to 4 ms.
+fn look_at_image(stopped: &GuestStopped, tracker: &Tracker) {
+    if tracker.kernel.checksum(&tracker.ram.stopped(stopped)) != tracker.checksum
+        && tracker.troubles.enter(&Trouble::Image)
+    {
         diagnostics::warning(&Trouble::Image.to_string());
     }
 }
 
-/// The guest is stopped: whether the kernel is still the one that is tracked. This takes some 20 microseconds.
+/// Looks whether the kernel is still the one that is tracked. This takes some 20 microseconds.
 fn look_at_kernel(tracker: &Tracker) {
     if !tracker.is_there() && tracker.troubles.enter(&Trouble::ReadOnlyData) {
         diagnostics::warning(&Trouble::ReadOnlyData.to_string());
@@ -100,30 +100,36 @@ pub(super) struct Marks {
 }
 
 impl Session {
-    /// The guest is stopped: looks for leaks that are new, those that no scan has reported yet and that were allocated since
+    /// looks for leaks that are new, those that no scan has reported yet and that were allocated since
     /// the last mark, if there was one. Of those, none younger than `min_age` is taken.
     ///
     /// # Errors
     /// [`CheckError`].
-    pub fn scan(&self, tracker: &Tracker, min_age: Duration) -> Result<Found, CheckError> {
-        self.scan_for(tracker, min_age, For::Check)
+    pub fn scan(&self, stopped: &GuestStopped, tracker: &Tracker, min_age: Duration) -> Result<Found, CheckError> {
+        self.scan_for(stopped, tracker, min_age, For::Check)
     }
 
     /// As [`Session::scan`], at QEMU's exit: the live map may be gone after it.
     ///
     /// # Errors
     /// [`CheckError`].
-    pub(super) fn last_scan(&self, tracker: &Tracker) -> Result<Found, CheckError> {
-        self.scan_for(tracker, self.options.min_age.unwrap_or_default(), For::LastCheck)
+    pub(super) fn last_scan(&self, stopped: &GuestStopped, tracker: &Tracker) -> Result<Found, CheckError> {
+        self.scan_for(stopped, tracker, self.options.min_age.unwrap_or_default(), For::LastCheck)
     }
 
-    fn scan_for(&self, tracker: &Tracker, min_age: Duration, what_for: For) -> Result<Found, CheckError> {
+    fn scan_for(
+        &self,
+        stopped: &GuestStopped,
+        tracker: &Tracker,
+        min_age: Duration,
+        what_for: For,
+    ) -> Result<Found, CheckError> {
         if self.options.snapshot.is_some() {
-            look_at_image(tracker);
+            look_at_image(stopped, tracker);
         }
-        self.stopped(tracker, min_age, what_for, |moment| {
+        self.at_moment(stopped, tracker, min_age, what_for, |moment| {
             // First, for whoever looks into why the check fails.
-            if let Some(Err(why)) = self.options.snapshot.as_deref().map(|path| stopped::save(path, moment)) {
+            if let Some(Err(why)) = self.options.snapshot.as_deref().map(|path| collected::save(path, moment)) {
                 diagnostics::warning(&why.to_string());
             }
             inject("check");
@@ -151,19 +157,19 @@ impl Session {
         }
     }
 
-    /// The guest is stopped: takes all that is live now as the state of things. No later scan reports any of it, though it
+    /// takes all that is live now as the state of things. No later scan reports any of it, though it
     /// is searched for references as ever, and what is allocated later and hangs from it is reported if it leaks. This costs nothing.
     pub fn set_baseline(&self, tracker: &Tracker) {
         self.marks.lock().baseline = tracker.sequence();
     }
 
-    /// The guest is stopped: as [`Session::set_baseline`], and counts the live objects by site, for later comparison. A
+    /// as [`Session::set_baseline`], and counts the live objects by site, for later comparison. A
     /// mark of the same name is replaced.
     ///
     /// # Errors
     /// [`CheckError`], and there is no mark then.
-    pub fn mark(&self, tracker: &Tracker, name: Option<&str>) -> Result<Arc<Mark>, CheckError> {
-        let sites = self.sites(tracker)?;
+    pub fn mark(&self, stopped: &GuestStopped, tracker: &Tracker, name: Option<&str>) -> Result<Arc<Mark>, CheckError> {
+        let sites = self.sites(stopped, tracker)?;
         self.set_baseline(tracker);
         let mut marks = self.marks.lock();
         marks.count += 1;
@@ -188,13 +194,13 @@ impl Session {
         self.marks.lock().kept.iter().map(|m| m.name.clone()).collect()
     }
 
-    /// The guest is stopped: what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak. GuestText
+    /// what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak. GuestText
     /// how much that is.
     ///
     /// # Errors
     /// [`CheckError`].
-    pub fn clear(&self, tracker: &Tracker) -> Result<Count, CheckError> {
-        self.stopped(tracker, Duration::ZERO, For::Check, |moment| {
+    pub fn clear(&self, stopped: &GuestStopped, tracker: &Tracker) -> Result<Count, CheckError> {
+        self.at_moment(stopped, tracker, Duration::ZERO, For::Check, |moment| {
             let outcome = self.shared(|| moment.check(None, &self.suppressions))?;
             self.settle(tracker, &outcome);
             let unreferenced = &outcome.unreferenced;
@@ -202,47 +208,48 @@ impl Session {
         })?
     }
 
-    /// The guest is stopped: counts the live objects by site, reachable or not.
+    /// counts the live objects by site, reachable or not.
     ///
     /// # Errors
     /// [`CheckError`].
-    pub fn sites(&self, tracker: &Tracker) -> Result<Sites, CheckError> {
-        self.stopped(tracker, Duration::ZERO, For::Check, |moment| {
+    pub fn sites(&self, stopped: &GuestStopped, tracker: &Tracker) -> Result<Sites, CheckError> {
+        self.at_moment(stopped, tracker, Duration::ZERO, For::Check, |moment| {
             let sites = Sites::of(moment)?;
             log::debug!("{} objects live", sites.total().objects);
             Ok(sites)
         })?
     }
 
-    /// The guest is stopped: who refers to the live object that has an address in it, step by step to the root; none if
+    /// who refers to the live object that has an address in it, step by step to the root; none if
     /// there is no such object.
     ///
     /// # Errors
     /// [`CheckError`].
-    pub fn why(&self, tracker: &Tracker, address: u64) -> Result<Vec<Path>, CheckError> {
-        self.stopped(tracker, Duration::ZERO, For::Check, |moment| moment.why(address))?
+    pub fn why(&self, stopped: &GuestStopped, tracker: &Tracker, address: u64) -> Result<Vec<Path>, CheckError> {
+        self.at_moment(stopped, tracker, Duration::ZERO, For::Check, |moment| moment.why(address))?
     }
 
-    /// The guest is stopped: writes a snapshot.
+    /// writes a snapshot.
     ///
     /// # Errors
     /// [`SaveError`].
-    pub fn save(&self, tracker: &Tracker, path: &std::path::Path) -> Result<(), SaveError> {
+    pub fn save(&self, stopped: &GuestStopped, tracker: &Tracker, path: &std::path::Path) -> Result<(), SaveError> {
         let min_age = self.options.min_age.unwrap_or_default();
-        look_at_image(tracker);
-        Ok(self.stopped(tracker, min_age, For::Less, |moment| stopped::save(path, moment))??)
+        look_at_image(stopped, tracker);
+        Ok(self.at_moment(stopped, tracker, min_age, For::Less, |moment| collected::save(path, moment))??)
     }
 
-    /// The guest is stopped: makes a [`Moment`] of it, for a check or for less. One at a time.
+    /// makes a [`Moment`] of it, for a check or for less. One at a time.
     ///
     /// # Errors
     /// [`CheckError::NoMemory`], before anything was done that may fail for it.
-    fn stopped<T>(
+    fn at_moment<T>(
         &self,
+        stopped: &GuestStopped,
         tracker: &Tracker,
         min_age: Duration,
         what_for: For,
-        look: impl FnOnce(&Moment<'_, crate::ffi::ram::Stopped<'_>>) -> T,
+        look: impl FnOnce(&Moment<'_, StoppedRam<'_>>) -> T,
     ) -> Result<T, CheckError> {
         let _one = self.checking.lock();
         let needs = tracker.needs();
@@ -265,9 +272,7 @@ impl Session {
         // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
         objects.set_reported_before(baseline);
         let modules = tracker.modules();
-        // SAFETY: the vCPUs are stopped, by the contract of the methods above with their callers.
-        #[expect(unsafe_code, reason = "says that the guest stands still")]
-        let memory = unsafe { tracker.ram.stopped() };
+        let memory = tracker.ram.stopped(stopped);
         look_at_kernel(tracker);
         tracker.tell_of_bounds();
         let mut tests = tracker.tests.lock().clone();
@@ -278,10 +283,10 @@ impl Session {
             objects: &objects,
             stacks: &tracker.stacks,
             lines: self.lines.as_ref(),
-            registers: &stopped::registers(),
+            registers: &collected::registers(stopped),
             modules: &modules,
             tests: &tests,
-            counters: stopped::counters(tracker),
+            counters: collected::counters(tracker),
             troubles: &tracker.troubles.all(),
             millis: tracker.millis(),
             min_age,

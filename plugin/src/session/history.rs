@@ -1,9 +1,8 @@
 //! What has been done so far, for those who ask how things are.
 
-use super::Session;
+use super::{Session, collected};
 use crate::ffi::allocator;
 use crate::hooks::current;
-use crate::stopped;
 use detector::control::{Count, Pauses, Status};
 use detector::report::{Figures, Report};
 use std::time::Duration;
@@ -44,7 +43,7 @@ impl Session {
     /// How things are. The guest runs, and goes on running.
     pub fn status(&self) -> Status {
         let (tracked, tracker) = (self.tracked(), current::tracker());
-        let counters = tracker.as_deref().map(stopped::counters).unwrap_or_default();
+        let counters = tracker.as_deref().map(collected::counters).unwrap_or_default();
         let figures = [
             ("allocations", counters.allocations),
             ("frees", counters.frees),

@@ -16,10 +16,11 @@ use super::{Done, stopped};
 use crate::diagnostics;
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::regs::{self, Reg};
-use crate::ffi::{self, guard, host, inject};
-use crate::hooks::current;
+use crate::ffi::witness::GuestStopped;
+use crate::ffi::{self, guard, inject, vcpu};
 use crate::hooks::guest_text::{self, Text};
 use crate::hooks::tracker::Tracker;
+use crate::hooks::{arch, current};
 use crate::pause::pace::PACE;
 use crate::session::checks::Found;
 use crate::session::demand::What;
@@ -93,7 +94,7 @@ pub fn kmsg_copied(tracker: &Tracker, vcpu: c_uint, entry: u64) {
 }
 
 fn task(tracker: &Tracker) -> Option<VirtAddr> {
-    tracker.context.task(&tracker.kernel.view(&tracker.ram), regs::read(Reg::GsBase))
+    tracker.context.task(&tracker.kernel.view(&tracker.ram), regs::read(arch::PER_CPU_BASE))
 }
 
 fn tell_or_defer(tracker: &Tracker, vcpu: c_uint, text: Text, comm: Option<(u64, usize)>) {
@@ -173,11 +174,11 @@ pub fn scan_after(vcpu: c_uint, at: Option<Arc<str>>) {
     after(vcpu, What::Scan { min_age: session.options.min_age.unwrap_or_default() }, at);
 }
 
-fn after(vcpu: c_uint, what: What, at: Option<Arc<str>>) {
+fn after(index: c_uint, what: What, at: Option<Arc<str>>) {
     let Some(session) = session() else { return };
     // On this vCPU's thread, which holds no lock of QEMU's. Who stops the guest meanwhile waits too, and not for long.
     std::thread::sleep(PACE.rest(Instant::now()).min(MAX_RUNNING));
-    let done = host::exclusive_after(vcpu as usize, Box::new(move || do_now(session, &what, at)));
+    let done = vcpu::exclusive_after(index as usize, Box::new(move |guest| do_now(guest, session, &what, at)));
     static TOLD: AtomicBool = AtomicBool::new(false);
     if let Err(why) = done
         && !TOLD.swap(true, Ordering::Relaxed)
@@ -187,7 +188,7 @@ fn after(vcpu: c_uint, what: What, at: Option<Arc<str>>) {
 }
 
 /// The guest is stopped.
-fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
+fn do_now(guest: &GuestStopped, session: &'static Session, what: &What, at: Option<Arc<str>>) {
     let tracker = match session.tracked() {
         Ok(tracker) => tracker,
         Err(why) => return log::info!("no effect of a marker: {why}"),
@@ -195,7 +196,7 @@ fn do_now(session: &'static Session, what: &What, at: Option<Arc<str>>) {
     inject("marker");
     let began = Instant::now();
     tracker.tests.lock().at = at;
-    let done = stopped(session, &tracker, what);
+    let done = stopped(guest, session, &tracker, what);
     tracker.tests.lock().at = None;
     session.paused(began.elapsed());
     PACE.paused(Instant::now(), began.elapsed());

@@ -17,6 +17,7 @@ pub mod marker;
 use crate::broadcast;
 use crate::diagnostics;
 use crate::ffi;
+use crate::ffi::witness::GuestStopped;
 use crate::hooks::tracker::Tracker;
 use crate::pause::pace::PACE;
 use crate::pause::{self, Way};
@@ -48,7 +49,7 @@ pub fn start(session: &'static Session) {
     };
     let spawned = std::thread::Builder::new().name("libleak-scan".into()).spawn(move || {
         ffi::signals::block();
-        let _registered = ffi::host::register_thread();
+        let _registered = ffi::vcpu::register_thread();
         ffi::guard(|| thread.run());
     });
     match spawned {
@@ -130,7 +131,8 @@ impl Scanner {
             let result = Arc::new(Mutex::new(None));
             let (inner, work, stopped_of) = (result.clone(), what.clone(), Arc::clone(&tracker));
             let began = Instant::now();
-            let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, &stopped_of, &work))));
+            let paused =
+                way.during(Box::new(move |guest| *inner.lock() = Some(stopped(guest, session, &stopped_of, &work))));
             let pause = began.elapsed();
             PACE.paused(Instant::now(), pause);
             if session.is_ended() {
@@ -173,21 +175,21 @@ impl Scanner {
 }
 
 /// Does what was demanded of a guest that stands still.
-fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
+fn stopped(guest: &GuestStopped, session: &Session, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
     session.take_up_loaded();
     if tracker.is_retired() {
         return Err(DemandError::Again);
     }
     ffi::inject("pause");
     Ok(Done::Answer(match what {
-        What::Tick => return Ok(Done::Found(Box::new(session.scan(tracker, session.interval_min_age())?))),
-        What::Scan { min_age } => return Ok(Done::Found(Box::new(session.scan(tracker, *min_age)?))),
-        What::Mark { name } => Answer::Mark(session.mark(tracker, name.as_deref())?),
-        What::Clear => Answer::Cleared(session.clear(tracker)?),
-        What::Sites => Answer::Sites(Arc::new(session.sites(tracker)?)),
-        What::Why { address } => Answer::Paths(Arc::new(session.why(tracker, *address)?)),
+        What::Tick => return Ok(Done::Found(Box::new(session.scan(guest, tracker, session.interval_min_age())?))),
+        What::Scan { min_age } => return Ok(Done::Found(Box::new(session.scan(guest, tracker, *min_age)?))),
+        What::Mark { name } => Answer::Mark(session.mark(guest, tracker, name.as_deref())?),
+        What::Clear => Answer::Cleared(session.clear(guest, tracker)?),
+        What::Sites => Answer::Sites(Arc::new(session.sites(guest, tracker)?)),
+        What::Why { address } => Answer::Paths(Arc::new(session.why(guest, tracker, *address)?)),
         What::Snapshot { path } => {
-            session.save(tracker, path).map_err(|why| DemandError::Snapshot(why.to_string()))?;
+            session.save(guest, tracker, path).map_err(|why| DemandError::Snapshot(why.to_string()))?;
             Answer::Snapshot
         }
     }))

@@ -1,6 +1,7 @@
 //! What a check takes of a stopped guest besides its memory, and the snapshot of all of it.
 
-use crate::ffi::{host, regs};
+use crate::ffi::vcpu;
+use crate::ffi::witness::GuestStopped;
 use crate::hooks::tracker::Tracker;
 use checker::moment::{Counters, Moment};
 use guest_symbols::memory::StoppedMemory;
@@ -10,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Words held in the registers of every vCPU; none where QEMU does not tell.
-pub fn registers() -> Vec<u64> {
+pub fn registers(stopped: &GuestStopped) -> Vec<u64> {
     // One that was unplugged leaves a gap.
-    host::with_cpus(|cpus| cpus.iter().filter_map(|&cpu| regs::stopped(cpu)).flatten().collect())
+    vcpu::with_cpus(|cpus| cpus.iter().filter_map(|&cpu| vcpu::registers(cpu, stopped)).flatten().collect())
 }
 
 /// What the summary counts.
