@@ -16,9 +16,9 @@ const MAX_TESTS: usize = 100;
 /// Groups told of one scan.
 const MAX_GROUPS: usize = 20;
 
-/// Those who are told.
+/// Those who are told. Whoever publishes, on any thread, knows nothing of them.
 static SUBSCRIBERS: Mutex<Vec<Sender<Arc<str>>>> = Mutex::new(Vec::new());
-/// Lines that wait, of all subscribers.
+/// Lines that wait, of all subscribers. QEMU's exit waits for them.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Serialize)]

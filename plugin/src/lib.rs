@@ -67,7 +67,7 @@ fn choose_version() -> c_int {
     }
 }
 
-/// It was loaded a second time, and QEMU does not start.
+/// It was loaded a second time, and QEMU does not start. QEMU's exit calls back with no data that could hold it.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// QEMU's way in.
@@ -138,7 +138,7 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
     allocator::set_aside(options.max_memory);
     // Before reports are emptied, since it may be refused.
     let socket = options.control.as_deref().map(Socket::bind).transpose().map_err(|e| format!("error: {e}"))?;
-    let session = Session::start(options).map_err(|e| format!("error: {e}"))?;
+    let session = Session::start(options, triggers::listen).map_err(|e| format!("error: {e}"))?;
     let with_id = version < api::VERSION_WITHOUT_ID;
     let null = std::ptr::null_mut();
     let pick = |with: *const c_void, without: *const c_void| if with_id { with } else { without };
@@ -174,7 +174,7 @@ extern "C" fn vcpu_init(_vcpu: c_uint, _userdata: *mut c_void) {
         }
         // One that is plugged in later finds the kernel tracked already.
         if let Some(tracker) = current::tracker() {
-            tracker.show_armed();
+            tracker.calls.show_flag();
         }
     });
 }

@@ -6,6 +6,7 @@ pub mod checks;
 mod collected;
 pub mod demand;
 mod history;
+mod report_queue;
 
 use crate::diagnostics;
 use crate::ffi::api::Block;
@@ -13,6 +14,8 @@ use crate::ffi::panics;
 use crate::ffi::ram::Ram;
 use crate::ffi::vcpu;
 use crate::ffi::witness::GuestStopped;
+use crate::hooks::guest::Guest;
+use crate::hooks::guest_events::GuestEvents;
 use crate::hooks::resolved::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::translate::is_of_image;
@@ -20,7 +23,7 @@ use crate::hooks::troubles::Trouble;
 use crate::hooks::{attach, current};
 use crate::options::Options;
 use crate::output::Output;
-use crate::triggers::marker;
+use crate::pause::pace::Pace;
 use detector::suppress::Suppressions;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
@@ -40,6 +43,9 @@ const MAX_BANNER: usize = 256;
 /// half a million.
 const MAX_SEARCHES: u32 = 20;
 
+/// Makes who listens to a kernel, for each kernel anew.
+pub type Listen = fn(&'static Session) -> Arc<dyn GuestEvents>;
+
 /// State of the process: QEMU loads a plugin once.
 pub struct Session {
     /// What the user asked for.
@@ -51,6 +57,11 @@ pub struct Session {
     search: boots::Search,
     /// Why there is no kernel, once that is certain.
     failure: Mutex<Option<String>>,
+    listen: Listen,
+    /// When the guest may be stopped again.
+    pub pace: Pace,
+    /// Reports that markers asked for.
+    reports: report_queue::ReportQueue,
     /// Held during a check.
     checking: Mutex<()>,
     marks: Mutex<checks::Marks>,
@@ -66,6 +77,7 @@ pub const OFF: &str = "an internal error has ended the tracking, as a line on QE
 const RESET: &str = "the guest started another kernel, and only its first kernel was tracked; \
                      use -no-reboot, and start QEMU again for each boot";
 
+/// Set once, at install. QEMU's callbacks have no data that could hold it.
 static SESSION: OnceLock<Session> = OnceLock::new();
 
 /// The session; `None` before install.
@@ -78,7 +90,7 @@ impl Session {
     ///
     /// # Errors
     /// The line to print, if an option's file cannot be used.
-    pub fn start(options: Options) -> Result<&'static Session, String> {
+    pub fn start(options: Options, listen: Listen) -> Result<&'static Session, String> {
         let suppressions = Suppressions::read(&options.suppress).map_err(|e| e.to_string())?;
         options.snapshot.as_deref().map(snapshot::try_path).transpose().map_err(|e| e.to_string())?;
         let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose().map_err(|e| e.to_string())?;
@@ -94,6 +106,9 @@ impl Session {
             symbols: Mutex::new(symbols),
             search: boots::Search::default(),
             failure: Mutex::new(None),
+            listen,
+            pace: Pace::default(),
+            reports: report_queue::ReportQueue::default(),
             checking: Mutex::new(()),
             marks: Mutex::default(),
             history: Mutex::default(),
@@ -111,7 +126,7 @@ impl Session {
     }
 
     /// QEMU translates a block.
-    pub fn translate(&self, block: Block) {
+    pub fn translate(&'static self, block: Block) {
         let start = block.vaddr();
         let search = &self.search;
         if !search.blocks.load(Ordering::Relaxed) {
@@ -124,7 +139,7 @@ impl Session {
                 search.leaving.store(false, Ordering::Relaxed);
             }
             if self.options.guest_markers {
-                current::with(|tracker| marker::translate(tracker, block));
+                current::with_events(|tracker, events| events.translate(tracker, block));
             }
             return;
         }
@@ -142,17 +157,17 @@ impl Session {
 
     /// Watches what is to be watched in a block of the kernel's half. GuestText whether it is the tracked kernel's; `None` without one.
     fn watch(&self, block: Block) -> Option<bool> {
-        current::with(|tracker| {
+        current::with_events(|tracker, events| {
             let is_own = tracker.translate(block);
             if is_own && self.options.guest_markers {
-                marker::translate(tracker, block);
+                events.translate(tracker, block);
             }
             is_own
         })
     }
 
     /// Looks for the kernel that this block belongs to.
-    fn search(&self, block: Block, start: u64) {
+    fn search(&'static self, block: Block, start: u64) {
         let search = &self.search;
         if search.settled.load(Ordering::Acquire) || search.leaving.load(Ordering::Relaxed) {
             return;
@@ -193,7 +208,7 @@ impl Session {
     }
 
     /// Looks for the kernel that this block belongs to. GuestText whether it has run before.
-    fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<bool, NotFound> {
+    fn find(&'static self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<bool, NotFound> {
         let began = Instant::now();
         let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
         let ram = Ram::find(code).map_err(|e| NotFound::Never(e.to_string()))?;
@@ -224,7 +239,8 @@ impl Session {
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
         let has_run = attach::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
         let kept = Kept { frames: self.options.frames, objects: self.options.max_objects };
-        let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, kept, boot, &stopped);
+        let guest = Guest::new(kernel, ram, boot, &stopped);
+        let (tracker, missing) = Tracker::new(guest, wanted, kept, &stopped);
         if has_run {
             tracker.join();
         }
@@ -233,7 +249,7 @@ impl Session {
             diagnostics::warning(&format!("{trouble}, and the report is not to be trusted"));
             tracker.troubles.enter(&trouble);
         }
-        current::set(Some(tracker));
+        current::set(Some((tracker, (self.listen)(self))));
         log::info!("ready {:?} after the first kernel block", began.elapsed());
         Ok(has_run)
     }
@@ -260,13 +276,13 @@ impl Session {
                 None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
             });
         };
-        if tracker.is_replaced() {
+        if tracker.guest.is_replaced() {
             return Err(format!("no result: {RESET}"));
         }
-        if tracker.live.counters().allocations == 0 {
+        if tracker.objects.counters().allocations == 0 {
             return Err(format!(
                 "nothing was tracked: Linux {} was found, but it ended before its first allocation, or none of its allocators is known",
-                tracker.kernel.release
+                tracker.guest.kernel.release
             ));
         }
         Ok(tracker)
@@ -282,14 +298,14 @@ impl Session {
     /// Makes what was known when a panic ended the tracking ready for one more check. What happened in the guest since is not
     /// known: the kernel's own books say what is still allocated, and they must be of the same run of the same kernel.
     fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), &'static str> {
-        let before = tracker.rewinds();
+        let before = tracker.time.rewinds();
         tracker.check_time(false);
-        if tracker.rewinds() > before {
+        if tracker.time.rewinds() > before {
             return Err("the guest has gone back in time, or started again");
         }
-        let banner = tracker.kernel.symbols.lookup("linux_banner").map(VirtAddr);
-        let banner = banner.map(|at| tracker.kernel.read_string(&tracker.ram, at, MAX_BANNER));
-        if banner.is_some_and(|banner| !banner.contains(&tracker.kernel.release)) {
+        let banner = tracker.guest.kernel.symbols.lookup("linux_banner").map(VirtAddr);
+        let banner = banner.map(|at| tracker.guest.kernel.read_string(&tracker.guest.ram, at, MAX_BANNER));
+        if banner.is_some_and(|banner| !banner.contains(&tracker.guest.kernel.release)) {
             return Err("another kernel runs since");
         }
         tracker.troubles.enter(&Trouble::Halted(since.elapsed().as_secs()));

@@ -10,7 +10,19 @@ use std::path::{Path, PathBuf};
 use tests::program::workspace;
 
 /// Circles that are still there: for each its modules, ascending. A circle that is gone has to go here too.
-const KNOWN: &[&[&str]] = &[];
+const KNOWN: &[&[&str]] = &[
+    &[
+        "checker/src/blocks.rs",
+        "checker/src/dead.rs",
+        "checker/src/known.rs",
+        "checker/src/page_blocks.rs",
+        "checker/src/stacks.rs",
+    ],
+    &["checker/src/moment.rs", "checker/src/report.rs", "checker/src/text.rs"],
+    &["detector/src/guest_tests.rs", "detector/src/ktap.rs"],
+    &["detector/src/index.rs", "detector/src/scan/mod.rs"],
+    &["guest-symbols/src/kernel.rs", "guest-symbols/src/symbol_file.rs"],
+];
 
 /// A crate's modules by their paths; the root's is empty.
 type Modules = BTreeMap<Vec<String>, PathBuf>;

@@ -20,8 +20,11 @@ const COUNTERS: usize = 16;
 #[repr(align(128))]
 struct Counter(AtomicI64);
 
+/// Bytes in use. An allocator has no owner but the process, and so with all that follows.
 static USED: [Counter; COUNTERS] = [const { Counter(AtomicI64::new(0)) }; COUNTERS];
+/// Most bytes, by `max-memory=`.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+/// The system had no memory, and the reserve was needed.
 static SHORT: AtomicBool = AtomicBool::new(false);
 /// Where the reserve is; null before [`set_aside`].
 static RESERVED: AtomicPtr<u8> = AtomicPtr::new(null_mut());
@@ -32,6 +35,7 @@ static GIVEN: AtomicU64 = AtomicU64::new(0);
 /// The system's allocator, with a counter and a reserve.
 struct Counted;
 
+/// What Rust allocates by.
 #[global_allocator]
 static ALLOCATOR: Counted = Counted;
 
@@ -174,6 +178,7 @@ pub fn give_back() {
 /// As [`give_back`], once a minute at most. What checks took for a moment would stay with QEMU: the system's allocator keeps
 /// most of it, in an arena for each thread.
 pub fn give_back_at_times() {
+    /// When that was last; the arenas are the whole process's.
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     let mut last = LAST.lock();
     if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {

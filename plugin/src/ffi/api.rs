@@ -93,6 +93,7 @@ api! {
     array_free = "g_array_free": fn(*mut GArray, c_int) -> *mut c_char;
 }
 
+/// Set once, at install: QEMU is one, and does not go away.
 static API: OnceLock<Api> = OnceLock::new();
 
 /// The API of the QEMU that loaded this library.
@@ -226,8 +227,9 @@ unsafe impl Send for Flag {}
 unsafe impl Sync for Flag {}
 
 impl Flag {
-    /// The only one there is: translated code may hold it for ever, so it is never freed. Whoever takes it over sets it.
+    /// The only one there is. Whoever takes it over sets it.
     pub fn get() -> Flag {
+        /// Translated code may hold it for ever, so it is never freed.
         static FLAG: OnceLock<Flag> = OnceLock::new();
         *FLAG.get_or_init(|| {
             // SAFETY: plain allocation by QEMU.

@@ -12,10 +12,12 @@ use parking_lot::Mutex;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// Bytes from the start of a vCPU's state to each register; 0 where the API is to be asked.
+/// Bytes from the start of a vCPU's state to each register; 0 where the API is to be asked. All vCPUs are of one type, and
+/// callbacks, which read registers, have no data of ours.
 static PLACES: [AtomicU32; REGISTERS] = [const { AtomicU32::new(0) }; REGISTERS];
 /// Learning has come to an end, whichever.
 static SETTLED: AtomicBool = AtomicBool::new(false);
+/// What learning has come to, on whatever vCPU.
 static TRIAL: Mutex<Trial> = Mutex::new(Trial::new());
 
 /// Comparisons that must agree, and tries at most until there is something to compare.

@@ -13,7 +13,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Set by the first panic: from then on every callback returns at once.
+/// Set by the first panic: from then on every callback returns at once. Panics reach a hook of the process, which has no
+/// data; so all of this module's state is static.
 static HALTED: AtomicBool = AtomicBool::new(false);
 /// When that was.
 static SINCE: OnceLock<Instant> = OnceLock::new();
@@ -104,6 +105,7 @@ pub fn halted() -> Option<Instant> {
 #[track_caller]
 pub fn inject(place: &'static str) {
     use std::sync::atomic::AtomicU64;
+    /// Read once, from the environment of the process.
     static WANTED: OnceLock<Vec<(String, AtomicU64)>> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| {
         let words = std::env::var("LIBLEAK_PANIC").unwrap_or_default();

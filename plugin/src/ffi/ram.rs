@@ -21,7 +21,8 @@ use std::time::Instant;
 /// that was just plugged in: it writes a descriptor for each of its pages first.
 const LOOK_AGAIN: u64 = 100_000;
 
-/// Where RAM lies now; null before it was found. Layouts are never freed: there is one more each time that RAM comes or goes.
+/// Where RAM lies now; null before it was found. There is one QEMU, and its notifier, which changes this, carries no data
+/// of ours. Layouts are never freed: there is one more each time that RAM comes or goes.
 static CURRENT: AtomicPtr<Layout> = AtomicPtr::new(std::ptr::null_mut());
 /// Held by who changes it.
 static CHANGES: Mutex<()> = Mutex::new(());
@@ -31,6 +32,7 @@ static READERS: RwLock<()> = RwLock::new(());
 /// The layout now.
 #[inline]
 fn current() -> &'static Layout {
+    /// Before RAM was found.
     static NONE: Layout = Layout { segments: Vec::new(), ranges: Vec::new() };
     // SAFETY: it is null, or a layout that was leaked by `replace`.
     unsafe { CURRENT.load(Ordering::Acquire).as_ref() }.unwrap_or(&NONE)
@@ -171,7 +173,9 @@ fn elsewhere(at: PhysAddr, len: usize) -> Option<usize> {
 /// RCU knows.
 #[cold]
 fn look_again() -> bool {
+    /// Times are counted from here on, so that they fit into an atomic word.
     static START: OnceLock<Instant> = OnceLock::new();
+    /// When to look again, for all threads: there is one layout.
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let now = START.get_or_init(Instant::now).elapsed().as_nanos() as u64;
     if NEXT.load(Ordering::Relaxed) > now {

@@ -17,6 +17,7 @@ unsafe impl Send for Handles {}
 // SAFETY: as above.
 unsafe impl Sync for Handles {}
 
+/// Set by the first vCPU. They are read in every callback, of which QEMU hands over no more than a word.
 static HANDLES: OnceLock<Handles> = OnceLock::new();
 
 thread_local! {

@@ -4,43 +4,13 @@
 use super::tracker::Tracker;
 use crate::ffi::ram::Ram;
 use guest_symbols::Kernel;
-use guest_symbols::memory::{GuestMemory, PhysAddr, VirtAddr};
+use guest_symbols::memory::VirtAddr;
 use guest_symbols::modules::Module;
-use std::hash::{DefaultHasher, Hasher};
 
 /// CONFIG_HZ (kernel/Kconfig.hz).
 const HZ: [u32; 4] = [100, 250, 300, 1000];
 /// Entries of a list that are looked at, at most.
 const MAX_ENTRIES: usize = 1 << 12;
-/// Bytes of the read-only data that tell one kernel from another. There are addresses among them, which KASLR has moved.
-const PRINT: usize = 1 << 16;
-
-/// What tells whether a kernel is still in its place.
-pub(super) struct Print {
-    at: PhysAddr,
-    hash: u64,
-}
-
-impl Print {
-    /// Of the kernel as it is now.
-    pub fn of(kernel: &Kernel, ram: &Ram) -> Option<Print> {
-        let at = kernel.image_phys(kernel.symbol("__start_rodata")?);
-        Some(Print { at, hash: hash(ram, at)? })
-    }
-
-    fn is_there(&self, ram: &Ram) -> bool {
-        hash(ram, self.at) == Some(self.hash)
-    }
-}
-
-fn hash(ram: &Ram, at: PhysAddr) -> Option<u64> {
-    let mut bytes = vec![0; PRINT];
-    ram.read(at, &mut bytes).ok()?;
-    let mut hasher = DefaultHasher::new();
-    hasher.write(&bytes);
-    Some(hasher.finish())
-}
-
 /// Whether a kernel has run for a while: it is no longer booting (`system_state`, init/main.c), or its clock has ticked, which
 /// starts at INITIAL_JIFFIES (include/linux/jiffies.h). Both lie in initialised data, which is right from the first block on.
 pub fn has_run(kernel: &Kernel, ram: &Ram) -> bool {
@@ -54,25 +24,20 @@ fn is_initial(jiffies: u64) -> bool {
 }
 
 impl Tracker {
-    /// Whether the kernel is where it was found.
-    pub fn is_there(&self) -> bool {
-        self.print.as_ref().is_none_or(|print| print.is_there(&self.ram))
-    }
-
-    /// The kernel runs already: what it allocated until now is known by its own books alone, as after loadvm, and the code
-    /// that it has loaded is read now.
-    pub fn join(&mut self) {
-        *self.rewinds.get_mut() += 1;
+    /// The kernel runs already. What it allocated until now only the kernel's own allocator metadata tells, as after
+    /// loadvm; the code that it has loaded is read now.
+    pub fn join(&self) {
+        self.time.join();
         self.read_loaded();
     }
 
     /// Reads what code the kernel has loaded from its own lists.
     pub fn read_loaded(&self) {
-        let (kernel, ram) = (&self.kernel, &self.ram);
+        let (kernel, ram) = (&self.guest.kernel, &self.guest.ram);
         let modules = entries(kernel, ram, "modules", kernel.offset_of("module", "list"));
         let programs = entries(kernel, ram, "bpf_kallsyms", kernel.offset_of("bpf_ksym", "lnode"));
-        modules.into_iter().for_each(|at| self.loaded(Module::read(&self.kernel, &self.ram, at)));
-        programs.into_iter().for_each(|at| self.loaded(Module::read_bpf(&self.kernel, &self.ram, at)));
+        modules.into_iter().for_each(|at| self.loaded(Module::read(kernel, ram, at)));
+        programs.into_iter().for_each(|at| self.loaded(Module::read_bpf(kernel, ram, at)));
     }
 }
 

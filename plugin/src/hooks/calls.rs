@@ -9,17 +9,17 @@
 //! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
 //! translated yet, it will be watched when it is.
 
-use super::allocations::ZERO_SIZE_PTR;
 use super::arch;
 use super::current;
+use super::guest_events::GuestEvents;
+use super::pending::PendingCall;
 use super::resolved::Action;
 use super::return_watches::Watch;
-use super::tracker::{Pending, Tracker};
+use super::tracer_returns;
+use super::tracker::Tracker;
 use crate::ffi::regs;
 use crate::ffi::{guard, inject};
-use crate::session::session;
-use crate::triggers::{console, marker};
-use detector::objects::{Kind, Removed};
+use detector::objects::Kind;
 use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use guest_symbols::modules::Module;
@@ -30,9 +30,10 @@ use std::sync::atomic::Ordering;
 const MAX_ORDER: u64 = 10;
 
 impl Tracker {
-    fn enter(&self, vcpu: c_uint, number: u32) {
+    /// The function of a hook was entered.
+    fn enter(&self, events: &dyn GuestEvents, vcpu: c_uint, number: u32) {
         inject("entry");
-        let (hook, seen) = &self.hooks[number as usize];
+        let (hook, seen) = self.hooks.get(number);
         // Written once, since all CPUs read it all the time.
         if !seen.hit.load(Ordering::Relaxed) {
             seen.hit.store(true, Ordering::Relaxed);
@@ -52,117 +53,82 @@ impl Tracker {
                 let (head, object) = (regs::read(head), regs::read(object));
                 // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the object.
                 let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
-                if object > ZERO_SIZE_PTR && self.live.retire(object) == Removed::Unknown {
-                    self.unknown_free(object);
-                }
+                self.free_rcu(object);
             }
             Action::ModuleLoad(module) => {
-                self.loaded(Module::read(&self.kernel, &self.ram, VirtAddr(regs::read(module))));
+                self.loaded(Module::read(&self.guest.kernel, &self.guest.ram, VirtAddr(regs::read(module))));
             }
             Action::BpfSymbol(symbol) => {
-                self.loaded(Module::read_bpf(&self.kernel, &self.ram, VirtAddr(regs::read(symbol))));
+                self.loaded(Module::read_bpf(&self.guest.kernel, &self.guest.ram, VirtAddr(regs::read(symbol))));
             }
-            Action::Kexec => session().into_iter().for_each(|session| session.kexec(vcpu)),
-            Action::WriteComm(buf, count) => marker::comm(self, vcpu, regs::read(buf), regs::read(count)),
-            Action::SetComm => marker::comm_copied(self, vcpu),
-            Action::WriteKmsg(from) => marker::kmsg(self, vcpu, regs::read(from)),
-            Action::Printk(entry) => {
-                let entry = regs::read(entry);
-                marker::kmsg_copied(self, vcpu, entry);
-                console::printk(self, vcpu, entry);
+            Action::Event(event) => {
+                if let Some(event) = event.map(|reg| Some(regs::read(reg))) {
+                    events.event(self, vcpu, event);
+                }
             }
-            Action::PrintkPart(entry) => marker::kmsg_copied(self, vcpu, regs::read(entry)),
-            Action::WriteTty(tty, buf, count) => {
-                console::tty(self, vcpu, regs::read(tty), regs::read(buf), regs::read(count));
-            }
-            Action::WritePort(buf, count) => console::port(self, vcpu, regs::read(buf), regs::read(count)),
         }
     }
 
     /// An allocator was entered.
     fn begin(&self, hook: u32, size: u64, array: u64) {
         let rsp = regs::read(arch::STACK_POINTER);
-        let Ok(ret) = self.kernel.view(&self.ram).read_u64(VirtAddr(rsp)) else {
-            self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
+        let Ok(ret) = self.guest.kernel.view(&self.guest.ram).read_u64(VirtAddr(rsp)) else {
+            self.calls.missed.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
         // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
-        let ret = if self.code.is_tracer(ret) { self.untraced(ret, rsp) } else { ret };
+        let ret =
+            if self.unwinder.code().is_tracer(ret) { tracer_returns::original(&self.guest, ret, rsp) } else { ret };
         let (watch, look) = self.watches.called(ret);
         let (armed, doubtful) = (watch == Watch::WhileArmed, watch == Watch::Never);
         if doubtful {
-            log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
-            self.doubts.unwatched_returns.fetch_add(1, Ordering::Relaxed);
+            log::debug!("unwatched return to {ret:#x} from {}", self.hooks.get(hook).0.name);
+            self.calls.missed.unwatched_returns.fetch_add(1, Ordering::Relaxed);
         }
         if look {
-            self.bound_calls();
+            self.limit_calls();
         }
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });
-        if armed {
-            self.arm(1);
-        }
-        if let Some(old) = old {
-            if old.armed {
-                self.arm(-1);
-            }
+        let sequence = self.objects.sequence();
+        let call = PendingCall { hook, armed, doubtful, ret, sequence, size, array };
+        if let Some(old) = self.calls.insert(rsp, call) {
             // The same slot and return address: the instruction was restarted, or the allocator
             // tail-called another, which returns in its place.
             if old.ret != ret {
-                log::debug!("unmatched return of {} to {:#x}", self.hooks[old.hook as usize].0.name, old.ret);
-                self.doubts.unmatched_returns.fetch_add(1, Ordering::Relaxed);
+                log::debug!("unmatched return of {} to {:#x}", self.hooks.get(old.hook).0.name, old.ret);
+                self.calls.missed.unmatched_returns.fetch_add(1, Ordering::Relaxed);
             }
         }
-    }
-
-    /// Raises or lowers the flag that conditional watches look at.
-    pub(super) fn arm(&self, by: i64) {
-        let mut armed = self.armed.lock();
-        let before = *armed;
-        *armed = before.saturating_add_signed(by);
-        if (before == 0) != (*armed == 0) {
-            self.flag.set((*armed != 0).into());
-        }
-    }
-
-    /// A vCPU has come, whose flag is down.
-    pub fn show_armed(&self) {
-        let armed = self.armed.lock();
-        self.flag.set((*armed != 0).into());
     }
 
     /// The instruction at `ret` is about to execute.
     fn finish(&self, ret: u64) {
         let slot = arch::return_slot(regs::read(arch::STACK_POINTER));
-        let Some((_, pending)) = self.pending.remove_if(&slot, |_, p| p.ret == ret) else { return };
-        inject(if pending.armed { "return-conditional" } else { "return" });
-        if pending.armed {
-            self.arm(-1);
+        let Some(call) = self.calls.take(slot, ret) else { return };
+        inject(if call.armed { "return-conditional" } else { "return" });
+        if call.doubtful {
+            self.calls.missed.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
         }
-        if pending.doubtful {
-            self.doubts.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
-        }
-        let (hook, seen) = &self.hooks[pending.hook as usize];
+        let (hook, seen) = self.hooks.get(call.hook);
         let rax = regs::read(arch::RETURN_VALUE);
         // Nothing came of it, or nothing new.
-        if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.live.is_inside(rax, pending.sequence) {
+        if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.objects.is_inside(rax, call.sequence) {
             return;
         }
         // New stacks need memory too.
-        let is_closed = self.closed.load(Ordering::Relaxed);
-        let stack = if is_closed { StackId::NONE } else { self.stack(hook.addr, ret, arch::sp_after_return(slot)) };
+        let stack = match self.objects.is_closed() {
+            true => StackId::NONE,
+            false => self.unwinder.stack(&self.guest, hook.addr, ret, arch::sp_after_return(slot)),
+        };
         match hook.action {
-            Action::Alloc(kind, _) => self.allocated(rax, kind, pending, stack),
-            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending, stack),
+            Action::Alloc(kind, _) => self.allocated(rax, kind, call, stack),
+            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, call, stack),
             Action::AllocPagesBulk(_) => {
-                self.array(pending.array, rax, |page| self.allocated(page, Kind::Pages, pending, stack))
+                self.array(call.array, rax, |page| self.allocated(page, Kind::Pages, call, stack))
             }
             Action::AllocBulk(_, _, boolean) => {
                 let result = if boolean { rax & 0xff } else { rax & 0xffff_ffff };
                 if result != 0 {
-                    self.array(pending.array, pending.size, |object| {
-                        self.allocated(object, Kind::Slab, pending, stack)
-                    });
+                    self.array(call.array, call.size, |object| self.allocated(object, Kind::Slab, call, stack));
                 }
             }
             _ => {}
@@ -176,31 +142,33 @@ const TAG: u32 = 48;
 impl Tracker {
     /// What [`on_entry`] is given.
     pub(super) fn for_entry(&self, hook: u32) -> usize {
-        usize::from(self.tag()) << TAG | hook as usize
+        usize::from(self.guest.tag()) << TAG | hook as usize
     }
 
     /// What [`on_return`] is given.
     pub(super) fn for_return(&self, ret: u64) -> usize {
-        usize::from(self.tag()) << TAG | (ret as usize & ((1 << TAG) - 1))
+        usize::from(self.guest.tag()) << TAG | (ret as usize & ((1 << TAG) - 1))
     }
 
     /// Whether a callback is given what this tracker made.
     #[inline]
     fn is_ours(&self, userdata: u64) -> bool {
-        userdata >> TAG == u64::from(self.tag())
+        userdata >> TAG == u64::from(self.guest.tag())
     }
 }
 
+/// A hooked function is about to run.
 pub(super) extern "C" fn on_entry(vcpu: c_uint, hook: *mut c_void) {
     guard(|| {
-        current::with(|tracker| {
+        current::with_events(|tracker, events| {
             if tracker.is_ours(hook as u64) {
-                tracker.enter(vcpu, hook as usize as u32);
+                tracker.enter(events, vcpu, hook as usize as u32);
             }
         });
     });
 }
 
+/// An instruction that a call returns to is about to run.
 pub(super) extern "C" fn on_return(_vcpu: c_uint, ret: *mut c_void) {
     guard(|| {
         current::with(|tracker| {

@@ -5,7 +5,9 @@
 //! come back from an allocator, where that function ends in a jump to one (a tail call); those are found
 //! once, from the kernel's text. After an indirect call anything may have returned.
 
-use super::arch::{Call, LONGEST_CALL, call_before, jump_at};
+use super::arch::{self, Call, LONGEST_CALL, call_before, jump_at};
+use guest_symbols::Kernel;
+use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -37,6 +39,21 @@ pub struct CallSites {
 }
 
 impl CallSites {
+    /// Reads the kernel's text. `allocators` are the virtual addresses of allocators.
+    pub fn of_kernel(kernel: &Kernel, memory: &impl StoppedMemory, allocators: &[u64]) -> CallSites {
+        let text = kernel.symbols.lookup("_stext").unwrap_or(0)..kernel.symbols.lookup("_etext").unwrap_or(0);
+        let functions: Vec<u64> = kernel
+            .symbols
+            .iter()
+            .filter(|s| matches!(s.kind, b't' | b'T' | b'W' | b'w') && text.contains(&s.addr))
+            .map(|s| s.addr)
+            .collect();
+        let is_trampoline = |name: &str| arch::TRAMPOLINES.iter().any(|prefix| name.starts_with(prefix));
+        let trampolines: Vec<u64> = kernel.symbols.iter().filter(|s| is_trampoline(s.name)).map(|s| s.addr).collect();
+        let bytes = memory.run(kernel.image_phys(VirtAddr(text.start)), text.end.saturating_sub(text.start) as usize);
+        CallSites::new(bytes, text, &functions, allocators, &trampolines)
+    }
+
     /// Reads `text`, the kernel's, whose virtual range is `range`. `functions` are the starts of all functions
     /// in it, ascending; `allocators` and `trampolines` (indirect call thunks and static calls) some of them.
     pub fn new(

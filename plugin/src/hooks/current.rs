@@ -4,30 +4,41 @@
 //! thread keeps the one that it saw last, so that a callback of a vCPU takes no lock; what a thread has learnt of one kernel it
 //! forgets with it. Others, which wait for something between two looks, hold on to what they were given.
 
+use super::guest_events::GuestEvents;
 use super::tracker::Tracker;
-use super::{allocations, unwinder};
+use super::{objects, unwinder};
 use parking_lot::RwLock;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How often the current tracker changed.
+/// A kernel that is tracked, and who listens to it.
+#[derive(Clone)]
+struct Current {
+    tracker: Arc<Tracker>,
+    events: Arc<dyn GuestEvents>,
+}
+
+/// How often the current tracker changed. Translated code calls back with a word alone, so callbacks find the tracker
+/// here.
 static CHANGES: AtomicU64 = AtomicU64::new(0);
-static CURRENT: RwLock<Option<Arc<Tracker>>> = RwLock::new(None);
+/// The tracker, for threads that have not seen the last change.
+static CURRENT: RwLock<Option<Current>> = RwLock::new(None);
 
 /// What a thread saw last.
 struct Seen {
     changes: Cell<u64>,
-    tracker: RefCell<Option<Arc<Tracker>>>,
+    current: RefCell<Option<Current>>,
 }
 
 thread_local! {
-    static SEEN: Seen = const { Seen { changes: Cell::new(0), tracker: RefCell::new(None) } };
+    /// The tracker that this thread saw last: callbacks come by the million, and take no lock for it.
+    static SEEN: Seen = const { Seen { changes: Cell::new(0), current: RefCell::new(None) } };
 }
 
 /// The tracker, once there is one.
 pub fn tracker() -> Option<Arc<Tracker>> {
-    CURRENT.read().clone()
+    CURRENT.read().as_ref().map(|current| Arc::clone(&current.tracker))
 }
 
 /// Whether there is one.
@@ -43,7 +54,18 @@ pub fn with<T>(f: impl FnOnce(&Tracker) -> T) -> Option<T> {
         if seen.changes.get() != CHANGES.load(Ordering::Acquire) {
             seen.look();
         }
-        seen.tracker.borrow().as_deref().map(f)
+        seen.current.borrow().as_ref().map(|current| f(&current.tracker))
+    })
+}
+
+/// As [`with`], and gives who listens too.
+#[inline]
+pub fn with_events<T>(f: impl FnOnce(&Tracker, &dyn GuestEvents) -> T) -> Option<T> {
+    SEEN.with(|seen| {
+        if seen.changes.get() != CHANGES.load(Ordering::Acquire) {
+            seen.look();
+        }
+        seen.current.borrow().as_ref().map(|current| f(&current.tracker, &*current.events))
     })
 }
 
@@ -53,22 +75,23 @@ impl Seen {
     fn look(&self) {
         // First, so that a change meanwhile is seen the next time.
         let changes = CHANGES.load(Ordering::Acquire);
-        let current = tracker();
+        let current = CURRENT.read().clone();
         // In a callback that is within another the tracker stays what it was.
-        if let Ok(mut seen) = self.tracker.try_borrow_mut() {
+        if let Ok(mut seen) = self.current.try_borrow_mut() {
             *seen = current;
             self.changes.set(changes);
-            allocations::forget();
+            objects::forget();
             unwinder::forget();
         }
     }
 }
 
-/// Makes another the current one; the last one goes when nobody holds it any more.
-pub fn set(tracker: Option<Tracker>) {
-    let before = std::mem::replace(&mut *CURRENT.write(), tracker.map(Arc::new));
+/// Makes another tracker the current one, with who listens to its kernel. The last one goes when nobody holds it any more.
+pub fn set(tracker: Option<(Tracker, Arc<dyn GuestEvents>)>) {
+    let current = tracker.map(|(tracker, events)| Current { tracker: Arc::new(tracker), events });
+    let before = std::mem::replace(&mut *CURRENT.write(), current);
     CHANGES.fetch_add(1, Ordering::Release);
     if let Some(before) = before {
-        before.retire();
+        before.tracker.guest.retire();
     }
 }

@@ -1,9 +1,9 @@
-//! What the guest says: text in the memory of the process that runs, and records of the kernel's log.
+//! Text that the guest writes: in the memory of the process that runs, and in records of the kernel's log.
 //!
 //! All of it is untrusted. Nothing is read beyond a length that the caller gives, and what cannot be read ends the text.
 
 use super::arch;
-use super::tracker::Tracker;
+use crate::ffi::ram::Ram;
 use crate::ffi::regs;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, PhysAddr, VirtAddr};
@@ -72,30 +72,30 @@ impl GuestText {
     }
 
     /// Whether the `tty_struct` at `tty` is of a pseudo-terminal.
-    pub fn is_pty(&self, tracker: &Tracker, tty: u64) -> bool {
+    pub fn is_pty(&self, kernel: &Kernel, ram: &Ram, tty: u64) -> bool {
         let kind = |(driver, kind): (u64, u64)| {
-            let driver = tracker.kernel.read_u64(&tracker.ram, VirtAddr(tty).offset(driver)).ok()?;
-            tracker.kernel.read_u32(&tracker.ram, VirtAddr(driver).offset(kind)).ok()
+            let driver = kernel.read_u64(ram, VirtAddr(tty).offset(driver)).ok()?;
+            kernel.read_u32(ram, VirtAddr(driver).offset(kind)).ok()
         };
         self.driver.and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
     }
 
     /// What a process is about to write, by the `iov_iter` at `iter`: at most `max` bytes.
-    pub fn iter(&self, tracker: &Tracker, iter: u64, max: usize) -> Text {
-        self.iter.as_ref().and_then(|i| i.read(tracker, iter, max)).unwrap_or_default()
+    pub fn iter(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Text {
+        self.iter.as_ref().and_then(|i| i.read(kernel, ram, iter, max)).unwrap_or_default()
     }
 
     /// The text of the record whose `prb_reserved_entry` is at `entry`.
-    pub fn record(&self, tracker: &Tracker, entry: u64) -> Vec<u8> {
-        self.log.as_ref().and_then(|log| log.read(tracker, entry)).unwrap_or_default()
+    pub fn record(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Vec<u8> {
+        self.log.as_ref().and_then(|log| log.read(kernel, ram, entry)).unwrap_or_default()
     }
 }
 
 /// At most `max` bytes of the process that runs on this vCPU, at `at`.
-pub fn user(tracker: &Tracker, at: u64, max: usize) -> Text {
-    let levels = tracker.kernel.page_tables(&tracker.ram).levels;
+pub fn user_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Text {
+    let levels = kernel.page_tables(ram).levels;
     let tables = PageTables { root: PhysAddr(regs::read(arch::PAGE_TABLES)), levels };
-    read_user(tables, &tracker.ram, at, max)
+    read_user(tables, ram, at, max)
 }
 
 fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize) -> Text {
@@ -114,9 +114,9 @@ fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize)
 }
 
 /// At most `max` bytes of the kernel, at `at`; none if they cannot all be read.
-pub fn kernel(tracker: &Tracker, at: u64, max: usize) -> Vec<u8> {
+pub fn kernel_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Vec<u8> {
     let mut bytes = vec![0; max];
-    let is_read = VirtAddr(at).is_kernel() && tracker.kernel.read(&tracker.ram, VirtAddr(at), &mut bytes).is_ok();
+    let is_read = VirtAddr(at).is_kernel() && kernel.read(ram, VirtAddr(at), &mut bytes).is_ok();
     if is_read { bytes } else { Vec::new() }
 }
 
@@ -135,8 +135,8 @@ impl Iter {
         })
     }
 
-    fn read(&self, tracker: &Tracker, iter: u64, max: usize) -> Option<Text> {
-        let word = |at: u64| tracker.kernel.read_u64(&tracker.ram, VirtAddr(at)).ok();
+    fn read(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Option<Text> {
+        let word = |at: u64| kernel.read_u64(ram, VirtAddr(at)).ok();
         let field = |offset: u64| word(iter.wrapping_add(offset));
         let kind = match self.kind {
             (at, true) => field(at)? & 0xff,
@@ -145,7 +145,7 @@ impl Iter {
         };
         let (skip, count) = (field(self.skip)?, field(self.count)?.min(max as u64) as usize);
         if Some(kind) == self.ubuf {
-            return Some(user(tracker, field(self.buffer)?.wrapping_add(skip), count));
+            return Some(user_text(kernel, ram, field(self.buffer)?.wrapping_add(skip), count));
         }
         if kind != self.iovec {
             return None;
@@ -159,8 +159,12 @@ impl Iter {
             if room == 0 {
                 break;
             }
-            let more =
-                user(tracker, base.wrapping_add(skip), room.min(len.saturating_sub(skip).min(max as u64) as usize));
+            let more = user_text(
+                kernel,
+                ram,
+                base.wrapping_add(skip),
+                room.min(len.saturating_sub(skip).min(max as u64) as usize),
+            );
             skip = 0;
             text.bytes.extend(more.bytes);
             if !more.whole {
@@ -190,10 +194,10 @@ impl Log {
         })
     }
 
-    fn read(&self, tracker: &Tracker, entry: u64) -> Option<Vec<u8>> {
-        let word = |at: u64| tracker.kernel.read_u64(&tracker.ram, VirtAddr(at)).ok();
+    fn read(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Option<Vec<u8>> {
+        let word = |at: u64| kernel.read_u64(ram, VirtAddr(at)).ok();
         let bits = |at: u64| {
-            let bits = tracker.kernel.read_u32(&tracker.ram, VirtAddr(at)).ok()?;
+            let bits = kernel.read_u32(ram, VirtAddr(at)).ok()?;
             Some(bits).filter(|bits| *bits <= MAX_BITS)
         };
         let (rb, id) = (word(entry.wrapping_add(self.entry_rb))?, word(entry.wrapping_add(self.entry_id))?);
@@ -201,11 +205,11 @@ impl Log {
         let index = id & ((1 << bits(ring(self.count_bits))?) - 1);
         let desc = word(ring(self.descs))?.wrapping_add(index * self.desc.0);
         let info = word(ring(self.infos))?.wrapping_add(index * self.info.0);
-        let len = tracker.kernel.read_u32(&tracker.ram, VirtAddr(info.wrapping_add(self.info.1))).ok()? & 0xffff;
+        let len = kernel.read_u32(ram, VirtAddr(info.wrapping_add(self.info.1))).ok()? & 0xffff;
         let (begin, next) = (word(desc.wrapping_add(self.desc.1))?, word(desc.wrapping_add(self.desc.2))?);
         let size_bits = bits(ring(self.size_bits))?;
         let at = place(begin, next, size_bits)?;
-        Some(kernel(tracker, word(ring(self.data))?.wrapping_add(at), (len as usize).min(MAX_RECORD)))
+        Some(kernel_text(kernel, ram, word(ring(self.data))?.wrapping_add(at), (len as usize).min(MAX_RECORD)))
     }
 }
 

@@ -4,14 +4,12 @@
 //! there is none the map is closed: nothing new is entered from then on, and frees, which need no memory, are still seen. What is not
 //! entered is known by the kernel's own books alone, so it is searched for references and never reported.
 
-use super::tracker::{Pending, Tracker};
+use super::tracker::Tracker;
 use crate::diagnostics;
 use crate::ffi::allocator;
 use crate::hooks::troubles::Trouble;
-use detector::objects::{Kind, LiveMap};
+use detector::objects::LiveMap;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE};
-use guest_symbols::pages::Maps;
-use std::sync::atomic::Ordering;
 
 /// Room is looked at once in so many allocations.
 pub(super) const EVERY: u64 = 1 << 12;
@@ -43,9 +41,8 @@ impl Tracker {
         if allocator::is_short() {
             return self.close("the host had no memory for libleak");
         }
-        let maps = [Some(&self.live), self.pages.as_ref().map(|p| &p.map)];
         let growth = |map: &LiveMap| Some(map.room()).filter(|(room, _)| *room < AHEAD).map_or(0, |(_, bytes)| bytes);
-        let growth: u64 = maps.into_iter().flatten().map(growth).sum();
+        let growth: u64 = self.objects.maps().map(growth).sum();
         let needs = self.needs();
         // A limit must leave room for the check; of what the host has, QEMU and others may give back some until then.
         let check = allocator::limit().map_or(0, |_| needs.copy + needs.rest);
@@ -60,34 +57,20 @@ impl Tracker {
 
     /// What a check made now needs.
     pub fn needs(&self) -> Needs {
-        let live = (self.live.len() + self.pages.as_ref().map_or(0, |p| p.map.len())) as u64;
-        let unentered = self.unentered.load(Ordering::Relaxed).max(0) as u64;
-        let pages = self.ram.ranges().iter().map(|r| (r.end - r.start) / PAGE_SIZE).sum::<u64>();
+        let (live, unentered) = (self.objects.count(), self.objects.unentered());
+        let pages = self.guest.ram.ranges().iter().map(|r| (r.end - r.start) / PAGE_SIZE).sum::<u64>();
         Needs { copy: COPY * live, rest: CHECK * (live + unentered) + CHECK_OF_PAGE * pages + CHECK_AT_LEAST }
     }
 
     /// Enters nothing new from now on, and says so.
     #[cold]
     pub(super) fn close(&self, why: &'static str) {
-        if !self.closed.swap(true, Ordering::Relaxed) {
-            let trouble = Trouble::NoMemory { why, allocations: self.live.counters().allocations };
+        if self.objects.close() {
+            let trouble = Trouble::NoMemory { why, allocations: self.objects.counters().allocations };
             self.troubles.enter(&trouble);
             diagnostics::warning(&format!(
                 "{trouble}, and none of them is reported; give QEMU more, or raise max-memory="
             ));
         }
-    }
-
-    /// An allocation that is not entered: what was known at its address is not what is there now.
-    pub(super) fn not_entered(&self, addr: u64, kind: Kind, pending: Pending) {
-        if let (Kind::Pages, Some(pages)) = (kind, &self.pages) {
-            let address = Maps::read(&self.kernel, &self.ram).address_of(addr, pages.descriptor);
-            return pages.map.displace(address, pending.sequence);
-        }
-        // What a function inside has allocated was counted there.
-        if !self.hooks[pending.hook as usize].1.wraps.load(Ordering::Relaxed) {
-            self.unentered.fetch_add(1, Ordering::Relaxed);
-        }
-        self.live.displace(addr, pending.sequence);
     }
 }

@@ -1,10 +1,13 @@
 //! The hooks of one kernel: those functions of the [table](super::table) that it has, and the registers that hold their arguments.
 
 use super::arch;
-use super::table::{Arg, CODE, CONSOLE, Does, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
+use super::table::{Arg, CODE, CONSOLE, Does, Event, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
 use crate::ffi::regs::Reg;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::atomic::AtomicBool;
 
 /// Hooks that are wanted besides those of all allocators.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,22 +54,8 @@ pub enum Action {
     ModuleLoad(Reg),
     /// See [`Does::BpfSymbol`].
     BpfSymbol(Reg),
-    /// See [`Does::Kexec`].
-    Kexec,
-    /// See [`Does::WriteComm`].
-    WriteComm(Reg, Reg),
-    /// See [`Does::SetComm`].
-    SetComm,
-    /// See [`Does::WriteKmsg`].
-    WriteKmsg(Reg),
-    /// See [`Does::Printk`].
-    Printk(Reg),
-    /// See [`Does::PrintkPart`].
-    PrintkPart(Reg),
-    /// See [`Does::WriteTty`].
-    WriteTty(Reg, Reg, Reg),
-    /// See [`Does::WritePort`].
-    WritePort(Reg, Reg),
+    /// See [`Does::Event`].
+    Event(Event<Reg>),
 }
 
 impl Action {
@@ -77,11 +66,66 @@ impl Action {
 
     /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
     pub fn is_of_memory(&self) -> bool {
-        use Action::{Kexec, Printk, PrintkPart, SetComm, WriteComm, WriteKmsg, WritePort, WriteTty};
-        !matches!(
-            self,
-            Kexec | WriteComm(..) | SetComm | WriteKmsg(_) | Printk(_) | PrintkPart(_) | WriteTty(..) | WritePort(..)
-        )
+        !matches!(self, Action::Event(_))
+    }
+}
+
+/// What was seen of a hook.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// It was entered.
+    pub hit: AtomicBool,
+    /// It returned what another inside had allocated.
+    pub(super) wraps: AtomicBool,
+}
+
+/// The hooks of the running kernel, numbered, and what was seen of each.
+pub struct HookSet {
+    hooks: Vec<(Hook, Seen)>,
+    entries: HashMap<u64, u32>,
+    /// From the first entry to the last.
+    range: RangeInclusive<u64>,
+}
+
+impl HookSet {
+    /// Numbers hooks.
+    pub fn new(hooks: Vec<Hook>) -> HookSet {
+        let addresses = hooks.iter().map(|h| h.addr).filter(|&addr| addr != LATER);
+        let low = addresses.clone().min().unwrap_or(u64::MAX);
+        let high = addresses.max().unwrap_or(0);
+        HookSet {
+            entries: hooks.iter().enumerate().map(|(i, h)| (h.addr, i as u32)).collect(),
+            range: low..=high,
+            hooks: hooks.into_iter().map(|h| (h, Seen::default())).collect(),
+        }
+    }
+
+    /// A hook by its number.
+    #[inline]
+    pub(super) fn get(&self, number: u32) -> &(Hook, Seen) {
+        &self.hooks[number as usize]
+    }
+
+    /// All hooks.
+    pub fn iter(&self) -> impl Iterator<Item = &(Hook, Seen)> {
+        self.hooks.iter()
+    }
+
+    /// Whether a hook may be entered between two virtual addresses.
+    #[inline]
+    pub(super) fn may_be_in(&self, start: u64, last: u64) -> bool {
+        start <= *self.range.end() && last >= *self.range.start()
+    }
+
+    /// The number of the hook at a virtual address.
+    #[inline]
+    pub(super) fn at(&self, addr: u64) -> Option<u32> {
+        self.entries.get(&addr).copied()
+    }
+
+    /// The number of the hook whose function is in a module that was not loaded yet.
+    pub(super) fn port(&self) -> Option<u32> {
+        self.hooks.iter().position(|(h, _)| h.name == PORT && h.addr == LATER).map(|number| number as u32)
     }
 }
 
@@ -130,13 +174,6 @@ fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
         Does::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
         Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
         Does::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
-        Does::Kexec => Action::Kexec,
-        Does::WriteComm { buf, count } => Action::WriteComm(reg(buf)?, reg(count)?),
-        Does::SetComm => Action::SetComm,
-        Does::WriteKmsg { from } => Action::WriteKmsg(reg(from)?),
-        Does::Printk { entry } => Action::Printk(reg(entry)?),
-        Does::PrintkPart { entry } => Action::PrintkPart(reg(entry)?),
-        Does::WriteTty { tty, buf, count } => Action::WriteTty(reg(tty)?, reg(buf)?, reg(count)?),
-        Does::WritePort { buf, count } => Action::WritePort(reg(buf)?, reg(count)?),
+        Does::Event(event) => Action::Event(event.map(reg)?),
     })
 }

@@ -1,7 +1,7 @@
 //! How returns are watched, and what each thread remembers of it: it is looked up at every allocation, and hardly ever
 //! changes once a guest has booted.
 
-use super::tracker::AddressMap;
+use super::AddressMap;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::cell::RefCell;
@@ -39,6 +39,7 @@ struct Remembered {
 }
 
 thread_local! {
+    /// What this thread remembers: each allocation looks a place up, and shares no cache line with other threads for it.
     static REMEMBERED: RefCell<Remembered> =
         const { RefCell::new(Remembered { calls: 0, places: [Place { ret: 0, generation: 0, watch: None }; PLACES] }) };
 }
@@ -47,7 +48,7 @@ thread_local! {
 ///
 /// One vCPU may translate a place while another calls an allocator from there, so each decides by what the other has
 /// entered, while the place's shard is locked: either the translation finds that the place is wanted, or the caller how it is watched.
-pub(super) struct Watches {
+pub(super) struct ReturnWatches {
     places: AddressMap<Watch>,
     /// How many they are, and may be.
     count: AtomicUsize,
@@ -55,12 +56,12 @@ pub(super) struct Watches {
     generation: AtomicU64,
 }
 
-/// Generations of the next to be made: what threads remember of one is never taken for another's.
+/// Generations of the next to be made, for the whole process: what threads remember of one is never taken for another's.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-impl Default for Watches {
-    fn default() -> Watches {
-        Watches {
+impl Default for ReturnWatches {
+    fn default() -> ReturnWatches {
+        ReturnWatches {
             places: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
             count: AtomicUsize::new(0),
             most: MAX_PLACES,
@@ -70,7 +71,7 @@ impl Default for Watches {
     }
 }
 
-impl Watches {
+impl ReturnWatches {
     /// An allocator was called that will return to `ret`: how that is watched. What is not watched will be, once it is translated.
     /// GuestText now and then that it is time to look at what grows with calls.
     #[inline]
@@ -151,13 +152,13 @@ mod tests {
     use super::*;
     use std::sync::Barrier;
 
-    fn called(watches: &Watches, ret: u64) -> Watch {
+    fn called(watches: &ReturnWatches, ret: u64) -> Watch {
         watches.called(ret).0
     }
 
     #[test]
     fn what_there_is_no_room_for_is_watched_always() {
-        let watches = Watches { most: 100, ..Watches::default() };
+        let watches = ReturnWatches { most: 100, ..ReturnWatches::default() };
         assert!((0..100).all(|place| watches.translated(place, Watch::Never) == Watch::Never));
         assert_eq!((watches.translated(1000, Watch::Never), called(&watches, 1001)), (Watch::Always, Watch::Wanted));
         assert_eq!(
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn remembered_until_something_changes() {
-        let watches = Watches::default();
+        let watches = ReturnWatches::default();
         assert_eq!(called(&watches, 0x1000), Watch::Wanted);
         assert_eq!(watches.translated(0x1000, Watch::WhileArmed), Watch::Always);
         assert_eq!((called(&watches, 0x1000), called(&watches, 0x1000)), (Watch::Always, Watch::Always));
@@ -190,7 +191,7 @@ mod tests {
         }
         assert_eq!((called(&watches, 5), called(&watches, 0x3000)), (Watch::WhileArmed, Watch::WhileArmed));
         // Of another guest nothing is taken for this one's.
-        assert_eq!(called(&Watches::default(), 0x1000), Watch::Wanted);
+        assert_eq!(called(&ReturnWatches::default(), 0x1000), Watch::Wanted);
     }
 
     /// A call that is told that the place is not translated must be seen when it returns there.
@@ -198,7 +199,7 @@ mod tests {
     fn a_call_and_a_translation_at_once_agree() {
         const PLACES: u64 = 20_000;
         for by_code in [Watch::WhileArmed, Watch::Never] {
-            let (watches, start) = (Watches::default(), Barrier::new(2));
+            let (watches, start) = (ReturnWatches::default(), Barrier::new(2));
             let all = |watch: &(dyn Fn(u64) -> Watch + Sync)| {
                 start.wait();
                 (0..PLACES).map(watch).collect::<Vec<_>>()

@@ -47,22 +47,47 @@ pub enum Does {
     ModuleLoad(Arg),
     /// A piece of BPF code has a name (kernel/bpf/core.c, 5.8 on).
     BpfSymbol(Arg),
+    /// Neither allocates nor frees, and others want to know of it.
+    Event(Event<Arg>),
+}
+
+/// A call that is of interest although it neither allocates nor frees, with its arguments: where they are found, the
+/// registers that hold them, or their values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // The fields are the arguments their names say.
+pub enum Event<A> {
     /// Jumps to the kernel that kexec has loaded (arch/x86/kernel/machine_kexec_64.c).
     Kexec,
     /// Writes what a process wrote to /proc/PID/comm (fs/proc/base.c).
-    WriteComm { buf: Arg, count: Arg },
+    WriteComm { buf: A, count: A },
     /// Gives a task its name (fs/exec.c).
     SetComm,
     /// Writes what a process wrote to /dev/kmsg (kernel/printk/printk.c).
-    WriteKmsg { from: Arg },
+    WriteKmsg { from: A },
     /// A record of the kernel's log is complete (kernel/printk/printk_ringbuffer.c, 5.10 on).
-    Printk { entry: Arg },
-    /// The same of one whose text has no end of line, so that more may come.
-    PrintkPart { entry: Arg },
+    Printk { entry: A },
+    /// The same for a record whose text has no end of line, so that more may come.
+    PrintkPart { entry: A },
     /// Writes what a process wrote to a terminal; the buffer is the kernel's (drivers/tty/n_tty.c).
-    WriteTty { tty: Arg, buf: Arg, count: Arg },
+    WriteTty { tty: A, buf: A, count: A },
     /// Writes what a process wrote to a virtio port (drivers/char/virtio_console.c).
-    WritePort { buf: Arg, count: Arg },
+    WritePort { buf: A, count: A },
+}
+
+impl<A> Event<A> {
+    /// The same call with other arguments; `None` if one of them has none.
+    pub fn map<B>(self, to: impl Fn(A) -> Option<B>) -> Option<Event<B>> {
+        Some(match self {
+            Event::Kexec => Event::Kexec,
+            Event::WriteComm { buf, count } => Event::WriteComm { buf: to(buf)?, count: to(count)? },
+            Event::SetComm => Event::SetComm,
+            Event::WriteKmsg { from } => Event::WriteKmsg { from: to(from)? },
+            Event::Printk { entry } => Event::Printk { entry: to(entry)? },
+            Event::PrintkPart { entry } => Event::PrintkPart { entry: to(entry)? },
+            Event::WriteTty { tty, buf, count } => Event::WriteTty { tty: to(tty)?, buf: to(buf)?, count: to(count)? },
+            Event::WritePort { buf, count } => Event::WritePort { buf: to(buf)?, count: to(count)? },
+        })
+    }
 }
 
 /// A row: functions of one family that do the same.
@@ -190,7 +215,7 @@ pub const TABLE: &[Row] = &[
 pub const CODE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
     Row { family: "BPF symbols", names: &["bpf_ksym_add"], does: Does::BpfSymbol(arg(&["ksym"], 0)) },
-    Row { family: "kexec", names: &["machine_kexec"], does: Does::Kexec },
+    Row { family: "kexec", names: &["machine_kexec"], does: Does::Event(Event::Kexec) },
 ];
 
 const ORDER: Arg = arg(&["order"], 1);
@@ -240,16 +265,20 @@ pub const MARKERS: &[Row] = &[
     Row {
         family: "markers by comm",
         names: &["comm_write"],
-        does: Does::WriteComm { buf: arg(&["buf"], 1), count: arg(&["count"], 2) },
+        does: Does::Event(Event::WriteComm { buf: arg(&["buf"], 1), count: arg(&["count"], 2) }),
     },
-    Row { family: "task names", names: &["__set_task_comm"], does: Does::SetComm },
-    Row { family: "markers by kmsg", names: &["devkmsg_write"], does: Does::WriteKmsg { from: arg(&["from"], 1) } },
+    Row { family: "task names", names: &["__set_task_comm"], does: Does::Event(Event::SetComm) },
+    Row {
+        family: "markers by kmsg",
+        names: &["devkmsg_write"],
+        does: Does::Event(Event::WriteKmsg { from: arg(&["from"], 1) }),
+    },
 ];
 
 /// The hook by which the kernel's own log is seen, for both of [`MARKERS`] and [`CONSOLE`].
 pub const LOG: &[Row] = &[
-    Row { family: "log", names: &["prb_final_commit"], does: Does::Printk { entry: arg(&["e"], 0) } },
-    Row { family: "log", names: &["prb_commit"], does: Does::PrintkPart { entry: arg(&["e"], 0) } },
+    Row { family: "log", names: &["prb_final_commit"], does: Does::Event(Event::Printk { entry: arg(&["e"], 0) }) },
+    Row { family: "log", names: &["prb_commit"], does: Does::Event(Event::PrintkPart { entry: arg(&["e"], 0) }) },
 ];
 
 /// Hooks by which lines of tests are seen, with `tests=ktap`.
@@ -257,12 +286,12 @@ pub const CONSOLE: &[Row] = &[
     Row {
         family: "terminals",
         names: &["n_tty_write"],
-        does: Does::WriteTty { tty: arg(&["tty"], 0), buf: arg(&["buf"], 2), count: arg(&["nr"], 3) },
+        does: Does::Event(Event::WriteTty { tty: arg(&["tty"], 0), buf: arg(&["buf"], 2), count: arg(&["nr"], 3) }),
     },
     Row {
         family: "virtio ports",
         names: &[PORT],
-        does: Does::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) },
+        does: Does::Event(Event::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) }),
     },
 ];
 

@@ -1,6 +1,7 @@
 //! What speaks against the reports of a kernel, as far as the plugin itself knows: each is a line of every report from then
 //! on, and in snapshots. What a check finds out is in [`checker::Outcome::troubles`].
 
+use crate::diagnostics;
 use parking_lot::Mutex;
 use std::mem::{Discriminant, discriminant};
 
@@ -78,6 +79,13 @@ impl Troubles {
             all.push((kind, trouble.to_string()));
         }
         is_new
+    }
+
+    /// Enters one, and says it on stderr if it is the first of its kind.
+    pub fn warn(&self, trouble: &Trouble) {
+        if self.enter(trouble) {
+            diagnostics::warning(&trouble.to_string());
+        }
     }
 
     /// The guest is loaded from a snapshot: what it had spoilt of itself is whole again.

@@ -2,10 +2,12 @@
 
 use super::arch;
 use super::code::Code;
-use super::tracker::Tracker;
+use super::guest::Guest;
+use super::tracer_returns;
 use crate::ffi::regs;
-use detector::stacks::StackId;
-use guest_symbols::memory::{GuestMemory, PAGE_SIZE, PhysAddr, VirtAddr};
+use detector::stacks::{StackId, Stacks};
+use guest_symbols::Kernel;
+use guest_symbols::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::paging::PageTables;
 use guest_symbols::unwind::cache::Cache;
 use guest_symbols::unwind::memo::{Found, Log, Memo, Start};
@@ -21,14 +23,16 @@ pub const MAX_FRAMES: usize = 64;
 /// Fewest: the rules that go by an object's site need the first caller that is no allocator itself.
 const MIN_FRAMES: usize = 4;
 
-/// The "address" of the frame pointer: read as a word, so that it is only where a walk depends on it. It is none of a stack.
+/// Stands for the address of the frame pointer, so that a walk reads it as a word, and only where it depends on it. No
+/// stack uses this address.
 const FRAME_POINTER: u64 = u64::MAX - 7;
 
 thread_local! {
+    /// What this thread has learnt of the kernel's code: rules and walks are looked up at every allocation, without a lock.
     static KNOWN: RefCell<Memory> = RefCell::default();
 }
 
-/// What this thread remembers is of a kernel that is gone.
+/// Forgets what this thread remembers of a kernel that is gone.
 pub(super) fn forget() {
     KNOWN.take();
 }
@@ -51,7 +55,7 @@ enum Known {
 
 /// How long unwinding took, for LIBLEAK_LOG=info: of every so many stacks one is timed.
 #[derive(Default)]
-pub struct Times {
+struct Times {
     count: AtomicU64,
     /// Nanoseconds, and frames; none where the walk was known.
     samples: Mutex<Vec<(u64, usize)>>,
@@ -78,7 +82,7 @@ impl Times {
     }
 
     /// GuestText how long it took.
-    pub fn log(&self, stacks: usize) {
+    fn log(&self, stacks: usize) {
         let samples = self.samples.lock();
         let mut times: Vec<u64> = samples.iter().map(|(took, _)| *took).collect();
         times.sort_unstable();
@@ -97,11 +101,57 @@ impl Times {
     }
 }
 
-impl Tracker {
-    /// The stack of a call of the function at `allocator` that has just returned to `ret`, its stack pointer then being
-    /// `sp`.
-    pub(super) fn stack(&self, allocator: u64, ret: u64, sp: u64) -> StackId {
-        let find = || KNOWN.with_borrow_mut(|known| self.find(known, Start { function: allocator, ret, sp }));
+/// Unwinds stacks, and keeps them.
+pub struct Unwinder {
+    code: Code,
+    stacks: Stacks,
+    /// Parts of stacks, from the allocator to a frame pointer, for walks that are known.
+    parts: Stacks,
+    /// Frames kept of each stack.
+    frames: usize,
+    /// How long unwinding takes, if somebody wants to know.
+    times: Option<Times>,
+}
+
+impl Unwinder {
+    /// For the kernel's code, `frames` of each stack being kept.
+    pub fn new(kernel: &Kernel, memory: &impl StoppedMemory, frames: usize) -> Unwinder {
+        Unwinder {
+            code: Code::new(kernel, memory),
+            stacks: Stacks::default(),
+            parts: Stacks::default(),
+            frames,
+            times: log::log_enabled!(log::Level::Info).then(Times::default),
+        }
+    }
+
+    /// All stacks that were unwound.
+    pub fn stacks(&self) -> &Stacks {
+        &self.stacks
+    }
+
+    /// Where code lies, and how its frames are left.
+    pub fn code(&self) -> &Code {
+        &self.code
+    }
+
+    /// Whether there were more stacks than are kept whole.
+    pub fn is_cut(&self) -> bool {
+        self.stacks.is_cut() || self.parts.is_cut()
+    }
+
+    /// Logs how long unwinding took.
+    pub fn log_times(&self) {
+        if let Some(times) = &self.times {
+            times.log(self.stacks.len());
+        }
+    }
+
+    /// The stack of a call of the function at virtual address `allocator` that has just returned to `ret`, its stack
+    /// pointer then being `sp`. Only in callbacks that may read registers.
+    pub(super) fn stack(&self, guest: &Guest, allocator: u64, ret: u64, sp: u64) -> StackId {
+        let start = Start { function: allocator, ret, sp };
+        let find = || KNOWN.with_borrow_mut(|known| self.find(guest, known, start));
         match &self.times {
             None => find().0,
             Some(times) => times.measure(find),
@@ -110,9 +160,9 @@ impl Tracker {
 
     /// The stack, and how many of its frames were walked: 0 if it was known.
     #[inline]
-    fn find(&self, known: &mut Memory, mut start: Start) -> (StackId, usize) {
+    fn find(&self, guest: &Guest, known: &mut Memory, mut start: Start) -> (StackId, usize) {
         let generation = self.code.generation();
-        let mut words = Words { tracker: self, tables: self.kernel.page_tables(&self.ram), page: 1, frame: 0 };
+        let mut words = Words { guest, tables: guest.kernel.page_tables(&guest.ram), page: 1, frame: 0 };
         let (mut state, mut before) = (State::returned(start.ret, start.sp, Bp::SavedAt(FRAME_POINTER)), StackId::NONE);
         let mut walked = 0;
         loop {
@@ -137,10 +187,10 @@ impl Tracker {
 
     /// Walks one part, `before` being the frames until there, and keeps it.
     #[cold]
-    fn walk_on<'a>(
-        &'a self,
+    fn walk_on(
+        &self,
         known: &mut Memory,
-        words: &mut Words<'a>,
+        words: &mut Words<'_>,
         start: Start,
         state: State,
         before: StackId,
@@ -176,7 +226,7 @@ impl Tracker {
 
 /// Words of the stack that this CPU runs on.
 struct Words<'a> {
-    tracker: &'a Tracker,
+    guest: &'a Guest,
     tables: PageTables,
     /// The page that was read last, by virtual address; 1 is none. Within one walk it does not move: it is of the stack
     /// that this CPU runs on.
@@ -193,9 +243,9 @@ impl Words<'_> {
         }
         let within = at % PAGE_SIZE;
         let page = at - within;
-        let ram = &self.tracker.ram;
+        let ram = &self.guest.ram;
         if within > PAGE_SIZE - 8 {
-            return self.tracker.kernel.read_u64(ram, VirtAddr(at)).ok();
+            return self.guest.kernel.read_u64(ram, VirtAddr(at)).ok();
         }
         if page != self.page {
             let found = self.tables.translate(ram, VirtAddr(page)).ok()?;
@@ -227,8 +277,8 @@ impl Context for Stack<'_, '_> {
 
     #[inline]
     fn method(&mut self, at: u64) -> Method {
-        let (tracker, code) = (self.words.tracker, self.code);
-        self.rules.get(at, self.generation, || code.method(&tracker.kernel, &tracker.ram, at))
+        let (guest, code) = (self.words.guest, self.code);
+        self.rules.get(at, self.generation, || code.method(&guest.kernel, &guest.ram, at))
     }
 
     #[inline]
@@ -243,6 +293,6 @@ impl Context for Stack<'_, '_> {
         }
         // That depends on the task's shadow stack.
         self.log.spoil();
-        self.words.tracker.untraced(ip, slot)
+        tracer_returns::original(self.words.guest, ip, slot)
     }
 }

@@ -5,16 +5,10 @@ use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 
 /// When the guest may be stopped again.
+#[derive(Default)]
 pub struct Pace(Mutex<Option<Instant>>);
 
-/// That of the guest.
-pub static PACE: Pace = Pace::new();
-
 impl Pace {
-    const fn new() -> Pace {
-        Pace(Mutex::new(None))
-    }
-
     /// The guest stood still for `pause`, until `now`.
     pub fn paused(&self, now: Instant, pause: Duration) {
         *self.0.lock() = now.checked_add(pause);
@@ -33,7 +27,7 @@ mod tests {
 
     #[test]
     fn it_runs_as_long_as_it_stood() {
-        let (pace, now, ms) = (Pace::new(), Instant::now(), Duration::from_millis);
+        let (pace, now, ms) = (Pace::default(), Instant::now(), Duration::from_millis);
         assert_eq!(pace.rest(now), ms(0));
         pace.paused(now, ms(20));
         assert_eq!((pace.rest(now), pace.rest(now + ms(5)), pace.rest(now + ms(21))), (ms(20), ms(15), ms(0)));

@@ -11,7 +11,6 @@ use crate::diagnostics;
 use crate::ffi::witness::GuestStopped;
 use crate::ffi::{inject, lifecycle, panics, vcpu};
 use crate::hooks::current;
-use crate::triggers::{console, marker};
 use libc::c_uint;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -98,7 +97,7 @@ impl Session {
             return;
         }
         match current::tracker() {
-            Some(tracker) if tracker.is_there() => tracker.read_loaded(),
+            Some(tracker) if tracker.guest.is_there() => tracker.read_loaded(),
             Some(_) => {
                 log::info!("it is of another boot");
                 self.restart(false);
@@ -120,7 +119,7 @@ impl Session {
     pub fn flushed(&self) {
         let Some(tracker) = current::tracker().filter(|_| !lifecycle::tells_ends()) else { return };
         // With QEMU 10.0 memory is loaded by then, and none of it has run. Or there was only no more room for translations.
-        match tracker.is_there() {
+        match tracker.guest.is_there() {
             true => _ = tracker.check_time(true),
             false => self.lost(),
         }
@@ -132,7 +131,7 @@ impl Session {
         // One at a time: when it is another's turn, the next kernel may have been found.
         let _one = self.symbols.lock();
         let Some(tracker) = current::tracker() else { return true };
-        let gone = !tracker.is_there();
+        let gone = !tracker.guest.is_there();
         if gone {
             self.lost();
         }
@@ -155,8 +154,6 @@ impl Session {
 
     /// Forgets a kernel, and starts to look for the next.
     fn restart(&self, still_runs: bool) {
-        marker::forget();
-        console::forget();
         *self.marks.lock() = super::checks::Marks::default();
         *self.failure.lock() = None;
         current::set(None);
@@ -182,13 +179,11 @@ impl Session {
             return diagnostics::error(&format!("no result: an internal error had ended the tracking, and {why}"));
         }
         inject("exit");
-        marker::flush(self);
-        if let Some(times) = &tracker.times {
-            times.log(tracker.stacks.len());
-        }
+        self.flush_reports();
+        tracker.unwinder.log_times();
         // What had no end is told of all the same: the guest may have crashed in it, or was turned off for it.
         let mut tests = tracker.tests.lock();
-        tests.at = tests.end(tracker.sequence());
+        tests.at = tests.end(tracker.objects.sequence());
         drop(tests);
         let began = Instant::now();
         match self.last_scan(stopped, &tracker) {

@@ -31,7 +31,7 @@ const MAX_MARKS: usize = 32;
 
 /// Looks whether the kernel could be found again, as it is in a snapshot. This takes 1 to 4 ms.
 fn look_at_image(stopped: &GuestStopped, tracker: &Tracker) {
-    if tracker.kernel.checksum(&tracker.ram.stopped(stopped)) != tracker.checksum
+    if tracker.guest.kernel.checksum(&tracker.guest.ram.stopped(stopped)) != tracker.guest.checksum
         && tracker.troubles.enter(&Trouble::Image)
     {
         diagnostics::warning(&Trouble::Image.to_string());
@@ -40,7 +40,7 @@ fn look_at_image(stopped: &GuestStopped, tracker: &Tracker) {
 
 /// Looks whether the kernel is still the one that is tracked. This takes some 20 microseconds.
 fn look_at_kernel(tracker: &Tracker) {
-    if !tracker.is_there() && tracker.troubles.enter(&Trouble::ReadOnlyData) {
+    if !tracker.guest.is_there() && tracker.troubles.enter(&Trouble::ReadOnlyData) {
         diagnostics::warning(&Trouble::ReadOnlyData.to_string());
     }
 }
@@ -160,7 +160,7 @@ impl Session {
     /// takes all that is live now as the state of things. No later scan reports any of it, though it
     /// is searched for references as ever, and what is allocated later and hangs from it is reported if it leaks. This costs nothing.
     pub fn set_baseline(&self, tracker: &Tracker) {
-        self.marks.lock().baseline = tracker.sequence();
+        self.marks.lock().baseline = tracker.objects.sequence();
     }
 
     /// as [`Session::set_baseline`], and counts the live objects by site, for later comparison. A
@@ -262,33 +262,32 @@ impl Session {
         let in_parts = what_for == For::LastCheck && !allocator::may_have(whole);
         fits(if in_parts { needs.copy } else { whole })?;
         let baseline = self.marks.lock().baseline;
-        let mut objects = self.shared(|| tracker.objects());
+        let mut objects = self.shared(|| tracker.copy_objects());
         if in_parts {
-            tracker.live.release();
-            tracker.pages.iter().for_each(|pages| pages.map.release());
+            tracker.objects.release();
             allocator::give_back();
             fits(rest)?;
         }
         // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
         objects.set_reported_before(baseline);
-        let modules = tracker.modules();
-        let memory = tracker.ram.stopped(stopped);
+        let modules = tracker.modules.all();
+        let memory = tracker.guest.ram.stopped(stopped);
         look_at_kernel(tracker);
-        tracker.tell_of_bounds();
+        tracker.report_limits();
         let mut tests = tracker.tests.lock().clone();
         tests.at = tests.at.or_else(|| tests.running.clone());
         Ok(look(&Moment {
-            kernel: &tracker.kernel,
+            kernel: &tracker.guest.kernel,
             memory: &memory,
             objects: &objects,
-            stacks: &tracker.stacks,
+            stacks: tracker.unwinder.stacks(),
             lines: self.lines.as_ref(),
             registers: &collected::registers(stopped),
             modules: &modules,
             tests: &tests,
             counters: collected::counters(tracker),
             troubles: &tracker.troubles.all(),
-            millis: tracker.millis(),
+            millis: tracker.time.millis(),
             min_age,
             // When they were allocated is not known, so after a mark it counts as before.
             unseen: self.options.live_slab && baseline == 0,
@@ -298,7 +297,7 @@ impl Session {
 
     /// Enters into the live map what a check has found out.
     fn settle(&self, tracker: &Tracker, outcome: &Outcome) {
-        outcome.unreferenced.iter().for_each(|u| tracker.set_reported(u.leak.addr, u.object.kind()));
+        outcome.unreferenced.iter().for_each(|u| tracker.objects.set_reported(u.leak.addr, u.object.kind()));
     }
 
     /// Writes what a scan found to all destinations of reports, and gives it back. `pause` is how long the guest stood still
@@ -324,9 +323,9 @@ impl Session {
     /// Gives the names of the tracked kernel and its modules. The guest may run.
     pub fn named<T>(&self, tracker: &Tracker, tell: impl FnOnce(Names<'_>) -> T) -> T {
         tell(Names {
-            kernel: &tracker.kernel,
-            modules: &tracker.modules(),
-            stacks: &tracker.stacks,
+            kernel: &tracker.guest.kernel,
+            modules: &tracker.modules.all(),
+            stacks: tracker.unwinder.stacks(),
             lines: self.lines.as_ref(),
         })
     }

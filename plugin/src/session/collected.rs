@@ -19,7 +19,7 @@ pub fn registers(stopped: &GuestStopped) -> Vec<u64> {
 /// What the summary counts.
 pub fn counters(tracker: &Tracker) -> Counters {
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-    let (c, d) = (tracker.live.counters(), &tracker.doubts);
+    let (c, d) = (tracker.objects.counters(), &tracker.calls.missed);
     let hooks = || tracker.hooks.iter().filter(|(hook, _)| hook.action.is_of_memory());
     Counters {
         allocations: c.allocations,
@@ -30,8 +30,8 @@ pub fn counters(tracker: &Tracker) -> Counters {
         unwatched_sites: get(&d.unwatched_returns) + get(&d.unreadable),
         hooks_hit: hooks().filter(|(_, seen)| seen.hit.load(Ordering::Relaxed)).count() as u64,
         hooks: hooks().count() as u64,
-        rewinds: tracker.rewinds(),
-        boot: tracker.boot,
+        rewinds: tracker.time.rewinds(),
+        boot: tracker.guest.boot,
     }
 }
 

@@ -1,12 +1,15 @@
 //! What can be demanded of the guest while it stands still, and what comes of it.
 
-use crate::ffi::panics;
-use crate::session::OFF;
-use crate::session::checks::Mark;
+use super::checks::{Found, Mark};
+use super::{OFF, Session};
+use crate::broadcast;
+use crate::ffi::witness::GuestStopped;
+use crate::ffi::{inject, panics};
+use crate::hooks::tracker::Tracker;
 use checker::CheckError;
 use checker::sites::Sites;
 use checker::why::Path;
-use detector::control::Count;
+use detector::control::{Count, Event};
 use detector::report::Report;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,4 +107,48 @@ pub struct Demand {
     pub what: What,
     /// Who.
     pub reply: Reply,
+}
+
+/// What was done while the guest stood still.
+pub enum Done {
+    /// A scan, whose report is to be written.
+    Found(Box<Found>),
+    /// All of it.
+    Answer(Answer),
+}
+
+impl Session {
+    /// Does what was demanded of a guest that is stopped.
+    ///
+    /// # Errors
+    /// [`DemandError`].
+    pub fn obey(&self, stopped: &GuestStopped, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
+        self.take_up_loaded();
+        if tracker.guest.is_retired() {
+            return Err(DemandError::Again);
+        }
+        inject("pause");
+        let scan = |min_age| Ok(Done::Found(Box::new(self.scan(stopped, tracker, min_age)?)));
+        Ok(Done::Answer(match what {
+            What::Tick => return scan(self.interval_min_age()),
+            What::Scan { min_age } => return scan(*min_age),
+            What::Mark { name } => Answer::Mark(self.mark(stopped, tracker, name.as_deref())?),
+            What::Clear => Answer::Cleared(self.clear(stopped, tracker)?),
+            What::Sites => Answer::Sites(Arc::new(self.sites(stopped, tracker)?)),
+            What::Why { address } => Answer::Paths(Arc::new(self.why(stopped, tracker, *address)?)),
+            What::Snapshot { path } => {
+                self.save(stopped, tracker, path).map_err(|why| DemandError::Snapshot(why.to_string()))?;
+                Answer::Snapshot
+            }
+        }))
+    }
+}
+
+/// Tells subscribers what came of a demand.
+pub fn publish(answer: &Answer) {
+    match answer {
+        Answer::Mark(mark) => broadcast::publish(|| Event::Mark(mark.told())),
+        Answer::Cleared(count) => broadcast::publish(|| Event::Clear(*count)),
+        _ => {}
+    }
 }

@@ -7,9 +7,10 @@
 
 use super::marker;
 use crate::ffi::inject;
-use crate::hooks::guest_text;
+use crate::hooks::guest::Guest;
+use crate::hooks::guest_text::{kernel_text, user_text};
 use crate::hooks::tracker::Tracker;
-use crate::session::session;
+use crate::session::Session;
 use detector::ktap;
 use libc::c_uint;
 use parking_lot::Mutex;
@@ -23,47 +24,69 @@ const MAX_OPEN: usize = 8;
 /// Names a virtio port, of which one is as good as any other.
 const PORT: u64 = 0;
 
-/// Lines that are not at their end yet, by what they are written to.
-static OPEN: Mutex<Vec<(u64, Vec<u8>)>> = Mutex::new(Vec::new());
-
-/// What waits is of a kernel that is gone.
-pub fn forget() {
-    OPEN.lock().clear();
+/// The console of one kernel.
+pub(super) struct Console {
+    session: &'static Session,
+    /// Lines that are not at their end yet, by what they are written to.
+    open: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
-/// A process writes to the terminal `tty`; the kernel has made a copy of the text.
-pub fn tty(tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
-    if !tracker.text.is_pty(tracker, tty) {
-        write(tracker, vcpu, tty, &guest_text::kernel(tracker, buf, count.min(MAX_WRITE) as usize));
+impl Console {
+    /// Nothing was written yet.
+    pub fn new(session: &'static Session) -> Console {
+        Console { session, open: Mutex::default() }
     }
-}
 
-/// A process writes to a virtio port.
-pub fn port(tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
-    write(tracker, vcpu, PORT, &guest_text::user(tracker, buf, count.min(MAX_WRITE) as usize).bytes);
-}
-
-/// A record is in the kernel's log, its `prb_reserved_entry` at `entry`.
-pub fn printk(tracker: &Tracker, vcpu: c_uint, entry: u64) {
-    if session().is_some_and(|s| s.options.ktap) {
-        lines(tracker, vcpu, tracker.text.record(tracker, entry).split(|b| *b == b'\n'));
-    }
-}
-
-fn write(tracker: &Tracker, vcpu: c_uint, to: u64, text: &[u8]) {
-    let mut all = OPEN.lock();
-    inject("console");
-    let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
-    let (whole, rest) = whole_lines(before.unwrap_or_default(), text);
-    // Most lines are none of tests.
-    if !rest.is_empty() && ktap::may_be(&rest) {
-        if all.len() == MAX_OPEN {
-            all.remove(0);
+    /// A process writes to the terminal `tty`; the kernel has made a copy of the text.
+    pub fn tty(&self, tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
+        let Guest { kernel, ram, text, .. } = &tracker.guest;
+        if !text.is_pty(kernel, ram, tty) {
+            let text = kernel_text(kernel, ram, buf, count.min(MAX_WRITE) as usize);
+            self.write(tracker, vcpu, tty, &text);
         }
-        all.push((to, rest));
     }
-    drop(all);
-    lines(tracker, vcpu, whole.iter().map(Vec::as_slice));
+
+    /// A process writes to a virtio port.
+    pub fn port(&self, tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
+        let Guest { kernel, ram, .. } = &tracker.guest;
+        self.write(tracker, vcpu, PORT, &user_text(kernel, ram, buf, count.min(MAX_WRITE) as usize).bytes);
+    }
+
+    /// A record is in the kernel's log, its `prb_reserved_entry` at `entry`.
+    pub fn printk(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
+        if self.session.options.ktap {
+            let Guest { kernel, ram, text, .. } = &tracker.guest;
+            self.lines(tracker, vcpu, text.record(kernel, ram, entry).split(|b| *b == b'\n'));
+        }
+    }
+
+    fn write(&self, tracker: &Tracker, vcpu: c_uint, to: u64, text: &[u8]) {
+        let mut all = self.open.lock();
+        inject("console");
+        let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
+        let (whole, rest) = whole_lines(before.unwrap_or_default(), text);
+        // Most lines are not of tests.
+        if !rest.is_empty() && ktap::may_be(&rest) {
+            if all.len() == MAX_OPEN {
+                all.remove(0);
+            }
+            all.push((to, rest));
+        }
+        drop(all);
+        self.lines(tracker, vcpu, whole.iter().map(Vec::as_slice));
+    }
+
+    fn lines<'a>(&self, tracker: &Tracker, vcpu: c_uint, lines: impl Iterator<Item = &'a [u8]>) {
+        let mut ended = None;
+        for line in lines.filter(|line| ktap::may_be(line)) {
+            let test = tracker.tests.lock().line(line, tracker.objects.sequence());
+            ended = test.or(ended);
+        }
+        // Of several that are told of at once, all is over by now.
+        if ended.is_some() && self.session.options.per_test {
+            marker::scan_after(self.session, vcpu, ended);
+        }
+    }
 }
 
 /// The lines that a text ends, after the start of one, and the start of the next. Lines are cut at [`MAX_LINE`].
@@ -77,18 +100,6 @@ fn whole_lines(mut line: Vec<u8>, text: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
         }
     }
     (whole, line)
-}
-
-fn lines<'a>(tracker: &Tracker, vcpu: c_uint, lines: impl Iterator<Item = &'a [u8]>) {
-    let mut ended = None;
-    for line in lines.filter(|line| ktap::may_be(line)) {
-        let test = tracker.tests.lock().line(line, tracker.sequence());
-        ended = test.or(ended);
-    }
-    // Of several that are told of at once, all is over by now.
-    if ended.is_some() && session().is_some_and(|s| s.options.per_test) {
-        marker::scan_after(vcpu, ended);
-    }
 }
 
 #[cfg(test)]

@@ -9,23 +9,20 @@
 //! [`Session`](crate::session::Session) that the thread calls.
 
 pub mod command;
-pub mod console;
+mod console;
 pub mod control;
 mod interval;
-pub mod marker;
+mod listener;
+mod marker;
 
-use crate::broadcast;
 use crate::diagnostics;
 use crate::ffi;
-use crate::ffi::witness::GuestStopped;
-use crate::hooks::tracker::Tracker;
-use crate::pause::pace::PACE;
 use crate::pause::{self, Way};
-use crate::session::checks::Found;
-use crate::session::demand::{Answer, Demand, DemandError, What};
+use crate::session::demand::{self, Answer, Demand, DemandError, Done, What};
 use crate::session::{OFF, Session};
+pub use listener::listen;
+
 use crossbeam_channel::{Receiver, Sender, TrySendError, select};
-use detector::control::Event;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -34,11 +31,12 @@ use std::time::{Duration, Instant};
 /// Demands that wait, at most; more are refused. A client has one at a time.
 const MAX_WAITING: usize = 512;
 
+/// To the thread. Clients' threads have nothing else that could hold it.
 static QUEUE: OnceLock<Sender<Demand>> = OnceLock::new();
 
 /// Starts the thread.
 pub fn start(session: &'static Session) {
-    marker::start(session);
+    session.start_reports();
     let (queue, demands) = crossbeam_channel::bounded(MAX_WAITING);
     let thread = Scanner {
         session,
@@ -81,14 +79,6 @@ struct Scanner {
     is_lost: bool,
 }
 
-/// What was done while the guest stood still.
-enum Done {
-    /// A scan, whose report is to be written.
-    Found(Box<Found>),
-    /// All of it.
-    Answer(Answer),
-}
-
 impl Scanner {
     fn run(mut self) {
         let ticks = interval::ticks(self.session.options.scan);
@@ -126,15 +116,14 @@ impl Scanner {
             return Err(DemandError::Ended);
         }
         let tracker = session.tracked().map_err(DemandError::Nothing)?;
-        std::thread::sleep(PACE.rest(Instant::now()));
+        std::thread::sleep(session.pace.rest(Instant::now()));
         for way in self.ways.iter_mut().filter(|way| way.is_ready()) {
             let result = Arc::new(Mutex::new(None));
-            let (inner, work, stopped_of) = (result.clone(), what.clone(), Arc::clone(&tracker));
+            let (inner, work, obeyed) = (result.clone(), what.clone(), Arc::clone(&tracker));
             let began = Instant::now();
-            let paused =
-                way.during(Box::new(move |guest| *inner.lock() = Some(stopped(guest, session, &stopped_of, &work))));
+            let paused = way.during(Box::new(move |guest| *inner.lock() = Some(session.obey(guest, &obeyed, &work))));
             let pause = began.elapsed();
-            PACE.paused(Instant::now(), pause);
+            session.pace.paused(Instant::now(), pause);
             if session.is_ended() {
                 return Err(DemandError::Ended);
             }
@@ -148,13 +137,13 @@ impl Scanner {
             match result.lock().take() {
                 Some(Ok(Done::Found(found))) => {
                     session.paused(pause);
-                    marker::flush(session);
+                    session.flush_reports();
                     let report = session.report(&tracker, &found, pause, false);
                     return Ok((Answer::Report(Arc::new(report)), pause));
                 }
                 Some(Ok(Done::Answer(answer))) => {
                     session.paused(pause);
-                    tell(&answer);
+                    demand::publish(&answer);
                     return Ok((answer, pause));
                 }
                 Some(Err(why)) => {
@@ -171,35 +160,5 @@ impl Scanner {
             diagnostics::error("the guest cannot be paused: there is no scan before exit until it can");
         }
         Err(DemandError::Running)
-    }
-}
-
-/// Does what was demanded of a guest that stands still.
-fn stopped(guest: &GuestStopped, session: &Session, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
-    session.take_up_loaded();
-    if tracker.is_retired() {
-        return Err(DemandError::Again);
-    }
-    ffi::inject("pause");
-    Ok(Done::Answer(match what {
-        What::Tick => return Ok(Done::Found(Box::new(session.scan(guest, tracker, session.interval_min_age())?))),
-        What::Scan { min_age } => return Ok(Done::Found(Box::new(session.scan(guest, tracker, *min_age)?))),
-        What::Mark { name } => Answer::Mark(session.mark(guest, tracker, name.as_deref())?),
-        What::Clear => Answer::Cleared(session.clear(guest, tracker)?),
-        What::Sites => Answer::Sites(Arc::new(session.sites(guest, tracker)?)),
-        What::Why { address } => Answer::Paths(Arc::new(session.why(guest, tracker, *address)?)),
-        What::Snapshot { path } => {
-            session.save(guest, tracker, path).map_err(|why| DemandError::Snapshot(why.to_string()))?;
-            Answer::Snapshot
-        }
-    }))
-}
-
-/// Tells subscribers.
-fn tell(answer: &Answer) {
-    match answer {
-        Answer::Mark(mark) => broadcast::publish(|| Event::Mark(mark.told())),
-        Answer::Cleared(count) => broadcast::publish(|| Event::Clear(*count)),
-        _ => {}
     }
 }

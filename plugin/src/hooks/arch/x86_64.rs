@@ -32,6 +32,10 @@ pub fn sp_after_return(slot: u64) -> u64 {
     slot.wrapping_add(8)
 }
 
+/// How the names of functions start that calls of anything go through: thunks of indirect calls
+/// (arch/x86/lib/retpoline.S), and static calls (include/linux/static_call.h).
+pub const TRAMPOLINES: [&str; 2] = ["__x86_indirect_", "__SCT__"];
+
 /// Bytes of the longest call instruction that is looked for.
 pub const LONGEST_CALL: usize = 7;
 

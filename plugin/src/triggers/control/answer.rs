@@ -1,6 +1,5 @@
 //! Answers: what was asked, done, and put into lines.
 
-use super::CLIENTS;
 use crate::session::demand::{Answer, Demand, DemandError, What};
 use crate::session::{Session, session};
 use checker::names::Names;
@@ -12,9 +11,11 @@ use detector::report::json;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+/// Clients that are connected. Their threads and the one that accepts them count themselves in and out.
+pub(super) static CLIENTS: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of a mark's name.
 const MAX_NAME: usize = 256;
 

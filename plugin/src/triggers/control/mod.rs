@@ -15,10 +15,10 @@ pub use socket::{Socket, SocketError};
 
 use crate::ffi::panics;
 use crate::{broadcast, diagnostics, ffi};
-use answer::Problem;
+use answer::{CLIENTS, Problem};
 use detector::control::Event;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,8 +29,8 @@ const STACK: usize = 512 << 10;
 /// How long QEMU's exit waits for subscribers to read the last events.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// The socket. QEMU's exit, which takes its file away, hands nothing over that could hold it.
 static SOCKET: OnceLock<Socket> = OnceLock::new();
-static CLIENTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Serves a socket.
 pub fn start(socket: Socket) {

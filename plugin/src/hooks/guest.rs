@@ -1,0 +1,106 @@
+//! The kernel that was found in the guest: where it lies, where it keeps what hooks read, and whether it is still there.
+
+use super::arch;
+use super::context::{Context, Who};
+use super::fingerprint::Fingerprint;
+use super::guest_text::GuestText;
+use crate::ffi::ram::Ram;
+use crate::ffi::regs;
+use crate::ffi::witness::GuestStopped;
+use guest_symbols::Kernel;
+use guest_symbols::memory::VirtAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A guest whose kernel has been found.
+pub struct Guest {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Its RAM.
+    pub ram: Ram,
+    /// Which kernel of this QEMU it is, counted from 1.
+    pub boot: u64,
+    /// Checksum of what the kernel was found by ([`Kernel::checksum`]).
+    pub checksum: u32,
+    /// Where text of the guest is found.
+    pub text: GuestText,
+    context: Context,
+    /// Virtual addresses of the kernel's image.
+    image: Range<u64>,
+    /// Tells this kernel from another; `None` where it cannot be read.
+    fingerprint: Option<Fingerprint>,
+    /// The kernel is gone.
+    retired: AtomicBool,
+    /// Another kernel runs, and QEMU does not tell of resets.
+    replaced: AtomicBool,
+}
+
+impl Guest {
+    /// Resolves all offsets once. `boot` is how many kernels this QEMU has started by now.
+    pub fn new(kernel: Kernel, ram: Ram, boot: u64, stopped: &GuestStopped) -> Guest {
+        Guest {
+            boot,
+            checksum: kernel.checksum(&ram.stopped(stopped)),
+            text: GuestText::new(&kernel),
+            context: Context::new(&kernel),
+            image: kernel.symbols.lookup("_text").unwrap_or(0)..kernel.symbols.lookup("_end").unwrap_or(u64::MAX),
+            fingerprint: Fingerprint::of(&kernel, &ram),
+            retired: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
+            kernel,
+            ram,
+        }
+    }
+
+    /// Whether a virtual address lies in the kernel's image.
+    #[inline]
+    pub fn is_in_image(&self, at: u64) -> bool {
+        self.image.contains(&at)
+    }
+
+    /// Whether the kernel is where it was found.
+    pub fn is_there(&self) -> bool {
+        self.fingerprint.as_ref().is_none_or(|fingerprint| fingerprint.is_there(&self.ram))
+    }
+
+    /// Whether the kernel is gone: nothing that is known of it holds any more. To be asked while the guest is stopped.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// The kernel is gone.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    /// Whether another kernel runs, although QEMU did not say so.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// Another kernel runs, although QEMU did not say so.
+    pub(super) fn set_replaced(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
+    /// A tag that is passed to callbacks, so that callbacks left from an earlier kernel are ignored.
+    #[inline]
+    pub(super) fn tag(&self) -> u16 {
+        self.boot as u16
+    }
+
+    /// The guest's jiffies; 0 where they cannot be read.
+    pub fn jiffies(&self) -> u64 {
+        self.context.jiffies(&self.ram)
+    }
+
+    /// The task that runs on the current vCPU; `None` before there are tasks. Only in callbacks that may read registers.
+    pub fn task(&self) -> Option<VirtAddr> {
+        self.context.task(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE))
+    }
+
+    /// Who runs on the current vCPU. Only in callbacks that may read registers.
+    pub fn who(&self) -> Who {
+        self.context.who(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE))
+    }
+}

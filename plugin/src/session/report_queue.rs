@@ -1,0 +1,96 @@
+//! What the guest asks for by markers: it is done while the guest is stopped, and the reports of it are written by a thread
+//! of their own, in order.
+
+use super::Session;
+use super::checks::Found;
+use super::demand::{self, Done, What};
+use crate::diagnostics;
+use crate::ffi::witness::GuestStopped;
+use crate::ffi::{guard, inject, signals};
+use crate::hooks::tracker::Tracker;
+use crossbeam_channel::{Sender, bounded};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Most reports that wait to be written; more are written while the guest is stopped, which slows it down.
+const MAX_REPORTS: usize = 16;
+
+/// What a marker's scan found, in which kernel, and how long the guest was stopped for it.
+type Scanned = (Arc<Tracker>, Box<Found>, Duration);
+
+/// Reports that wait to be written.
+#[derive(Default)]
+pub(super) struct ReportQueue {
+    waiting: Mutex<VecDeque<Scanned>>,
+    /// Held by who writes reports, so that they come in order.
+    writing: Mutex<()>,
+    /// Wakes the thread that writes them, where there is one.
+    wake: OnceLock<Sender<()>>,
+}
+
+impl Session {
+    /// Starts the thread that writes reports of markers. Without it they are written while the guest is stopped.
+    pub fn start_reports(&'static self) {
+        if !self.options.guest_markers && !self.options.per_test {
+            return;
+        }
+        let (wake, woken) = bounded(1);
+        let spawned = std::thread::Builder::new().name("libleak-markers".into()).spawn(move || {
+            signals::block();
+            guard(|| {
+                woken.iter().for_each(|()| {
+                    inject("reports");
+                    self.flush_reports();
+                });
+            });
+        });
+        if spawned.is_ok() {
+            let _ = self.reports.wake.set(wake);
+        }
+    }
+
+    /// Writes the reports of markers until now: before any later report.
+    pub fn flush_reports(&self) {
+        let _one = self.reports.writing.lock();
+        loop {
+            let next = self.reports.waiting.lock().pop_front();
+            let Some((tracker, found, pause)) = next else { return };
+            self.report(&tracker, &found, pause, false);
+        }
+    }
+
+    /// Does what a marker asks for. A report of it is of the test `at`.
+    pub fn obey_marker(&self, stopped: &GuestStopped, what: &What, at: Option<Arc<str>>) {
+        let tracker = match self.tracked() {
+            Ok(tracker) => tracker,
+            Err(why) => return log::info!("no effect of a marker: {why}"),
+        };
+        inject("marker");
+        let began = Instant::now();
+        tracker.tests.lock().at = at;
+        let done = self.obey(stopped, &tracker, what);
+        tracker.tests.lock().at = None;
+        self.paused(began.elapsed());
+        self.pace.paused(Instant::now(), began.elapsed());
+        match done {
+            Ok(Done::Found(found)) => {
+                let mut reports = self.reports.waiting.lock();
+                reports.push_back((Arc::clone(&tracker), found, began.elapsed()));
+                let full = reports.len() > MAX_REPORTS;
+                drop(reports);
+                match self.reports.wake.get().filter(|_| !full) {
+                    Some(wake) => drop(wake.try_send(())),
+                    // Nobody who writes waits for a vCPU.
+                    None => self.flush_reports(),
+                }
+            }
+            Ok(Done::Answer(answer)) => {
+                log::info!("{what:?} by a marker");
+                demand::publish(&answer);
+            }
+            Err(why) => diagnostics::error(&format!("no result of a marker: {why}")),
+        }
+    }
+}
