@@ -3,7 +3,7 @@
 mod keys;
 
 use detector::report::Format;
-use keys::{KEYS, help, names};
+use keys::{KEYS, OptionName, help, names};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -172,67 +172,67 @@ impl Options {
                 "off" => Ok(false),
                 _ => Err(bad("neither on nor off")),
             };
-            match key.name {
-                "report" => {
+            match key.option {
+                OptionName::Report => {
                     let path = path()?;
                     if options.reports.iter().any(|r| r.path == path) {
                         return Err(bad("given twice"));
                     }
                     options.reports.push(ReportFile { format: Format::of(&path), path });
                 }
-                "format" => {
+                OptionName::Format => {
                     let before = options.reports.last_mut().map_or(&mut options.stderr, |r| &mut r.format);
                     *before = value.parse().map_err(bad)?;
                 }
-                "each" => options.each = switch()?,
-                "suppress" => options.suppress.push(path()?),
-                "suppress-print" => options.suppress_print = Some(path()?),
-                "frames" => match value.parse() {
+                OptionName::Each => options.each = switch()?,
+                OptionName::Suppress => options.suppress.push(path()?),
+                OptionName::SuppressPrint => options.suppress_print = Some(path()?),
+                OptionName::Frames => match value.parse() {
                     Ok(n) if (1..=64).contains(&n) => options.frames = n,
                     _ => return Err(bad("not a number from 1 to 64")),
                 },
-                "max-objects" => match value.parse() {
+                OptionName::MaxObjects => match value.parse() {
                     Ok(n) if n >= 1000 => options.max_objects = Some(n),
                     _ => return Err(bad("not a number of at least 1000")),
                 },
-                "threads" => match value.parse::<NonZeroUsize>() {
+                OptionName::Threads => match value.parse::<NonZeroUsize>() {
                     Ok(n) if n.get() <= 64 => options.threads = Some(n),
                     _ => return Err(bad("not a number from 1 to 64")),
                 },
-                "max-memory" => match size(value) {
+                OptionName::MaxMemory => match size(value) {
                     Some(bytes) if bytes >= LEAST_MEMORY => options.max_memory = Some(bytes),
                     _ => return Err(bad("not a number of bytes, K, M or G that comes to at least 64M")),
                 },
-                "debug" => options.debug.push(path()?),
-                "scan" => options.scan = seconds(1)?,
-                "min-age" => options.min_age = seconds(0)?,
-                "qmp" => options.qmp = Some(path()?),
-                "symbols" => options.symbols = Some(path()?),
-                "snapshot" => options.snapshot = Some(path()?),
-                "control" => options.control = Some(path()?),
-                "live" => {
+                OptionName::Debug => options.debug.push(path()?),
+                OptionName::Scan => options.scan = seconds(1)?,
+                OptionName::MinAge => options.min_age = seconds(0)?,
+                OptionName::Qmp => options.qmp = Some(path()?),
+                OptionName::Symbols => options.symbols = Some(path()?),
+                OptionName::Snapshot => options.snapshot = Some(path()?),
+                OptionName::Control => options.control = Some(path()?),
+                OptionName::Live => {
                     options.live_slab = match value {
                         "hooks" => false,
                         "slab" => true,
                         _ => return Err(bad("neither hooks nor slab")),
                     }
                 }
-                "why" => match value {
+                OptionName::Why => match value {
                     "" | "on" => return Err(bad("no pattern")),
                     pattern => options.why = Some(pattern.to_owned()),
                 },
-                "audit" => options.audit = switch()?,
-                "guest-markers" => options.guest_markers = switch()?,
-                "per-test" => options.per_test = switch()?,
-                "tests" => {
+                OptionName::Audit => options.audit = switch()?,
+                OptionName::GuestMarkers => options.guest_markers = switch()?,
+                OptionName::PerTest => options.per_test = switch()?,
+                OptionName::Tests => {
                     options.ktap = match value {
                         "ktap" => true,
                         "off" => false,
                         _ => return Err(bad("neither ktap nor off")),
                     }
                 }
-                "pages" => options.pages = switch()?,
-                _ => return Err(OptionError::Help(help())),
+                OptionName::Pages => options.pages = switch()?,
+                OptionName::Help => return Err(OptionError::Help(help())),
             }
         }
         Ok(options)
