@@ -14,15 +14,20 @@ fn asks(words: &[u8]) -> bool {
     words.split(|&byte| byte == 0).any(|word| matches!(word, b"-daemonize" | b"--daemonize"))
 }
 
+/// Nobody would see a report.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error(
+    "QEMU has no stderr once -daemonize has sent it to the background, so nobody would see a report; add report=PATH"
+)]
+pub struct NoReport;
+
 /// Makes the options of use there.
 ///
 /// # Errors
-/// What to print, if nobody would see a report.
-pub fn settle(options: &mut Options) -> Result<(), String> {
+/// [`NoReport`].
+pub fn settle(options: &mut Options) -> Result<(), NoReport> {
     if options.reports.is_empty() {
-        return Err("QEMU has no stderr once -daemonize has sent it to the background, so nobody would see a report; \
-                    add report=PATH"
-            .to_owned());
+        return Err(NoReport);
     }
     let files = options.reports.iter_mut().map(|report| &mut report.path);
     let single = [&mut options.suppress_print, &mut options.qmp, &mut options.snapshot, &mut options.control];
@@ -55,6 +60,6 @@ mod tests {
         assert_eq!(options.reports[0].path, here.join("leaks"));
         assert_eq!((options.control, options.snapshot), (Some("/run/leak".into()), Some(here.join("a/s"))));
         let none = settle(&mut Options::parse(["control=/run/leak"]).unwrap());
-        assert!(none.unwrap_err().contains("report=PATH"));
+        assert!(none.unwrap_err().to_string().contains("report=PATH"));
     }
 }

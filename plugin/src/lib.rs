@@ -24,9 +24,9 @@ use hooks::current;
 use libc::{c_char, c_int, c_uint, c_void};
 use options::{OptionError, Options};
 use qemu_plugin_sys::{qemu_info_t, qemu_plugin_tb};
-use session::{Session, session};
+use session::{Session, StartError, session};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use triggers::control::{self, Socket};
+use triggers::control::{self, Socket, SocketError};
 
 /// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by then.
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
@@ -92,53 +92,83 @@ pub unsafe extern "C" fn qemu_plugin_install(
         };
         match install(id, &target, system, version, &words) {
             Ok(()) => status = 0,
-            Err(message) => {
-                message.lines().for_each(diagnostics::line);
-            }
+            Err(InstallError::Options(OptionError::Help(text))) => text.lines().for_each(diagnostics::line),
+            Err(why) => format!("error: {why}").lines().for_each(diagnostics::line),
         }
     });
     status
 }
 
+/// Why QEMU is not to start.
+#[derive(Debug, thiserror::Error)]
+enum InstallError {
+    /// Another libleak has this process.
+    #[error("another libleak is loaded in this QEMU already; give -plugin once, with all options")]
+    Twice,
+    /// The logger.
+    #[error(transparent)]
+    Log(#[from] log::SetLoggerError),
+    /// QEMU is of another kind.
+    #[error("{0}; libleak needs qemu-system-x86_64, version 9.2 to 11.1, with the TCG accelerator")]
+    Unsupported(#[from] Unsupported),
+    /// The options.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    /// In the background nobody would see a report.
+    #[error(transparent)]
+    NoReport(#[from] daemon::NoReport),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// An option's file.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// What of this QEMU is not supported.
+#[derive(Debug, thiserror::Error)]
+enum Unsupported {
+    /// It has no machine.
+    #[error("this is linux-user QEMU, which runs no kernel")]
+    LinuxUser,
+    /// It emulates another architecture.
+    #[error("this QEMU emulates {0}")]
+    Target(String),
+    /// It has another plugin API.
+    #[error("this QEMU is too old (its plugin API is version {0}, 4 is needed)")]
+    Version(c_int),
+    /// It has not all of the plugin API.
+    #[error(transparent)]
+    Function(#[from] api::MissingFunction),
+}
+
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
-fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), String> {
+fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), InstallError> {
     if !host::claim_process() {
         // QEMU ends now, before a guest ran: that is no news.
         REFUSED.store(true, Ordering::Relaxed);
-        return Err(
-            "error: another libleak is loaded in this QEMU already; give -plugin once, with all options".to_owned()
-        );
+        return Err(InstallError::Twice);
     }
     signals::survive_large_files();
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn"))
-        .try_init()
-        .map_err(|e| format!("error: {e}"))?;
-    let refuse = |what: &str| {
-        format!("error: {what}; libleak needs qemu-system-x86_64, version 9.2 to 11.1, with the TCG accelerator")
-    };
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("LIBLEAK_LOG", "warn")).try_init()?;
     if !system {
-        return Err(refuse("this is linux-user QEMU, which runs no kernel"));
+        return Err(Unsupported::LinuxUser.into());
     }
     if target != "x86_64" {
-        return Err(refuse(&format!("this QEMU emulates {target}")));
+        return Err(Unsupported::Target(target.to_owned()).into());
     }
     if version < 4 {
-        return Err(refuse(&format!("this QEMU is too old (its plugin API is version {version}, 4 is needed)")));
+        return Err(Unsupported::Version(version).into());
     }
-    if let Err(missing) = api::load() {
-        return Err(refuse(&format!("this QEMU lacks {missing}")));
-    }
-    let mut options = Options::parse(words.iter().map(String::as_str)).map_err(|e| match e {
-        OptionError::Help(text) => text,
-        e => format!("error: {e}"),
-    })?;
+    api::load().map_err(Unsupported::from)?;
+    let mut options = Options::parse(words.iter().map(String::as_str))?;
     if daemon::is_daemon() {
-        daemon::settle(&mut options).map_err(|e| format!("error: {e}"))?;
+        daemon::settle(&mut options)?;
     }
     allocator::set_aside(options.max_memory);
     // Before reports are emptied, since it may be refused.
-    let socket = options.control.as_deref().map(Socket::bind).transpose().map_err(|e| format!("error: {e}"))?;
-    let session = Session::start(options, triggers::listen).map_err(|e| format!("error: {e}"))?;
+    let socket = options.control.as_deref().map(Socket::bind).transpose()?;
+    let session = Session::start(options, triggers::listen)?;
     let with_id = version < api::VERSION_WITHOUT_ID;
     let null = std::ptr::null_mut();
     let pick = |with: *const c_void, without: *const c_void| if with_id { with } else { without };
@@ -170,7 +200,7 @@ extern "C" fn vcpu_init(_vcpu: c_uint, _userdata: *mut c_void) {
     guard(|| {
         inject("vcpu-init");
         if let Err(missing) = regs::init_vcpu() {
-            diagnostics::error(&format!("this vCPU has no register {missing}: nothing can be tracked"));
+            diagnostics::error(&format!("{missing}: nothing can be tracked"));
         }
         // One that is plugged in later finds the kernel tracked already.
         if let Some(tracker) = current::tracker() {

@@ -5,8 +5,11 @@ mod boots;
 pub mod checks;
 mod collected;
 pub mod demand;
+mod error;
 mod history;
 mod report_queue;
+
+pub use error::{NotTracked, StartError};
 
 use crate::diagnostics;
 use crate::ffi::api::Block;
@@ -25,6 +28,7 @@ use crate::options::Options;
 use crate::output::Output;
 use crate::pause::pace::Pace;
 use detector::suppress::Suppressions;
+use error::TakeUpError;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
@@ -72,11 +76,6 @@ pub struct Session {
     pool: OnceLock<Option<ThreadPool>>,
 }
 
-/// What is said after a panic of ours.
-pub const OFF: &str = "an internal error has ended the tracking, as a line on QEMU's stderr says: there is no report but the last one, at QEMU's end";
-const RESET: &str = "the guest started another kernel, and only its first kernel was tracked; \
-                     use -no-reboot, and start QEMU again for each boot";
-
 /// Set once, at install. QEMU's callbacks have no data that could hold it.
 static SESSION: OnceLock<Session> = OnceLock::new();
 
@@ -89,13 +88,13 @@ impl Session {
     /// Starts the session.
     ///
     /// # Errors
-    /// The line to print, if an option's file cannot be used.
-    pub fn start(options: Options, listen: Listen) -> Result<&'static Session, String> {
-        let suppressions = Suppressions::read(&options.suppress).map_err(|e| e.to_string())?;
-        options.snapshot.as_deref().map(snapshot::try_path).transpose().map_err(|e| e.to_string())?;
-        let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose().map_err(|e| e.to_string())?;
+    /// [`StartError`], whose text is the line to print.
+    pub fn start(options: Options, listen: Listen) -> Result<&'static Session, StartError> {
+        let suppressions = Suppressions::read(&options.suppress)?;
+        options.snapshot.as_deref().map(snapshot::try_path).transpose()?;
+        let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose()?;
         let lines = if options.debug.is_empty() { None } else { Some(Lines::open(&options.debug)) };
-        let lines = lines.transpose().map_err(|e| e.to_string())?;
+        let lines = lines.transpose()?;
         // Last, so that nothing is emptied when QEMU does not start.
         let output = Output::open(&options);
         let session = SESSION.get_or_init(|| Session {
@@ -257,33 +256,30 @@ impl Session {
     /// What is tracked.
     ///
     /// # Errors
-    /// The line to print if there is nothing, or nothing that a scan would be right about.
-    pub fn tracked(&self) -> Result<Arc<Tracker>, String> {
+    /// [`NotTracked`].
+    pub fn tracked(&self) -> Result<Arc<Tracker>, NotTracked> {
         match panics::halted() {
-            Some(_) => Err(OFF.to_owned()),
+            Some(_) => Err(NotTracked::Halted),
             None => self.known(),
         }
     }
 
     /// What was tracked, whether or not it still is.
-    fn known(&self) -> Result<Arc<Tracker>, String> {
+    fn known(&self) -> Result<Arc<Tracker>, NotTracked> {
         let Some(tracker) = current::tracker() else {
             let why = self.failure.lock().clone();
             return Err(match why {
-                _ if !self.search.blocks.load(Ordering::Relaxed) => "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg".to_owned(),
-                Some(why) => format!("nothing was tracked: {why}"),
-                None if self.is_between() => "no kernel runs in the guest now: it is starting again".to_owned(),
-                None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
+                _ if !self.search.blocks.load(Ordering::Relaxed) => NotTracked::NoCode,
+                Some(why) => NotTracked::NoKernel(why),
+                None if self.is_between() => NotTracked::Between,
+                None => NotTracked::NoLinux,
             });
         };
         if tracker.guest.is_replaced() {
-            return Err(format!("no result: {RESET}"));
+            return Err(NotTracked::Replaced);
         }
         if tracker.objects.counters().allocations == 0 {
-            return Err(format!(
-                "nothing was tracked: Linux {} was found, but it ended before its first allocation, or none of its allocators is known",
-                tracker.guest.kernel.release
-            ));
+            return Err(NotTracked::NoAllocations(tracker.guest.kernel.release.clone()));
         }
         Ok(tracker)
     }
@@ -297,16 +293,16 @@ impl Session {
 
     /// Makes what was known when a panic ended the tracking ready for one more check. What happened in the guest since is not
     /// known: the kernel's own books say what is still allocated, and they must be of the same run of the same kernel.
-    fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), &'static str> {
+    fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), TakeUpError> {
         let before = tracker.time.rewinds();
         tracker.check_time(false);
         if tracker.time.rewinds() > before {
-            return Err("the guest has gone back in time, or started again");
+            return Err(TakeUpError::Rewound);
         }
         let banner = tracker.guest.kernel.symbols.lookup("linux_banner").map(VirtAddr);
         let banner = banner.map(|at| tracker.guest.kernel.read_string(&tracker.guest.ram, at, MAX_BANNER));
         if banner.is_some_and(|banner| !banner.contains(&tracker.guest.kernel.release)) {
-            return Err("another kernel runs since");
+            return Err(TakeUpError::OtherKernel);
         }
         tracker.troubles.enter(&Trouble::Halted(since.elapsed().as_secs()));
         Ok(())

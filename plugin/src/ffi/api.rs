@@ -27,15 +27,20 @@ pub type AnyCallback = *const c_void;
 /// `qemu_plugin_vcpu_udata_cb_t`.
 pub type ExecCallback = extern "C" fn(vcpu: c_uint, userdata: *mut c_void);
 
+/// A function that this QEMU does not have, by its name.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this QEMU lacks {0}")]
+pub struct MissingFunction(&'static str);
+
 macro_rules! api {
     ($($(#[$doc:meta])* $name:ident = $symbol:literal: fn($($arg:ty),*) $(-> $ret:ty)?;)*) => {
         /// The functions used, resolved.
         pub struct Api { $($(#[$doc])* pub $name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)* }
 
         impl Api {
-            fn resolve() -> Result<Api, &'static str> {
+            fn resolve() -> Result<Api, MissingFunction> {
                 Ok(Api { $($name: {
-                    let found = lookup($symbol).ok_or($symbol)?;
+                    let found = lookup($symbol).ok_or(MissingFunction($symbol))?;
                     // SAFETY: the symbol is QEMU's or GLib's function of that name, whose C signature, from
                     // QEMU 9.2 to 11.1, is the one given here (int results that became bool are not read
                     // beyond zero or not; additional trailing arguments are ignored by older versions).
@@ -108,8 +113,8 @@ pub fn api() -> &'static Api {
 /// Resolves the API.
 ///
 /// # Errors
-/// The name of the first function that this QEMU does not have.
-pub fn load() -> Result<(), &'static str> {
+/// The first function that this QEMU does not have.
+pub fn load() -> Result<(), MissingFunction> {
     let api = Api::resolve()?;
     let _ = API.set(api);
     Ok(())

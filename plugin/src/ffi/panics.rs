@@ -23,6 +23,11 @@ static UNTOLD: Mutex<Option<String>> = Mutex::new(None);
 /// Where and what the last panic was.
 static LAST: Mutex<String> = Mutex::new(String::new());
 
+/// Where and what a panic was.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Panicked(String);
+
 /// Runs `f` on behalf of QEMU. A panic in it must not unwind into C: it ends the tracking, and the guest goes on.
 #[inline]
 pub fn guard(f: impl FnOnce()) {
@@ -34,26 +39,26 @@ pub fn guard(f: impl FnOnce()) {
 /// As [`guard`], but also after a panic: for what QEMU's exit is to do in any case, and for clients, who are to be answered.
 ///
 /// # Errors
-/// Where and what the panic was.
-pub fn always(f: impl FnOnce()) -> Result<(), String> {
+/// [`Panicked`].
+pub fn always(f: impl FnOnce()) -> Result<(), Panicked> {
     caught(f)
 }
 
 #[inline]
-fn caught(f: impl FnOnce()) -> Result<(), String> {
+fn caught(f: impl FnOnce()) -> Result<(), Panicked> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|panic| after(&*panic))
 }
 
 /// A panic was caught: what it held is free again.
 #[cold]
-fn after(panic: &(dyn Any + Send)) -> String {
+fn after(panic: &(dyn Any + Send)) -> Panicked {
     // Unless the hook did so.
     halt(|| one_line(message(panic)));
     let untold = UNTOLD.lock().take();
     if let Some(line) = untold {
         diagnostics::in_files(Level::Error, &line);
     }
-    LAST.lock().clone()
+    Panicked(LAST.lock().clone())
 }
 
 /// Has a panic told in one line, ours, in place of Rust's own. Every library has a hook of its own, so this one is called for

@@ -25,11 +25,16 @@ thread_local! {
     static BUFFER: Cell<*mut GByteArray> = const { Cell::new(std::ptr::null_mut()) };
 }
 
+/// A register that a vCPU does not have, by its name.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this vCPU has no register {0}")]
+pub struct MissingRegister(&'static str);
+
 /// Learns the handles; call it from the vCPU's init callback.
 ///
 /// # Errors
-/// The name of a register that this vCPU lacks: it is no 64-bit x86.
-pub fn init_vcpu() -> Result<(), &'static str> {
+/// A register that this vCPU lacks: it is no 64-bit x86.
+pub fn init_vcpu() -> Result<(), MissingRegister> {
     if HANDLES.get().is_some() {
         return Ok(());
     }
@@ -40,7 +45,7 @@ pub fn init_vcpu() -> Result<(), &'static str> {
     unsafe {
         let array = (api().get_registers)();
         if array.is_null() {
-            return Err("any");
+            return Err(MissingRegister("any"));
         }
         let step = (api().array_element_size)(array) as usize;
         for i in 0..(*array).len as usize {
@@ -54,7 +59,7 @@ pub fn init_vcpu() -> Result<(), &'static str> {
         (api().array_free)(array, 1);
     }
     if let Some(i) = handles.iter().position(|h| h.is_null()) {
-        return Err(NAMES[i]);
+        return Err(MissingRegister(NAMES[i]));
     }
     let _ = HANDLES.set(Handles(handles));
     Ok(())

@@ -8,7 +8,7 @@ pub mod pace;
 
 use crate::ffi::vcpu::{self, VcpuError};
 use crate::ffi::witness::Work;
-use monitor::Monitor;
+use monitor::{Monitor, MonitorError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub enum PauseError {
         /// The socket.
         path: PathBuf,
         /// What went wrong.
-        why: String,
+        why: MonitorError,
     },
     /// The exclusive section.
     #[error(

@@ -16,6 +16,51 @@ use std::time::Instant;
 /// Bytes of a line; QEMU's own are some hundred.
 const MAX_LINE: usize = 1 << 20;
 
+/// What is wrong with a monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The system's word.
+    #[error(transparent)]
+    System(#[from] std::io::Error),
+    /// Something else listens there.
+    #[error("it is no QMP monitor")]
+    NotQmp,
+    /// It says what nobody understands.
+    #[error("the monitor said no JSON: {0}")]
+    NoJson(serde_json::Error),
+    /// It goes on and on.
+    #[error("the monitor said more than {MAX_LINE} bytes in a line")]
+    LongLine,
+    /// It says nothing.
+    #[error("the monitor did not answer within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    /// It is gone.
+    #[error("the monitor closed the connection")]
+    Closed,
+    /// It does not do as it is told.
+    #[error("{name}: {error}")]
+    Refused {
+        /// The command.
+        name: &'static str,
+        /// The monitor's words.
+        error: Value,
+    },
+    /// The answer to a command.
+    #[error("{name}: {why}")]
+    Answer {
+        /// The command.
+        name: &'static str,
+        /// What was wrong with it.
+        why: Box<MonitorError>,
+    },
+    /// The guest was stopped, or is about to be, and is told to go on.
+    #[error("{0} (if the guest stands still, type cont in another monitor)")]
+    MayStandStill(Box<MonitorError>),
+    /// The guest was stopped, or is about to be, and cannot be told to go on.
+    #[error("{0}, and the guest may stand still: type cont in another monitor")]
+    StandsStill(Box<MonitorError>),
+}
+
 /// A QMP monitor.
 pub(super) struct Monitor {
     path: PathBuf,
@@ -30,7 +75,7 @@ impl Monitor {
         Monitor { path: path.into(), connection: None, late: None }
     }
 
-    fn stop_and_work(&mut self, work: Work) -> Result<(), String> {
+    fn stop_and_work(&mut self, work: Work) -> Result<(), MonitorError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => Connection::new(&self.path)?,
@@ -53,7 +98,7 @@ impl Monitor {
     }
 
     /// The guest may stand still, or may be about to, because of us. Returns `why`, and what to do if it cannot be helped.
-    fn let_go(&mut self, mut connection: Connection, why: String) -> String {
+    fn let_go(&mut self, mut connection: Connection, why: MonitorError) -> MonitorError {
         // A `stop` that is late is followed by this.
         let sent = connection.send("cont");
         self.late = Some(connection).filter(|_| sent.is_ok());
@@ -61,10 +106,10 @@ impl Monitor {
             let mut connection = Connection::new(&self.path)?;
             connection.command("cont").map(drop)
         };
-        match vcpu::resume().map_err(|why| why.to_string()).or_else(|_| again()) {
+        match vcpu::resume().or_else(|_| again()) {
             Ok(()) => why,
-            Err(_) if sent.is_ok() => format!("{why} (if the guest stands still, type cont in another monitor)"),
-            Err(_) => format!("{why}, and the guest may stand still: type cont in another monitor"),
+            Err(_) if sent.is_ok() => MonitorError::MayStandStill(Box::new(why)),
+            Err(_) => MonitorError::StandsStill(Box::new(why)),
         }
     }
 }
@@ -83,31 +128,31 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(path: &Path) -> Result<Connection, String> {
-        let stream = connect(path).map_err(|e| e.to_string())?;
-        stream.set_write_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
+    fn new(path: &Path) -> Result<Connection, MonitorError> {
+        let stream = connect(path)?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let mut connection = Connection { stream, buffer: Vec::new() };
         let greeting = connection.receive(Instant::now() + TIMEOUT)?;
         if greeting.get("QMP").is_none() {
-            return Err("it is no QMP monitor".to_owned());
+            return Err(MonitorError::NotQmp);
         }
         connection.command("qmp_capabilities")?;
         Ok(connection)
     }
 
-    fn send(&mut self, name: &str) -> Result<(), String> {
+    fn send(&mut self, name: &str) -> Result<(), MonitorError> {
         let request = format!("{{\"execute\":\"{name}\"}}\n");
-        self.stream.write_all(request.as_bytes()).map_err(|e| e.to_string())
+        Ok(self.stream.write_all(request.as_bytes())?)
     }
 
     /// Sends a command and returns its result; events that come between are dropped.
-    fn command(&mut self, name: &str) -> Result<Value, String> {
+    fn command(&mut self, name: &'static str) -> Result<Value, MonitorError> {
         self.send(name)?;
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            let mut reply = self.receive(deadline).map_err(|why| format!("{name}: {why}"))?;
-            if let Some(error) = reply.get("error") {
-                return Err(format!("{name}: {error}"));
+            let mut reply = self.receive(deadline).map_err(|why| MonitorError::Answer { name, why: Box::new(why) })?;
+            if let Some(error) = reply.get_mut("error") {
+                return Err(MonitorError::Refused { name, error: error.take() });
             }
             if let Some(result) = reply.get_mut("return") {
                 return Ok(result.take());
@@ -115,28 +160,29 @@ impl Connection {
         }
     }
 
-    fn receive(&mut self, deadline: Instant) -> Result<Value, String> {
+    fn receive(&mut self, deadline: Instant) -> Result<Value, MonitorError> {
         loop {
             if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return serde_json::from_slice(&line).map_err(|e| format!("the monitor said no JSON: {e}"));
+                return serde_json::from_slice(&line).map_err(MonitorError::NoJson);
             }
             if self.buffer.len() > MAX_LINE {
-                return Err(format!("the monitor said more than {MAX_LINE} bytes in a line"));
+                return Err(MonitorError::LongLine);
             }
-            let none = || format!("the monitor did not answer within {} s", TIMEOUT.as_secs());
             let rest = deadline.saturating_duration_since(Instant::now());
             if rest.is_zero() {
-                return Err(none());
+                return Err(MonitorError::Timeout);
             }
-            self.stream.set_read_timeout(Some(rest)).map_err(|e| e.to_string())?;
+            self.stream.set_read_timeout(Some(rest))?;
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
-                Ok(0) => return Err("the monitor closed the connection".to_owned()),
+                Ok(0) => return Err(MonitorError::Closed),
                 Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Err(none()),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Err(MonitorError::Timeout);
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(e.into()),
             }
         }
     }
@@ -188,7 +234,8 @@ mod tests {
     fn what_is_no_monitor_or_dies_or_babbles_is_told() {
         let failed = |test, lines, words: &str| {
             let (path, thread) = monitor(test, lines, true);
-            let error = Monitor::new(&path).stop_and_work(Box::new(|_| panic!("nobody stopped"))).unwrap_err();
+            let error =
+                Monitor::new(&path).stop_and_work(Box::new(|_| panic!("nobody stopped"))).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
             thread.join().unwrap();
         };
@@ -196,7 +243,8 @@ mod tests {
         failed("other", &["{}\n"], "no QMP monitor");
         failed("dead", &[HELLO, DONE], "closed the connection");
         failed("refuses", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", "{\"error\":{}}\n"], "stop: {}");
-        let error = Monitor::new(Path::new("/no/such/monitor")).stop_and_work(Box::new(|_| ())).unwrap_err();
+        let error =
+            Monitor::new(Path::new("/no/such/monitor")).stop_and_work(Box::new(|_| ())).unwrap_err().to_string();
         assert!(error.contains("No such file"), "{error}");
     }
 
@@ -205,7 +253,7 @@ mod tests {
         let (path, thread) =
             monitor("cont", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", DONE, "garbage\n"], false);
         let mut way = Monitor::new(&path);
-        let error = way.stop_and_work(Box::new(|_| ())).unwrap_err();
+        let error = way.stop_and_work(Box::new(|_| ())).unwrap_err().to_string();
         assert!(error.contains("cont: the monitor said no JSON") && error.contains("type cont"), "{error}");
         drop(way);
         let told = thread.join().unwrap();

@@ -173,7 +173,7 @@ impl Session {
                     "no result: an internal error had ended the tracking, and by then {why}"
                 ));
             }
-            Err(why) => return diagnostics::error(&why),
+            Err(why) => return diagnostics::error(&why.to_string()),
         };
         if let Some(Err(why)) = halted.map(|since| self.take_up(&tracker, since)) {
             return diagnostics::error(&format!("no result: an internal error had ended the tracking, and {why}"));

@@ -1,7 +1,7 @@
 //! What can be demanded of the guest while it stands still, and what comes of it.
 
 use super::checks::{Found, Mark};
-use super::{OFF, Session};
+use super::{NotTracked, Session};
 use crate::broadcast;
 use crate::ffi::witness::GuestStopped;
 use crate::ffi::{inject, panics};
@@ -67,8 +67,14 @@ pub enum Answer {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DemandError {
     /// There is nothing to look at, or not any more, or not yet.
-    #[error("{0}")]
-    Nothing(String),
+    #[error(transparent)]
+    Nothing(#[from] NotTracked),
+    /// QEMU is still starting.
+    #[error("libleak has not started yet")]
+    NotStarted,
+    /// A bug.
+    #[error("the answer was to another request; report this as a bug")]
+    Confused,
     /// It was looked at in vain.
     #[error(transparent)]
     Check(#[from] CheckError),
@@ -94,7 +100,7 @@ pub enum DemandError {
 impl DemandError {
     /// There is no thread that would do it: a panic has ended it, or the system gave none.
     pub fn nobody() -> DemandError {
-        panics::halted().map_or(DemandError::Running, |_| DemandError::Nothing(OFF.to_owned()))
+        panics::halted().map_or(DemandError::Running, |_| NotTracked::Halted.into())
     }
 }
 

@@ -61,7 +61,7 @@ impl Session {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tracking: tracked.is_ok(),
-            why: tracked.err(),
+            why: tracked.err().map(|why| why.to_string()),
             release: tracker.as_ref().map(|t| t.guest.kernel.release.clone()),
             at_ms: tracker.as_ref().map_or(0, |t| t.time.millis()),
             figures: figures.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),

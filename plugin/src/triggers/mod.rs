@@ -19,7 +19,7 @@ use crate::diagnostics;
 use crate::ffi;
 use crate::pause::{self, Way};
 use crate::session::demand::{self, Answer, Demand, DemandError, Done, What};
-use crate::session::{OFF, Session};
+use crate::session::{NotTracked, Session};
 pub use listener::listen;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, select};
@@ -115,7 +115,7 @@ impl Scanner {
         if session.is_ended() {
             return Err(DemandError::Ended);
         }
-        let tracker = session.tracked().map_err(DemandError::Nothing)?;
+        let tracker = session.tracked()?;
         std::thread::sleep(session.pace.rest(Instant::now()));
         for way in self.ways.iter_mut().filter(|way| way.is_ready()) {
             let result = Arc::new(Mutex::new(None));
@@ -151,7 +151,7 @@ impl Scanner {
                     return Err(why);
                 }
                 // A panic, which was said.
-                None if paused.is_ok() => return Err(DemandError::Nothing(OFF.to_owned())),
+                None if paused.is_ok() => return Err(NotTracked::Halted.into()),
                 None => {}
             }
         }

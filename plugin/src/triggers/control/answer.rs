@@ -99,7 +99,7 @@ fn line(envelope: &Envelope<impl Serialize>) -> String {
 pub fn answer(request: Request, id: Option<&Value>) -> String {
     let name = request.name();
     let Some(session) = session() else {
-        return error(&DemandError::Nothing("libleak has not started yet".to_owned()).into(), id, Some(name));
+        return error(&DemandError::NotStarted.into(), id, Some(name));
     };
     done(session, request, name, id).unwrap_or_else(|problem| error(&problem, id, Some(name)))
 }
@@ -181,7 +181,7 @@ fn demand(what: What) -> Result<(Answer, Duration), Problem> {
 }
 
 fn confused() -> Problem {
-    DemandError::Nothing("the answer was to another request; report this as a bug".to_owned()).into()
+    DemandError::Confused.into()
 }
 
 fn sites() -> Result<(std::sync::Arc<Sites>, Duration), Problem> {
@@ -192,7 +192,7 @@ fn sites() -> Result<(std::sync::Arc<Sites>, Duration), Problem> {
 }
 
 fn named<T>(session: &Session, tell: impl FnOnce(Names<'_>) -> T) -> Result<T, Problem> {
-    let tracker = session.tracked().map_err(DemandError::Nothing)?;
+    let tracker = session.tracked().map_err(DemandError::from)?;
     Ok(session.named(&tracker, tell))
 }
 
