@@ -200,10 +200,10 @@ fn probe() -> Option<Layout> {
     let mut phys = LOW;
     while phys < HIGHEST {
         let in_block = |h: usize| blocks.iter().any(|b| (b.host..b.host + b.len).contains(&h));
-        match map_physical(phys).filter(|&(h, _)| in_block(h)) {
-            Some((host, len)) => {
-                segments.push(Segment { phys, len, host });
-                phys += len;
+        match map_physical(phys).filter(|segment| in_block(segment.host)) {
+            Some(segment) => {
+                phys += segment.len;
+                segments.push(segment);
             }
             None if phys < FOUR_GIB => phys = FOUR_GIB,
             None => break,
@@ -214,12 +214,12 @@ fn probe() -> Option<Layout> {
 
 /// Without QEMU's help: the mapping that the code is in is RAM, from address 0 on.
 fn guess(code: usize) -> Result<Layout, RamError> {
-    let (start, end) = mapping_of(code).ok_or(RamError::NotMapped(code))?;
-    let len = (end - start) as u64;
+    let mapping = mapping_of(code).ok_or(RamError::NotMapped(code))?;
+    let len = mapping.len() as u64;
     if len >= LEAST_WITH_HOLE {
         return Err(RamError::Hole(LEAST_WITH_HOLE));
     }
-    Ok(Layout::of(vec![Segment { phys: 0, len, host: start }]))
+    Ok(Layout::of(vec![Segment { phys: 0, len, host: mapping.start }]))
 }
 
 /// A block of guest RAM as QEMU keeps it.
@@ -283,31 +283,31 @@ pub(super) fn on_ram_removed(f: fn(usize, usize)) {
     unsafe { add(Box::into_raw(notifier).cast()) };
 }
 
-/// Where guest physical memory from `at` on is mapped, and how far in one run; `None` for anything but RAM,
+/// The run of RAM that starts at guest physical address `phys`; `None` for anything but RAM,
 /// and where QEMU does not export the functions. Only on a vCPU's thread, which QEMU's RCU knows.
-fn map_physical(at: u64) -> Option<(usize, u64)> {
+fn map_physical(phys: u64) -> Option<Segment> {
     let map = optional::address_space_map()?;
     let unmap = optional::address_space_unmap()?;
     let space = optional::address_space_memory()?;
     let mut len = 1 << 40;
     // SAFETY: of the system address space itself. What is mapped is unmapped at once: RAM stays where it is.
     let host = unsafe {
-        let host = map(space, at, &mut len, false, 0);
+        let host = map(space, phys, &mut len, false, 0);
         if !host.is_null() {
             unmap(space, host, len, false, 0);
         }
         host
     };
-    (!host.is_null() && len > 0).then_some((host as usize, len))
+    (!host.is_null() && len > 0).then_some(Segment { phys, len, host: host as usize })
 }
 
-/// The mapping of this process that contains `host`: its start and end.
-fn mapping_of(host: usize) -> Option<(usize, usize)> {
+/// The mapping of this process that contains host address `host`.
+fn mapping_of(host: usize) -> Option<Range<usize>> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines().find_map(|line| {
         let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
         let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
-        range.contains(&host).then_some((range.start, range.end))
+        range.contains(&host).then_some(range)
     })
 }
 

@@ -26,14 +26,14 @@ static CHANGES: AtomicU64 = AtomicU64::new(0);
 static CURRENT: RwLock<Option<Current>> = RwLock::new(None);
 
 /// What a thread saw last.
-struct Seen {
+struct LastSeen {
     changes: Cell<u64>,
     current: RefCell<Option<Current>>,
 }
 
 thread_local! {
     /// The tracker that this thread saw last: callbacks come by the million, and take no lock for it.
-    static SEEN: Seen = const { Seen { changes: Cell::new(0), current: RefCell::new(None) } };
+    static LAST_SEEN: LastSeen = const { LastSeen { changes: Cell::new(0), current: RefCell::new(None) } };
 }
 
 /// The tracker, once there is one.
@@ -50,7 +50,7 @@ pub fn is_tracking() -> bool {
 /// Gives the tracker, if there is one, to a callback of a vCPU.
 #[inline]
 pub fn with<T>(f: impl FnOnce(&Tracker) -> T) -> Option<T> {
-    SEEN.with(|seen| {
+    LAST_SEEN.with(|seen| {
         if seen.changes.get() != CHANGES.load(Ordering::Acquire) {
             seen.look();
         }
@@ -61,7 +61,7 @@ pub fn with<T>(f: impl FnOnce(&Tracker) -> T) -> Option<T> {
 /// As [`with`], and gives who listens too.
 #[inline]
 pub fn with_events<T>(f: impl FnOnce(&Tracker, &dyn GuestEvents) -> T) -> Option<T> {
-    SEEN.with(|seen| {
+    LAST_SEEN.with(|seen| {
         if seen.changes.get() != CHANGES.load(Ordering::Acquire) {
             seen.look();
         }
@@ -69,7 +69,7 @@ pub fn with_events<T>(f: impl FnOnce(&Tracker, &dyn GuestEvents) -> T) -> Option
     })
 }
 
-impl Seen {
+impl LastSeen {
     /// Another tracker, or none, is the current one.
     #[cold]
     fn look(&self) {

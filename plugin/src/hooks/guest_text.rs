@@ -22,14 +22,22 @@ const MAX_BITS: u32 = 30;
 pub struct GuestText {
     iter: Option<Iter>,
     log: Option<Log>,
-    /// Offsets of a terminal's driver, and of that one's type.
-    driver: Option<(u64, u64)>,
+    driver: Option<Driver>,
+}
+
+/// Offsets of a terminal's driver (`struct tty_struct`, include/linux/tty.h), and of the driver's type
+/// (`struct tty_driver`, include/linux/tty_driver.h).
+struct Driver {
+    driver: u64,
+    kind: u64,
 }
 
 /// `struct iov_iter` (include/linux/uio.h).
 struct Iter {
-    /// Offset of the type, and whether it is one byte (5.14 on) and not flags of a word.
-    kind: (u64, bool),
+    /// Offset of the type.
+    kind: u64,
+    /// The type is one byte (5.14 on) and not flags of a word.
+    is_byte: bool,
     /// ITER_IOVEC, and ITER_UBUF where there is such a thing (6.0 on).
     iovec: u64,
     ubuf: Option<u64>,
@@ -49,10 +57,15 @@ struct Log {
     infos: u64,
     size_bits: u64,
     data: u64,
-    /// Size, and where the text begins and ends.
-    desc: (u64, u64, u64),
-    /// Size, and where the length of the text is.
-    info: (u64, u64),
+    /// Size of `struct prb_desc` in bytes.
+    desc_size: u64,
+    /// Offsets in it: where the block of the text begins, and where the next one does.
+    begin: u64,
+    next: u64,
+    /// Size of `struct printk_info` in bytes.
+    info_size: u64,
+    /// Offset in it: bytes of the text.
+    text_len: u64,
 }
 
 /// Text that was read, and whether it is all of it.
@@ -67,17 +80,20 @@ pub struct Text {
 impl GuestText {
     /// Finds the places; what the kernel has not is not read.
     pub fn new(kernel: &Kernel) -> GuestText {
-        let driver = || Some((kernel.offset_of("tty_struct", "driver")?, kernel.offset_of("tty_driver", "type")?));
+        let driver = || {
+            let driver = kernel.offset_of("tty_struct", "driver")?;
+            Some(Driver { driver, kind: kernel.offset_of("tty_driver", "type")? })
+        };
         GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
     }
 
     /// Whether the `tty_struct` at `tty` is of a pseudo-terminal.
     pub fn is_pty(&self, kernel: &Kernel, ram: &Ram, tty: u64) -> bool {
-        let kind = |(driver, kind): (u64, u64)| {
-            let driver = kernel.read_u64(ram, VirtAddr(tty).offset(driver)).ok()?;
-            kernel.read_u32(ram, VirtAddr(driver).offset(kind)).ok()
+        let kind = |Driver { driver, kind }: &Driver| {
+            let driver = kernel.read_u64(ram, VirtAddr(tty).offset(*driver)).ok()?;
+            kernel.read_u32(ram, VirtAddr(driver).offset(*kind)).ok()
         };
-        self.driver.and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
+        self.driver.as_ref().and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
     }
 
     /// What a process is about to write, by the `iov_iter` at `iter`: at most `max` bytes.
@@ -125,7 +141,8 @@ impl Iter {
         let field = |name| kernel.offset_of("iov_iter", name);
         let btf = kernel.btf.as_ref()?;
         Some(Iter {
-            kind: field("iter_type").map(|at| (at, true)).or_else(|| Some((field("type")?, false)))?,
+            kind: field("iter_type").or_else(|| field("type"))?,
+            is_byte: field("iter_type").is_some(),
             iovec: btf.enumerator("iter_type", "ITER_IOVEC")?,
             ubuf: btf.enumerator("iter_type", "ITER_UBUF"),
             iov: field("__iov").or_else(|| field("iov"))?,
@@ -138,11 +155,8 @@ impl Iter {
     fn read(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Option<Text> {
         let word = |at: u64| kernel.read_u64(ram, VirtAddr(at)).ok();
         let field = |offset: u64| word(iter.wrapping_add(offset));
-        let kind = match self.kind {
-            (at, true) => field(at)? & 0xff,
-            // The lowest bit is the direction.
-            (at, false) => field(at)? & 0xfe,
-        };
+        // The lowest bit of the flags is the direction.
+        let kind = field(self.kind)? & if self.is_byte { 0xff } else { 0xfe };
         let (skip, count) = (field(self.skip)?, field(self.count)?.min(max as u64) as usize);
         if Some(kind) == self.ubuf {
             return Some(user_text(kernel, ram, field(self.buffer)?.wrapping_add(skip), count));
@@ -189,8 +203,11 @@ impl Log {
             infos: ring("desc_ring.infos")?,
             size_bits: ring("text_data_ring.size_bits")?,
             data: ring("text_data_ring.data")?,
-            desc: (size("prb_desc")?, text("text_blk_lpos.begin")?, text("text_blk_lpos.next")?),
-            info: (size("printk_info")?, kernel.offset_of("printk_info", "text_len")?),
+            desc_size: size("prb_desc")?,
+            begin: text("text_blk_lpos.begin")?,
+            next: text("text_blk_lpos.next")?,
+            info_size: size("printk_info")?,
+            text_len: kernel.offset_of("printk_info", "text_len")?,
         })
     }
 
@@ -203,10 +220,10 @@ impl Log {
         let (rb, id) = (word(entry.wrapping_add(self.entry_rb))?, word(entry.wrapping_add(self.entry_id))?);
         let ring = |offset: u64| rb.wrapping_add(offset);
         let index = id & ((1 << bits(ring(self.count_bits))?) - 1);
-        let desc = word(ring(self.descs))?.wrapping_add(index * self.desc.0);
-        let info = word(ring(self.infos))?.wrapping_add(index * self.info.0);
-        let len = kernel.read_u32(ram, VirtAddr(info.wrapping_add(self.info.1))).ok()? & 0xffff;
-        let (begin, next) = (word(desc.wrapping_add(self.desc.1))?, word(desc.wrapping_add(self.desc.2))?);
+        let desc = word(ring(self.descs))?.wrapping_add(index * self.desc_size);
+        let info = word(ring(self.infos))?.wrapping_add(index * self.info_size);
+        let len = kernel.read_u32(ram, VirtAddr(info.wrapping_add(self.text_len))).ok()? & 0xffff;
+        let (begin, next) = (word(desc.wrapping_add(self.begin))?, word(desc.wrapping_add(self.next))?);
         let size_bits = bits(ring(self.size_bits))?;
         let at = place(begin, next, size_bits)?;
         Some(kernel_text(kernel, ram, word(ring(self.data))?.wrapping_add(at), (len as usize).min(MAX_RECORD)))

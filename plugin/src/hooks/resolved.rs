@@ -1,7 +1,7 @@
 //! The hooks of one kernel: those functions of the [table](super::table) that it has, and the registers that hold their arguments.
 
 use super::arch;
-use super::table::{Arg, CODE, CONSOLE, Does, Event, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
+use super::table::{Arg, CODE, CONSOLE, Effect, Event, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};
 use crate::ffi::regs::Reg;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
@@ -31,30 +31,30 @@ pub struct Hook {
     pub action: Action,
 }
 
-/// [`Does`] with registers.
+/// [`Effect`] with registers.
 #[derive(Debug, Clone, Copy)]
 pub enum Action {
-    /// See [`Does::Alloc`].
+    /// See [`Effect::Alloc`].
     Alloc(Kind, Option<Reg>),
-    /// See [`Does::AllocPages`].
+    /// See [`Effect::AllocPages`].
     AllocPages(Option<Reg>),
-    /// See [`Does::AllocPagesBulk`].
+    /// See [`Effect::AllocPagesBulk`].
     AllocPagesBulk(Reg),
-    /// See [`Does::AllocBulk`]; the last is whether the function returns a bool.
+    /// See [`Effect::AllocBulk`]; the last is whether the function returns a bool.
     AllocBulk(Reg, Reg, bool),
-    /// See [`Does::Free`].
+    /// See [`Effect::Free`].
     Free(Reg),
-    /// See [`Does::FreeVmalloc`].
+    /// See [`Effect::FreeVmalloc`].
     FreeVmalloc(Reg),
-    /// See [`Does::FreeBulk`].
+    /// See [`Effect::FreeBulk`].
     FreeBulk(Reg, Reg),
-    /// See [`Does::FreeRcu`].
+    /// See [`Effect::FreeRcu`].
     FreeRcu(Reg, Reg),
-    /// See [`Does::ModuleLoad`].
+    /// See [`Effect::ModuleLoad`].
     ModuleLoad(Reg),
-    /// See [`Does::BpfSymbol`].
+    /// See [`Effect::BpfSymbol`].
     BpfSymbol(Reg),
-    /// See [`Does::Event`].
+    /// See [`Effect::Event`].
     Event(Event<Reg>),
 }
 
@@ -142,7 +142,7 @@ pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>)
         for &name in row.names {
             let addr = kernel.symbols.lookup(name).or((name == PORT).then_some(LATER));
             let Some(addr) = addr else { continue };
-            match action(kernel, name, row.does) {
+            match action(kernel, name, row.effect) {
                 Some(action) => hooks.push(Hook { name, addr, action }),
                 None => log::warn!("{name} is not hooked: an argument is not in a register"),
             }
@@ -154,26 +154,26 @@ pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>)
     (hooks, missing)
 }
 
-fn action(kernel: &Kernel, function: &str, does: Does) -> Option<Action> {
+fn action(kernel: &Kernel, function: &str, effect: Effect) -> Option<Action> {
     let prototype = kernel.btf.as_ref().and_then(|b| b.parameters(function));
     let reg = |arg: Arg| {
         let named = prototype.as_ref().and_then(|p| p.iter().position(|name| arg.names.contains(name)));
         arch::argument(named.unwrap_or(arg.position))
     };
-    Some(match does {
-        Does::Alloc(kind, size) => Action::Alloc(kind, size.map(reg).map_or(Some(None), |r| r.map(Some))?),
-        Does::AllocPages(order) => Action::AllocPages(order.map(reg).map_or(Some(None), |r| r.map(Some))?),
-        Does::AllocPagesBulk { array } => Action::AllocPagesBulk(reg(array)?),
-        Does::AllocBulk { count, array } => {
+    Some(match effect {
+        Effect::Alloc(kind, size) => Action::Alloc(kind, size.map(reg).map_or(Some(None), |r| r.map(Some))?),
+        Effect::AllocPages(order) => Action::AllocPages(order.map(reg).map_or(Some(None), |r| r.map(Some))?),
+        Effect::AllocPagesBulk { array } => Action::AllocPagesBulk(reg(array)?),
+        Effect::AllocBulk { count, array } => {
             let boolean = kernel.btf.as_ref().and_then(|b| b.return_size(function)) == Some(1);
             Action::AllocBulk(reg(count)?, reg(array)?, boolean)
         }
-        Does::Free(object) => Action::Free(reg(object)?),
-        Does::FreeVmalloc(addr) => Action::FreeVmalloc(reg(addr)?),
-        Does::FreeBulk { count, array } => Action::FreeBulk(reg(count)?, reg(array)?),
-        Does::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
-        Does::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
-        Does::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
-        Does::Event(event) => Action::Event(event.map(reg)?),
+        Effect::Free(object) => Action::Free(reg(object)?),
+        Effect::FreeVmalloc(addr) => Action::FreeVmalloc(reg(addr)?),
+        Effect::FreeBulk { count, array } => Action::FreeBulk(reg(count)?, reg(array)?),
+        Effect::FreeRcu { head, object } => Action::FreeRcu(reg(head)?, reg(object)?),
+        Effect::ModuleLoad(module) => Action::ModuleLoad(reg(module)?),
+        Effect::BpfSymbol(symbol) => Action::BpfSymbol(reg(symbol)?),
+        Effect::Event(event) => Action::Event(event.map(reg)?),
     })
 }

@@ -25,7 +25,7 @@ const fn arg(names: &'static [&'static str], position: usize) -> Arg {
 /// What a function does.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)] // The fields are the arguments their names say.
-pub enum Does {
+pub enum Effect {
     /// Returns one object of this kind. Slab objects' sizes are known to the slab.
     Alloc(Kind, Option<Arg>),
     /// Returns the descriptor or the address of the first of 2^order pages; without an order of one, or of as many as a
@@ -97,7 +97,7 @@ pub struct Row {
     /// Names in all kernel versions.
     pub names: &'static [&'static str],
     /// What they do.
-    pub does: Does,
+    pub effect: Effect,
 }
 
 const SIZE: Arg = arg(&["size"], 0);
@@ -128,7 +128,7 @@ pub const TABLE: &[Row] = &[
             "kmalloc_nolock_noprof",
             "__kvmalloc_node_noprof",
         ],
-        does: Does::Alloc(Kind::Slab, None),
+        effect: Effect::Alloc(Kind::Slab, None),
     },
     Row {
         family: "kmem_cache",
@@ -141,12 +141,12 @@ pub const TABLE: &[Row] = &[
             "kmem_cache_alloc_lru_noprof",
             "kmem_cache_alloc_from_sheaf_noprof",
         ],
-        does: Does::Alloc(Kind::Slab, None),
+        effect: Effect::Alloc(Kind::Slab, None),
     },
     Row {
         family: "bulk allocation",
         names: &["kmem_cache_alloc_bulk", "kmem_cache_alloc_bulk_noprof"],
-        does: Does::AllocBulk { count: COUNT, array: ARRAY },
+        effect: Effect::AllocBulk { count: COUNT, array: ARRAY },
     },
     Row {
         family: "large kmalloc",
@@ -159,7 +159,7 @@ pub const TABLE: &[Row] = &[
             "__kmalloc_large_noprof",
             "__kmalloc_large_node_noprof",
         ],
-        does: Does::Alloc(Kind::Large, Some(SIZE)),
+        effect: Effect::Alloc(Kind::Large, Some(SIZE)),
     },
     Row {
         family: "vmalloc",
@@ -188,34 +188,38 @@ pub const TABLE: &[Row] = &[
             "vmalloc_huge_noprof",
             "vmalloc_huge_node_noprof",
         ],
-        does: Does::Alloc(Kind::Vmalloc, Some(SIZE)),
+        effect: Effect::Alloc(Kind::Vmalloc, Some(SIZE)),
     },
-    Row { family: "percpu", names: &["pcpu_alloc", "pcpu_alloc_noprof"], does: Does::Alloc(Kind::Percpu, Some(SIZE)) },
-    Row { family: "kfree", names: &["kfree", "kfree_nolock"], does: Does::Free(arg(&["object", "objp", "x"], 0)) },
-    Row { family: "kmem_cache_free", names: &["kmem_cache_free"], does: Does::Free(arg(&["x", "objp"], 1)) },
+    Row {
+        family: "percpu",
+        names: &["pcpu_alloc", "pcpu_alloc_noprof"],
+        effect: Effect::Alloc(Kind::Percpu, Some(SIZE)),
+    },
+    Row { family: "kfree", names: &["kfree", "kfree_nolock"], effect: Effect::Free(arg(&["object", "objp", "x"], 0)) },
+    Row { family: "kmem_cache_free", names: &["kmem_cache_free"], effect: Effect::Free(arg(&["x", "objp"], 1)) },
     Row {
         family: "bulk free",
         names: &["kmem_cache_free_bulk"],
-        does: Does::FreeBulk { count: arg(&["size", "nr"], 1), array: arg(&["p"], 2) },
+        effect: Effect::FreeBulk { count: arg(&["size", "nr"], 1), array: arg(&["p"], 2) },
     },
     Row {
         family: "vfree",
         names: &["vfree", "vfree_atomic", "vfree.part.0"],
-        does: Does::FreeVmalloc(arg(&["addr"], 0)),
+        effect: Effect::FreeVmalloc(arg(&["addr"], 0)),
     },
-    Row { family: "free_percpu", names: &["free_percpu"], does: Does::Free(arg(&["ptr", "__pdata"], 0)) },
+    Row { family: "free_percpu", names: &["free_percpu"], effect: Effect::Free(arg(&["ptr", "__pdata"], 0)) },
     Row {
         family: "kfree_rcu",
         names: &["kvfree_call_rcu", "kfree_call_rcu_nolock"],
-        does: Does::FreeRcu { head: arg(&["head"], 0), object: arg(&["ptr", "func"], 1) },
+        effect: Effect::FreeRcu { head: arg(&["head"], 0), object: arg(&["ptr", "func"], 1) },
     },
 ];
 
 /// Hooks that name code which is not the kernel's own. A kernel may well be built without.
 pub const CODE: &[Row] = &[
-    Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
-    Row { family: "BPF symbols", names: &["bpf_ksym_add"], does: Does::BpfSymbol(arg(&["ksym"], 0)) },
-    Row { family: "kexec", names: &["machine_kexec"], does: Does::Event(Event::Kexec) },
+    Row { family: "module symbols", names: &["do_init_module"], effect: Effect::ModuleLoad(arg(&["mod"], 0)) },
+    Row { family: "BPF symbols", names: &["bpf_ksym_add"], effect: Effect::BpfSymbol(arg(&["ksym"], 0)) },
+    Row { family: "kexec", names: &["machine_kexec"], effect: Effect::Event(Event::Kexec) },
 ];
 
 const ORDER: Arg = arg(&["order"], 1);
@@ -226,12 +230,12 @@ pub const PAGES: &[Row] = &[
     Row {
         family: "page allocation",
         names: &["__alloc_pages", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof"],
-        does: Does::AllocPages(Some(ORDER)),
+        effect: Effect::AllocPages(Some(ORDER)),
     },
     Row {
         family: "bulk page allocation",
         names: &["__alloc_pages_bulk", "alloc_pages_bulk_noprof"],
-        does: Does::AllocPagesBulk { array: arg(&["page_array"], 4) },
+        effect: Effect::AllocPagesBulk { array: arg(&["page_array"], 4) },
     },
     Row {
         family: "page allocation wrappers",
@@ -256,7 +260,7 @@ pub const PAGES: &[Row] = &[
             "alloc_pages_exact_noprof",
             "alloc_pages_exact_nid_noprof",
         ],
-        does: Does::AllocPages(None),
+        effect: Effect::AllocPages(None),
     },
 ];
 
@@ -265,20 +269,20 @@ pub const MARKERS: &[Row] = &[
     Row {
         family: "markers by comm",
         names: &["comm_write"],
-        does: Does::Event(Event::WriteComm { buf: arg(&["buf"], 1), count: arg(&["count"], 2) }),
+        effect: Effect::Event(Event::WriteComm { buf: arg(&["buf"], 1), count: arg(&["count"], 2) }),
     },
-    Row { family: "task names", names: &["__set_task_comm"], does: Does::Event(Event::SetComm) },
+    Row { family: "task names", names: &["__set_task_comm"], effect: Effect::Event(Event::SetComm) },
     Row {
         family: "markers by kmsg",
         names: &["devkmsg_write"],
-        does: Does::Event(Event::WriteKmsg { from: arg(&["from"], 1) }),
+        effect: Effect::Event(Event::WriteKmsg { from: arg(&["from"], 1) }),
     },
 ];
 
 /// The hook by which the kernel's own log is seen, for both of [`MARKERS`] and [`CONSOLE`].
 pub const LOG: &[Row] = &[
-    Row { family: "log", names: &["prb_final_commit"], does: Does::Event(Event::Printk { entry: arg(&["e"], 0) }) },
-    Row { family: "log", names: &["prb_commit"], does: Does::Event(Event::PrintkPart { entry: arg(&["e"], 0) }) },
+    Row { family: "log", names: &["prb_final_commit"], effect: Effect::Event(Event::Printk { entry: arg(&["e"], 0) }) },
+    Row { family: "log", names: &["prb_commit"], effect: Effect::Event(Event::PrintkPart { entry: arg(&["e"], 0) }) },
 ];
 
 /// Hooks by which lines of tests are seen, with `tests=ktap`.
@@ -286,12 +290,12 @@ pub const CONSOLE: &[Row] = &[
     Row {
         family: "terminals",
         names: &["n_tty_write"],
-        does: Does::Event(Event::WriteTty { tty: arg(&["tty"], 0), buf: arg(&["buf"], 2), count: arg(&["nr"], 3) }),
+        effect: Effect::Event(Event::WriteTty { tty: arg(&["tty"], 0), buf: arg(&["buf"], 2), count: arg(&["nr"], 3) }),
     },
     Row {
         family: "virtio ports",
         names: &[PORT],
-        does: Does::Event(Event::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) }),
+        effect: Effect::Event(Event::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) }),
     },
 ];
 

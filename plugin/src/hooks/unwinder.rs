@@ -29,24 +29,24 @@ const FRAME_POINTER: u64 = u64::MAX - 7;
 
 thread_local! {
     /// What this thread has learnt of the kernel's code: rules and walks are looked up at every allocation, without a lock.
-    static KNOWN: RefCell<Memory> = RefCell::default();
+    static LEARNT: RefCell<Learnt> = RefCell::default();
 }
 
 /// Forgets what this thread remembers of a kernel that is gone.
 pub(super) fn forget() {
-    KNOWN.take();
+    LEARNT.take();
 }
 
 /// What this thread has learnt.
 #[derive(Default)]
-struct Memory {
+struct Learnt {
     rules: Cache,
-    walks: Memo<Known>,
+    walks: Memo<Walked>,
 }
 
 /// What a part of a walk came to.
 #[derive(Clone, Copy)]
-enum Known {
+enum Walked {
     /// To the end: the stack.
     Stack(StackId),
     /// To a frame pointer, with the frames until then, and the address in the frame that is counted from it.
@@ -57,7 +57,7 @@ enum Known {
 #[derive(Default)]
 struct Times {
     count: AtomicU64,
-    /// Nanoseconds, and frames; none where the walk was known.
+    /// Nanoseconds, and frames; none where the walk was learnt.
     samples: Mutex<Vec<(u64, usize)>>,
 }
 
@@ -105,7 +105,7 @@ impl Times {
 pub struct Unwinder {
     code: Code,
     stacks: Stacks,
-    /// Parts of stacks, from the allocator to a frame pointer, for walks that are known.
+    /// Parts of stacks, from the allocator to a frame pointer, for walks that are learnt.
     parts: Stacks,
     /// Frames kept of each stack.
     frames: usize,
@@ -151,29 +151,29 @@ impl Unwinder {
     /// pointer then being `sp`. Only in callbacks that may read registers.
     pub(super) fn stack(&self, guest: &Guest, allocator: u64, ret: u64, sp: u64) -> StackId {
         let start = Start { function: allocator, ret, sp };
-        let find = || KNOWN.with_borrow_mut(|known| self.find(guest, known, start));
+        let find = || LEARNT.with_borrow_mut(|learnt| self.find(guest, learnt, start));
         match &self.times {
             None => find().0,
             Some(times) => times.measure(find),
         }
     }
 
-    /// The stack, and how many of its frames were walked: 0 if it was known.
+    /// The stack, and how many of its frames were walked: 0 if it was learnt.
     #[inline]
-    fn find(&self, guest: &Guest, known: &mut Memory, mut start: Start) -> (StackId, usize) {
+    fn find(&self, guest: &Guest, learnt: &mut Learnt, mut start: Start) -> (StackId, usize) {
         let generation = self.code.generation();
         let mut words = Words { guest, tables: guest.kernel.page_tables(&guest.ram), page: 1, frame: 0 };
         let (mut state, mut before) = (State::returned(start.ret, start.sp, Bp::SavedAt(FRAME_POINTER)), StackId::NONE);
         let mut walked = 0;
         loop {
-            let found = known.walks.find(start, generation, |at| words.read(at)).unwrap_or_else(|| {
-                let (found, frames) = self.walk_on(known, &mut words, start, state, before);
+            let found = learnt.walks.find(start, generation, |at| words.read(at)).unwrap_or_else(|| {
+                let (found, frames) = self.walk_on(learnt, &mut words, start, state, before);
                 walked += frames;
                 found
             });
             let (part, ip) = match found.result {
-                Known::Stack(id) => return (id, walked),
-                Known::Part(part, ip) => (part, ip),
+                Walked::Stack(id) => return (id, walked),
+                Walked::Part(part, ip) => (part, ip),
             };
             let Some(bp) = found.frame_pointer_at.and_then(|at| words.read(at)) else {
                 let frames = self.parts.frames(part);
@@ -189,12 +189,12 @@ impl Unwinder {
     #[cold]
     fn walk_on(
         &self,
-        known: &mut Memory,
+        learnt: &mut Learnt,
         words: &mut Words<'_>,
         start: Start,
         state: State,
         before: StackId,
-    ) -> (Found<Known>, usize) {
+    ) -> (Found<Walked>, usize) {
         let mut frames = [start.function; MAX_FRAMES];
         let earlier = self.parts.frames(before);
         // Of the first part the function itself is the first frame.
@@ -202,7 +202,8 @@ impl Unwinder {
         frames[..earlier.len()].copy_from_slice(&earlier);
         let wanted = self.frames.clamp(MIN_FRAMES, MAX_FRAMES);
         let generation = self.code.generation();
-        let mut stack = Stack { words, code: &self.code, generation, rules: &mut known.rules, log: Log::new(start.sp) };
+        let mut stack =
+            Stack { words, code: &self.code, generation, rules: &mut learnt.rules, log: Log::new(start.sp) };
         let walked = walk::walk_on(&mut stack, state, &mut frames[done..wanted]);
         let mut log = stack.log;
         let all = done + walked.frames;
@@ -210,16 +211,16 @@ impl Unwinder {
             // The frame that is counted from it comes again.
             Some(at) if all < wanted => {
                 log.end_at(at);
-                Known::Part(self.parts.intern(&frames[..all - 1]), frames[all - 1])
+                Walked::Part(self.parts.intern(&frames[..all - 1]), frames[all - 1])
             }
             _ => {
                 // In no known place, there is no frame; the call itself was seen.
                 frames[1] = if all == 1 { start.ret } else { frames[1] };
-                Known::Stack(self.stacks.intern(&frames[..all.max(2)]))
+                Walked::Stack(self.stacks.intern(&frames[..all.max(2)]))
             }
         };
         let frame_pointer_at = walked.frame_pointer_at;
-        known.walks.keep(start, log, result);
+        learnt.walks.keep(start, log, result);
         (Found { result, frame_pointer_at }, walked.frames)
     }
 }

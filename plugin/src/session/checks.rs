@@ -67,7 +67,7 @@ enum For {
 }
 
 /// What a scan found.
-pub struct Found {
+pub struct ScanResult {
     /// What is new, and the figures.
     pub outcome: Outcome,
     /// Events until then.
@@ -105,7 +105,7 @@ impl Session {
     ///
     /// # Errors
     /// [`CheckError`].
-    pub fn scan(&self, stopped: &GuestStopped, tracker: &Tracker, min_age: Duration) -> Result<Found, CheckError> {
+    pub fn scan(&self, stopped: &GuestStopped, tracker: &Tracker, min_age: Duration) -> Result<ScanResult, CheckError> {
         self.scan_for(stopped, tracker, min_age, For::Check)
     }
 
@@ -113,7 +113,7 @@ impl Session {
     ///
     /// # Errors
     /// [`CheckError`].
-    pub(super) fn last_scan(&self, stopped: &GuestStopped, tracker: &Tracker) -> Result<Found, CheckError> {
+    pub(super) fn last_scan(&self, stopped: &GuestStopped, tracker: &Tracker) -> Result<ScanResult, CheckError> {
         self.scan_for(stopped, tracker, self.options.min_age.unwrap_or_default(), For::LastCheck)
     }
 
@@ -123,7 +123,7 @@ impl Session {
         tracker: &Tracker,
         min_age: Duration,
         what_for: For,
-    ) -> Result<Found, CheckError> {
+    ) -> Result<ScanResult, CheckError> {
         if self.options.snapshot.is_some() {
             look_at_image(stopped, tracker);
         }
@@ -140,7 +140,7 @@ impl Session {
             let told = outcome.tests.finished.len().min(tests.finished.len());
             tests.finished.drain(..told);
             drop(tests);
-            Ok(Found { outcome, counters: moment.counters })
+            Ok(ScanResult { outcome, counters: moment.counters })
         })?
     }
 
@@ -302,7 +302,7 @@ impl Session {
 
     /// Writes what a scan found to all destinations of reports, and gives it back. `pause` is how long the guest stood still
     /// for it, and `last` is whether no scan follows. The guest may run again.
-    pub fn report(&self, tracker: &Tracker, found: &Found, pause: Duration, last: bool) -> Report {
+    pub fn report(&self, tracker: &Tracker, found: &ScanResult, pause: Duration, last: bool) -> Report {
         let began = Instant::now();
         let asked =
             Asked { audit: self.options.audit, pause: Some(pause), suppressions: &self.suppressions, unused: last };

@@ -1,6 +1,6 @@
 //! What can be demanded of the guest while it stands still, and what comes of it.
 
-use super::checks::{Found, Mark};
+use super::checks::{Mark, ScanResult};
 use super::{NotTracked, Session};
 use crate::broadcast;
 use crate::ffi::witness::GuestStopped;
@@ -118,7 +118,7 @@ pub struct Demand {
 /// What was done while the guest stood still.
 pub enum Done {
     /// A scan, whose report is to be written.
-    Found(Box<Found>),
+    Scanned(Box<ScanResult>),
     /// All of it.
     Answer(Answer),
 }
@@ -134,7 +134,7 @@ impl Session {
             return Err(DemandError::Again);
         }
         inject("pause");
-        let scan = |min_age| Ok(Done::Found(Box::new(self.scan(stopped, tracker, min_age)?)));
+        let scan = |min_age| Ok(Done::Scanned(Box::new(self.scan(stopped, tracker, min_age)?)));
         Ok(Done::Answer(match what {
             What::Tick => return scan(self.interval_min_age()),
             What::Scan { min_age } => return scan(*min_age),

@@ -2,7 +2,7 @@
 //! of their own, in order.
 
 use super::Session;
-use super::checks::Found;
+use super::checks::ScanResult;
 use super::demand::{self, Done, What};
 use crate::diagnostics;
 use crate::ffi::witness::GuestStopped;
@@ -17,8 +17,13 @@ use std::time::{Duration, Instant};
 /// Most reports that wait to be written; more are written while the guest is stopped, which slows it down.
 const MAX_REPORTS: usize = 16;
 
-/// What a marker's scan found, in which kernel, and how long the guest was stopped for it.
-type Scanned = (Arc<Tracker>, Box<Found>, Duration);
+/// What a marker's scan found.
+struct Scanned {
+    tracker: Arc<Tracker>,
+    result: Box<ScanResult>,
+    /// How long the guest was stopped for it.
+    pause: Duration,
+}
 
 /// Reports that wait to be written.
 #[derive(Default)]
@@ -56,8 +61,8 @@ impl Session {
         let _one = self.reports.writing.lock();
         loop {
             let next = self.reports.waiting.lock().pop_front();
-            let Some((tracker, found, pause)) = next else { return };
-            self.report(&tracker, &found, pause, false);
+            let Some(Scanned { tracker, result, pause }) = next else { return };
+            self.report(&tracker, &result, pause, false);
         }
     }
 
@@ -75,9 +80,9 @@ impl Session {
         self.paused(began.elapsed());
         self.pace.paused(Instant::now(), began.elapsed());
         match done {
-            Ok(Done::Found(found)) => {
+            Ok(Done::Scanned(result)) => {
                 let mut reports = self.reports.waiting.lock();
-                reports.push_back((Arc::clone(&tracker), found, began.elapsed()));
+                reports.push_back(Scanned { tracker: Arc::clone(&tracker), result, pause: began.elapsed() });
                 let full = reports.len() > MAX_REPORTS;
                 drop(reports);
                 match self.reports.wake.get().filter(|_| !full) {

@@ -50,8 +50,17 @@ const MAX_RUNNING: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Deferred {
     task: VirtAddr,
-    /// Where a comm's text is, and its length; of a line for /dev/kmsg the log has a copy soon.
-    comm: Option<(u64, usize)>,
+    /// Where a comm's text is. Of a line for /dev/kmsg the log has a copy soon.
+    comm: Option<UserBuffer>,
+}
+
+/// Text in the memory of a process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct UserBuffer {
+    /// Its virtual address.
+    at: u64,
+    /// Bytes.
+    len: usize,
 }
 
 /// The markers of one kernel.
@@ -73,13 +82,13 @@ impl Markers {
         inject("comm");
         let count = count.min(MAX_TEXT as u64) as usize;
         let text = user_text(&tracker.guest.kernel, &tracker.guest.ram, buf, count);
-        self.tell_or_defer(tracker, vcpu, text, Some((buf, count)));
+        self.tell_or_defer(tracker, vcpu, text, Some(UserBuffer { at: buf, len: count }));
     }
 
     /// A task gets its name: if it wrote that itself, the text is in memory now.
     pub fn comm_copied(&self, tracker: &Tracker, vcpu: c_uint) {
-        if let Some((buf, count)) = self.take_deferred(tracker, true).and_then(|d| d.comm) {
-            let text = user_text(&tracker.guest.kernel, &tracker.guest.ram, buf, count);
+        if let Some(UserBuffer { at, len }) = self.take_deferred(tracker, true).and_then(|d| d.comm) {
+            let text = user_text(&tracker.guest.kernel, &tracker.guest.ram, at, len);
             tell(self.session, tracker, vcpu, &text.bytes);
         }
     }
@@ -100,7 +109,7 @@ impl Markers {
         }
     }
 
-    fn tell_or_defer(&self, tracker: &Tracker, vcpu: c_uint, text: Text, comm: Option<(u64, usize)>) {
+    fn tell_or_defer(&self, tracker: &Tracker, vcpu: c_uint, text: Text, comm: Option<UserBuffer>) {
         if text.whole {
             return tell(self.session, tracker, vcpu, &text.bytes);
         }

@@ -135,7 +135,7 @@ impl Scanner {
             }
             // It may have been done all the same, and the guest only not let go on.
             match result.lock().take() {
-                Some(Ok(Done::Found(found))) => {
+                Some(Ok(Done::Scanned(found))) => {
                     session.paused(pause);
                     session.flush_reports();
                     let report = session.report(&tracker, &found, pause, false);
