@@ -65,6 +65,30 @@ fn unsafe_code_is_where_it_is_said_to_be() {
     println!("{counts:?}");
 }
 
+/// Who states that the guest is stopped, and how often in each file.
+const WITNESSES: [(&str, usize); 5] = [
+    ("plugin/src/ffi/lifecycle.rs", 1),
+    ("plugin/src/ffi/vcpu.rs", 2),
+    ("plugin/src/lib.rs", 1),
+    ("plugin/src/pause/monitor.rs", 1),
+    ("plugin/src/session.rs", 1),
+];
+
+#[test]
+fn the_stopped_guest_is_stated_where_it_is_stopped() {
+    let mut all = Vec::new();
+    files(&workspace().join("plugin/src"), &mut all);
+    let mut found = BTreeMap::new();
+    for file in all {
+        let name = file.strip_prefix(workspace()).expect("below the checkout").display().to_string();
+        let text = std::fs::read_to_string(&file).expect("a file of the checkout");
+        let n = text.matches("GuestStopped::new()").count();
+        found.extend(Some((name, n)).filter(|(_, n)| *n > 0));
+    }
+    let wanted: BTreeMap<String, usize> = WITNESSES.iter().map(|(file, n)| ((*file).to_owned(), *n)).collect();
+    assert_eq!(found, wanted);
+}
+
 #[test]
 fn words_are_told_from_their_parts() {
     assert_eq!(count("#![forbid(unsafe_code)] // unsafe\n/// unsafe\nlet x = unsafe { f() };\nunsafe extern \"C\""), 2);
