@@ -1,4 +1,5 @@
-//! What subscribers are told. Whoever publishes is never blocked: a subscriber that does not read loses its place.
+//! What subscribers are told. Whoever publishes is never blocked: a subscriber that does not read
+//! loses its place.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use detector::control::{Event, GroupEvent, SCHEMA};
@@ -48,7 +49,8 @@ impl Subscription {
     /// Hands the next line to `write`; nothing if none comes in that time.
     ///
     /// # Errors
-    /// [`RecvTimeoutError::Disconnected`] when lines were not taken fast enough, and the others are given.
+    /// [`RecvTimeoutError::Disconnected`] when lines were not taken fast enough, and the others are
+    /// given.
     pub fn next<T>(&self, time: Duration, write: impl FnOnce(&str) -> T) -> Result<T, RecvTimeoutError> {
         let line = self.0.recv_timeout(time)?;
         let written = write(&line);

@@ -1,5 +1,6 @@
-//! QEMU in the background (-daemonize): when it has started it goes to the folder / and has no stderr any more
-//! (os_setup_post(), os-posix.c). Plugins are loaded in the process that stays, before that.
+//! QEMU in the background (-daemonize): when it has started it goes to the folder / and has no
+//! stderr any more (os_setup_post(), os-posix.c). Plugins are loaded in the process that stays,
+//! before that.
 
 use crate::options::Options;
 use std::path::{Path, PathBuf};

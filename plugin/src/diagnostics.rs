@@ -1,4 +1,5 @@
-//! Messages for whoever runs QEMU: lines on stderr, and the same in files of reports that programs read.
+//! Messages for whoever runs QEMU: lines on stderr, and the same in files of reports that programs
+//! read.
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -28,7 +29,8 @@ pub trait MessageFiles: Sync {
     fn add(&self, level: Level, text: &str);
 }
 
-/// Set once, when the files are open. Messages come from every thread and from panics, so nobody hands them around.
+/// Set once, when the files are open. Messages come from every thread and from panics, so nobody
+/// hands them around.
 static FILES: OnceLock<&'static dyn MessageFiles> = OnceLock::new();
 
 /// Sends later messages to these files too. Errors in the options come before there is any file.

@@ -1,7 +1,9 @@
-//! A file that grows by whole texts: whoever reads it at any moment sees all of a text or nothing of it.
+//! A file that grows by whole texts: whoever reads it at any moment sees all of a text or nothing
+//! of it.
 //!
-//! What was there and what is new is written under another name beside it, which then takes the file's place. Where that
-//! cannot be, in what is no regular file (a pipe, a terminal, all of /dev and /proc), text is written as it comes.
+//! What was there and what is new is written under another name beside it, which then takes the
+//! file's place. Where that cannot be, in what is no regular file (a pipe, a terminal, all of /dev
+//! and /proc), text is written as it comes.
 
 use parking_lot::Mutex;
 use std::ffi::OsString;
@@ -12,7 +14,8 @@ use std::path::{Path, PathBuf};
 /// The file.
 pub struct Grown {
     path: PathBuf,
-    /// Held by who writes: a report and a message may come at once, and one would take the other's place.
+    /// Held by who writes: a report and a message may come at once, and one would take the other's
+    /// place.
     writing: Mutex<()>,
 }
 

@@ -1,7 +1,7 @@
 //! libleak.so: a QEMU TCG plugin that finds memory leaks in a Linux guest's kernel from outside.
 //!
-//! This file is the way in: what QEMU looks for when it loads a plugin, for every plugin API version from 4
-//! (QEMU 9.2) to 7 (QEMU 11.1).
+//! This file is the way in: what QEMU looks for when it loads a plugin, for every plugin API
+//! version from 4 (QEMU 9.2) to 7 (QEMU 11.1).
 
 #![deny(unsafe_code)]
 
@@ -28,7 +28,8 @@ use session::{Session, StartError, session};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use triggers::control::{self, Socket, SocketError};
 
-/// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by then.
+/// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by
+/// then.
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
@@ -67,7 +68,8 @@ fn choose_version() -> c_int {
     }
 }
 
-/// It was loaded a second time, and QEMU does not start. QEMU's exit calls back with no data that could hold it.
+/// It was loaded a second time, and QEMU does not start. QEMU's exit calls back with no data that
+/// could hold it.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// QEMU's way in.
@@ -176,8 +178,8 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
     let trans = pick(tb_trans_with_id as *const c_void, tb_trans as *const c_void);
     let flush = pick(flush_with_id as *const c_void, flush as *const c_void);
     let exit = pick(at_exit_with_id as *const c_void, at_exit as *const c_void);
-    // SAFETY: QEMU calls each with the arguments of the version it announced, which chose the functions; they
-    // outlive the process, since plugins are not unloaded.
+    // SAFETY: QEMU calls each with the arguments of the version it announced, which chose the
+    // functions; they outlive the process, since plugins are not unloaded.
     unsafe {
         (api::api().register_vcpu_init)(id, init, null);
         (api::api().register_tb_trans)(id, trans, null);

@@ -38,7 +38,8 @@ struct Suppressions {
 }
 
 impl Output {
-    /// Creates or empties the files. What cannot be written is said: its reports go to stderr until it can.
+    /// Creates or empties the files. What cannot be written is said: its reports go to stderr until
+    /// it can.
     pub fn open(options: &Options) -> Output {
         let files = options.reports.iter().map(|report| {
             let (file, made) = Grown::create(&report.path);
@@ -88,8 +89,8 @@ impl Output {
 }
 
 impl MessageFiles for Output {
-    /// Adds a message to the files of lines of JSON, and to all files where nobody sees stderr. Whoever reads only
-    /// those must learn why there is no report.
+    /// Adds a message to the files of lines of JSON, and to all files where nobody sees stderr.
+    /// Whoever reads only those must learn why there is no report.
     fn add(&self, level: Level, text: &str) {
         let level = level.word();
         for destination in &self.files {

@@ -1,5 +1,5 @@
-//! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), one kernel after the other
-//! ([`boots`]), and the last word.
+//! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), one kernel
+//! after the other ([`boots`]), and the last word.
 
 mod boots;
 pub mod checks;
@@ -43,8 +43,8 @@ use std::time::{Duration, Instant};
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
 /// Bytes of `linux_banner` that are looked at, which starts with "Linux version RELEASE".
 const MAX_BANNER: usize = 256;
-/// Searches before it is given up: around the first block of a kernel, the second, the third, the fifth and so on, up to one in
-/// half a million.
+/// Searches before it is given up: around the first block of a kernel, the second, the third, the
+/// fifth and so on, up to one in half a million.
 const MAX_SEARCHES: u32 = 20;
 
 /// Makes who listens to a kernel, for each kernel anew.
@@ -154,7 +154,8 @@ impl Session {
         }
     }
 
-    /// Watches what is to be watched in a block of the kernel's half. GuestText whether it is the tracked kernel's; `None` without one.
+    /// Watches what is to be watched in a block of the kernel's half. GuestText whether it is the
+    /// tracked kernel's; `None` without one.
     fn watch(&self, block: Block) -> Option<bool> {
         current::with_events(|tracker, events| {
             let is_own = tracker.translate(block);
@@ -171,8 +172,8 @@ impl Session {
         if search.settled.load(Ordering::Acquire) || search.leaving.load(Ordering::Relaxed) {
             return;
         }
-        // One vCPU searches. Of a guest that was loaded others may run as well, and wait here until it is known what to watch in
-        // their blocks: nobody who searches needs them to go on.
+        // One vCPU searches. Of a guest that was loaded others may run as well, and wait here until
+        // it is known what to watch in their blocks: nobody who searches needs them to go on.
         let symbols = self.symbols.lock();
         if search.settled.load(Ordering::Acquire) {
             return;
@@ -185,7 +186,8 @@ impl Session {
         match self.find(block, start, symbols.as_ref()) {
             Ok(has_run) => {
                 search.settled.store(true, Ordering::Relaxed);
-                // It may have been tracked as another boot: firmware goes on with a suspended kernel after a reset, too.
+                // It may have been tracked as another boot: firmware goes on with a suspended
+                // kernel after a reset, too.
                 if n > 0 || has_run {
                     log::info!("blocks of the kernel were translated before: all are translated again");
                     vcpu::flush_translations();
@@ -214,9 +216,10 @@ impl Session {
         let phys = ram
             .phys_of(code)
             .ok_or_else(|| NotFound::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
-        // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only one that runs,
-        // and it is in this callback. Should another run after all, as in a guest that was loaded, it would be writing
-        // kernel data, not the read-only data and the code that are read.
+        // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is
+        // the only one that runs, and it is in this callback. Should another run after all, as in a
+        // guest that was loaded, it would be writing kernel data, not the read-only data and the
+        // code that are read.
         #[expect(unsafe_code, reason = "says that the guest is stopped")]
         let stopped = unsafe { GuestStopped::new() };
         let kernel = Kernel::find(&ram.stopped(&stopped), VirtAddr(start), phys, symbols).map_err(|e| match e {
@@ -291,8 +294,9 @@ impl Session {
         self.conclude(stopped, true);
     }
 
-    /// Makes what was known when a panic ended the tracking ready for one more check. What happened in the guest since is not
-    /// known: the kernel's own books say what is still allocated, and they must be of the same run of the same kernel.
+    /// Makes what was known when a panic ended the tracking ready for one more check. What happened
+    /// in the guest since is not known: the kernel's own books say what is still allocated, and
+    /// they must be of the same run of the same kernel.
     fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), TakeUpError> {
         let before = tracker.time.rewinds();
         tracker.check_time(false);

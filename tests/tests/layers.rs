@@ -1,15 +1,17 @@
 //! The modules of each crate form layers: no module imports, by way of others, itself.
 //!
-//! The test reads the sources as text. A module imports another if its code names it in a path that starts with
-//! `crate`, `super` or `self`, in a `use` or elsewhere. A module that names a module of its own (`mod a;`, `a::B`)
-//! does not import it: the two are one unit, and what the outer one shares with the inner one is seen from there.
-//! Tests inside a module (`#[cfg(test)] mod`) are left out.
+//! The test reads the sources as text. A module imports another if its code names it in a path that
+//! starts with `crate`, `super` or `self`, in a `use` or elsewhere. A module that names a module of
+//! its own (`mod a;`, `a::B`) does not import it: the two are one unit, and what the outer one
+//! shares with the inner one is seen from there. Tests inside a module (`#[cfg(test)] mod`) are
+//! left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tests::program::workspace;
 
-/// Circles that are still there: for each its modules, ascending. A circle that is gone has to go here too.
+/// Circles that are still there: for each its modules, ascending. A circle that is gone has to go
+/// here too.
 const KNOWN: &[&[&str]] = &[
     &[
         "checker/src/blocks.rs",
@@ -103,7 +105,8 @@ fn tokens(code: &str) -> Vec<&str> {
     tokens
 }
 
-/// The paths that begin at the start of `tokens`, with `before` in front of each, and how many tokens they are.
+/// The paths that begin at the start of `tokens`, with `before` in front of each, and how many
+/// tokens they are.
 fn paths(tokens: &[&str], before: &[String], found: &mut Vec<Vec<String>>) -> usize {
     let mut path = before.to_vec();
     let mut at = 0;
@@ -132,7 +135,8 @@ fn paths(tokens: &[&str], before: &[String], found: &mut Vec<Vec<String>>) -> us
     }
 }
 
-/// The module that a path names, or the one that has what it names; `None` if the path is of no module here.
+/// The module that a path names, or the one that has what it names; `None` if the path is of no
+/// module here.
 fn resolve<'a>(modules: &'a Modules, here: &[String], path: &[String]) -> Option<&'a Vec<String>> {
     let mut names = path.iter().peekable();
     let mut module = match names.peek()?.as_str() {

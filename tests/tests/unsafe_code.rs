@@ -1,5 +1,6 @@
-//! Unsafe code is where it is said to be, and nowhere else. That each piece says why it is sound is clippy's affair
-//! (`undocumented_unsafe_blocks`), and that a crate without any gets none is the compiler's (`forbid(unsafe_code)`).
+//! Unsafe code is where it is said to be, and nowhere else. That each piece says why it is sound is
+//! clippy's affair (`undocumented_unsafe_blocks`), and that a crate without any gets none is the
+//! compiler's (`forbid(unsafe_code)`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// How often the keyword stands in the code of a file: in comments and as a part of names it is none.
+/// How often the keyword stands in the code of a file: in comments and as a part of names it is
+/// none.
 fn count(text: &str) -> usize {
     let code = text.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
     let words = code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));

@@ -1,7 +1,8 @@
 //! libleak's own memory: how much of it is in use, and what happens when there is no more.
 //!
-//! Rust ends the process when memory fails, which here is QEMU. So large tables ask first ([`may_have`]), and what is small gets its
-//! memory from a reserve that was set aside at start; that it had to is seen ([`is_short`]), and from then on nothing is tracked that needs more.
+//! Rust ends the process when memory fails, which here is QEMU. So large tables ask first
+//! ([`may_have`]), and what is small gets its memory from a reserve that was set aside at start;
+//! that it had to is seen ([`is_short`]), and from then on nothing is tracked that needs more.
 
 use parking_lot::Mutex;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,7 +14,8 @@ use std::time::{Duration, Instant};
 const RESERVE: usize = 8 << 20;
 /// More is not taken of it at once: who wants as much asks first.
 const MAX_FROM_RESERVE: usize = 1 << 20;
-/// Counters. Memory of different threads is mostly of different arenas, and so of different counters.
+/// Counters. Memory of different threads is mostly of different arenas, and so of different
+/// counters.
 const COUNTERS: usize = 16;
 
 /// A counter in cache lines of its own.
@@ -28,8 +30,9 @@ static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 static SHORT: AtomicBool = AtomicBool::new(false);
 /// Where the reserve is; null before [`set_aside`].
 static RESERVED: AtomicPtr<u8> = AtomicPtr::new(null_mut());
-/// Of the reserve, in the upper half how many bytes are given out, and in the lower one how many pieces are in use. When it is none, all
-/// of it is free again. No lock: who waits for one may need memory for that.
+/// Of the reserve, in the upper half how many bytes are given out, and in the lower one how many
+/// pieces are in use. When it is none, all of it is free again. No lock: who waits for one may need
+/// memory for that.
 static GIVEN: AtomicU64 = AtomicU64::new(0);
 
 /// The system's allocator, with a counter and a reserve.
@@ -74,9 +77,9 @@ fn to_reserve() {
     let _ = GIVEN.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
 }
 
-// SAFETY: memory is the system's own, handed on as it is; or a piece of the reserve, which is the system's too, belongs to nobody
-// else, is aligned as asked for, and overlaps no other piece that is in use, since pieces follow each other until none is in use. Nothing here
-// panics or allocates.
+// SAFETY: memory is the system's own, handed on as it is; or a piece of the reserve, which is the
+// system's too, belongs to nobody else, is aligned as asked for, and overlaps no other piece that
+// is in use, since pieces follow each other until none is in use. Nothing here panics or allocates.
 unsafe impl GlobalAlloc for Counted {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -126,8 +129,8 @@ unsafe impl GlobalAlloc for Counted {
                 return new;
             }
         }
-        // SAFETY: the alignment is one, and `size` is not too large for it, by this function's own contract. What is copied both
-        // have, and they are different pieces.
+        // SAFETY: the alignment is one, and `size` is not too large for it, by this function's own
+        // contract. What is copied both have, and they are different pieces.
         unsafe {
             let new = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
             if !new.is_null() {
@@ -160,7 +163,8 @@ pub fn is_short() -> bool {
     SHORT.load(Ordering::Relaxed)
 }
 
-/// Whether there are so many bytes more: within the limit, and of the system, with some to spare for QEMU itself.
+/// Whether there are so many bytes more: within the limit, and of the system, with some to spare
+/// for QEMU itself.
 pub fn may_have(bytes: u64) -> bool {
     let within = used().saturating_add(bytes) <= LIMIT.load(Ordering::Relaxed);
     let with_spare = usize::try_from(bytes).ok().and_then(|n| n.checked_add(RESERVE));
@@ -175,8 +179,8 @@ pub fn give_back() {
     log::debug!("free memory given back in {:?}", began.elapsed());
 }
 
-/// As [`give_back`], once a minute at most. What checks took for a moment would stay with QEMU: the system's allocator keeps
-/// most of it, in an arena for each thread.
+/// As [`give_back`], once a minute at most. What checks took for a moment would stay with QEMU: the
+/// system's allocator keeps most of it, in an arena for each thread.
 pub fn give_back_at_times() {
     /// When that was last; the arenas are the whole process's.
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);

@@ -1,8 +1,8 @@
 //! The plugin API, looked up by name at load.
 //!
-//! QEMU loads plugins with RTLD_NOW, so one strong reference to a function that this QEMU lacks would make
-//! the load fail with a linker's message. Everything is therefore fetched with dlsym(); what is missing
-//! can then be said in words. Types are those of the `qemu-plugin-sys` bindings.
+//! QEMU loads plugins with RTLD_NOW, so one strong reference to a function that this QEMU lacks
+//! would make the load fail with a linker's message. Everything is therefore fetched with dlsym();
+//! what is missing can then be said in words. Types are those of the `qemu-plugin-sys` bindings.
 //!
 //! API 7 (QEMU 11.1) dropped the plugin id from the callbacks that had one and gave them user data;
 //! registrations take the user data as a further argument, which older versions do not look at.
@@ -41,9 +41,10 @@ macro_rules! api {
             fn resolve() -> Result<Api, MissingFunction> {
                 Ok(Api { $($name: {
                     let found = lookup($symbol).ok_or(MissingFunction($symbol))?;
-                    // SAFETY: the symbol is QEMU's or GLib's function of that name, whose C signature, from
-                    // QEMU 9.2 to 11.1, is the one given here (int results that became bool are not read
-                    // beyond zero or not; additional trailing arguments are ignored by older versions).
+                    // SAFETY: the symbol is QEMU's or GLib's function of that name, whose C
+                    // signature, from QEMU 9.2 to 11.1, is the one given here (int results that
+                    // became bool are not read beyond zero or not; additional trailing arguments
+                    // are ignored by older versions).
                     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $ret)?>(found) }
                 },)* })
             }
@@ -123,7 +124,8 @@ pub fn load() -> Result<(), MissingFunction> {
 /// The address of a symbol that the process exports, or `None`.
 pub fn lookup(name: &str) -> Option<*mut c_void> {
     let name = CString::new(name).ok()?;
-    // SAFETY: `name` is a C string; RTLD_DEFAULT searches the program and the libraries it was linked with.
+    // SAFETY: `name` is a C string; RTLD_DEFAULT searches the program and the libraries it was
+    // linked with.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     (!found.is_null()).then_some(found)
 }
@@ -205,8 +207,8 @@ impl Insn {
         bytes
     }
 
-    /// Calls `callback` with `userdata`, which is never dereferenced, each time the instruction is about to
-    /// execute; registers are readable.
+    /// Calls `callback` with `userdata`, which is never dereferenced, each time the instruction is
+    /// about to execute; registers are readable.
     pub fn on_exec(self, callback: ExecCallback, userdata: usize) {
         // SAFETY: as above; the callback is a plain function and outlives the process.
         unsafe { (api().register_insn_exec)(self.0, callback, READ_REGS, userdata as *mut c_void) }
@@ -225,8 +227,8 @@ impl Insn {
 #[derive(Clone, Copy)]
 pub struct Flag(qemu_plugin_u64);
 
-// SAFETY: the scoreboard pointer is only passed back to QEMU, whose scoreboard functions may be called from
-// any thread.
+// SAFETY: the scoreboard pointer is only passed back to QEMU, whose scoreboard functions may be
+// called from any thread.
 unsafe impl Send for Flag {}
 // SAFETY: as above.
 unsafe impl Sync for Flag {}
@@ -243,10 +245,11 @@ impl Flag {
         })
     }
 
-    /// Sets it for every vCPU: with thread=single, translated code tests the slot of the vCPU that translated
-    /// it, not of the one that runs it, so all slots must always agree.
+    /// Sets it for every vCPU: with thread=single, translated code tests the slot of the vCPU that
+    /// translated it, not of the one that runs it, so all slots must always agree.
     pub fn set(self, value: u64) {
-        // SAFETY: slots exist for every vCPU index below num_vcpus; each is a naturally aligned u64.
+        // SAFETY: slots exist for every vCPU index below num_vcpus; each is a naturally aligned
+        // u64.
         unsafe {
             for vcpu in 0..(api().num_vcpus)().max(0) as c_uint {
                 (api().u64_set)(self.0, vcpu, value);

@@ -1,9 +1,10 @@
 //! Registers of the current vCPU, read where QEMU keeps them.
 //!
-//! The plugin API copies a register through the debugger's interface, in 24 to 30 ns, and a hook reads five. Where this
-//! build of QEMU exports `current_cpu`, the place of the registers in a vCPU's state is learnt by comparing that state with what the API
-//! says, and is used once both have agreed often enough. A callback that may read registers finds them there: TCG has
-//! written them back for the API to read.
+//! The plugin API copies a register through the debugger's interface, in 24 to 30 ns, and a hook
+//! reads five. Where this build of QEMU exports `current_cpu`, the place of the registers in a
+//! vCPU's state is learnt by comparing that state with what the API says, and is used once both
+//! have agreed often enough. A callback that may read registers finds them there: TCG has written
+//! them back for the API to read.
 
 use super::api;
 use super::arch::{PER_CPU_BASE_WITHIN, REGISTERS, Reg, STATE_ORDER};
@@ -12,8 +13,8 @@ use parking_lot::Mutex;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// Bytes from the start of a vCPU's state to each register; 0 where the API is to be asked. All vCPUs are of one type, and
-/// callbacks, which read registers, have no data of ours.
+/// Bytes from the start of a vCPU's state to each register; 0 where the API is to be asked. All
+/// vCPUs are of one type, and callbacks, which read registers, have no data of ours.
 static PLACES: [AtomicU32; REGISTERS] = [const { AtomicU32::new(0) }; REGISTERS];
 /// Learning has come to an end, whichever.
 static SETTLED: AtomicBool = AtomicBool::new(false);
@@ -24,8 +25,8 @@ static TRIAL: Mutex<Trial> = Mutex::new(Trial::new());
 const AGREEMENTS: u32 = 64;
 const TRIES: u32 = 4096;
 thread_local! {
-    /// Where QEMU keeps this thread's current vCPU (`CPUState *current_cpu`), null before it was looked up, and 1 where it
-    /// is not exported.
+    /// Where QEMU keeps this thread's current vCPU (`CPUState *current_cpu`), null before it was
+    /// looked up, and 1 where it is not exported.
     static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -54,7 +55,8 @@ impl Trial {
                 self.gs_base.retain(|&at| state.get(at) == Some(&gs_base));
                 self.agreed += 1;
             }
-            // It was a coincidence. Before anything was compared with enough different words, all else may be one.
+            // It was a coincidence. Before anything was compared with enough different words, all
+            // else may be one.
             Some(_) => *self = Trial { tries: self.tries, ..Trial::new() },
             None if gs_base != 0 && said(Reg::STACK_POINTER) != 0 => {
                 let mut places = (0..state.len()).filter(|&at| is_there(at));
@@ -98,8 +100,9 @@ fn state() -> Option<*const u8> {
             return None;
         }
     }
-    // SAFETY: dlsym() gave the address of this thread's own copy of the thread-local `CPUState *current_cpu`
-    // (include/hw/core/cpu.h, QEMU 9.2 to 11.1), which lives as long as the thread and is written by it alone.
+    // SAFETY: dlsym() gave the address of this thread's own copy of the thread-local `CPUState
+    // *current_cpu` (include/hw/core/cpu.h, QEMU 9.2 to 11.1), which lives as long as the thread
+    // and is written by it alone.
     let cpu = unsafe { (at as *const *const u8).read() };
     (!cpu.is_null()).then_some(cpu)
 }
@@ -117,12 +120,14 @@ pub fn read(reg: Reg) -> Option<u64> {
         return None;
     }
     let cpu = state()?;
-    // SAFETY: the place lies in the state of a vCPU, all of which are of one type and size, and has held this very
-    // register whenever it was compared. The vCPU is the one whose callback this thread is in, so nobody writes.
+    // SAFETY: the place lies in the state of a vCPU, all of which are of one type and size, and has
+    // held this very register whenever it was compared. The vCPU is the one whose callback this
+    // thread is in, so nobody writes.
     Some(unsafe { cpu.add(place).cast::<u64>().read() })
 }
 
-/// Compares once more, if there is anything left to learn. `said` is the API. Only in callbacks that may read registers.
+/// Compares once more, if there is anything left to learn. `said` is the API. Only in callbacks
+/// that may read registers.
 #[cold]
 pub fn learn(said: impl Fn(Reg) -> u64) {
     if SETTLED.load(Ordering::Relaxed) {
@@ -130,9 +135,10 @@ pub fn learn(said: impl Fn(Reg) -> u64) {
     }
     let Some(mut trial) = TRIAL.try_lock() else { return };
     let Some(cpu) = state() else { return SETTLED.store(true, Ordering::Relaxed) };
-    // SAFETY: a vCPU's state is an object that QEMU has allocated by itself with malloc() or posix_memalign()
-    // (object_new_with_type(), qom/object.c), at whose start CPUState lies; the allocator says how long it is. It is aligned for
-    // words, and while this thread is in a callback of this vCPU, others only write to words that are no registers: those are compared
+    // SAFETY: a vCPU's state is an object that QEMU has allocated by itself with malloc() or
+    // posix_memalign() (object_new_with_type(), qom/object.c), at whose start CPUState lies; the
+    // allocator says how long it is. It is aligned for words, and while this thread is in a
+    // callback of this vCPU, others only write to words that are no registers: those are compared
     // and given up, whatever is read of them, and are read atomically.
     let words: Vec<u64> = unsafe {
         let len = libc::malloc_usable_size(cpu.cast_mut().cast::<c_void>()) / 8;

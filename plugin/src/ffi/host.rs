@@ -12,16 +12,16 @@ pub fn qemu_version() -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-/// Whether no other libleak is loaded in this process: also not another file, which would have statics of its own. Only
-/// while QEMU starts, on its main thread.
+/// Whether no other libleak is loaded in this process: also not another file, which would have
+/// statics of its own. Only while QEMU starts, on its main thread.
 pub fn claim_process() -> bool {
     const NAME: &str = "LIBLEAK_PROCESS";
     let own = std::process::id().to_string();
     if std::env::var(NAME).is_ok_and(|claimed| claimed == own) {
         return false;
     }
-    // SAFETY: plugins are installed on the main thread before the machine is made; QEMU's other threads by then (RCU,
-    // the loop of its I/O threads) look at no environment.
+    // SAFETY: plugins are installed on the main thread before the machine is made; QEMU's other
+    // threads by then (RCU, the loop of its I/O threads) look at no environment.
     unsafe { std::env::set_var(NAME, own) };
     true
 }

@@ -32,7 +32,8 @@ impl Job {
         let _ = self.done.try_send(());
     }
 
-    /// Waits for the work, and gives it up after `timeout`. Whether it has run: if not, it never will; if so, it is over.
+    /// Waits for the work, and gives it up after `timeout`. Whether it has run: if not, it never
+    /// will; if so, it is over.
     pub fn has_run(&self, wait: &Receiver<()>, timeout: Duration) -> bool {
         wait.recv_timeout(timeout).is_ok() || self.work.lock().take().is_none()
     }

@@ -1,12 +1,13 @@
-//! Where guest RAM lies, in guest physical memory and in this process; it comes and goes while the guest runs: memory is
-//! plugged and unplugged (pc-dimm, virtio-mem).
+//! Where guest RAM lies, in guest physical memory and in this process; it comes and goes while the
+//! guest runs: memory is plugged and unplugged (pc-dimm, virtio-mem).
 
 use super::optional;
 use libc::{c_int, c_void};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// With at least this much RAM, machines leave a hole below 4 GiB (q35's limit, the lowest: hw/i386/pc_q35.c).
+/// With at least this much RAM, machines leave a hole below 4 GiB (q35's limit, the lowest:
+/// hw/i386/pc_q35.c).
 const LEAST_WITH_HOLE: u64 = 0xb000_0000;
 const FOUR_GIB: u64 = 1 << 32;
 /// Below 1 MiB parts of RAM are hidden behind ROMs, so the blocks are looked for from here on.
@@ -22,7 +23,8 @@ pub enum RamError {
     /// The instruction's bytes lie in no mapping.
     #[error("the guest's code at host address {0:#x} lies in no mapping of QEMU's")]
     NotMapped(usize),
-    /// More RAM than fits below the PCI hole, in a QEMU that exports nothing to tell where the hole is.
+    /// More RAM than fits below the PCI hole, in a QEMU that exports nothing to tell where the hole
+    /// is.
     #[error(
         "this build of QEMU does not export address_space_map, so guests with {0:#x} bytes of RAM or more cannot be read; give the guest less than 2816 MiB (-m), or use a distribution's QEMU"
     )]
@@ -96,7 +98,8 @@ impl Layout {
     }
 }
 
-/// QEMU's memory as it is mapped at one moment, held until this is dropped: so long none of its RAM goes away.
+/// QEMU's memory as it is mapped at one moment, held until this is dropped: so long none of its RAM
+/// goes away.
 pub(super) struct View(*mut c_void);
 
 impl View {
@@ -106,7 +109,8 @@ impl View {
         optional::flatview_unref()?;
         optional::flatview_for_each_range()?;
         let space = optional::address_space_memory()?;
-        // SAFETY: of the system address space itself; callers are of a thread that QEMU's RCU knows.
+        // SAFETY: of the system address space itself; callers are of a thread that QEMU's RCU
+        // knows.
         let view = unsafe { get(space) };
         (!view.is_null()).then_some(View(view))
     }
@@ -158,15 +162,15 @@ impl Drop for View {
     }
 }
 
-/// The host address of a memory region's RAM, if it is RAM of the guest's: it belongs to a memory backend, as that of -m does
-/// too, and not to a device that has RAM of its own.
+/// The host address of a memory region's RAM, if it is RAM of the guest's: it belongs to a memory
+/// backend, as that of -m does too, and not to a device that has RAM of its own.
 fn ram_of(region: *mut c_void) -> Option<usize> {
     let address = optional::memory_region_get_ram_addr()?;
     let owner_of = optional::memory_region_owner()?;
     let cast = optional::object_dynamic_cast()?;
     let pointer = optional::memory_region_get_ram_ptr()?;
-    // SAFETY: the region is one that a held view has, and so is alive. A region without RAM is told by its address,
-    // before the pointer is asked for.
+    // SAFETY: the region is one that a held view has, and so is alive. A region without RAM is told
+    // by its address, before the pointer is asked for.
     unsafe {
         if address(region) == NO_RAM {
             return None;
@@ -239,8 +243,8 @@ fn ram_blocks() -> Vec<RamBlock> {
         len: unsafe extern "C" fn(*mut c_void) -> u64,
     }
     extern "C" fn each(block: *mut c_void, opaque: *mut c_void) -> c_int {
-        // SAFETY: `opaque` is the `Out` below, alive and not otherwise used during the walk; `block` is a
-        // RAMBlock that QEMU keeps alive for the call.
+        // SAFETY: `opaque` is the `Out` below, alive and not otherwise used during the walk;
+        // `block` is a RAMBlock that QEMU keeps alive for the call.
         super::guard(|| unsafe {
             let out = &mut *opaque.cast::<Out>();
             out.blocks.push(RamBlock { host: (out.host)(block) as usize, len: (out.len)(block) as usize });
@@ -258,8 +262,9 @@ fn ram_blocks() -> Vec<RamBlock> {
     out.blocks
 }
 
-/// Has QEMU call `f` with the host address and the length in bytes of each RAM block that it is about to free, for
-/// ever. Only while QEMU starts, on its main thread. Where QEMU does not export the function, `f` is never called.
+/// Has QEMU call `f` with the host address and the length in bytes of each RAM block that it is
+/// about to free, for ever. Only while QEMU starts, on its main thread. Where QEMU does not export
+/// the function, `f` is never called.
 pub(super) fn on_ram_removed(f: fn(usize, usize)) {
     /// QEMU's notifier carries no data that could hold it.
     static FUNCTION: OnceLock<fn(usize, usize)> = OnceLock::new();
@@ -274,12 +279,13 @@ pub(super) fn on_ram_removed(f: fn(usize, usize)) {
     if FUNCTION.set(f).is_err() {
         return;
     }
-    // `struct RAMBlockNotifier` (include/exec/ramlist.h, QEMU 9.2 to 11.1): functions for blocks that are added, removed
-    // and resized, none of which must be there, and the links of a list. There is room for functions to come.
+    // `struct RAMBlockNotifier` (include/exec/ramlist.h, QEMU 9.2 to 11.1): functions for blocks
+    // that are added, removed and resized, none of which must be there, and the links of a list.
+    // There is room for functions to come.
     let notifier: Box<[usize; 16]> =
         Box::new(std::array::from_fn(|i| if i == 1 { removed as *const () as usize } else { 0 }));
-    // SAFETY: the list is the main thread's; the notifier is never freed. `removed` has the signature of
-    // `ram_block_removed`.
+    // SAFETY: the list is the main thread's; the notifier is never freed. `removed` has the
+    // signature of `ram_block_removed`.
     unsafe { add(Box::into_raw(notifier).cast()) };
 }
 
@@ -290,7 +296,8 @@ fn map_physical(phys: u64) -> Option<Segment> {
     let unmap = optional::address_space_unmap()?;
     let space = optional::address_space_memory()?;
     let mut len = 1 << 40;
-    // SAFETY: of the system address space itself. What is mapped is unmapped at once: RAM stays where it is.
+    // SAFETY: of the system address space itself. What is mapped is unmapped at once: RAM stays
+    // where it is.
     let host = unsafe {
         let host = map(space, phys, &mut len, false, 0);
         if !host.is_null() {

@@ -16,12 +16,13 @@ pub struct Ends {
 
 /// Set once, at install. QEMU's handlers carry no data that could hold it.
 static ENDS: OnceLock<Ends> = OnceLock::new();
-/// The guest has suspended itself to RAM. Its CPUs are reset when it wakes, and nothing else ends. QEMU's notifier
-/// carries no data that could hold it.
+/// The guest has suspended itself to RAM. Its CPUs are reset when it wakes, and nothing else ends.
+/// QEMU's notifier carries no data that could hold it.
 static SUSPENDED: AtomicBool = AtomicBool::new(false);
 
-/// Whether the machine is being reset because a suspended guest wakes: then it counts as running already
-/// (qemu_system_wakeup_request(), system/runstate.c), and if it is reset otherwise, or loaded, it does not.
+/// Whether the machine is being reset because a suspended guest wakes: then it counts as running
+/// already (qemu_system_wakeup_request(), system/runstate.c), and if it is reset otherwise, or
+/// loaded, it does not.
 fn wakes() -> bool {
     SUSPENDED.load(Ordering::Relaxed) && is_running() == Some(true)
 }
@@ -33,13 +34,14 @@ fn watch_suspends() {
     }
     let Some(register) = optional::qemu_register_suspend_notifier() else { return };
     let notifier = Box::leak(Box::new(Notifier { notify: suspended, node: [std::ptr::null_mut(); 2] }));
-    // SAFETY: the list is the main thread's, which this is; the notifier and the function outlive the process.
+    // SAFETY: the list is the main thread's, which this is; the notifier and the function outlive
+    // the process.
     unsafe { register(notifier) };
 }
 
-/// Has these called on QEMU's main thread before any device is reset: the vCPUs are stopped, and memory and registers
-/// are as they were. Machines are reset before a snapshot is loaded, too (load_snapshot(), migration/savevm.c). Returns
-/// whether this QEMU does so. To be called once.
+/// Has these called on QEMU's main thread before any device is reset: the vCPUs are stopped, and
+/// memory and registers are as they were. Machines are reset before a snapshot is loaded, too
+/// (load_snapshot(), migration/savevm.c). Returns whether this QEMU does so. To be called once.
 pub fn on_ends(ends: Ends) -> bool {
     extern "C" fn reset(_: *mut c_void) {
         super::guard(|| tell(|ends| ends.reset));
@@ -52,7 +54,8 @@ pub fn on_ends(ends: Ends) -> bool {
     }
     fn tell(which: fn(&Ends) -> fn(&GuestStopped)) {
         if let Some(ends) = ENDS.get().filter(|_| !wakes()) {
-            // SAFETY: QEMU pauses all vCPUs around a reset, and stops them before it loads a snapshot.
+            // SAFETY: QEMU pauses all vCPUs around a reset, and stops them before it loads a
+            // snapshot.
             which(ends)(&unsafe { GuestStopped::new() });
         }
     }
@@ -61,9 +64,9 @@ pub fn on_ends(ends: Ends) -> bool {
     if ENDS.set(ends).is_err() {
         return false;
     }
-    // SAFETY: plugins are loaded on the main thread with the machine's types registered and before it has devices
-    // (qemu_init_board(), system/vl.c), so these handlers are before those of devices, and called in this order. The
-    // functions outlive the process.
+    // SAFETY: plugins are loaded on the main thread with the machine's types registered and before
+    // it has devices (qemu_init_board(), system/vl.c), so these handlers are before those of
+    // devices, and called in this order. The functions outlive the process.
     unsafe {
         no_load(reset, std::ptr::null_mut());
         all(any, std::ptr::null_mut());
@@ -77,7 +80,8 @@ pub fn tells_ends() -> bool {
     ENDS.get().is_some()
 }
 
-/// Whether the guest runs, or is stopped as a whole; `None` where QEMU does not export the function.
+/// Whether the guest runs, or is stopped as a whole; `None` where QEMU does not export the
+/// function.
 fn is_running() -> Option<bool> {
     let is_running = optional::runstate_is_running()?;
     // SAFETY: it reads a variable.

@@ -1,6 +1,7 @@
 //! All contact with QEMU's C side.
 //!
-//! - [`api`]: the plugin API, looked up at load; [`optional`]: functions that only builds with loadable modules export
+//! - [`api`]: the plugin API, looked up at load; [`optional`]: functions that only builds with
+//!   loadable modules export
 //! - [`regs`], [`direct`]: registers of the current vCPU; [`arch`]: their names and places
 //! - [`vcpu`]: work on vCPUs' threads; [`lifecycle`]: resets and snapshots
 //! - [`witness`]: the proof that the guest is stopped

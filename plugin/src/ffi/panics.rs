@@ -1,9 +1,10 @@
-//! Panics of ours. None may unwind into C, and none takes QEMU down: the first one ends the tracking, with one line, and the
-//! guest goes on.
+//! Panics of ours. None may unwind into C, and none takes QEMU down: the first one ends the
+//! tracking, with one line, and the guest goes on.
 //!
-//! parking_lot's and dashmap's locks are released when a panic unwinds and are not poisoned, so no other thread waits for them for
-//! ever. What they guard may be half changed: an object without its size, a call without its return. The report that QEMU's exit
-//! makes all the same goes by the kernel's own books, and says so ([`crate::session::Session::exit`]).
+//! parking_lot's and dashmap's locks are released when a panic unwinds and are not poisoned, so no
+//! other thread waits for them for ever. What they guard may be half changed: an object without its
+//! size, a call without its return. The report that QEMU's exit makes all the same goes by the
+//! kernel's own books, and says so ([`crate::session::Session::exit`]).
 
 use crate::diagnostics::{self, Level};
 use parking_lot::Mutex;
@@ -13,8 +14,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Set by the first panic: from then on every callback returns at once. Panics reach a hook of the process, which has no
-/// data; so all of this module's state is static.
+/// Set by the first panic: from then on every callback returns at once. Panics reach a hook of the
+/// process, which has no data; so all of this module's state is static.
 static HALTED: AtomicBool = AtomicBool::new(false);
 /// When that was.
 static SINCE: OnceLock<Instant> = OnceLock::new();
@@ -28,7 +29,8 @@ static LAST: Mutex<String> = Mutex::new(String::new());
 #[error("{0}")]
 pub struct Panicked(String);
 
-/// Runs `f` on behalf of QEMU. A panic in it must not unwind into C: it ends the tracking, and the guest goes on.
+/// Runs `f` on behalf of QEMU. A panic in it must not unwind into C: it ends the tracking, and the
+/// guest goes on.
 #[inline]
 pub fn guard(f: impl FnOnce()) {
     if !HALTED.load(Ordering::Relaxed) {
@@ -36,7 +38,8 @@ pub fn guard(f: impl FnOnce()) {
     }
 }
 
-/// As [`guard`], but also after a panic: for what QEMU's exit is to do in any case, and for clients, who are to be answered.
+/// As [`guard`], but also after a panic: for what QEMU's exit is to do in any case, and for
+/// clients, who are to be answered.
 ///
 /// # Errors
 /// [`Panicked`].
@@ -61,8 +64,8 @@ fn after(panic: &(dyn Any + Send)) -> Panicked {
     Panicked(LAST.lock().clone())
 }
 
-/// Has a panic told in one line, ours, in place of Rust's own. Every library has a hook of its own, so this one is called for
-/// this plugin's panics alone.
+/// Has a panic told in one line, ours, in place of Rust's own. Every library has a hook of its own,
+/// so this one is called for this plugin's panics alone.
 pub fn install_hook() {
     std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
         let what = one_line(message(info.payload()));
@@ -104,8 +107,9 @@ pub fn halted() -> Option<Instant> {
     if HALTED.load(Ordering::Relaxed) { SINCE.get().copied() } else { None }
 }
 
-/// Panics where the environment variable `LIBLEAK_PANIC` says so: words such as `return`, or `return:500` for the 500th time that
-/// this place is come to, with commas between. Only in the build that tests make for it (`tests/faulty-plugin`).
+/// Panics where the environment variable `LIBLEAK_PANIC` says so: words such as `return`, or
+/// `return:500` for the 500th time that this place is come to, with commas between. Only in the
+/// build that tests make for it (`tests/faulty-plugin`).
 #[cfg(feature = "inject-panics")]
 #[track_caller]
 pub fn inject(place: &'static str) {

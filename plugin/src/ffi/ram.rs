@@ -2,10 +2,13 @@
 //!
 //! What is there from the start stays. More may come and go ([`super::layout`]); then:
 //!
-//! - A callback of a vCPU runs inside of a read-side critical section of QEMU's RCU (cpu_exec()), and QEMU unmaps RAM that was
-//!   taken away only after a grace period (qemu_ram_free()). It tells us before that, and from then on no callback finds that RAM.
-//! - A check holds [`READERS`], and QEMU's thread waits for that before it goes on to take RAM away.
-//! - An address that is no RAM may be one by now, so the layout is looked at again, though not all the time.
+//! - A callback of a vCPU runs inside of a read-side critical section of QEMU's RCU (cpu_exec()),
+//!   and QEMU unmaps RAM that was taken away only after a grace period (qemu_ram_free()). It tells
+//!   us before that, and from then on no callback finds that RAM.
+//! - A check holds [`READERS`], and QEMU's thread waits for that before it goes on to take RAM
+//!   away.
+//! - An address that is no RAM may be one by now, so the layout is looked at again, though not all
+//!   the time.
 
 pub use super::layout::RamError;
 use super::layout::{self, Layout, Segment, View};
@@ -17,12 +20,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Nanoseconds between two looks at an address that is no RAM, at least. A kernel takes longer to make use of memory
-/// that was just plugged in: it writes a descriptor for each of its pages first.
+/// Nanoseconds between two looks at an address that is no RAM, at least. A kernel takes longer to
+/// make use of memory that was just plugged in: it writes a descriptor for each of its pages first.
 const LOOK_AGAIN: u64 = 100_000;
 
-/// Where RAM lies now; null before it was found. There is one QEMU, and its notifier, which changes this, carries no data
-/// of ours. Layouts are never freed: there is one more each time that RAM comes or goes.
+/// Where RAM lies now; null before it was found. There is one QEMU, and its notifier, which changes
+/// this, carries no data of ours. Layouts are never freed: there is one more each time that RAM
+/// comes or goes.
 static CURRENT: AtomicPtr<Layout> = AtomicPtr::new(std::ptr::null_mut());
 /// Held by who changes it.
 static CHANGES: Mutex<()> = Mutex::new(());
@@ -50,7 +54,8 @@ fn replace(layout: Layout) {
 fn refresh() {
     let Some(view) = View::take() else { return };
     let _one = CHANGES.lock();
-    // What a view holds is not taken away before it is dropped, so nothing is entered here that is gone.
+    // What a view holds is not taken away before it is dropped, so nothing is entered here that is
+    // gone.
     let layout = view.layout();
     if !layout.segments.is_empty() {
         replace(layout);
@@ -73,7 +78,8 @@ pub fn watch() {
 
 /// Guest RAM, by physical address. Readable at any time; only [`Ram::stopped`] lends slices.
 pub struct Ram {
-    /// The first of the segments, which in most guests is all of them. It is there as long as QEMU is.
+    /// The first of the segments, which in most guests is all of them. It is there as long as QEMU
+    /// is.
     first: Segment,
 }
 
@@ -110,8 +116,9 @@ impl Ram {
         }
     }
 
-    /// Whether two bytes stand one after the other among the `len` bytes of guest code at `host`, which are of one page. For
-    /// blocks by the thousand, so it looks at words, for the second byte, which is to be the rarer one in code.
+    /// Whether two bytes stand one after the other among the `len` bytes of guest code at `host`,
+    /// which are of one page. For blocks by the thousand, so it looks at words, for the second
+    /// byte, which is to be the rarer one in code.
     #[inline]
     pub fn has_pair(&self, host: *const u8, len: usize, pair: [u8; 2]) -> bool {
         const ONES: u64 = 0x0101_0101_0101_0101;
@@ -119,8 +126,9 @@ impl Ram {
         if self.phys_of(host).is_none() {
             return false;
         }
-        // SAFETY: RAM is mapped in whole pages, for longer than this callback, and the bytes, and so the aligned words that they
-        // are of, lie in one page of it. A vCPU may write at the same time: the loads are atomic.
+        // SAFETY: RAM is mapped in whole pages, for longer than this callback, and the bytes, and
+        // so the aligned words that they are of, lie in one page of it. A vCPU may write at the
+        // same time: the loads are atomic.
         let word = |at: usize| u64::from_le(unsafe { (*(at as *const AtomicU64)).load(Ordering::Relaxed) });
         let has_second = |word: u64| {
             let differs = word ^ wanted;
@@ -169,8 +177,8 @@ fn elsewhere(at: PhysAddr, len: usize) -> Option<usize> {
     host_of(current(), at, len).or_else(|| look_again().then(|| host_of(current(), at, len)).flatten())
 }
 
-/// There is no RAM where it was thought to be: looks where it lies now, but for when that was just done. On a thread that QEMU's
-/// RCU knows.
+/// There is no RAM where it was thought to be: looks where it lies now, but for when that was just
+/// done. On a thread that QEMU's RCU knows.
 #[cold]
 fn look_again() -> bool {
     /// Times are counted from here on, so that they fit into an atomic word.
@@ -194,8 +202,9 @@ unsafe fn copy(host: usize, buf: &mut [u8]) {
     let mut done = 0;
     while done < buf.len() {
         let (from, rest) = (host + done, &mut buf[done..]);
-        // SAFETY: by this function's own contract it is mapped; each load is aligned and of no more than the rest. A vCPU may
-        // write at the same time: atomic loads then give the old or the new value.
+        // SAFETY: by this function's own contract it is mapped; each load is aligned and of no more
+        // than the rest. A vCPU may write at the same time: atomic loads then give the old or the
+        // new value.
         done += unsafe {
             if from % 8 == 0 && rest.len() >= 8 {
                 rest[..8].copy_from_slice(&(*(from as *const AtomicU64)).load(Ordering::Relaxed).to_ne_bytes());
@@ -230,8 +239,8 @@ unsafe fn word(host: usize) -> u64 {
 impl GuestMemory for Ram {
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let host = self.host_of(at, buf.len()).ok_or(MemoryError::NoRam(at))?;
-        // SAFETY: `host_of` has seen that all of `buf` lies in RAM. The first segment stays; of the others this module's
-        // comment tells why they outlive a callback.
+        // SAFETY: `host_of` has seen that all of `buf` lies in RAM. The first segment stays; of the
+        // others this module's comment tells why they outlive a callback.
         unsafe { copy(host, buf) };
         Ok(())
     }
@@ -283,8 +292,8 @@ impl GuestMemory for StoppedRam<'_> {
 impl StoppedMemory for StoppedRam<'_> {
     fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
         let host = host_of(self.layout, at, len)?;
-        // SAFETY: mapped as long as the guard lives, which is as long as the slice at least; and nothing writes to
-        // it, as the witness proves.
+        // SAFETY: mapped as long as the guard lives, which is as long as the slice at least; and
+        // nothing writes to it, as the witness proves.
         Some(unsafe { std::slice::from_raw_parts(host as *const u8, len) })
     }
 }

@@ -12,12 +12,14 @@ use std::sync::OnceLock;
 /// Handles by [`Reg`]. All vCPUs of a machine are of one type and so have the same handles.
 struct Handles([*mut qemu_plugin_register; NAMES.len()]);
 
-// SAFETY: QEMU's handles are indexes into the register list dressed as pointers, never dereferenced here.
+// SAFETY: QEMU's handles are indexes into the register list dressed as pointers, never dereferenced
+// here.
 unsafe impl Send for Handles {}
 // SAFETY: as above.
 unsafe impl Sync for Handles {}
 
-/// Set by the first vCPU. They are read in every callback, of which QEMU hands over no more than a word.
+/// Set by the first vCPU. They are read in every callback, of which QEMU hands over no more than a
+/// word.
 static HANDLES: OnceLock<Handles> = OnceLock::new();
 
 thread_local! {
@@ -39,9 +41,9 @@ pub fn init_vcpu() -> Result<(), MissingRegister> {
         return Ok(());
     }
     let mut handles = [std::ptr::null_mut(); NAMES.len()];
-    // SAFETY: we are in a vCPU callback, where get_registers is allowed. It returns an array that we own, of
-    // `len` descriptors, each `element_size` bytes (24 to API 5, 32 from 6 on), which start with the handle
-    // and the name, a C string that QEMU keeps.
+    // SAFETY: we are in a vCPU callback, where get_registers is allowed. It returns an array that
+    // we own, of `len` descriptors, each `element_size` bytes (24 to API 5, 32 from 6 on), which
+    // start with the handle and the name, a C string that QEMU keeps.
     unsafe {
         let array = (api().get_registers)();
         if array.is_null() {
@@ -65,7 +67,8 @@ pub fn init_vcpu() -> Result<(), MissingRegister> {
     Ok(())
 }
 
-/// The current vCPU's register. Only in callbacks registered with register access; 0 where QEMU cannot say.
+/// The current vCPU's register. Only in callbacks registered with register access; 0 where QEMU
+/// cannot say.
 #[inline]
 pub fn read(reg: Reg) -> u64 {
     direct::read(reg).unwrap_or_else(|| {
@@ -89,8 +92,8 @@ pub(super) fn buffer() -> *mut GByteArray {
 fn ask(reg: Reg) -> u64 {
     let Some(handles) = HANDLES.get() else { return 0 };
     let buffer = buffer();
-    // SAFETY: set_size and read_register keep `data` and `len` in step, and we read no more than `len` bytes. The handle
-    // is one QEMU gave.
+    // SAFETY: set_size and read_register keep `data` and `len` in step, and we read no more than
+    // `len` bytes. The handle is one QEMU gave.
     unsafe {
         (api().byte_array_set_size)(buffer, 0);
         (api().read_register)(handles.0[reg as usize], buffer);

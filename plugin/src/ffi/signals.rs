@@ -1,17 +1,19 @@
 //! Signals are QEMU's, for its own threads: ours must not get any.
 
-/// Calls `make` with all signals blocked, so that the threads that it starts have them blocked for good.
+/// Calls `make` with all signals blocked, so that the threads that it starts have them blocked for
+/// good.
 pub fn while_blocked<T>(make: impl FnOnce() -> T) -> T {
     /// Gives the thread its own signals back, also when `make` panics.
     struct Restore(libc::sigset_t);
     impl Drop for Restore {
         fn drop(&mut self) {
-            // SAFETY: the set is the one that libc filled below, and is applied to this thread only.
+            // SAFETY: the set is the one that libc filled below, and is applied to this thread
+            // only.
             unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
         }
     }
-    // SAFETY: sets are plain bits, for which zeroes are a value; both are on the stack and filled by libc, and only this
-    // thread's signals change.
+    // SAFETY: sets are plain bits, for which zeroes are a value; both are on the stack and filled
+    // by libc, and only this thread's signals change.
     let _restore = unsafe {
         let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
         libc::sigfillset(&mut all);
@@ -21,8 +23,8 @@ pub fn while_blocked<T>(make: impl FnOnce() -> T) -> T {
     make()
 }
 
-/// Lets a write beyond the limit on the size of files (`ulimit -f`) fail like one on a full disk. It would end QEMU otherwise, unless
-/// that has a handler of its own.
+/// Lets a write beyond the limit on the size of files (`ulimit -f`) fail like one on a full disk.
+/// It would end QEMU otherwise, unless that has a handler of its own.
 pub fn survive_large_files() {
     // SAFETY: a plain struct that libc fills, and a disposition without a handler.
     unsafe {
@@ -33,12 +35,12 @@ pub fn survive_large_files() {
     }
 }
 
-/// Opens /dev/null in place of those of stdin, stdout and stderr that are closed: the next file that is opened would be taken for them, and
-/// messages would be written into it.
+/// Opens /dev/null in place of those of stdin, stdout and stderr that are closed: the next file
+/// that is opened would be taken for them, and messages would be written into it.
 pub fn fill_standard_files() {
     for fd in 0..3 {
-        // SAFETY: no memory but a string constant is involved. open() takes the lowest number that is free, which is this one, since
-        // those below are open by now.
+        // SAFETY: no memory but a string constant is involved. open() takes the lowest number that
+        // is free, which is this one, since those below are open by now.
         unsafe {
             if libc::fcntl(fd, libc::F_GETFD) == -1 {
                 libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);

@@ -1,4 +1,5 @@
-//! vCPUs from outside of their callbacks: work that is run on their threads, and their registers while they are stopped.
+//! vCPUs from outside of their callbacks: work that is run on their threads, and their registers
+//! while they are stopped.
 
 use super::arch::GENERAL_REGISTERS;
 use super::direct;
@@ -38,7 +39,8 @@ fn cpu(index: usize) -> Option<Cpu> {
 
 /// Gives all vCPUs, of which none is unplugged meanwhile.
 pub fn with_cpus<T>(f: impl FnOnce(&[Cpu]) -> T) -> T {
-    /// The list of vCPUs, locked; a vCPU that is unplugged is taken out of it before it is freed (cpu_exec_unrealizefn()).
+    /// The list of vCPUs, locked; a vCPU that is unplugged is taken out of it before it is freed
+    /// (cpu_exec_unrealizefn()).
     struct Locked;
     impl Drop for Locked {
         fn drop(&mut self) {
@@ -58,14 +60,14 @@ pub fn with_cpus<T>(f: impl FnOnce(&[Cpu]) -> T) -> T {
     f(&(0..most).filter_map(cpu).collect::<Vec<_>>())
 }
 
-/// General registers and program counter of a vCPU, from any thread, by QEMU's own debugger interface where the build
-/// exports it. In the order of gdb.
+/// General registers and program counter of a vCPU, from any thread, by QEMU's own debugger
+/// interface where the build exports it. In the order of gdb.
 pub fn registers(cpu: Cpu, _: &GuestStopped) -> Option<[u64; GENERAL_REGISTERS]> {
     let read_register = optional::gdb_read_register()?;
     let mut out = [0; GENERAL_REGISTERS];
     let buffer = regs::buffer();
-    // SAFETY: `cpu` is a CPUState from qemu_get_cpu; set_size and read_register keep `data` and `len` in step, and no
-    // more than `len` bytes are read.
+    // SAFETY: `cpu` is a CPUState from qemu_get_cpu; set_size and read_register keep `data` and
+    // `len` in step, and no more than `len` bytes are read.
     unsafe {
         for (number, value) in out.iter_mut().enumerate() {
             (api::api().byte_array_set_size)(buffer, 0);
@@ -100,7 +102,8 @@ impl Drop for Registered {
     }
 }
 
-/// Runs `work` while no vCPU executes anything, on a vCPU's thread, and waits for it at most `timeout`.
+/// Runs `work` while no vCPU executes anything, on a vCPU's thread, and waits for it at most
+/// `timeout`.
 ///
 /// # Errors
 /// [`VcpuError`]; the work has then not run, and never will.
@@ -122,8 +125,9 @@ pub fn exclusive(work: Work, timeout: Duration) -> Result<(), VcpuError> {
     if job.has_run(&wait, timeout) { Ok(()) } else { Err(VcpuError::Timeout) }
 }
 
-/// Runs `work` while no vCPU executes anything, on the thread of vCPU `index`, before that executes another block: QEMU
-/// looks at a vCPU's work when a block ends. To be called in a callback of that vCPU, which must return for it.
+/// Runs `work` while no vCPU executes anything, on the thread of vCPU `index`, before that executes
+/// another block: QEMU looks at a vCPU's work when a block ends. To be called in a callback of that
+/// vCPU, which must return for it.
 ///
 /// # Errors
 /// [`VcpuError`].
@@ -136,13 +140,14 @@ pub fn exclusive_after(index: usize, work: Work) -> Result<(), VcpuError> {
     }
     let safe_run = optional::async_safe_run_on_cpu().ok_or(VcpuError::NotExported("async_safe_run_on_cpu"))?;
     let cpu = cpu(index).ok_or(VcpuError::NoVcpu(index))?;
-    // SAFETY: as in `exclusive`. With thread=single the index may be of another vCPU; they all share one thread then,
-    // and work for any of them stops it.
+    // SAFETY: as in `exclusive`. With thread=single the index may be of another vCPU; they all
+    // share one thread then, and work for any of them stops it.
     unsafe { safe_run(cpu.0, run, Box::into_raw(Box::new(work)) as u64) };
     Ok(())
 }
 
-/// Has QEMU throw away all that it has translated, before this vCPU executes another block. In a callback of a vCPU.
+/// Has QEMU throw away all that it has translated, before this vCPU executes another block. In a
+/// callback of a vCPU.
 pub fn flush_translations() {
     extern "C" fn run(cpu: *mut c_void, _: u64) {
         super::guard(|| {
@@ -162,8 +167,8 @@ pub fn flush_translations() {
     }
 }
 
-/// Lets a guest go on that was stopped by a monitor which does not answer any more. It does so by itself as soon as it
-/// can, and nothing happens if it runs.
+/// Lets a guest go on that was stopped by a monitor which does not answer any more. It does so by
+/// itself as soon as it can, and nothing happens if it runs.
 ///
 /// # Errors
 /// [`VcpuError`].

@@ -1,4 +1,5 @@
-//! What an allocation or a free that was seen does to the live map, and a guest that goes back in time.
+//! What an allocation or a free that was seen does to the live map, and a guest that goes back in
+//! time.
 
 use super::context::Who;
 use super::memory_budget;
@@ -60,9 +61,10 @@ impl Tracker {
         }
     }
 
-    /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's throwing away its
-    /// translations is a moment to look: it does so while it loads a snapshot, with the guest's memory loaded and before
-    /// any of it runs. `flushed` says that this is such a moment.
+    /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's
+    /// throwing away its translations is a moment to look: it does so while it loads a snapshot,
+    /// with the guest's memory loaded and before any of it runs. `flushed` says that this is such a
+    /// moment.
     pub fn check_time(&self, flushed: bool) -> u64 {
         let (jiffies, is_back) = self.time.advance(|| self.guest.jiffies());
         if is_back {
@@ -71,8 +73,9 @@ impl Tracker {
         jiffies
     }
 
-    /// Time went back: the guest was loaded from a snapshot of its past, or the same kernel started again in the same
-    /// place. What was live is not what is; the kernel's own allocator metadata says what is, at the next check.
+    /// Time went back: the guest was loaded from a snapshot of its past, or the same kernel started
+    /// again in the same place. What was live is not what is; the kernel's own allocator metadata
+    /// says what is, at the next check.
     #[cold]
     fn rewound(&self, flushed: bool) {
         let state = self.guest.kernel.variable(&self.guest.ram, "system_state").map_or(0, |state| state as u32);
@@ -82,14 +85,16 @@ impl Tracker {
         self.forget_all();
     }
 
-    /// A snapshot is about to be loaded, of this boot's past or future or of another boot, and every vCPU is stopped.
+    /// A snapshot is about to be loaded, of this boot's past or future or of another boot, and
+    /// every vCPU is stopped.
     pub fn leave_this_time(&self) {
         self.time.leave();
         self.forget_all();
         self.troubles.forget_this_time();
     }
 
-    /// The guest is in another time: of what was live then and of the calls in progress nothing holds.
+    /// The guest is in another time: of what was live then and of the calls in progress nothing
+    /// holds.
     fn forget_all(&self) {
         self.objects.clear();
         self.time.forget();

@@ -1,5 +1,5 @@
-//! A guest that comes from a file or from another QEMU (`-loadvm`, `-incoming`, loadvm): its kernel runs already when it is found,
-//! and the one that was tracked may be gone.
+//! A guest that comes from a file or from another QEMU (`-loadvm`, `-incoming`, loadvm): its kernel
+//! runs already when it is found, and the one that was tracked may be gone.
 
 use super::tracker::Tracker;
 use crate::ffi::ram::Ram;
@@ -11,8 +11,9 @@ use guest_symbols::modules::Module;
 const HZ: [u32; 4] = [100, 250, 300, 1000];
 /// Entries of a list that are looked at, at most.
 const MAX_ENTRIES: usize = 1 << 12;
-/// Whether a kernel has run for a while: it is no longer booting (`system_state`, init/main.c), or its clock has ticked, which
-/// starts at INITIAL_JIFFIES (include/linux/jiffies.h). Both lie in initialised data, which is right from the first block on.
+/// Whether a kernel has run for a while: it is no longer booting (`system_state`, init/main.c), or
+/// its clock has ticked, which starts at INITIAL_JIFFIES (include/linux/jiffies.h). Both lie in
+/// initialised data, which is right from the first block on.
 pub fn has_run(kernel: &Kernel, ram: &Ram) -> bool {
     let state = kernel.variable(ram, "system_state").unwrap_or(0) as u32;
     let jiffies = kernel.variable(ram, "jiffies_64").or_else(|| kernel.variable(ram, "jiffies"));
@@ -24,8 +25,8 @@ fn is_initial(jiffies: u64) -> bool {
 }
 
 impl Tracker {
-    /// The kernel runs already. What it allocated until now only the kernel's own allocator metadata tells, as after
-    /// loadvm; the code that it has loaded is read now.
+    /// The kernel runs already. What it allocated until now only the kernel's own allocator
+    /// metadata tells, as after loadvm; the code that it has loaded is read now.
     pub fn join(&self) {
         self.time.join();
         self.read_loaded();

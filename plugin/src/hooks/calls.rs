@@ -1,13 +1,13 @@
 //! The hot path: what happens when a hooked function is entered, and when it returns.
 //!
-//! A call in progress is known by the stack slot of its return address, which no other call can use until
-//! it has returned, on whatever CPU that happens. A return is recognised when the instruction at the return
-//! address is about to execute with the stack pointer just above that slot: this holds across tail calls,
-//! return thunks, interrupts that allocate, sleeping and migration.
+//! A call in progress is known by the stack slot of its return address, which no other call can use
+//! until it has returned, on whatever CPU that happens. A return is recognised when the instruction
+//! at the return address is about to execute with the stack pointer just above that slot: this
+//! holds across tail calls, return thunks, interrupts that allocate, sleeping and migration.
 //!
-//! Which return addresses need watching is mostly known when they are translated ([`super::callsite`]). The
-//! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
-//! translated yet, it will be watched when it is.
+//! Which return addresses need watching is mostly known when they are translated
+//! ([`super::callsite`]). The rest is learnt: on entry the return address is looked up, and where
+//! it is not watched yet but also not translated yet, it will be watched when it is.
 
 use super::arch;
 use super::current;
@@ -51,7 +51,8 @@ impl Tracker {
             }
             Action::FreeRcu(head, object) => {
                 let (head, object) = (regs::read(head), regs::read(object));
-                // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the object.
+                // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the
+                // object.
                 let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
                 self.free_rcu(object);
             }
@@ -76,7 +77,8 @@ impl Tracker {
             self.calls.missed.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
+        // Jumped to by a function that a tracer watches: its handler jumps on to the original
+        // address.
         let ret =
             if self.unwinder.code().is_tracer(ret) { tracer_returns::original(&self.guest, ret, rsp) } else { ret };
         let (watch, look) = self.watches.called(ret);
@@ -136,7 +138,8 @@ impl Tracker {
     }
 }
 
-/// Where the tag of a tracker stands in what a callback is given: an address of the kernel has 48 bits.
+/// Where the tag of a tracker stands in what a callback is given: an address of the kernel has 48
+/// bits.
 const TAG: u32 = 48;
 
 impl Tracker {

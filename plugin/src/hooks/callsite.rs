@@ -1,9 +1,9 @@
 //! From a return address to what may have been called there.
 //!
-//! A call instruction ends its block, so what it returns to starts one. The bytes before that start say
-//! what was called. Direct calls of an allocator are certain. A direct call of another function may still
-//! come back from an allocator, where that function ends in a jump to one (a tail call); those are found
-//! once, from the kernel's text. After an indirect call anything may have returned.
+//! A call instruction ends its block, so what it returns to starts one. The bytes before that start
+//! say what was called. Direct calls of an allocator are certain. A direct call of another function
+//! may still come back from an allocator, where that function ends in a jump to one (a tail call);
+//! those are found once, from the kernel's text. After an indirect call anything may have returned.
 
 use super::arch::{self, Call, LONGEST_CALL, call_before, jump_at};
 use guest_symbols::Kernel;
@@ -54,8 +54,9 @@ impl CallSites {
         CallSites::new(bytes, text, &functions, allocators, &trampolines)
     }
 
-    /// Reads `text`, the kernel's, whose virtual range is `range`. `functions` are the starts of all functions
-    /// in it, ascending; `allocators` and `trampolines` (indirect call thunks and static calls) some of them.
+    /// Reads `text`, the kernel's, whose virtual range is `range`. `functions` are the starts of
+    /// all functions in it, ascending; `allocators` and `trampolines` (indirect call thunks and
+    /// static calls) some of them.
     pub fn new(
         text: &[u8],
         range: Range<u64>,
@@ -132,7 +133,8 @@ mod tests {
 
     const BASE: u64 = 0xffff_ffff_8100_0000;
 
-    /// Four functions of 16 bytes: an allocator, one that jumps to it, one that jumps to that, and a leaf.
+    /// Four functions of 16 bytes: an allocator, one that jumps to it, one that jumps to that, and
+    /// a leaf.
     fn sites() -> CallSites {
         let mut text = vec![0x90; 70];
         let mut jump = |at: usize, to: usize| {

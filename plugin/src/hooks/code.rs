@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Functions looked at to learn whether there are frame pointers.
 const SAMPLE: usize = 2000;
-/// Where generated code and modules end, and fixed mappings begin (Documentation/arch/x86/x86_64/mm.rst).
+/// Where generated code and modules end, and fixed mappings begin
+/// (Documentation/arch/x86/x86_64/mm.rst).
 const MODULES_END: u64 = 0xffff_ffff_ff00_0000;
 /// More tracers than this are not believed.
 const MAX_OPS: usize = 1 << 10;
@@ -114,8 +115,8 @@ impl Code {
     }
 }
 
-/// The place in the kernel's own code of which a tracer's trampoline at `at` is a copy (orc_ftrace_find(),
-/// arch/x86/kernel/unwind_orc.c).
+/// The place in the kernel's own code of which a tracer's trampoline at `at` is a copy
+/// (orc_ftrace_find(), arch/x86/kernel/unwind_orc.c).
 fn trampoline(kernel: &Kernel, memory: &impl GuestMemory, at: u64) -> Option<u64> {
     let field = |name| kernel.offset_of("ftrace_ops", name);
     let (next, flags, start, size) = (field("next")?, field("flags")?, field("trampoline")?, field("trampoline_size")?);

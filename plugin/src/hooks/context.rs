@@ -38,7 +38,8 @@ pub struct Who {
 impl Context {
     /// Finds the places.
     pub fn new(kernel: &Kernel) -> Context {
-        // 6.2 to 6.14 keep the hot per-CPU variables in one struct (arch/x86/include/asm/current.h).
+        // 6.2 to 6.14 keep the hot per-CPU variables in one struct
+        // (arch/x86/include/asm/current.h).
         let hot = |member| Some(kernel.symbols.lookup("pcpu_hot")?.wrapping_add(kernel.offset_of("pcpu_hot", member)?));
         let task = |member| kernel.offset_of("task_struct", member);
         Context {

@@ -1,8 +1,9 @@
 //! Which kernel is tracked now. A QEMU may run one after the other: after a reset, or by kexec.
 //!
-//! Each has a [`Tracker`] of its own, made while no other vCPU runs kernel code, and let go while none runs at all. Every
-//! thread keeps the one that it saw last, so that a callback of a vCPU takes no lock; what a thread has learnt of one kernel it
-//! forgets with it. Others, which wait for something between two looks, hold on to what they were given.
+//! Each has a [`Tracker`] of its own, made while no other vCPU runs kernel code, and let go while
+//! none runs at all. Every thread keeps the one that it saw last, so that a callback of a vCPU
+//! takes no lock; what a thread has learnt of one kernel it forgets with it. Others, which wait for
+//! something between two looks, hold on to what they were given.
 
 use super::guest_events::GuestEvents;
 use super::tracker::Tracker;
@@ -19,8 +20,8 @@ struct Current {
     events: Arc<dyn GuestEvents>,
 }
 
-/// How often the current tracker changed. Translated code calls back with a word alone, so callbacks find the tracker
-/// here.
+/// How often the current tracker changed. Translated code calls back with a word alone, so
+/// callbacks find the tracker here.
 static CHANGES: AtomicU64 = AtomicU64::new(0);
 /// The tracker, for threads that have not seen the last change.
 static CURRENT: RwLock<Option<Current>> = RwLock::new(None);
@@ -32,7 +33,8 @@ struct LastSeen {
 }
 
 thread_local! {
-    /// The tracker that this thread saw last: callbacks come by the million, and take no lock for it.
+    /// The tracker that this thread saw last: callbacks come by the million, and take no lock for
+    /// it.
     static LAST_SEEN: LastSeen = const { LastSeen { changes: Cell::new(0), current: RefCell::new(None) } };
 }
 
@@ -86,7 +88,8 @@ impl LastSeen {
     }
 }
 
-/// Makes another tracker the current one, with who listens to its kernel. The last one goes when nobody holds it any more.
+/// Makes another tracker the current one, with who listens to its kernel. The last one goes when
+/// nobody holds it any more.
 pub fn set(tracker: Option<(Tracker, Arc<dyn GuestEvents>)>) {
     let current = tracker.map(|(tracker, events)| Current { tracker: Arc::new(tracker), events });
     let before = std::mem::replace(&mut *CURRENT.write(), current);

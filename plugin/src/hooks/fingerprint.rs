@@ -8,7 +8,8 @@ use std::hash::{DefaultHasher, Hasher};
 /// Bytes of read-only data that are hashed. KASLR has moved the addresses among them.
 const BYTES: usize = 1 << 16;
 
-/// A hash of the start of a kernel's read-only data (`__start_rodata`, include/asm-generic/sections.h).
+/// A hash of the start of a kernel's read-only data (`__start_rodata`,
+/// include/asm-generic/sections.h).
 pub(super) struct Fingerprint {
     at: PhysAddr,
     hash: u64,

@@ -1,4 +1,5 @@
-//! The kernel that was found in the guest: where it lies, where it keeps what hooks read, and whether it is still there.
+//! The kernel that was found in the guest: where it lies, where it keeps what hooks read, and
+//! whether it is still there.
 
 use super::arch;
 use super::context::{Context, Who};
@@ -63,7 +64,8 @@ impl Guest {
         self.fingerprint.as_ref().is_none_or(|fingerprint| fingerprint.is_there(&self.ram))
     }
 
-    /// Whether the kernel is gone: nothing that is known of it holds any more. To be asked while the guest is stopped.
+    /// Whether the kernel is gone: nothing that is known of it holds any more. To be asked while
+    /// the guest is stopped.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }
@@ -83,7 +85,8 @@ impl Guest {
         self.replaced.store(true, Ordering::Relaxed);
     }
 
-    /// A tag that is passed to callbacks, so that callbacks left from an earlier kernel are ignored.
+    /// A tag that is passed to callbacks, so that callbacks left from an earlier kernel are
+    /// ignored.
     #[inline]
     pub(super) fn tag(&self) -> u16 {
         self.boot as u16
@@ -94,7 +97,8 @@ impl Guest {
         self.context.jiffies(&self.ram)
     }
 
-    /// The task that runs on the current vCPU; `None` before there are tasks. Only in callbacks that may read registers.
+    /// The task that runs on the current vCPU; `None` before there are tasks. Only in callbacks
+    /// that may read registers.
     pub fn task(&self) -> Option<VirtAddr> {
         self.context.task(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE))
     }

@@ -1,6 +1,8 @@
-//! Text that the guest writes: in the memory of the process that runs, and in records of the kernel's log.
+//! Text that the guest writes: in the memory of the process that runs, and in records of the
+//! kernel's log.
 //!
-//! All of it is untrusted. Nothing is read beyond a length that the caller gives, and what cannot be read ends the text.
+//! All of it is untrusted. Nothing is read beyond a length that the caller gives, and what cannot
+//! be read ends the text.
 
 use super::arch;
 use crate::ffi::ram::Ram;
@@ -25,8 +27,8 @@ pub struct GuestText {
     driver: Option<Driver>,
 }
 
-/// Offsets of a terminal's driver (`struct tty_struct`, include/linux/tty.h), and of the driver's type
-/// (`struct tty_driver`, include/linux/tty_driver.h).
+/// Offsets of a terminal's driver (`struct tty_struct`, include/linux/tty.h), and of the driver's
+/// type (`struct tty_driver`, include/linux/tty_driver.h).
 struct Driver {
     driver: u64,
     kind: u64,
@@ -230,8 +232,9 @@ impl Log {
     }
 }
 
-/// Where in a ring of `1 << size_bits` bytes the text lies whose block goes from one logical position to the other. A block
-/// that would go round the end lies at the start, and each starts with a word of the ring's own.
+/// Where in a ring of `1 << size_bits` bytes the text lies whose block goes from one logical
+/// position to the other. A block that would go round the end lies at the start, and each starts
+/// with a word of the ring's own.
 fn place(begin: u64, next: u64, size_bits: u32) -> Option<u64> {
     // A record without text.
     if begin & 1 != 0 {

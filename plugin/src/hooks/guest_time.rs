@@ -7,7 +7,8 @@ use std::time::Instant;
 /// The guest's jiffies beside the host's clock.
 pub struct GuestTime {
     clock: Clock,
-    /// The latest jiffies seen. They go back only when a kernel starts again or a snapshot is loaded.
+    /// The latest jiffies seen. They go back only when a kernel starts again or a snapshot is
+    /// loaded.
     latest: AtomicU64,
     rewinds: AtomicU64,
     start: Instant,
@@ -49,10 +50,12 @@ impl GuestTime {
         self.clock.tick(jiffies, || self.millis());
     }
 
-    /// Reads the guest's jiffies. Returns them, and whether they went back and this caller is the one to act on it.
+    /// Reads the guest's jiffies. Returns them, and whether they went back and this caller is the
+    /// one to act on it.
     #[inline]
     pub fn advance(&self, read: impl FnOnce() -> u64) -> (u64, bool) {
-        // In this order: the host may hold this thread up between the two, while other CPUs see later ticks.
+        // In this order: the host may hold this thread up between the two, while other CPUs see
+        // later ticks.
         let latest = self.latest.load(Ordering::Acquire);
         let jiffies = read();
         if jiffies > latest {

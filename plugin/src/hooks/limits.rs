@@ -1,9 +1,11 @@
-//! How much is kept of what a guest makes up: calls that do not return, live objects. A
-//! guest that is as it should be comes nowhere near these; one that corrupts itself, or is hostile, must not take the host's memory.
+//! How much is kept of what a guest makes up: calls that do not return, live objects. A guest that
+//! is as it should be comes nowhere near these; one that corrupts itself, or is hostile, must not
+//! take the host's memory.
 //!
-//! Each is looked at where it grows or now and then, so nothing of it is on the hot path. What is bounded elsewhere: addresses that calls return to
-//! ([`return_watches`](super::return_watches)), stacks and names of tasks
-//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules ([`modules`](super::modules)), readings of clocks and tests (there), markers and lines that wait
+//! Each is looked at where it grows or now and then, so nothing of it is on the hot path. What is
+//! bounded elsewhere: addresses that calls return to ([`return_watches`](super::return_watches)),
+//! stacks and names of tasks ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules
+//! ([`modules`](super::modules)), readings of clocks and tests (there), markers and lines that wait
 //! (where they wait).
 
 use super::pending::MAX_CALLS;

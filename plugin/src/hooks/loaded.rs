@@ -1,4 +1,5 @@
-//! Modules and BPF programs as they are loaded: they are entered, and those that are needed no more are forgotten.
+//! Modules and BPF programs as they are loaded: they are entered, and those that are needed no more
+//! are forgotten.
 
 use super::modules::{Loads, MAX_MODULES, Room};
 use super::tracker::Tracker;
@@ -22,7 +23,8 @@ impl Tracker {
         self.modules.add(module, self.objects.sequence());
     }
 
-    /// Whether a module is to be kept: it is another one than was there before, and there is room for it.
+    /// Whether a module is to be kept: it is another one than was there before, and there is room
+    /// for it.
     fn is_news(&self, module: &Module) -> bool {
         match self.modules.room_for(module, |loads| self.forget_modules(loads)) {
             Room::Keep => true,
@@ -34,8 +36,8 @@ impl Tracker {
         }
     }
 
-    /// Forgets those that were unloaded, as is known where others lie now, and that stand in the stack of no live object. What
-    /// is allocated meanwhile is by none of them, for they are gone.
+    /// Forgets those that were unloaded, as is known where others lie now, and that stand in the
+    /// stack of no live object. What is allocated meanwhile is by none of them, for they are gone.
     #[cold]
     fn forget_modules(&self, modules: &mut Loads) {
         let replaced = replaced(modules.iter().map(|(_, m)| &**m));

@@ -1,8 +1,9 @@
 //! What the live map may take of the host's memory.
 //!
-//! Its tables double, and Rust would end QEMU where that fails. So room is looked at every so many allocations, before a table is full, and where
-//! there is none the map is closed: nothing new is entered from then on, and frees, which need no memory, are still seen. What is not
-//! entered is known by the kernel's own books alone, so it is searched for references and never reported.
+//! Its tables double, and Rust would end QEMU where that fails. So room is looked at every so many
+//! allocations, before a table is full, and where there is none the map is closed: nothing new is
+//! entered from then on, and frees, which need no memory, are still seen. What is not entered is
+//! known by the kernel's own books alone, so it is searched for references and never reported.
 
 use super::tracker::Tracker;
 use crate::diagnostics;
@@ -16,8 +17,9 @@ pub(super) const EVERY: u64 = 1 << 12;
 /// While all CPUs look in turn, more come.
 const AHEAD: usize = 2 * EVERY as usize;
 
-/// Bytes that a check takes for each live object: 32 for the copy of the map, and as many for what the slabs say, its block, and its place in
-/// the index, some of which is there twice for a moment while it grows.
+/// Bytes that a check takes for each live object: 32 for the copy of the map, and as many for what
+/// the slabs say, its block, and its place in the index, some of which is there twice for a moment
+/// while it grows.
 const COPY: u64 = 32;
 const CHECK: u64 = 96;
 /// And for each page of the guest: its use, and its place in the index.
@@ -44,7 +46,8 @@ impl Tracker {
         let growth = |map: &LiveMap| Some(map.room()).filter(|(room, _)| *room < AHEAD).map_or(0, |(_, bytes)| bytes);
         let growth: u64 = self.objects.maps().map(growth).sum();
         let needs = self.needs();
-        // A limit must leave room for the check; of what the host has, QEMU and others may give back some until then.
+        // A limit must leave room for the check; of what the host has, QEMU and others may give
+        // back some until then.
         let check = allocator::limit().map_or(0, |_| needs.copy + needs.rest);
         if (growth > 0 || check > 0) && !allocator::may_have(growth + check) {
             let limited = allocator::limit().is_some_and(|limit| allocator::used() + growth + check > limit);

@@ -1,15 +1,19 @@
 //! Hooks: what is watched of the guest's kernel, and what is made of it.
 //!
-//! - [`tracker`]: one kernel that is tracked; [`current`]: of several that run one after the other, the one that runs now
+//! - [`tracker`]: one kernel that is tracked; [`current`]: of several that run one after the other,
+//!   the one that runs now
 //! - [`table`], [`resolved`]: which functions; [`arch`]: how they are called
-//! - [`callsite`], [`return_watches`], [`translate`]: where calls return to, and what of translated code is watched for that
+//! - [`callsite`], [`return_watches`], [`translate`]: where calls return to, and what of translated
+//!   code is watched for that
 //! - [`calls`], [`pending`]: the hot path, when functions are entered and return
 //! - [`allocations`], [`objects`]: to the live map
 //! - [`unwinder`], [`code`], [`tracer_returns`]: whose stack it was
-//! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the guest as it is now
+//! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the guest
+//!   as it is now
 //! - [`modules`], [`loaded`]: code that comes and goes
 //! - [`guest_events`]: calls that others listen to
-//! - [`limits`], [`memory_budget`], [`troubles`]: how much is kept, and what to say if that is not all
+//! - [`limits`], [`memory_budget`], [`troubles`]: how much is kept, and what to say if that is not
+//!   all
 
 mod allocations;
 pub mod arch;

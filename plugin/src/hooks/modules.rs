@@ -1,5 +1,5 @@
-//! Modules and BPF programs that are kept: those that are there, and those that a live object was allocated by. A guest
-//! may load and unload them for days.
+//! Modules and BPF programs that are kept: those that are there, and those that a live object was
+//! allocated by. A guest may load and unload them for days.
 
 use super::table::PORT;
 use guest_symbols::modules::Module;
@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub(super) const MAX_MODULES: usize = 1 << 16;
 /// Most bytes of all that is kept of them.
 const MAX_BYTES: usize = 256 << 20;
-/// From so many bytes on, those that are needed no more are looked for, each time there are twice as many.
+/// From so many bytes on, those that are needed no more are looked for, each time there are twice
+/// as many.
 const MANY_BYTES: usize = 1 << 20;
 
 /// Modules, each with the sequence number of the next object when it was loaded, ascending.

@@ -1,4 +1,5 @@
-//! Live objects, and what is kept of objects besides: names of tasks, and what could not be entered.
+//! Live objects, and what is kept of objects besides: names of tasks, and what could not be
+//! entered.
 
 use super::guest::Guest;
 use crate::ffi::inject;
@@ -13,17 +14,18 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-/// Room for live objects from the start. More is made as it is needed: the denser the table, the more of it is in caches.
+/// Room for live objects from the start. More is made as it is needed: the denser the table, the
+/// more of it is in caches.
 const CAPACITY: usize = 1 << 12;
-/// Bytes of RAM for each live object, unless the user says how many there may be. The least slab objects have 8 bytes,
-/// and of these alone no guest is made: 300 is the average.
+/// Bytes of RAM for each live object, unless the user says how many there may be. The least slab
+/// objects have 8 bytes, and of these alone no guest is made: 300 is the average.
 const BYTES_AN_OBJECT: u64 = 16;
 /// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
 const RECENT_VFREES: usize = 256;
 
 thread_local! {
-    /// The name of a task that this thread saw last, and its number: nearly every allocation is of the same task as the
-    /// one before, and so looks nothing up that threads share.
+    /// The name of a task that this thread saw last, and its number: nearly every allocation is of
+    /// the same task as the one before, and so looks nothing up that threads share.
     static LAST_COMM: Cell<(Comm, CommId)> = Cell::default();
 }
 
@@ -49,7 +51,8 @@ struct Pages {
 /// Live objects.
 pub struct LiveObjects {
     live: LiveMap,
-    /// With `pages=on`, pages as they were given out last; those that were given back are among them.
+    /// With `pages=on`, pages as they were given out last; those that were given back are among
+    /// them.
     pages: Option<Pages>,
     /// Names of tasks.
     comms: Comms,
@@ -64,7 +67,8 @@ pub struct LiveObjects {
 }
 
 impl LiveObjects {
-    /// None, with room for `most`. `descriptor` is the size of a page descriptor in bytes, if pages are tracked too.
+    /// None, with room for `most`. `descriptor` is the size of a page descriptor in bytes, if pages
+    /// are tracked too.
     pub fn new(most: usize, descriptor: Option<u64>) -> LiveObjects {
         let map = || LiveMap::with_capacity(CAPACITY).with_most(most);
         LiveObjects {
@@ -98,8 +102,8 @@ impl LiveObjects {
         self.maps().for_each(|map| map.for_each(&mut each));
     }
 
-    /// Every live object, ascending by address; with `pages=on`, pages too, at whose address there may be an object as
-    /// well. `now` is the time in jiffies and in milliseconds.
+    /// Every live object, ascending by address; with `pages=on`, pages too, at whose address there
+    /// may be an object as well. `now` is the time in jiffies and in milliseconds.
     pub fn copy(&self, clock: &Clock, now: (u64, u64)) -> Objects {
         let maps: Vec<&LiveMap> = self.maps().collect();
         Objects::of(&maps, &self.comms, clock, now)
@@ -175,22 +179,23 @@ impl LiveObjects {
         self.live.is_inside(addr, sequence)
     }
 
-    /// Enters an object at virtual address `addr`, of `size` bytes, allocated by a call since `sequence`.
+    /// Enters an object at virtual address `addr`, of `size` bytes, allocated by a call since
+    /// `sequence`.
     #[inline]
     pub(super) fn insert(&self, addr: u64, object: Object, size: u64, sequence: u64) -> Inserted {
         self.live.insert(addr, object, size, sequence)
     }
 
-    /// Enters pages whose first page's descriptor is at virtual address `page`, if pages are tracked. Returns whether
-    /// they are.
+    /// Enters pages whose first page's descriptor is at virtual address `page`, if pages are
+    /// tracked. Returns whether they are.
     pub(super) fn insert_pages(&self, guest: &Guest, page: u64, object: Object, size: u64, sequence: u64) -> bool {
         let Some(pages) = &self.pages else { return false };
         pages.map.insert(pages.address_of(guest, page), object, size, sequence);
         true
     }
 
-    /// An allocation is not entered: what was known at its address is not what is there now. `is_counted` is whether an
-    /// allocator that was called inside has counted it.
+    /// An allocation is not entered: what was known at its address is not what is there now.
+    /// `is_counted` is whether an allocator that was called inside has counted it.
     pub(super) fn displace(
         &self,
         guest: &Guest,
@@ -219,7 +224,8 @@ impl LiveObjects {
         self.live.retire(addr)
     }
 
-    /// Takes a vmalloc block out. Returns whether it was unknown, and was not freed by another function just before.
+    /// Takes a vmalloc block out. Returns whether it was unknown, and was not freed by another
+    /// function just before.
     pub(super) fn remove_vmalloc(&self, addr: u64) -> bool {
         let mut recent = self.vfreed.lock();
         inject("vfree");
@@ -236,8 +242,8 @@ impl LiveObjects {
         false
     }
 
-    /// An object was freed that was not known. `is_expected` is whether the guest was in another time when it was
-    /// allocated.
+    /// An object was freed that was not known. `is_expected` is whether the guest was in another
+    /// time when it was allocated.
     pub(super) fn unknown_free(&self, addr: u64, is_expected: bool) {
         let is_closed = self.is_closed();
         if is_closed {

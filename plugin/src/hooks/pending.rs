@@ -18,8 +18,8 @@ pub(super) struct PendingCall {
     pub hook: u32,
     /// Its return address is watched only while the flag is up.
     pub armed: bool,
-    /// Its return address was not watched when it was last translated. It is still seen if it is translated again
-    /// first, as it is where another module's code was before.
+    /// Its return address was not watched when it was last translated. It is still seen if it is
+    /// translated again first, as it is where another module's code was before.
     pub doubtful: bool,
     /// Virtual address that it returns to.
     pub ret: u64,
@@ -42,8 +42,8 @@ pub struct MissedEvents {
     pub unreadable: AtomicU64,
 }
 
-/// Calls in progress by the stack slot of their return address, and the flag that conditional watches test: it is up
-/// while one of the calls is armed.
+/// Calls in progress by the stack slot of their return address, and the flag that conditional
+/// watches test: it is up while one of the calls is armed.
 pub struct PendingCalls {
     calls: AddressMap<PendingCall>,
     /// How many of them are armed.
@@ -76,7 +76,8 @@ impl PendingCalls {
         self.calls.len()
     }
 
-    /// Enters a call whose return address stands at virtual address `slot`. Returns the call that was in its place.
+    /// Enters a call whose return address stands at virtual address `slot`. Returns the call that
+    /// was in its place.
     pub(super) fn insert(&self, slot: u64, call: PendingCall) -> Option<PendingCall> {
         let old = self.calls.insert(slot, call);
         if call.armed {
@@ -97,8 +98,8 @@ impl PendingCalls {
         Some(call)
     }
 
-    /// Gives up calls that do not return, if there are too many: the half that was entered first. Returns whether there
-    /// were too many.
+    /// Gives up calls that do not return, if there are too many: the half that was entered first.
+    /// Returns whether there were too many.
     #[cold]
     pub(super) fn drop_oldest_half(&self) -> bool {
         if self.calls.len() <= MAX_CALLS {

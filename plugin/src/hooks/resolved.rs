@@ -1,4 +1,5 @@
-//! The hooks of one kernel: those functions of the [table](super::table) that it has, and the registers that hold their arguments.
+//! The hooks of one kernel: those functions of the [table](super::table) that it has, and the
+//! registers that hold their arguments.
 
 use super::arch;
 use super::table::{Arg, CODE, CONSOLE, Effect, Event, LATER, LOG, MARKERS, PAGES, PORT, Row, TABLE};

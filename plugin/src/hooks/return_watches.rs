@@ -1,5 +1,5 @@
-//! How returns are watched, and what each thread remembers of it: it is looked up at every allocation, and hardly ever
-//! changes once a guest has booted.
+//! How returns are watched, and what each thread remembers of it: it is looked up at every
+//! allocation, and hardly ever changes once a guest has booted.
 
 use super::AddressMap;
 use dashmap::DashMap;
@@ -21,7 +21,8 @@ pub(super) enum Watch {
 
 /// Places that a thread remembers.
 const PLACES: usize = 1 << 9;
-/// Most places in all, 24 bytes each. The largest kernels have a million calls; what a guest makes up beyond that is watched always.
+/// Most places in all, 24 bytes each. The largest kernels have a million calls; what a guest makes
+/// up beyond that is watched always.
 const MAX_PLACES: usize = 1 << 22;
 /// Of so many calls of allocators by a thread one is the time to look at what grows with calls.
 const CALLS: u32 = 1 << 12;
@@ -39,15 +40,18 @@ struct Remembered {
 }
 
 thread_local! {
-    /// What this thread remembers: each allocation looks a place up, and shares no cache line with other threads for it.
+    /// What this thread remembers: each allocation looks a place up, and shares no cache line with
+    /// other threads for it.
     static REMEMBERED: RefCell<Remembered> =
         const { RefCell::new(Remembered { calls: 0, places: [Place { ret: 0, generation: 0, watch: None }; PLACES] }) };
 }
 
-/// The places that calls return to, and how each is watched. Of what a thread remembers, nothing is believed after a change.
+/// The places that calls return to, and how each is watched. Of what a thread remembers, nothing is
+/// believed after a change.
 ///
-/// One vCPU may translate a place while another calls an allocator from there, so each decides by what the other has
-/// entered, while the place's shard is locked: either the translation finds that the place is wanted, or the caller how it is watched.
+/// One vCPU may translate a place while another calls an allocator from there, so each decides by
+/// what the other has entered, while the place's shard is locked: either the translation finds that
+/// the place is wanted, or the caller how it is watched.
 pub(super) struct ReturnWatches {
     places: AddressMap<Watch>,
     /// How many they are, and may be.
@@ -56,7 +60,8 @@ pub(super) struct ReturnWatches {
     generation: AtomicU64,
 }
 
-/// Generations of the next to be made, for the whole process: what threads remember of one is never taken for another's.
+/// Generations of the next to be made, for the whole process: what threads remember of one is never
+/// taken for another's.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Default for ReturnWatches {
@@ -72,8 +77,9 @@ impl Default for ReturnWatches {
 }
 
 impl ReturnWatches {
-    /// An allocator was called that will return to `ret`: how that is watched. What is not watched will be, once it is translated.
-    /// GuestText now and then that it is time to look at what grows with calls.
+    /// An allocator was called that will return to `ret`: how that is watched. What is not watched
+    /// will be, once it is translated. GuestText now and then that it is time to look at what grows
+    /// with calls.
     #[inline]
     pub fn called(&self, ret: u64) -> (Watch, bool) {
         let (watch, look) = self.remembered(ret);
@@ -119,7 +125,8 @@ impl ReturnWatches {
         self.places.get(&place).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always))
     }
 
-    /// The place is being translated: how it is to be watched, if by its code alone it would be as `by_code` says.
+    /// The place is being translated: how it is to be watched, if by its code alone it would be as
+    /// `by_code` says.
     pub fn translated(&self, place: u64, by_code: Watch) -> Watch {
         let watch = match self.places.entry(place) {
             Entry::Vacant(_) if self.is_full() => return Watch::Always,

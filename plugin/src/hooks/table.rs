@@ -1,11 +1,11 @@
 //! Which kernel functions allocate and free, as data.
 //!
-//! Every allocation crosses one of the leaf functions here (mm/slub.c, mm/slab_common.c, mm/vmalloc.c,
-//! mm/percpu.c; 5.10 to 7.3). Functions around a leaf are hooked too, where their caller is the one that
-//! asked: an outer function that returns what an inner one has just returned only replaces the call site.
-//! krealloc, kvmalloc, kmemdup, mempools and the like are made of these. Which exist is asked of the running
-//! kernel's symbols; argument positions come from its BTF prototypes, where a name is given, else from
-//! the position that all known versions share.
+//! Every allocation crosses one of the leaf functions here (mm/slub.c, mm/slab_common.c,
+//! mm/vmalloc.c, mm/percpu.c; 5.10 to 7.3). Functions around a leaf are hooked too, where their
+//! caller is the one that asked: an outer function that returns what an inner one has just returned
+//! only replaces the call site. krealloc, kvmalloc, kmemdup, mempools and the like are made of
+//! these. Which exist is asked of the running kernel's symbols; argument positions come from its
+//! BTF prototypes, where a name is given, else from the position that all known versions share.
 
 use detector::objects::Kind;
 
@@ -28,8 +28,8 @@ const fn arg(names: &'static [&'static str], position: usize) -> Arg {
 pub enum Effect {
     /// Returns one object of this kind. Slab objects' sizes are known to the slab.
     Alloc(Kind, Option<Arg>),
-    /// Returns the descriptor or the address of the first of 2^order pages; without an order of one, or of as many as a
-    /// function inside says.
+    /// Returns the descriptor or the address of the first of 2^order pages; without an order of
+    /// one, or of as many as a function inside says.
     AllocPages(Option<Arg>),
     /// Fills an array with the descriptors of pages, and returns how many it has then.
     AllocPagesBulk { array: Arg },
@@ -41,7 +41,8 @@ pub enum Effect {
     FreeVmalloc(Arg),
     /// Frees an array of slab objects.
     FreeBulk { count: Arg, array: Arg },
-    /// Frees after a grace period: the second argument is the object, or the rcu_head's offset in it.
+    /// Frees after a grace period: the second argument is the object, or the rcu_head's offset in
+    /// it.
     FreeRcu { head: Arg, object: Arg },
     /// A module's code is about to run: its symbols are complete now, and never again.
     ModuleLoad(Arg),
@@ -51,8 +52,8 @@ pub enum Effect {
     Event(Event<Arg>),
 }
 
-/// A call that is of interest although it neither allocates nor frees, with its arguments: where they are found, the
-/// registers that hold them, or their values.
+/// A call that is of interest although it neither allocates nor frees, with its arguments: where
+/// they are found, the registers that hold them, or their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields are the arguments their names say.
 pub enum Event<A> {
@@ -224,8 +225,8 @@ pub const CODE: &[Row] = &[
 
 const ORDER: Arg = arg(&["order"], 1);
 
-/// Hooks that are wanted with `pages=on` only (mm/page_alloc.c, mm/mempolicy.c; 5.10 to 7.3). There is none of what frees:
-/// page descriptors say what is free.
+/// Hooks that are wanted with `pages=on` only (mm/page_alloc.c, mm/mempolicy.c; 5.10 to 7.3). There
+/// is none of what frees: page descriptors say what is free.
 pub const PAGES: &[Row] = &[
     Row {
         family: "page allocation",

@@ -1,5 +1,5 @@
-//! Return addresses that a tracer has taken away: the function graph tracer and kretprobes put a place of their own on the
-//! stack, and keep the original.
+//! Return addresses that a tracer has taken away: the function graph tracer and kretprobes put a
+//! place of their own on the stack, and keep the original.
 
 use super::guest::Guest;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
@@ -7,8 +7,9 @@ use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 /// Most kretprobes of one task.
 const MAX_NODES: usize = 1 << 10;
 
-/// The return address that stood in the slot at virtual address `slot`, where the address `ip` of a tracer stands now.
-/// `ip` itself where it cannot be found. Only in callbacks that may read registers.
+/// The return address that stood in the slot at virtual address `slot`, where the address `ip` of a
+/// tracer stands now. `ip` itself where it cannot be found. Only in callbacks that may read
+/// registers.
 #[cold]
 pub(super) fn original(guest: &Guest, ip: u64, slot: u64) -> u64 {
     let task = guest.task();
@@ -16,9 +17,9 @@ pub(super) fn original(guest: &Guest, ip: u64, slot: u64) -> u64 {
     original.unwrap_or(ip)
 }
 
-/// The task's shadow stack: each entry has the slot and what stood there (`struct ftrace_ret_stack`,
-/// include/linux/ftrace.h, 5.10 to 7.3). The lowest entry of a slot has the caller's address, those above it are of
-/// functions called by a jump.
+/// The task's shadow stack: each entry has the slot and what stood there (`struct
+/// ftrace_ret_stack`, include/linux/ftrace.h, 5.10 to 7.3). The lowest entry of a slot has the
+/// caller's address, those above it are of functions called by a jump.
 fn on_shadow_stack(guest: &Guest, task: VirtAddr, slot: u64) -> Option<u64> {
     let field = |name| guest.kernel.offset_of("ftrace_ret_stack", name);
     let (ret, retp) = (field("ret")?, field("retp")?);

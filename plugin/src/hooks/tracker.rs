@@ -1,6 +1,7 @@
-//! A kernel that is tracked: what is watched, what is live, and where things are. Each part owns what it is made of; the
-//! methods here and in [`calls`](super::calls), [`allocations`](super::allocations), [`loaded`](super::loaded),
-//! [`attach`](super::attach) and [`limits`](super::limits) are those that need several parts.
+//! A kernel that is tracked: what is watched, what is live, and where things are. Each part owns
+//! what it is made of; the methods here and in [`calls`](super::calls),
+//! [`allocations`](super::allocations), [`loaded`](super::loaded), [`attach`](super::attach) and
+//! [`limits`](super::limits) are those that need several parts.
 
 use super::callsite::CallSites;
 use super::guest::Guest;
@@ -53,7 +54,8 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Chooses hooks for the kernel. Returns also the families of functions that the kernel has none of.
+    /// Chooses hooks for the kernel. Returns also the families of functions that the kernel has
+    /// none of.
     pub fn new(guest: Guest, wanted: Wanted, kept: Kept, stopped: &GuestStopped) -> (Tracker, Vec<&'static str>) {
         let (hooks, missing) = resolved::choose(&guest.kernel, wanted);
         let descriptor = guest.kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);

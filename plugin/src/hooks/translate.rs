@@ -10,7 +10,8 @@ use crate::ffi::lifecycle;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 
-/// Kernel images lie below the modules: MODULES_VADDR with KASLR (arch/x86/include/asm/pgtable_64_types.h).
+/// Kernel images lie below the modules: MODULES_VADDR with KASLR
+/// (arch/x86/include/asm/pgtable_64_types.h).
 const MODULES: u64 = 0xffff_ffff_c000_0000;
 
 /// Whether a kernel's image may lie at a virtual address.
@@ -19,8 +20,8 @@ pub fn is_of_image(at: u64) -> bool {
 }
 
 impl Tracker {
-    /// Watches what is to be watched in a block of the kernel's half that is being translated, if it is this kernel's own: says
-    /// whether it is.
+    /// Watches what is to be watched in a block of the kernel's half that is being translated, if
+    /// it is this kernel's own: says whether it is.
     pub fn translate(&self, block: Block) -> bool {
         let (count, start) = (block.len(), block.vaddr());
         let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return false };
@@ -64,8 +65,8 @@ impl Tracker {
         true
     }
 
-    /// Whether a block of the kernel's half lies where this kernel has it. The same addresses are also those of a kernel in a
-    /// guest that this one runs, and of firmware's services.
+    /// Whether a block of the kernel's half lies where this kernel has it. The same addresses are
+    /// also those of a kernel in a guest that this one runs, and of firmware's services.
     fn is_own(&self, start: u64, first: Insn) -> bool {
         let at = VirtAddr(start);
         let own = || match self.guest.is_in_image(start) {
@@ -73,8 +74,9 @@ impl Tracker {
             false => self.guest.kernel.translate(&self.guest.ram, at).ok().map(|found| found.phys),
         };
         let phys = self.guest.ram.phys_of(first.host_address());
-        // Beside the image and below the modules there is nothing, but where modules lie without KASLR. A kernel of another boot that
-        // has this one's place in physical memory has its page tables in the place of this one's.
+        // Beside the image and below the modules there is nothing, but where modules lie without
+        // KASLR. A kernel of another boot that has this one's place in physical memory has its page
+        // tables in the place of this one's.
         let proven = || self.guest.is_in_image(start) || !is_of_image(start) || self.guest.is_there();
         phys.is_some() && phys == own() && proven()
     }

@@ -1,5 +1,6 @@
-//! What speaks against the reports of a kernel, as far as the plugin itself knows: each is a line of every report from then
-//! on, and in snapshots. What a check finds out is in [`checker::Outcome::troubles`].
+//! What speaks against the reports of a kernel, as far as the plugin itself knows: each is a line
+//! of every report from then on, and in snapshots. What a check finds out is in
+//! [`checker::Outcome::troubles`].
 
 use crate::diagnostics;
 use parking_lot::Mutex;
@@ -69,8 +70,8 @@ pub enum Trouble {
 pub struct Troubles(Mutex<Vec<(Discriminant<Trouble>, String)>>);
 
 impl Troubles {
-    /// Enters one. The first of a kind is enough, since one makes the report as doubtful as many, and guests may make many.
-    /// GuestText whether it is that.
+    /// Enters one. The first of a kind is enough, since one makes the report as doubtful as many,
+    /// and guests may make many. GuestText whether it is that.
     pub fn enter(&self, trouble: &Trouble) -> bool {
         let mut all = self.0.lock();
         let kind = discriminant(trouble);

@@ -1,4 +1,5 @@
-//! The stack of an allocation, unwound when the allocator returns: by then it is known that there is an object.
+//! The stack of an allocation, unwound when the allocator returns: by then it is known that there
+//! is an object.
 
 use super::arch;
 use super::code::Code;
@@ -23,12 +24,13 @@ pub const MAX_FRAMES: usize = 64;
 /// Fewest: the rules that go by an object's site need the first caller that is no allocator itself.
 const MIN_FRAMES: usize = 4;
 
-/// Stands for the address of the frame pointer, so that a walk reads it as a word, and only where it depends on it. No
-/// stack uses this address.
+/// Stands for the address of the frame pointer, so that a walk reads it as a word, and only where
+/// it depends on it. No stack uses this address.
 const FRAME_POINTER: u64 = u64::MAX - 7;
 
 thread_local! {
-    /// What this thread has learnt of the kernel's code: rules and walks are looked up at every allocation, without a lock.
+    /// What this thread has learnt of the kernel's code: rules and walks are looked up at every
+    /// allocation, without a lock.
     static LEARNT: RefCell<Learnt> = RefCell::default();
 }
 
@@ -49,7 +51,8 @@ struct Learnt {
 enum Walked {
     /// To the end: the stack.
     Stack(StackId),
-    /// To a frame pointer, with the frames until then, and the address in the frame that is counted from it.
+    /// To a frame pointer, with the frames until then, and the address in the frame that is counted
+    /// from it.
     Part(StackId, u64),
 }
 
@@ -147,8 +150,8 @@ impl Unwinder {
         }
     }
 
-    /// The stack of a call of the function at virtual address `allocator` that has just returned to `ret`, its stack
-    /// pointer then being `sp`. Only in callbacks that may read registers.
+    /// The stack of a call of the function at virtual address `allocator` that has just returned to
+    /// `ret`, its stack pointer then being `sp`. Only in callbacks that may read registers.
     pub(super) fn stack(&self, guest: &Guest, allocator: u64, ret: u64, sp: u64) -> StackId {
         let start = Start { function: allocator, ret, sp };
         let find = || LEARNT.with_borrow_mut(|learnt| self.find(guest, learnt, start));
@@ -229,8 +232,8 @@ impl Unwinder {
 struct Words<'a> {
     guest: &'a Guest,
     tables: PageTables,
-    /// The page that was read last, by virtual address; 1 is none. Within one walk it does not move: it is of the stack
-    /// that this CPU runs on.
+    /// The page that was read last, by virtual address; 1 is none. Within one walk it does not
+    /// move: it is of the stack that this CPU runs on.
     page: u64,
     /// Where it lies in physical memory.
     frame: u64,

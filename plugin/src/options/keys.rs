@@ -11,8 +11,8 @@ pub(super) struct Key {
     what: &'static str,
 }
 
-/// Makes an enum of all options, and the table of them: whatever does something for each option, by `match`, does not
-/// compile when one is missing there.
+/// Makes an enum of all options, and the table of them: whatever does something for each option, by
+/// `match`, does not compile when one is missing there.
 macro_rules! keys {
     ($($option:ident: $name:literal = $value:literal, $what:literal;)*) => {
         /// Every option.

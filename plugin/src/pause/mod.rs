@@ -1,7 +1,7 @@
 //! Stopping the guest. One trait, and a ladder of ways; the first that works is used.
 //!
-//! There is deliberately no barrier of our own in vCPU callbacks: a vCPU that waits there still counts as
-//! running for QEMU, which then waits for it for ever.
+//! There is deliberately no barrier of our own in vCPU callbacks: a vCPU that waits there still
+//! counts as running for QEMU, which then waits for it for ever.
 
 mod monitor;
 pub mod pace;
@@ -44,7 +44,8 @@ pub trait Pause: Send {
     fn during(&mut self, work: Work) -> Result<(), PauseError>;
 }
 
-/// After a failure a way is left alone for so long, and twice as long after each further one: each may have cost its timeout.
+/// After a failure a way is left alone for so long, and twice as long after each further one: each
+/// may have cost its timeout.
 const FIRST_REST: Duration = Duration::from_secs(60);
 /// But no longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
@@ -92,7 +93,8 @@ pub fn ladder(qmp: Option<&Path>) -> Vec<Way> {
     qmp.map(|path| Way::new(Monitor::new(path))).into_iter().chain([Way::new(Exclusive)]).collect()
 }
 
-/// QEMU's own exclusive section, as it uses itself to change translated code: every vCPU is out of it.
+/// QEMU's own exclusive section, as it uses itself to change translated code: every vCPU is out of
+/// it.
 struct Exclusive;
 
 impl Pause for Exclusive {

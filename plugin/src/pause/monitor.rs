@@ -1,7 +1,7 @@
 //! Stopping the guest through a QMP monitor: `stop` and `cont`. The guest's clock stands still too.
 //!
-//! The monitor may be dead, die between the two, be slow, or be none. Whatever it does, no wait is without an end, and a guest that
-//! it may have stopped for us is let go on.
+//! The monitor may be dead, die between the two, be slow, or be none. Whatever it does, no wait is
+//! without an end, and a guest that it may have stopped for us is let go on.
 
 use super::{Pause, PauseError, TIMEOUT};
 use crate::ffi::vcpu;
@@ -65,8 +65,8 @@ pub enum MonitorError {
 pub(super) struct Monitor {
     path: PathBuf,
     connection: Option<Connection>,
-    /// One with a `stop` that was not answered, and a `cont` after it: QEMU forgets what it has not done yet of a connection that
-    /// is closed.
+    /// One with a `stop` that was not answered, and a `cont` after it: QEMU forgets what it has not
+    /// done yet of a connection that is closed.
     late: Option<Connection>,
 }
 
@@ -86,8 +86,8 @@ impl Monitor {
         if running && let Err(why) = connection.command("stop") {
             return Err(self.let_go(connection, why));
         }
-        // SAFETY: the monitor has stopped the guest, or said that it was stopped, and nobody lets it go on meanwhile but
-        // who has a monitor too.
+        // SAFETY: the monitor has stopped the guest, or said that it was stopped, and nobody lets
+        // it go on meanwhile but who has a monitor too.
         #[expect(unsafe_code, reason = "says that the guest is stopped")]
         work(&unsafe { GuestStopped::new() });
         if running && let Err(why) = connection.command("cont") {
@@ -97,7 +97,8 @@ impl Monitor {
         Ok(())
     }
 
-    /// The guest may stand still, or may be about to, because of us. Returns `why`, and what to do if it cannot be helped.
+    /// The guest may stand still, or may be about to, because of us. Returns `why`, and what to do
+    /// if it cannot be helped.
     fn let_go(&mut self, mut connection: Connection, why: MonitorError) -> MonitorError {
         // A `stop` that is late is followed by this.
         let sent = connection.send("cont");
@@ -203,7 +204,8 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    /// A monitor that says `lines`, one after each line that it is told, and then closes, or says no more.
+    /// A monitor that says `lines`, one after each line that it is told, and then closes, or says
+    /// no more.
     fn monitor(test: &str, lines: &'static [&'static str], closes: bool) -> (PathBuf, std::thread::JoinHandle<String>) {
         let folder = std::env::temp_dir().join(format!("libleak-monitor-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();

@@ -1,5 +1,6 @@
-//! The guest's own time: whoever stops it leaves it running afterwards for as long as it stood still, so that neither a client
-//! nor a CPU that asks for one pause after the other keeps the rest from its work.
+//! The guest's own time: whoever stops it leaves it running afterwards for as long as it stood
+//! still, so that neither a client nor a CPU that asks for one pause after the other keeps the rest
+//! from its work.
 
 use parking_lot::Mutex;
 use std::time::{Duration, Instant};

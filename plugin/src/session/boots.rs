@@ -1,10 +1,12 @@
 //! One kernel after the other in one QEMU: how one ends, and that the next is looked for.
 //!
-//! A machine that is reset keeps its memory until firmware and the next kernel write to it, so the last look at a kernel is
-//! taken when QEMU is about to reset, with the vCPUs stopped and their registers as they were. A kernel that starts another
-//! by itself, by kexec, does so in `machine_kexec()` (arch/x86/kernel/machine_kexec_64.c, 5.10 to 7.3), with all other CPUs
-//! stopped: that is hooked. A snapshot that is loaded brings the tracked kernel's past or future, or another kernel: which is seen when
-//! the guest runs again, since that is when all of it is there.
+//! A machine that is reset keeps its memory until firmware and the next kernel write to it, so the
+//! last look at a kernel is taken when QEMU is about to reset, with the vCPUs stopped and their
+//! registers as they were. A kernel that starts another by itself, by kexec, does so in
+//! `machine_kexec()` (arch/x86/kernel/machine_kexec_64.c, 5.10 to 7.3), with all other CPUs
+//! stopped: that is hooked. A snapshot that is loaded brings the tracked kernel's past or future,
+//! or another kernel: which is seen when the guest runs again, since that is when all of it is
+//! there.
 
 use super::Session;
 use crate::diagnostics;
@@ -28,7 +30,8 @@ pub(super) struct Search {
     pub settled: AtomicBool,
     /// The last kernel is on its way out: what is still translated of it is not the next one.
     pub leaving: AtomicBool,
-    /// A snapshot was loaded, and nobody has looked yet whether the kernel in it is the tracked one.
+    /// A snapshot was loaded, and nobody has looked yet whether the kernel in it is the tracked
+    /// one.
     pub is_loaded: AtomicBool,
     /// Kernels found.
     pub boots: AtomicU64,
@@ -67,7 +70,8 @@ impl Session {
         self.leave(stopped, false);
     }
 
-    /// A snapshot is about to be loaded: every vCPU is stopped. Or the machine is about to be reset, and nothing is tracked any more.
+    /// A snapshot is about to be loaded: every vCPU is stopped. Or the machine is about to be
+    /// reset, and nothing is tracked any more.
     fn load(&self, stopped: &GuestStopped) {
         self.take_up_loaded();
         let Some(tracker) = current::tracker() else {
@@ -80,8 +84,8 @@ impl Session {
         self.search.is_loaded.store(true, Ordering::Release);
     }
 
-    /// Before anything is made of the guest: if it was loaded from a snapshot, takes up the kernel in it. In a callback of a vCPU,
-    /// or every vCPU is stopped.
+    /// Before anything is made of the guest: if it was loaded from a snapshot, takes up the kernel
+    /// in it. In a callback of a vCPU, or every vCPU is stopped.
     #[inline]
     pub fn take_up_loaded(&self) {
         if self.search.is_loaded.load(Ordering::Acquire) {
@@ -107,7 +111,8 @@ impl Session {
         self.search.is_loaded.store(false, Ordering::Release);
     }
 
-    /// A CPU is about to run the next kernel, which this one has loaded. In the callback of that vCPU.
+    /// A CPU is about to run the next kernel, which this one has loaded. In the callback of that
+    /// vCPU.
     pub fn kexec(&'static self, index: c_uint) {
         let done = vcpu::exclusive_after(index as usize, Box::new(|stopped| self.leave(stopped, true)));
         if let Err(why) = done {
@@ -115,18 +120,21 @@ impl Session {
         }
     }
 
-    /// QEMU has thrown away what it had translated, as it does while it loads a snapshot. No vCPU runs.
+    /// QEMU has thrown away what it had translated, as it does while it loads a snapshot. No vCPU
+    /// runs.
     pub fn flushed(&self) {
         let Some(tracker) = current::tracker().filter(|_| !lifecycle::tells_ends()) else { return };
-        // With QEMU 10.0 memory is loaded by then, and none of it has run. Or there was only no more room for translations.
+        // With QEMU 10.0 memory is loaded by then, and none of it has run. Or there was only no
+        // more room for translations.
         match tracker.guest.is_there() {
             true => _ = tracker.check_time(true),
             false => self.lost(),
         }
     }
 
-    /// Code at a kernel image's addresses is not the tracked kernel's: it is that of a guest's guest, or that kernel is gone, which
-    /// QEMU did not tell. GuestText whether it is gone. In the callback of a vCPU.
+    /// Code at a kernel image's addresses is not the tracked kernel's: it is that of a guest's
+    /// guest, or that kernel is gone, which QEMU did not tell. GuestText whether it is gone. In the
+    /// callback of a vCPU.
     pub(super) fn is_gone(&self) -> bool {
         // One at a time: when it is another's turn, the next kernel may have been found.
         let _one = self.symbols.lock();
@@ -160,8 +168,8 @@ impl Session {
         self.search.restart(still_runs);
     }
 
-    /// Every vCPU is stopped, and the kernel comes to its end: makes the last report of it, which is the `last` of all when
-    /// QEMU exits.
+    /// Every vCPU is stopped, and the kernel comes to its end: makes the last report of it, which
+    /// is the `last` of all when QEMU exits.
     pub(super) fn conclude(&self, stopped: &GuestStopped, last: bool) {
         let halted = panics::halted();
         let tracker = match self.known() {
@@ -181,7 +189,8 @@ impl Session {
         inject("exit");
         self.flush_reports();
         tracker.unwinder.log_times();
-        // What had no end is told of all the same: the guest may have crashed in it, or was turned off for it.
+        // What had no end is told of all the same: the guest may have crashed in it, or was turned
+        // off for it.
         let mut tests = tracker.tests.lock();
         tests.at = tests.end(tracker.objects.sequence());
         drop(tests);

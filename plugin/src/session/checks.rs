@@ -1,8 +1,9 @@
 //! What is done of a guest that stands still.
 //!
-//! Whoever calls a method whose docstring says so has stopped every vCPU: the thread of the [triggers](crate::triggers), QEMU at
-//! its exit, or a callback in an exclusive section. One at a time: they take a lock, so no caller may hold up the others
-//! that wait for it. What can be done when the guest runs again (names, text, files) is left for then: [`Session::report`].
+//! Whoever calls a method whose docstring says so has stopped every vCPU: the thread of the
+//! [triggers](crate::triggers), QEMU at its exit, or a callback in an exclusive section. One at a
+//! time: they take a lock, so no caller may hold up the others that wait for it. What can be done
+//! when the guest runs again (names, text, files) is left for then: [`Session::report`].
 
 use super::{Session, collected};
 use crate::broadcast;
@@ -100,8 +101,8 @@ pub(super) struct Marks {
 }
 
 impl Session {
-    /// looks for leaks that are new, those that no scan has reported yet and that were allocated since
-    /// the last mark, if there was one. Of those, none younger than `min_age` is taken.
+    /// looks for leaks that are new, those that no scan has reported yet and that were allocated
+    /// since the last mark, if there was one. Of those, none younger than `min_age` is taken.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -157,8 +158,9 @@ impl Session {
         }
     }
 
-    /// takes all that is live now as the state of things. No later scan reports any of it, though it
-    /// is searched for references as ever, and what is allocated later and hangs from it is reported if it leaks. This costs nothing.
+    /// takes all that is live now as the state of things. No later scan reports any of it, though
+    /// it is searched for references as ever, and what is allocated later and hangs from it is
+    /// reported if it leaks. This costs nothing.
     pub fn set_baseline(&self, tracker: &Tracker) {
         self.marks.lock().baseline = tracker.objects.sequence();
     }
@@ -194,8 +196,8 @@ impl Session {
         self.marks.lock().kept.iter().map(|m| m.name.clone()).collect()
     }
 
-    /// what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak. GuestText
-    /// how much that is.
+    /// what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak.
+    /// GuestText how much that is.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -268,7 +270,8 @@ impl Session {
             allocator::give_back();
             fits(rest)?;
         }
-        // As if they had been reported. A snapshot keeps that, and so the report made of it is the same.
+        // As if they had been reported. A snapshot keeps that, and so the report made of it is the
+        // same.
         objects.set_reported_before(baseline);
         let modules = tracker.modules.all();
         let memory = tracker.guest.ram.stopped(stopped);
@@ -300,8 +303,9 @@ impl Session {
         outcome.unreferenced.iter().for_each(|u| tracker.objects.set_reported(u.leak.addr, u.object.kind()));
     }
 
-    /// Writes what a scan found to all destinations of reports, and gives it back. `pause` is how long the guest stood still
-    /// for it, and `last` is whether no scan follows. The guest may run again.
+    /// Writes what a scan found to all destinations of reports, and gives it back. `pause` is how
+    /// long the guest stood still for it, and `last` is whether no scan follows. The guest may run
+    /// again.
     pub fn report(&self, tracker: &Tracker, found: &ScanResult, pause: Duration, last: bool) -> Report {
         let began = Instant::now();
         let asked =

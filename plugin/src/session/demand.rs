@@ -18,7 +18,8 @@ use std::time::Duration;
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// The scan that is due every so many seconds: nobody asked for it, so if there is nothing to scan yet, nothing is said.
+    /// The scan that is due every so many seconds: nobody asked for it, so if there is nothing to
+    /// scan yet, nothing is said.
     Tick,
     /// Report what is new and at least that old.
     Scan {

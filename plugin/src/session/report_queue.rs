@@ -1,5 +1,5 @@
-//! What the guest asks for by markers: it is done while the guest is stopped, and the reports of it are written by a thread
-//! of their own, in order.
+//! What the guest asks for by markers: it is done while the guest is stopped, and the reports of it
+//! are written by a thread of their own, in order.
 
 use super::Session;
 use super::checks::ScanResult;
@@ -14,7 +14,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Most reports that wait to be written; more are written while the guest is stopped, which slows it down.
+/// Most reports that wait to be written; more are written while the guest is stopped, which slows
+/// it down.
 const MAX_REPORTS: usize = 16;
 
 /// What a marker's scan found.
@@ -36,7 +37,8 @@ pub(super) struct ReportQueue {
 }
 
 impl Session {
-    /// Starts the thread that writes reports of markers. Without it they are written while the guest is stopped.
+    /// Starts the thread that writes reports of markers. Without it they are written while the
+    /// guest is stopped.
     pub fn start_reports(&'static self) {
         if !self.options.guest_markers && !self.options.per_test {
             return;

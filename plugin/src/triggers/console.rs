@@ -1,9 +1,9 @@
 //! Tests that tell of themselves on the guest's console, in the lines of KTAP.
 //!
-//! Lines are seen when they are written, before they go anywhere: the kernel's own, of KUnit, when their record is in the
-//! log, whatever of it the console shows; those of processes in the terminal's function, or in that of a virtio port. What
-//! a process writes to a pipe is not looked at, since whoever reads that writes it again, and what goes to a pseudo-terminal
-//! neither.
+//! Lines are seen when they are written, before they go anywhere: the kernel's own, of KUnit, when
+//! their record is in the log, whatever of it the console shows; those of processes in the
+//! terminal's function, or in that of a virtio port. What a process writes to a pipe is not looked
+//! at, since whoever reads that writes it again, and what goes to a pseudo-terminal neither.
 
 use super::marker;
 use crate::ffi::inject;
@@ -89,7 +89,8 @@ impl Console {
     }
 }
 
-/// The lines that a text ends, after the start of one, and the start of the next. Lines are cut at [`MAX_LINE`].
+/// The lines that a text ends, after the start of one, and the start of the next. Lines are cut at
+/// [`MAX_LINE`].
 fn whole_lines(mut line: Vec<u8>, text: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let mut whole = Vec::new();
     for part in text.split_inclusive(|b| *b == b'\n') {

@@ -9,7 +9,8 @@ pub fn ticks(every: Option<Duration>) -> Receiver<Instant> {
     every.map_or_else(crossbeam_channel::never, crossbeam_channel::tick)
 }
 
-/// The scan that is due at a tick. Nobody waits for its answer, and it reports nothing that is younger than interval scans do.
+/// The scan that is due at a tick. Nobody waits for its answer, and it reports nothing that is
+/// younger than interval scans do.
 pub fn demand() -> Demand {
     Demand { what: What::Tick, reply: Box::new(|_| ()) }
 }

@@ -6,10 +6,12 @@
 //! - `echo "libleak: scan" > /dev/kmsg`
 //! - the instruction CPUID with [`LEAF`] in eax and the command's number in ecx
 //!
-//! A marker is seen when the kernel's function, or the instruction, is about to run. What needs a guest that stands still is
-//! then done before this vCPU runs another block, and so before the call returns. Nothing waits in the callback, and a vCPU
-//! has no more to do than the markers of one block; but a vCPU that sends one after the other waits with its next one as long as
-//! all of them stood still for the last, so that the others come to their work. Reports are written by a thread of their own, in order.
+//! A marker is seen when the kernel's function, or the instruction, is about to run. What needs a
+//! guest that stands still is then done before this vCPU runs another block, and so before the call
+//! returns. Nothing waits in the callback, and a vCPU has no more to do than the markers of one
+//! block; but a vCPU that sends one after the other waits with its next one as long as all of them
+//! stood still for the last, so that the others come to their work. Reports are written by a thread
+//! of their own, in order.
 
 use super::command::{Command, parse};
 use crate::diagnostics;
@@ -100,8 +102,8 @@ impl Markers {
         self.tell_or_defer(tracker, vcpu, text.iter(kernel, ram, iter, MAX_TEXT), None);
     }
 
-    /// A record is in the log, its `prb_reserved_entry` at `entry`: if it is what this task wrote to /dev/kmsg, that is
-    /// text that can be read.
+    /// A record is in the log, its `prb_reserved_entry` at `entry`: if it is what this task wrote
+    /// to /dev/kmsg, that is text that can be read.
     pub fn kmsg_copied(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
         if self.take_deferred(tracker, false).is_some() {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
@@ -181,7 +183,8 @@ pub(super) fn scan_after(session: &'static Session, vcpu: c_uint, at: Option<Arc
 }
 
 fn after(session: &'static Session, index: c_uint, what: What, at: Option<Arc<str>>) {
-    // On this vCPU's thread, which holds no lock of QEMU's. Who stops the guest meanwhile waits too, and not for long.
+    // On this vCPU's thread, which holds no lock of QEMU's. Who stops the guest meanwhile waits
+    // too, and not for long.
     std::thread::sleep(session.pace.rest(Instant::now()).min(MAX_RUNNING));
     let work = Box::new(move |stopped: &GuestStopped| session.obey_marker(stopped, &what, at));
     /// Once for all kernels of this QEMU, which it is that lacks something.

@@ -1,12 +1,13 @@
-//! What makes libleak look at the guest before its end: one thread that stops it, and the demands that the thread serves.
+//! What makes libleak look at the guest before its end: one thread that stops it, and the demands
+//! that the thread serves.
 //!
 //! - [`demand`](crate::session::demand): what can be demanded
 //! - [`interval`]: every so many seconds
 //! - [`control`]: when another program asks, through a socket
 //! - [`marker`]: the guest itself, and [`console`], the tests that it tells of
 //!
-//! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the methods of
-//! [`Session`](crate::session::Session) that the thread calls.
+//! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the
+//! methods of [`Session`](crate::session::Session) that the thread calls.
 
 pub mod command;
 mod console;
@@ -56,7 +57,8 @@ pub fn start(session: &'static Session) {
     }
 }
 
-/// Hands a demand to the thread, and never blocks. If it cannot be served, who waits is told at once.
+/// Hands a demand to the thread, and never blocks. If it cannot be served, who waits is told at
+/// once.
 pub fn demand(demand: Demand) {
     let refused = match QUEUE.get().map(|queue| queue.try_send(demand)) {
         Some(Ok(())) => return,
@@ -97,8 +99,9 @@ impl Scanner {
             ffi::inject("scanner");
             let mut replies = vec![next.reply];
             if matches!(next.what, What::Scan { .. }) {
-                // What was asked for at the same time is answered by the same scan, which comes after all of the requests: the
-                // second of two scans would have nothing new to tell.
+                // What was asked for at the same time is answered by the same scan, which comes
+                // after all of the requests: the second of two scans would have nothing new to
+                // tell.
                 let (same, others) = self.waiting.drain(..).partition(|d: &Demand| d.what == next.what);
                 self.waiting = others;
                 let same: VecDeque<Demand> = same;

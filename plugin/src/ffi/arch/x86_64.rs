@@ -38,11 +38,12 @@ impl Reg {
 /// How many registers [`Reg`] has.
 pub const REGISTERS: usize = 11;
 
-/// QEMU's names of the registers, in the order of [`Reg`] (gdb-xml/i386-64bit.xml, QEMU 9.2 to 11.1).
+/// QEMU's names of the registers, in the order of [`Reg`] (gdb-xml/i386-64bit.xml, QEMU 9.2 to
+/// 11.1).
 pub const NAMES: [&str; REGISTERS] = ["rax", "rdi", "rsi", "rdx", "rcx", "r8", "r9", "rsp", "rbp", "gs_base", "cr3"];
 
-/// Index of some registers in `CPUX86State.regs` (target/i386/cpu.h, QEMU 9.2 to 11.1). The array starts with rax,
-/// rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9; each is a word.
+/// Index of some registers in `CPUX86State.regs` (target/i386/cpu.h, QEMU 9.2 to 11.1). The array
+/// starts with rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9; each is a word.
 pub const STATE_ORDER: [(usize, Reg); 9] = [
     (0, Reg::Rax),
     (1, Reg::Rcx),
@@ -55,10 +56,10 @@ pub const STATE_ORDER: [(usize, Reg); 9] = [
     (9, Reg::R9),
 ];
 
-/// Bytes behind the first general register within which [`Reg::PER_CPU_BASE`] is looked for: `CPUX86State.segs`
-/// follows the general registers, after the flags.
+/// Bytes behind the first general register within which [`Reg::PER_CPU_BASE`] is looked for:
+/// `CPUX86State.segs` follows the general registers, after the flags.
 pub const PER_CPU_BASE_WITHIN: usize = 1024;
 
-/// General registers and the program counter as gdb numbers them from 0 on: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
-/// r8 to r15, rip.
+/// General registers and the program counter as gdb numbers them from 0 on: rax, rbx, rcx, rdx,
+/// rsi, rdi, rbp, rsp, r8 to r15, rip.
 pub const GENERAL_REGISTERS: usize = 17;

@@ -1,6 +1,7 @@
 //! x86-64: how a function is called and returns, and what a call looks like in code.
 //!
-//! The order of arguments is that of the System V ABI. Instructions are those of the Intel SDM, volume 2.
+//! The order of arguments is that of the System V ABI. Instructions are those of the Intel SDM,
+//! volume 2.
 
 use crate::ffi::regs::Reg;
 
@@ -20,7 +21,8 @@ pub fn argument(index: usize) -> Option<Reg> {
     [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9].get(index).copied()
 }
 
-/// The virtual address of the stack slot that held the return address, given the stack pointer after the return.
+/// The virtual address of the stack slot that held the return address, given the stack pointer
+/// after the return.
 #[inline]
 pub fn return_slot(sp: u64) -> u64 {
     sp.wrapping_sub(8)
@@ -58,7 +60,8 @@ pub fn call_before(at: u64, before: &[u8; LONGEST_CALL]) -> Option<Call> {
     ends_in_indirect_call(before).then_some(Call::Indirect)
 }
 
-/// `ff /2`: with a register (2 bytes), memory and no, 1 or 4 bytes of displacement, and perhaps a SIB byte.
+/// `ff /2`: with a register (2 bytes), memory and no, 1 or 4 bytes of displacement, and perhaps a
+/// SIB byte.
 fn ends_in_indirect_call(before: &[u8; LONGEST_CALL]) -> bool {
     let fits = |len: usize| {
         let call = &before[LONGEST_CALL - len..];
@@ -74,8 +77,8 @@ fn ends_in_indirect_call(before: &[u8; LONGEST_CALL]) -> bool {
     [2, 3, 4, 6, 7].into_iter().any(fits)
 }
 
-/// The offset in `text` that a direct jump at offset `at` goes to: `e9`, and conditional `0f 80` to `0f 8f`. It may lie
-/// outside of `text`. `None` if there is no such jump, or fewer than 6 bytes.
+/// The offset in `text` that a direct jump at offset `at` goes to: `e9`, and conditional `0f 80` to
+/// `0f 8f`. It may lie outside of `text`. `None` if there is no such jump, or fewer than 6 bytes.
 #[inline]
 pub fn jump_at(text: &[u8], at: usize) -> Option<usize> {
     let near = text[at] == 0xe9;

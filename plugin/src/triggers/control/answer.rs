@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Clients that are connected. Their threads and the one that accepts them count themselves in and out.
+/// Clients that are connected. Their threads and the one that accepts them count themselves in and
+/// out.
 pub(super) static CLIENTS: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of a mark's name.
 const MAX_NAME: usize = 256;

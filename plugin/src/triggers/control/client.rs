@@ -1,5 +1,5 @@
-//! One client of the control socket, on a thread of its own. Whatever it sends and however slowly it reads, only this thread
-//! waits for it.
+//! One client of the control socket, on a thread of its own. Whatever it sends and however slowly
+//! it reads, only this thread waits for it.
 
 use super::answer::{self, Problem};
 use super::lines::{Line, Lines};

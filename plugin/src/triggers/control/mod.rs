@@ -1,4 +1,5 @@
-//! The control socket: requests of other programs, while the guest runs. [`detector::control`] says what can be asked.
+//! The control socket: requests of other programs, while the guest runs. [`detector::control`] says
+//! what can be asked.
 //!
 //! - [`socket`]: its file
 //! - [`client`]: one client

@@ -1,5 +1,5 @@
-//! The socket's file: made so that nobody else may ever use it, in place of one that a process left behind, and taken away
-//! at the end.
+//! The socket's file: made so that nobody else may ever use it, in place of one that a process left
+//! behind, and taken away at the end.
 
 use crate::file::advice;
 use std::fs::{self, DirBuilder};
@@ -74,8 +74,8 @@ impl Socket {
             Err(why) if why.kind() == ErrorKind::NotFound => {}
             Err(why) => return Err(system(why)),
         }
-        // A socket gets its mode from the process's umask, which is not ours to change. So it comes to be in a folder that
-        // is closed to others, and gets its name when it has its mode.
+        // A socket gets its mode from the process's umask, which is not ours to change. So it comes
+        // to be in a folder that is closed to others, and gets its name when it has its mode.
         let folder = path.with_file_name(format!(".libleak-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&folder).map_err(system)?;
         let socket = Socket::bind_in(&folder, path).map_err(system);
