@@ -1,5 +1,5 @@
-//! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), one kernel
-//! after the other ([`boots`]), and the last word.
+//! The session of one QEMU process: it finds the guest's kernel, tracks it, checks it ([`checks`]),
+//! and follows reboots ([`boots`]).
 
 mod boots;
 pub mod checks;
@@ -39,40 +39,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Age below which interval scans report nothing: what kmemleak waits (MSECS_MIN_AGE).
+/// Minimum age of objects that interval scans report, as in kmemleak (MSECS_MIN_AGE).
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
-/// Bytes of `linux_banner` that are looked at, which starts with "Linux version RELEASE".
+/// Bytes read of `linux_banner`, which starts with "Linux version RELEASE".
 const MAX_BANNER: usize = 256;
-/// Searches before it is given up: around the first block of a kernel, the second, the third, the
-/// fifth and so on, up to one in half a million.
+/// Searches before giving up: at the kernel's first block, the second, the third, the fifth and so
+/// on, up to about block half a million.
 const MAX_SEARCHES: u32 = 20;
 
-/// Makes who listens to a kernel, for each kernel anew.
+/// Makes the listener for the events of one kernel.
 pub type Listen = fn(&'static Session) -> Arc<dyn GuestEvents>;
 
-/// State of the process: QEMU loads a plugin once.
+/// The session. There is one in each QEMU process, because QEMU loads a plugin once.
 pub struct Session {
-    /// What the user asked for.
+    /// The user's options.
     pub options: Options,
     output: Output,
     suppressions: Suppressions,
     lines: Option<Lines>,
     symbols: Mutex<Option<SymbolFile>>,
     search: boots::Search,
-    /// Why there is no kernel, once that is certain.
+    /// Why there is no kernel, once this is known.
     failure: Mutex<Option<String>>,
     listen: Listen,
     /// When the guest may be stopped again.
     pub pace: Pace,
-    /// Reports that markers asked for.
+    /// Reports requested by markers.
     reports: report_queue::ReportQueue,
     /// Held during a check.
     checking: Mutex<()>,
     marks: Mutex<checks::Marks>,
     history: Mutex<history::History>,
-    /// QEMU exits.
+    /// QEMU is exiting.
     ended: AtomicBool,
-    /// The threads that make a check, where it is more than one.
+    /// Threads for checks; `None` if one thread is enough.
     pool: OnceLock<Option<ThreadPool>>,
 }
 
@@ -95,7 +95,7 @@ impl Session {
         let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose()?;
         let lines = if options.debug.is_empty() { None } else { Some(Lines::open(&options.debug)) };
         let lines = lines.transpose()?;
-        // Last, so that nothing is emptied when QEMU does not start.
+        // Last, so that no file is emptied if QEMU does not start.
         let output = Output::open(&options);
         let session = SESSION.get_or_init(|| Session {
             options,
@@ -134,7 +134,8 @@ impl Session {
         self.take_up_loaded();
         if !VirtAddr(start).is_kernel() {
             if search.leaving.load(Ordering::Relaxed) {
-                // What brings the next kernel up runs below the kernel's half.
+                // Firmware and boot loaders run in the lower half of the address space, so the next
+                // kernel may follow.
                 search.leaving.store(false, Ordering::Relaxed);
             }
             if self.options.guest_markers {
@@ -149,13 +150,13 @@ impl Session {
             if self.is_gone() {
                 self.search(block, start);
             }
-            // Another vCPU may have found the next one meanwhile.
+            // Another vCPU may have found the next kernel in the meantime.
             self.watch(block);
         }
     }
 
-    /// Watches what is to be watched in a block of the kernel's half. GuestText whether it is the
-    /// tracked kernel's; `None` without one.
+    /// Adds callbacks to a block in the kernel's half. Returns whether it belongs to the tracked
+    /// kernel; `None` if no kernel is tracked.
     fn watch(&self, block: Block) -> Option<bool> {
         current::with_events(|tracker, events| {
             let is_own = tracker.translate(block);
@@ -172,22 +173,22 @@ impl Session {
         if search.settled.load(Ordering::Acquire) || search.leaving.load(Ordering::Relaxed) {
             return;
         }
-        // One vCPU searches. Of a guest that was loaded others may run as well, and wait here until
-        // it is known what to watch in their blocks: nobody who searches needs them to go on.
+        // One vCPU searches. In a guest that was loaded others may run too. They wait here until it
+        // is known what to watch in their blocks. The search does not depend on them.
         let symbols = self.symbols.lock();
         if search.settled.load(Ordering::Acquire) {
             return;
         }
         let n = search.kernel_blocks.fetch_add(1, Ordering::Relaxed);
-        // Soon again at first: the first block may have been a module's.
+        // The first block may belong to a module, so the next searches follow soon.
         if n != 0 && !n.is_power_of_two() {
             return;
         }
         match self.find(block, start, symbols.as_ref()) {
             Ok(has_run) => {
                 search.settled.store(true, Ordering::Relaxed);
-                // It may have been tracked as another boot: firmware goes on with a suspended
-                // kernel after a reset, too.
+                // It may have been tracked before as an earlier boot: after a reset, firmware may
+                // resume a suspended kernel.
                 if n > 0 || has_run {
                     log::info!("blocks of the kernel were translated before: all are translated again");
                     vcpu::flush_translations();
@@ -208,7 +209,7 @@ impl Session {
         }
     }
 
-    /// Looks for the kernel that this block belongs to. GuestText whether it has run before.
+    /// Finds the kernel that this block belongs to. Returns whether it has run before.
     fn find(&'static self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<bool, NotFound> {
         let began = Instant::now();
         let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
@@ -256,7 +257,7 @@ impl Session {
         Ok(has_run)
     }
 
-    /// What is tracked.
+    /// The tracked kernel.
     ///
     /// # Errors
     /// [`NotTracked`].
@@ -267,7 +268,7 @@ impl Session {
         }
     }
 
-    /// What was tracked, whether or not it still is.
+    /// The kernel that is tracked, or was until libleak panicked.
     fn known(&self) -> Result<Arc<Tracker>, NotTracked> {
         let Some(tracker) = current::tracker() else {
             let why = self.failure.lock().clone();
@@ -294,9 +295,9 @@ impl Session {
         self.conclude(stopped, true);
     }
 
-    /// Makes what was known when a panic ended the tracking ready for one more check. What happened
-    /// in the guest since is not known: the kernel's own books say what is still allocated, and
-    /// they must be of the same run of the same kernel.
+    /// Prepares one more check after a panic ended the tracking. Later events are not known. The
+    /// kernel's allocator metadata tells what is still allocated, provided that the same kernel
+    /// still runs.
     fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), TakeUpError> {
         let before = tracker.time.rewinds();
         tracker.check_time(false);
@@ -312,26 +313,26 @@ impl Session {
         Ok(())
     }
 
-    /// Whether QEMU exits.
+    /// Whether QEMU is exiting.
     pub fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// The age below which scans that somebody asks for report nothing, unless he says otherwise.
+    /// Default minimum age of objects that requested scans report.
     pub fn asked_min_age(&self) -> Duration {
         self.options.min_age.unwrap_or_default()
     }
 
-    /// The age below which interval scans report nothing.
+    /// Minimum age of objects that interval scans report.
     pub fn interval_min_age(&self) -> Duration {
         self.options.min_age.unwrap_or(INTERVAL_MIN_AGE)
     }
 }
 
-/// Why there is no kernel.
+/// Why no kernel was found.
 enum NotFound {
-    /// Another block may do.
+    /// A later block may succeed.
     NotYet(String),
-    /// No block will.
+    /// No block will succeed.
     Never(String),
 }

@@ -1,5 +1,4 @@
-//! What an allocation or a free that was seen does to the live map, and a guest that goes back in
-//! time.
+//! Allocations and frees enter the live map. A guest that goes back in time empties it.
 
 use super::context::Who;
 use super::memory_budget;
@@ -11,15 +10,15 @@ use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use std::sync::atomic::Ordering;
 
-/// ZERO_SIZE_PTR and NULL are freed and returned, and are no objects (include/linux/slab.h).
+/// ZERO_SIZE_PTR (include/linux/slab.h). Like NULL, it is returned and freed, but is not an object.
 const ZERO_SIZE_PTR: u64 = 16;
 /// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h).
 const PERCPU_ALIGN: u64 = 4;
-/// Largest bulk operation believed.
+/// Most objects of a bulk operation; the rest are ignored.
 const MAX_BULK: u64 = 1 << 16;
-/// Of so many allocations one is the time to look at what grows with them.
+/// Limits are checked once in this many allocations.
 const EVERY: u64 = 1 << 10;
-/// Of `system_state` (include/linux/kernel.h), the last before init runs.
+/// The last value of `system_state` before init runs (include/linux/kernel.h).
 const SYSTEM_SCHEDULING: u32 = 1;
 
 impl Tracker {
@@ -30,7 +29,7 @@ impl Tracker {
             return;
         }
         if self.objects.is_closed() {
-            // What a function inside has allocated was counted there.
+            // An inner allocator has counted the object already.
             let is_counted = || self.hooks.get(call.hook).1.wraps.load(Ordering::Relaxed);
             return self.objects.displace(&self.guest, addr, kind, call.sequence, is_counted);
         }
@@ -61,10 +60,9 @@ impl Tracker {
         }
     }
 
-    /// The guest's jiffies, after a look whether they went back. Besides each allocation, QEMU's
-    /// throwing away its translations is a moment to look: it does so while it loads a snapshot,
-    /// with the guest's memory loaded and before any of it runs. `flushed` says that this is such a
-    /// moment.
+    /// Returns the guest's jiffies, and checks that they did not go back. Each allocation calls
+    /// this. So does a flush of QEMU's translations (`flushed`): while QEMU loads a snapshot, it
+    /// flushes them after the guest's memory is loaded and before the guest runs.
     pub fn check_time(&self, flushed: bool) -> u64 {
         let (jiffies, is_back) = self.time.advance(|| self.guest.jiffies());
         if is_back {
@@ -73,9 +71,9 @@ impl Tracker {
         jiffies
     }
 
-    /// Time went back: the guest was loaded from a snapshot of its past, or the same kernel started
-    /// again in the same place. What was live is not what is; the kernel's own allocator metadata
-    /// says what is, at the next check.
+    /// Time went back: QEMU loaded a snapshot of the guest's past, or the same kernel started again
+    /// in the same place. The live map no longer holds. The next check takes live objects from the
+    /// kernel's allocator metadata.
     #[cold]
     fn rewound(&self, flushed: bool) {
         let state = self.guest.kernel.variable(&self.guest.ram, "system_state").map_or(0, |state| state as u32);
@@ -85,16 +83,15 @@ impl Tracker {
         self.forget_all();
     }
 
-    /// A snapshot is about to be loaded, of this boot's past or future or of another boot, and
-    /// every vCPU is stopped.
+    /// QEMU is about to load a snapshot of this boot's past or future, or of another boot. All
+    /// vCPUs are stopped.
     pub fn leave_this_time(&self) {
         self.time.leave();
         self.forget_all();
         self.troubles.forget_this_time();
     }
 
-    /// The guest is in another time: of what was live then and of the calls in progress nothing
-    /// holds.
+    /// The guest is in another time: live objects and pending calls are no longer valid.
     fn forget_all(&self) {
         self.objects.clear();
         self.time.forget();
@@ -116,7 +113,7 @@ impl Tracker {
         }
     }
 
-    /// What was live before a rewind is not known.
+    /// An unknown object was freed. This is expected after a rewind, which forgets live objects.
     fn unknown_free(&self, addr: u64) {
         self.objects.unknown_free(addr, self.time.rewinds() > 0);
     }
@@ -130,7 +127,7 @@ impl Tracker {
 
     /// Calls `each` with the words of an array at virtual address `at`.
     pub(super) fn array(&self, at: u64, count: u64, mut each: impl FnMut(u64)) {
-        // There may be a list in its place.
+        // The caller may have passed a list instead of an array.
         if at == 0 {
             return;
         }

@@ -1,5 +1,5 @@
-//! A guest that comes from a file or from another QEMU (`-loadvm`, `-incoming`, loadvm): its kernel
-//! runs already when it is found, and the one that was tracked may be gone.
+//! Attaches to a kernel that runs already when it is found: the guest comes from a file or from
+//! another QEMU (`-loadvm`, `-incoming`, loadvm).
 
 use super::tracker::Tracker;
 use crate::ffi::ram::Ram;
@@ -9,11 +9,11 @@ use guest_symbols::modules::Module;
 
 /// CONFIG_HZ (kernel/Kconfig.hz).
 const HZ: [u32; 4] = [100, 250, 300, 1000];
-/// Entries of a list that are looked at, at most.
+/// Most entries of a kernel list.
 const MAX_ENTRIES: usize = 1 << 12;
-/// Whether a kernel has run for a while: it is no longer booting (`system_state`, init/main.c), or
-/// its clock has ticked, which starts at INITIAL_JIFFIES (include/linux/jiffies.h). Both lie in
-/// initialised data, which is right from the first block on.
+/// Whether a kernel has run before. Then it is no longer booting (`system_state`, init/main.c), or
+/// its clock differs from INITIAL_JIFFIES (include/linux/jiffies.h). Both variables are initialised
+/// data, so they are valid from the first block on.
 pub fn has_run(kernel: &Kernel, ram: &Ram) -> bool {
     let state = kernel.variable(ram, "system_state").unwrap_or(0) as u32;
     let jiffies = kernel.variable(ram, "jiffies_64").or_else(|| kernel.variable(ram, "jiffies"));
@@ -25,14 +25,14 @@ fn is_initial(jiffies: u64) -> bool {
 }
 
 impl Tracker {
-    /// The kernel runs already. What it allocated until now only the kernel's own allocator
-    /// metadata tells, as after loadvm; the code that it has loaded is read now.
+    /// The kernel has run before. Only its allocator metadata knows earlier allocations, as after
+    /// loadvm. Modules are read now.
     pub fn join(&self) {
         self.time.join();
         self.read_loaded();
     }
 
-    /// Reads what code the kernel has loaded from its own lists.
+    /// Reads modules and BPF programs from the kernel's lists.
     pub fn read_loaded(&self) {
         let (kernel, ram) = (&self.guest.kernel, &self.guest.ram);
         let modules = entries(kernel, ram, "modules", kernel.offset_of("module", "list"));
@@ -42,7 +42,7 @@ impl Tracker {
     }
 }
 
-/// The entries of the list with that head, by where in each the links are.
+/// The entries of the list with this head. `links` is the offset of the `list_head` in an entry.
 fn entries(kernel: &Kernel, ram: &Ram, head: &str, links: Option<u64>) -> Vec<VirtAddr> {
     let (Some(head), Some(links)) = (kernel.symbol(head), links) else { return Vec::new() };
     let next = |at: &VirtAddr| kernel.read_u64(ram, *at).ok().map(VirtAddr);

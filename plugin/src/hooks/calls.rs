@@ -1,13 +1,13 @@
 //! The hot path: what happens when a hooked function is entered, and when it returns.
 //!
-//! A call in progress is known by the stack slot of its return address, which no other call can use
-//! until it has returned, on whatever CPU that happens. A return is recognised when the instruction
-//! at the return address is about to execute with the stack pointer just above that slot: this
-//! holds across tail calls, return thunks, interrupts that allocate, sleeping and migration.
+//! The stack slot of the return address identifies a call in progress. No other call can use that
+//! slot until the call has returned, on whatever CPU. A call returns when the instruction at the
+//! return address is about to execute and the stack pointer is just above the slot. This holds
+//! across tail calls, return thunks, interrupts that allocate, sleeping and migration.
 //!
-//! Which return addresses need watching is mostly known when they are translated
-//! ([`super::callsite`]). The rest is learnt: on entry the return address is looked up, and where
-//! it is not watched yet but also not translated yet, it will be watched when it is.
+//! Most return addresses are known when they are translated ([`super::callsite`]). The others are
+//! learnt: on entry the return address is looked up. If it is neither watched nor translated yet,
+//! it will be watched once it is translated.
 
 use super::arch;
 use super::current;
@@ -34,7 +34,7 @@ impl Tracker {
     fn enter(&self, events: &dyn GuestEvents, vcpu: c_uint, number: u32) {
         inject("entry");
         let (hook, seen) = self.hooks.get(number);
-        // Written once, since all CPUs read it all the time.
+        // Written only once: all CPUs read it all the time.
         if !seen.hit.load(Ordering::Relaxed) {
             seen.hit.store(true, Ordering::Relaxed);
         }
@@ -51,8 +51,8 @@ impl Tracker {
             }
             Action::FreeRcu(head, object) => {
                 let (head, object) = (regs::read(head), regs::read(object));
-                // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the
-                // object.
+                // Up to 6.11 the second argument is the offset of the rcu_head; with a NULL head it
+                // is the object.
                 let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
                 self.free_rcu(object);
             }
@@ -77,7 +77,7 @@ impl Tracker {
             self.calls.missed.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        // Jumped to by a function that a tracer watches: its handler jumps on to the original
+        // A traced function jumped to the allocator. The tracer's handler continues at the original
         // address.
         let ret =
             if self.unwinder.code().is_tracer(ret) { tracer_returns::original(&self.guest, ret, rsp) } else { ret };
@@ -93,8 +93,8 @@ impl Tracker {
         let sequence = self.objects.sequence();
         let call = PendingCall { hook, armed, doubtful, ret, sequence, size, array };
         if let Some(old) = self.calls.insert(rsp, call) {
-            // The same slot and return address: the instruction was restarted, or the allocator
-            // tail-called another, which returns in its place.
+            // With the same slot and return address, either the instruction was restarted, or the
+            // allocator made a tail call to another allocator, which returns in its place.
             if old.ret != ret {
                 log::debug!("unmatched return of {} to {:#x}", self.hooks.get(old.hook).0.name, old.ret);
                 self.calls.missed.unmatched_returns.fetch_add(1, Ordering::Relaxed);
@@ -112,11 +112,11 @@ impl Tracker {
         }
         let (hook, seen) = self.hooks.get(call.hook);
         let rax = regs::read(arch::RETURN_VALUE);
-        // Nothing came of it, or nothing new.
+        // The allocation failed, or an inner allocator has been seen to return the same object.
         if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.objects.is_inside(rax, call.sequence) {
             return;
         }
-        // New stacks need memory too.
+        // A new stack would need memory.
         let stack = match self.objects.is_closed() {
             true => StackId::NONE,
             false => self.unwinder.stack(&self.guest, hook.addr, ret, arch::sp_after_return(slot)),
@@ -138,22 +138,21 @@ impl Tracker {
     }
 }
 
-/// Where the tag of a tracker stands in what a callback is given: an address of the kernel has 48
-/// bits.
+/// The bit position of a tracker's tag in the data of a callback. Kernel addresses have 48 bits.
 const TAG: u32 = 48;
 
 impl Tracker {
-    /// What [`on_entry`] is given.
+    /// The data for [`on_entry`].
     pub(super) fn for_entry(&self, hook: u32) -> usize {
         usize::from(self.guest.tag()) << TAG | hook as usize
     }
 
-    /// What [`on_return`] is given.
+    /// The data for [`on_return`].
     pub(super) fn for_return(&self, ret: u64) -> usize {
         usize::from(self.guest.tag()) << TAG | (ret as usize & ((1 << TAG) - 1))
     }
 
-    /// Whether a callback is given what this tracker made.
+    /// Whether this tracker made the data of a callback.
     #[inline]
     fn is_ours(&self, userdata: u64) -> bool {
         userdata >> TAG == u64::from(self.guest.tag())
@@ -176,7 +175,7 @@ pub(super) extern "C" fn on_return(_vcpu: c_uint, ret: *mut c_void) {
     guard(|| {
         current::with(|tracker| {
             if tracker.is_ours(ret as u64) {
-                // Addresses of the kernel have ones in front.
+                // The upper bits of kernel addresses are ones.
                 tracker.finish(ret as u64 | !0 << TAG);
             }
         });

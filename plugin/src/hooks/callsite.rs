@@ -1,9 +1,9 @@
-//! From a return address to what may have been called there.
+//! Tells from the code before a return address which functions may return there.
 //!
-//! A call instruction ends its block, so what it returns to starts one. The bytes before that start
-//! say what was called. Direct calls of an allocator are certain. A direct call of another function
-//! may still come back from an allocator, where that function ends in a jump to one (a tail call);
-//! those are found once, from the kernel's text. After an indirect call anything may have returned.
+//! A call instruction ends its block, so the return address starts a block. The bytes before it
+//! show what was called. A direct call of an allocator is certain. A direct call of another
+//! function may also return from an allocator, if that function ends in a tail call. Such functions
+//! are found once, in the kernel's text. After an indirect call any function may return.
 
 use super::arch::{self, Call, LONGEST_CALL, call_before, jump_at};
 use guest_symbols::Kernel;
@@ -11,16 +11,16 @@ use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// What may return at an address.
+/// Which functions may return to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Returns {
-    /// Certainly or very likely an allocator.
+    /// An allocator, certainly or very likely.
     Allocator,
-    /// Anything.
+    /// Any function.
     Anything,
-    /// A function that is no allocator and tail-calls none.
+    /// A function that is not an allocator, and makes no tail call to one.
     Other,
-    /// No call ends here.
+    /// No call instruction ends here.
     NoCall,
 }
 
@@ -31,7 +31,7 @@ enum Ends {
     InAllocator,
 }
 
-/// The kernel's text, as far as calls are concerned.
+/// Functions of the kernel from which allocators may return.
 pub struct CallSites {
     /// Functions that are allocators, or that end in a jump to one or to anywhere.
     targets: HashMap<u64, Ends>,
@@ -54,9 +54,9 @@ impl CallSites {
         CallSites::new(bytes, text, &functions, allocators, &trampolines)
     }
 
-    /// Reads `text`, the kernel's, whose virtual range is `range`. `functions` are the starts of
-    /// all functions in it, ascending; `allocators` and `trampolines` (indirect call thunks and
-    /// static calls) some of them.
+    /// Reads the kernel's `text`, which lies at the virtual addresses `range`. `functions` holds
+    /// the starts of all functions, ascending. `allocators` and `trampolines` (indirect call thunks
+    /// and static calls) are some of them.
     pub fn new(
         text: &[u8],
         range: Range<u64>,
@@ -67,7 +67,7 @@ impl CallSites {
         let mut targets: HashMap<u64, Ends> = trampolines.iter().map(|&t| (t, Ends::Anywhere)).collect();
         targets.extend(allocators.iter().map(|&a| (a, Ends::InAllocator)));
         let jumps = jumps_between_functions(text, range.start, functions);
-        // Callers of callers: as often as it still changes something, which is a few times.
+        // Repeated for callers of callers, until nothing changes. This takes a few rounds.
         loop {
             let mut changed = false;
             for &(from, to) in &jumps {
@@ -87,7 +87,8 @@ impl CallSites {
         }
     }
 
-    /// What may return to `at`, given the [`LONGEST_CALL`] bytes before it.
+    /// Which functions may return to virtual address `at`, given the [`LONGEST_CALL`] bytes before
+    /// it.
     pub fn classify(&self, at: u64, before: &[u8; LONGEST_CALL]) -> Returns {
         let target = match call_before(at, before) {
             None => return Returns::NoCall,
@@ -98,14 +99,14 @@ impl CallSites {
             Some(Ends::InAllocator) => Returns::Allocator,
             Some(Ends::Anywhere) => Returns::Anything,
             None if self.text.contains(&target) => Returns::Other,
-            // Modules, BPF programs, ftrace and static call trampolines: not analysed.
+            // Modules, BPF programs, and trampolines of ftrace and static calls are not analysed.
             None => Returns::Anything,
         }
     }
 }
 
-/// Direct jumps from within one function to the start of another, as
-/// (source function, target). Bytes that only look like jumps come out too and do no harm.
+/// Direct jumps from within one function to the start of another, as (source function, target).
+/// Bytes that only look like jumps are included and do no harm.
 fn jumps_between_functions(text: &[u8], base: u64, functions: &[u64]) -> Vec<(u64, u64)> {
     let mut starts = vec![0u64; text.len() / 64 + 1];
     for &f in functions {

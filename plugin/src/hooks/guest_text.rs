@@ -1,8 +1,8 @@
-//! Text that the guest writes: in the memory of the process that runs, and in records of the
+//! Reads text of the guest: from the memory of the running process, and from records of the
 //! kernel's log.
 //!
-//! All of it is untrusted. Nothing is read beyond a length that the caller gives, and what cannot
-//! be read ends the text.
+//! All of it is untrusted. The caller limits the length, and the text ends at the first byte that
+//! cannot be read.
 
 use super::arch;
 use crate::ffi::ram::Ram;
@@ -11,16 +11,16 @@ use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, PhysAddr, VirtAddr};
 use guest_symbols::paging::PageTables;
 
-/// Most bytes of a record of the log: PRINTKRB_RECORD_MAX (kernel/printk/internal.h).
+/// Most bytes of a log record: PRINTKRB_RECORD_MAX (kernel/printk/internal.h).
 const MAX_RECORD: usize = 1024;
-/// include/linux/tty_driver.h; a short.
+/// TTY_DRIVER_TYPE_PTY (include/linux/tty_driver.h); a short.
 const TTY_DRIVER_TYPE_PTY: u32 = 4;
-/// Most parts of a text that is written by writev().
+/// Most parts of a text written by writev().
 const MAX_PARTS: u64 = 16;
-/// Most bits of a number of records, or of bytes of text.
+/// Most bits of a ring's size, in records or in bytes.
 const MAX_BITS: u32 = 30;
 
-/// Where text is found, all offsets resolved once.
+/// Offsets that locate text, resolved once.
 pub struct GuestText {
     iter: Option<Iter>,
     log: Option<Log>,
@@ -38,9 +38,9 @@ struct Driver {
 struct Iter {
     /// Offset of the type.
     kind: u64,
-    /// The type is one byte (5.14 on) and not flags of a word.
+    /// The type is one byte (since 5.14), not flags in a word.
     is_byte: bool,
-    /// ITER_IOVEC, and ITER_UBUF where there is such a thing (6.0 on).
+    /// The values ITER_IOVEC, and ITER_UBUF (since 6.0).
     iovec: u64,
     ubuf: Option<u64>,
     /// Offsets.
@@ -50,7 +50,7 @@ struct Iter {
     count: u64,
 }
 
-/// The log (kernel/printk/printk_ringbuffer.h, 5.10 to 7.3).
+/// The log's ring buffers (kernel/printk/printk_ringbuffer.h, 5.10 to 7.3).
 struct Log {
     entry_rb: u64,
     entry_id: u64,
@@ -61,26 +61,26 @@ struct Log {
     data: u64,
     /// Size of `struct prb_desc` in bytes.
     desc_size: u64,
-    /// Offsets in it: where the block of the text begins, and where the next one does.
+    /// Offsets in it of the logical positions where the text's block and the next block begin.
     begin: u64,
     next: u64,
     /// Size of `struct printk_info` in bytes.
     info_size: u64,
-    /// Offset in it: bytes of the text.
+    /// Offset in it of the text's length in bytes.
     text_len: u64,
 }
 
-/// Text that was read, and whether it is all of it.
+/// Text that was read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Text {
     /// The bytes.
     pub bytes: Vec<u8>,
-    /// No page was missing.
+    /// All of it could be read.
     pub whole: bool,
 }
 
 impl GuestText {
-    /// Finds the places; what the kernel has not is not read.
+    /// Resolves the offsets. Text is not read where the kernel lacks a type.
     pub fn new(kernel: &Kernel) -> GuestText {
         let driver = || {
             let driver = kernel.offset_of("tty_struct", "driver")?;
@@ -89,7 +89,7 @@ impl GuestText {
         GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
     }
 
-    /// Whether the `tty_struct` at `tty` is of a pseudo-terminal.
+    /// Whether the `tty_struct` at virtual address `tty` is a pseudo-terminal.
     pub fn is_pty(&self, kernel: &Kernel, ram: &Ram, tty: u64) -> bool {
         let kind = |Driver { driver, kind }: &Driver| {
             let driver = kernel.read_u64(ram, VirtAddr(tty).offset(*driver)).ok()?;
@@ -98,18 +98,19 @@ impl GuestText {
         self.driver.as_ref().and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
     }
 
-    /// What a process is about to write, by the `iov_iter` at `iter`: at most `max` bytes.
+    /// Reads at most `max` bytes of what a process is about to write, from the `iov_iter` at
+    /// virtual address `iter`.
     pub fn iter(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Text {
         self.iter.as_ref().and_then(|i| i.read(kernel, ram, iter, max)).unwrap_or_default()
     }
 
-    /// The text of the record whose `prb_reserved_entry` is at `entry`.
+    /// Reads the text of a log record, given the virtual address of its `prb_reserved_entry`.
     pub fn record(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Vec<u8> {
         self.log.as_ref().and_then(|log| log.read(kernel, ram, entry)).unwrap_or_default()
     }
 }
 
-/// At most `max` bytes of the process that runs on this vCPU, at `at`.
+/// Reads at most `max` bytes at virtual address `at` of the process that runs on the current vCPU.
 pub fn user_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Text {
     let levels = kernel.page_tables(ram).levels;
     let tables = PageTables { root: PhysAddr(regs::read(arch::PAGE_TABLES)), levels };
@@ -131,7 +132,7 @@ fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize)
     text
 }
 
-/// At most `max` bytes of the kernel, at `at`; none if they cannot all be read.
+/// Reads `max` bytes at kernel virtual address `at`; empty if not all of them can be read.
 pub fn kernel_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Vec<u8> {
     let mut bytes = vec![0; max];
     let is_read = VirtAddr(at).is_kernel() && kernel.read(ram, VirtAddr(at), &mut bytes).is_ok();
@@ -232,11 +233,11 @@ impl Log {
     }
 }
 
-/// Where in a ring of `1 << size_bits` bytes the text lies whose block goes from one logical
-/// position to the other. A block that would go round the end lies at the start, and each starts
-/// with a word of the ring's own.
+/// The offset of a text in a ring of `1 << size_bits` bytes. Its block lies between the logical
+/// positions `begin` and `next`. A block that would wrap lies at the start of the ring. Each block
+/// starts with a word that is not text.
 fn place(begin: u64, next: u64, size_bits: u32) -> Option<u64> {
-    // A record without text.
+    // The record has no text.
     if begin & 1 != 0 {
         return None;
     }
@@ -249,7 +250,8 @@ mod tests {
     use super::*;
     use guest_symbols::memory::OwnedMemory;
 
-    /// Two pages of a process at 0x40_0000, the second of them somewhere else, and no third.
+    /// Two pages of a process at 0x40_0000, which are not adjacent in physical memory, and no
+    /// third.
     fn process() -> (OwnedMemory, PageTables) {
         let mut memory = OwnedMemory::zeroed(0, 0x1_0000);
         for (at, entry) in [(0x1000, 0x2001u64), (0x2000, 0x3001), (0x3010, 0x4001), (0x4000, 0x9001), (0x4008, 0x6001)]
@@ -277,7 +279,7 @@ mod tests {
     #[test]
     fn records_lie_where_the_ring_has_them() {
         assert_eq!(place(0x120, 0x140, 8), Some(0x28));
-        // The last of the ring, and one that does not fit there.
+        // The last block of the ring, and one that does not fit there.
         assert_eq!(place(0x1e0, 0x200, 8), Some(0xe8));
         assert_eq!(place(0x1e0, 0x230, 8), Some(8));
         assert_eq!(place(1, 1, 8), None);

@@ -1,12 +1,10 @@
-//! How much is kept of what a guest makes up: calls that do not return, live objects. A guest that
-//! is as it should be comes nowhere near these; one that corrupts itself, or is hostile, must not
-//! take the host's memory.
+//! Limits for what a guest can make up: calls that do not return, and live objects. A healthy guest
+//! does not come near them. A corrupt or hostile guest must not exhaust the host's memory.
 //!
-//! Each is looked at where it grows or now and then, so nothing of it is on the hot path. What is
-//! bounded elsewhere: addresses that calls return to ([`return_watches`](super::return_watches)),
-//! stacks and names of tasks ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules
-//! ([`modules`](super::modules)), readings of clocks and tests (there), markers and lines that wait
-//! (where they wait).
+//! Limits are checked now and then, off the hot path. These are limited elsewhere: return addresses
+//! ([`return_watches`](super::return_watches)), stacks and names of tasks
+//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules ([`modules`](super::modules)),
+//! readings of clocks, tests, and markers and console lines that wait.
 
 use super::pending::MAX_CALLS;
 use super::tracker::Tracker;
@@ -14,7 +12,7 @@ use super::troubles::Trouble;
 use detector::{comms, stacks};
 
 impl Tracker {
-    /// Gives up calls that do not return, if there are too many.
+    /// Drops pending calls if there are too many.
     #[cold]
     pub(super) fn limit_calls(&self) {
         if self.calls.drop_oldest_half() {
@@ -22,7 +20,7 @@ impl Tracker {
         }
     }
 
-    /// Looks whether there is room for more objects.
+    /// Checks whether there is room for more objects.
     #[cold]
     pub(super) fn limit_objects(&self) {
         for map in self.objects.maps() {
@@ -33,7 +31,7 @@ impl Tracker {
         }
     }
 
-    /// Enters limits that were reached elsewhere into the troubles.
+    /// Reports limits that were reached elsewhere.
     pub fn report_limits(&self) {
         if self.unwinder.is_cut() {
             self.troubles.warn(&Trouble::Stacks(stacks::MAX));

@@ -1,5 +1,5 @@
-//! Modules and BPF programs as they are loaded: they are entered, and those that are needed no more
-//! are forgotten.
+//! Enters modules and BPF programs when they are loaded, and forgets those that are no longer
+//! needed.
 
 use super::modules::{Loads, MAX_MODULES, Room};
 use super::tracker::Tracker;
@@ -10,21 +10,20 @@ use guest_symbols::modules::{Module, at_places, replaced};
 use std::collections::HashSet;
 
 impl Tracker {
-    /// Code has come that is not the kernel's own.
+    /// A module or BPF program was loaded.
     pub(super) fn loaded(&self, module: Option<Module>) {
-        // Once nothing is entered any more, who allocates is not asked.
+        // Once no objects are entered, names of functions are not needed.
         let is_news = |module: &Module| !self.objects.is_closed() && self.is_news(module);
         let Some(mut module) = module.filter(is_news) else { return };
         inject("module");
         log::debug!("module {:?} with {} symbols", module.name, module.symbol_count());
         self.unwinder.code().add(&module);
-        // When it is gone no stack is unwound through it.
+        // The unwinder has a copy. Stacks are not unwound through unloaded modules.
         module.orc = None;
         self.modules.add(module, self.objects.sequence());
     }
 
-    /// Whether a module is to be kept: it is another one than was there before, and there is room
-    /// for it.
+    /// Whether a module is to be kept: it is not known yet, and there is room for it.
     fn is_news(&self, module: &Module) -> bool {
         match self.modules.room_for(module, |loads| self.forget_modules(loads)) {
             Room::Keep => true,
@@ -36,15 +35,15 @@ impl Tracker {
         }
     }
 
-    /// Forgets those that were unloaded, as is known where others lie now, and that stand in the
-    /// stack of no live object. What is allocated meanwhile is by none of them, for they are gone.
+    /// Forgets modules that were replaced at their addresses and are in no live object's stack.
+    /// They are unloaded, so no new stack contains them.
     #[cold]
     fn forget_modules(&self, modules: &mut Loads) {
         let replaced = replaced(modules.iter().map(|(_, m)| &**m));
         if !replaced.contains(&true) {
             return;
         }
-        // As Names::frame() finds them.
+        // The same search as in Names::frame().
         let (mut seen, mut places) = (HashSet::new(), Vec::new());
         let keep = |object: &Object| {
             let loaded = modules.partition_point(|(load, _)| *load <= object.sequence());

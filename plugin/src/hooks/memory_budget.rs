@@ -1,9 +1,10 @@
-//! What the live map may take of the host's memory.
+//! The host memory that the live map may take.
 //!
-//! Its tables double, and Rust would end QEMU where that fails. So room is looked at every so many
-//! allocations, before a table is full, and where there is none the map is closed: nothing new is
-//! entered from then on, and frees, which need no memory, are still seen. What is not entered is
-//! known by the kernel's own books alone, so it is searched for references and never reported.
+//! The map's tables double when they are full. If that fails, Rust ends the process, which is QEMU.
+//! So memory is checked every few thousand allocations, before a table is full. If there is too
+//! little, the map is closed: no new objects are entered. Frees need no memory and are still
+//! entered. Objects that are not entered are known from the kernel's allocator metadata alone. They
+//! are searched for references, and never reported.
 
 use super::tracker::Tracker;
 use crate::diagnostics;
@@ -12,32 +13,31 @@ use crate::hooks::troubles::Trouble;
 use detector::objects::LiveMap;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE};
 
-/// Room is looked at once in so many allocations.
+/// Memory is checked once in this many allocations.
 pub(super) const EVERY: u64 = 1 << 12;
-/// While all CPUs look in turn, more come.
+/// Objects that may be entered before the next check, by all CPUs together.
 const AHEAD: usize = 2 * EVERY as usize;
 
-/// Bytes that a check takes for each live object: 32 for the copy of the map, and as many for what
-/// the slabs say, its block, and its place in the index, some of which is there twice for a moment
-/// while it grows.
+/// Bytes that a check takes for each live object: 32 for the copy of the map, and the rest for
+/// allocator metadata, blocks and the index. Some of these exist twice while they grow.
 const COPY: u64 = 32;
 const CHECK: u64 = 96;
-/// And for each page of the guest: its use, and its place in the index.
+/// Bytes for each page of the guest: its usage, and its place in the index.
 const CHECK_OF_PAGE: u64 = 16;
-/// And besides.
+/// Bytes that a check takes in any case.
 const CHECK_AT_LEAST: u64 = 8 << 20;
 
 /// Bytes that a check needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs {
-    /// For the copy of the live map.
+    /// Bytes for the copy of the live map.
     pub copy: u64,
-    /// For the rest.
+    /// Bytes for the rest.
     pub rest: u64,
 }
 
 impl Tracker {
-    /// Looks whether the live map has, and gets, room; closes it where not.
+    /// Checks whether the live map can grow, and closes it if not.
     #[cold]
     pub(super) fn look_at_memory(&self) {
         if allocator::is_short() {
@@ -46,8 +46,8 @@ impl Tracker {
         let growth = |map: &LiveMap| Some(map.room()).filter(|(room, _)| *room < AHEAD).map_or(0, |(_, bytes)| bytes);
         let growth: u64 = self.objects.maps().map(growth).sum();
         let needs = self.needs();
-        // A limit must leave room for the check; of what the host has, QEMU and others may give
-        // back some until then.
+        // `max-memory=` must leave room for a check. Without it the check may use memory that QEMU
+        // or others free until then.
         let check = allocator::limit().map_or(0, |_| needs.copy + needs.rest);
         if (growth > 0 || check > 0) && !allocator::may_have(growth + check) {
             let limited = allocator::limit().is_some_and(|limit| allocator::used() + growth + check > limit);
@@ -58,14 +58,14 @@ impl Tracker {
         }
     }
 
-    /// What a check made now needs.
+    /// The memory that a check would need now.
     pub fn needs(&self) -> Needs {
         let (live, unentered) = (self.objects.count(), self.objects.unentered());
         let pages = self.guest.ram.ranges().iter().map(|r| (r.end - r.start) / PAGE_SIZE).sum::<u64>();
         Needs { copy: COPY * live, rest: CHECK * (live + unentered) + CHECK_OF_PAGE * pages + CHECK_AT_LEAST }
     }
 
-    /// Enters nothing new from now on, and says so.
+    /// Closes the live map, and says so.
     #[cold]
     pub(super) fn close(&self, why: &'static str) {
         if self.objects.close() {

@@ -1,5 +1,5 @@
-//! Modules and BPF programs that are kept: those that are there, and those that a live object was
-//! allocated by. A guest may load and unload them for days.
+//! Modules and BPF programs: those that are loaded, and unloaded ones that are in the stack of a
+//! live object. A guest may load and unload them for days.
 
 use super::table::PORT;
 use guest_symbols::modules::Module;
@@ -9,29 +9,28 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Most modules and BPF programs.
 pub(super) const MAX_MODULES: usize = 1 << 16;
-/// Most bytes of all that is kept of them.
+/// Most bytes that they may take.
 const MAX_BYTES: usize = 256 << 20;
-/// From so many bytes on, those that are needed no more are looked for, each time there are twice
-/// as many.
+/// From this many bytes on, unneeded modules are removed each time the size has doubled.
 const MANY_BYTES: usize = 1 << 20;
 
-/// Modules, each with the sequence number of the next object when it was loaded, ascending.
+/// Modules, each with the sequence number of the next object at the time of the load, ascending.
 pub(super) type Loads = Vec<(u64, Arc<Module>)>;
 
 /// Modules and BPF programs as they were loaded.
 pub struct Modules {
     loads: Mutex<Loads>,
-    /// Bytes of them from which on those that are needed no more are looked for.
+    /// Size in bytes at which unneeded modules are removed.
     many: AtomicUsize,
     /// Virtual address of [`PORT`] in a module; 0 for none.
     port: AtomicU64,
 }
 
-/// What becomes of a module that was loaded.
+/// Whether there is room for a module.
 pub(super) enum Room {
-    /// It is to be kept.
+    /// There is; it is to be kept.
     Keep,
-    /// The same one is there already.
+    /// The same module is kept already.
     Same,
     /// There are too many.
     None,
@@ -42,12 +41,12 @@ fn size(loads: &Loads) -> usize {
 }
 
 impl Modules {
-    /// None.
+    /// No modules.
     pub fn new() -> Modules {
         Modules { loads: Mutex::default(), many: AtomicUsize::new(MANY_BYTES), port: AtomicU64::new(0) }
     }
 
-    /// A copy of all. They are lent to nobody: the guest loads more meanwhile.
+    /// A copy of all modules. No reference is lent: the guest may load more in the meantime.
     pub fn all(&self) -> Loads {
         self.loads.lock().clone()
     }
@@ -58,7 +57,7 @@ impl Modules {
         self.port.load(Ordering::Relaxed)
     }
 
-    /// Whether a module is to be kept. `forget` takes those out that are needed no more.
+    /// Whether there is room for a module. `forget` removes unneeded modules.
     pub(super) fn room_for(&self, module: &Module, forget: impl FnOnce(&mut Loads)) -> Room {
         let mut loads = self.loads.lock();
         let there = loads.iter().rev().map(|(_, m)| m).find(|m| m.overlaps(module));
@@ -74,7 +73,7 @@ impl Modules {
         if loads.len() >= MAX_MODULES || bytes + module.size() > MAX_BYTES { Room::None } else { Room::Keep }
     }
 
-    /// Enters a module, `sequence` being the number of the next object.
+    /// Adds a module. `sequence` is the number of the next object.
     pub(super) fn add(&self, module: Module, sequence: u64) {
         if let Some(symbol) = module.symbols().find(|s| s.name == PORT) {
             self.port.store(symbol.addr, Ordering::Relaxed);

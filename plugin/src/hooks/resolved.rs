@@ -1,4 +1,4 @@
-//! The hooks of one kernel: those functions of the [table](super::table) that it has, and the
+//! The hooks of one kernel: the functions of the [table](super::table) that it has, and the
 //! registers that hold their arguments.
 
 use super::arch;
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 
-/// Hooks that are wanted besides those of all allocators.
+/// Which hooks are wanted besides the allocators.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted {
     /// [`PAGES`].
@@ -28,11 +28,11 @@ pub struct Hook {
     pub name: &'static str,
     /// Its virtual address.
     pub addr: u64,
-    /// What it does, with registers in place of arguments.
+    /// What it does.
     pub action: Action,
 }
 
-/// [`Effect`] with registers.
+/// An [`Effect`] with registers in place of arguments.
 #[derive(Debug, Clone, Copy)]
 pub enum Action {
     /// See [`Effect::Alloc`].
@@ -41,7 +41,7 @@ pub enum Action {
     AllocPages(Option<Reg>),
     /// See [`Effect::AllocPagesBulk`].
     AllocPagesBulk(Reg),
-    /// See [`Effect::AllocBulk`]; the last is whether the function returns a bool.
+    /// See [`Effect::AllocBulk`]. The last field is whether the function returns a bool.
     AllocBulk(Reg, Reg, bool),
     /// See [`Effect::Free`].
     Free(Reg),
@@ -60,12 +60,12 @@ pub enum Action {
 }
 
 impl Action {
-    /// Whether its return is of interest.
+    /// Whether the return of the function matters.
     pub fn allocates(&self) -> bool {
         matches!(self, Action::Alloc(..) | Action::AllocPages(_) | Action::AllocPagesBulk(_) | Action::AllocBulk(..))
     }
 
-    /// Whether it is of memory, or of the code that deals with it, and so counts in the summary.
+    /// Whether the hook counts in the summary's number of hooks.
     pub fn is_of_memory(&self) -> bool {
         !matches!(self, Action::Event(_))
     }
@@ -76,20 +76,20 @@ impl Action {
 pub struct Seen {
     /// It was entered.
     pub hit: AtomicBool,
-    /// It returned what another inside had allocated.
+    /// It returned an object of an inner call.
     pub(super) wraps: AtomicBool,
 }
 
-/// The hooks of the running kernel, numbered, and what was seen of each.
+/// The numbered hooks of the running kernel, and what was seen of each.
 pub struct HookSet {
     hooks: Vec<(Hook, Seen)>,
     entries: HashMap<u64, u32>,
-    /// From the first entry to the last.
+    /// Virtual addresses from the first entry to the last.
     range: RangeInclusive<u64>,
 }
 
 impl HookSet {
-    /// Numbers hooks.
+    /// Numbers the hooks.
     pub fn new(hooks: Vec<Hook>) -> HookSet {
         let addresses = hooks.iter().map(|h| h.addr).filter(|&addr| addr != LATER);
         let low = addresses.clone().min().unwrap_or(u64::MAX);
@@ -101,7 +101,7 @@ impl HookSet {
         }
     }
 
-    /// A hook by its number.
+    /// The hook of that number.
     #[inline]
     pub(super) fn get(&self, number: u32) -> &(Hook, Seen) {
         &self.hooks[number as usize]
@@ -112,7 +112,7 @@ impl HookSet {
         self.hooks.iter()
     }
 
-    /// Whether a hook may be entered between two virtual addresses.
+    /// Whether a hook's entry may lie between two virtual addresses.
     #[inline]
     pub(super) fn may_be_in(&self, start: u64, last: u64) -> bool {
         start <= *self.range.end() && last >= *self.range.start()
@@ -124,13 +124,14 @@ impl HookSet {
         self.entries.get(&addr).copied()
     }
 
-    /// The number of the hook whose function is in a module that was not loaded yet.
+    /// The number of the hook of [`PORT`], if that function is not in the kernel's image.
     pub(super) fn port(&self) -> Option<u32> {
         self.hooks.iter().position(|(h, _)| h.name == PORT && h.addr == LATER).map(|number| number as u32)
     }
 }
 
-/// The hooks that the running kernel has, and the families of allocators it has none of.
+/// Chooses the hooks that the running kernel has. Also returns the families of allocators without
+/// any function.
 pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>) {
     let (mut hooks, mut missing) = (Vec::new(), Vec::new());
     let some = |rows: &'static [Row], wanted: bool| rows.iter().filter(move |_| wanted);

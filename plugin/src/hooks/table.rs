@@ -1,20 +1,20 @@
 //! Which kernel functions allocate and free, as data.
 //!
-//! Every allocation crosses one of the leaf functions here (mm/slub.c, mm/slab_common.c,
-//! mm/vmalloc.c, mm/percpu.c; 5.10 to 7.3). Functions around a leaf are hooked too, where their
-//! caller is the one that asked: an outer function that returns what an inner one has just returned
-//! only replaces the call site. krealloc, kvmalloc, kmemdup, mempools and the like are made of
-//! these. Which exist is asked of the running kernel's symbols; argument positions come from its
-//! BTF prototypes, where a name is given, else from the position that all known versions share.
+//! Every allocation calls one of the leaf functions here (mm/slub.c, mm/slab_common.c,
+//! mm/vmalloc.c, mm/percpu.c; 5.10 to 7.3). Wrappers of a leaf are hooked too, so that the report
+//! names the wrapper's caller. A wrapper that returns the object of an inner call only replaces the
+//! call site. krealloc, kvmalloc, kmemdup and mempools call these functions. The running kernel's
+//! symbols decide which of them exist. Positions of arguments come from BTF prototypes, by name;
+//! without BTF, from the position that all known versions share.
 
 use detector::objects::Kind;
 
-/// Where an argument is found.
+/// An argument of a function.
 #[derive(Debug, Clone, Copy)]
 pub struct Arg {
-    /// Names it has had in the prototypes.
+    /// Its names in the prototypes of all versions.
     pub names: &'static [&'static str],
-    /// Its position where there is no prototype, from 0.
+    /// Its position if there is no prototype, counted from 0.
     pub position: usize,
 }
 
@@ -26,34 +26,35 @@ const fn arg(names: &'static [&'static str], position: usize) -> Arg {
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)] // The fields are the arguments their names say.
 pub enum Effect {
-    /// Returns one object of this kind. Slab objects' sizes are known to the slab.
+    /// Returns one object of this kind. The second field is its size in bytes; the slab knows those
+    /// of slab objects.
     Alloc(Kind, Option<Arg>),
-    /// Returns the descriptor or the address of the first of 2^order pages; without an order of
-    /// one, or of as many as a function inside says.
+    /// Returns the descriptor or the address of the first of 2^order pages. Without an argument for
+    /// the order it is one page, or as many as an inner call allocated.
     AllocPages(Option<Arg>),
-    /// Fills an array with the descriptors of pages, and returns how many it has then.
+    /// Fills an array with page descriptors, and returns how many the array holds then.
     AllocPagesBulk { array: Arg },
-    /// Fills an array with as many slab objects as asked for, or returns 0.
+    /// Fills an array with the requested number of slab objects, or returns 0.
     AllocBulk { count: Arg, array: Arg },
     /// Frees one object.
     Free(Arg),
-    /// Frees one vmalloc block, perhaps by way of another such function.
+    /// Frees one vmalloc block. It may call another function of this effect.
     FreeVmalloc(Arg),
     /// Frees an array of slab objects.
     FreeBulk { count: Arg, array: Arg },
-    /// Frees after a grace period: the second argument is the object, or the rcu_head's offset in
-    /// it.
+    /// Frees after a grace period. The second argument is the object, or the offset of the rcu_head
+    /// in it.
     FreeRcu { head: Arg, object: Arg },
-    /// A module's code is about to run: its symbols are complete now, and never again.
+    /// Runs a module's init function. Only then are the module's symbols complete.
     ModuleLoad(Arg),
-    /// A piece of BPF code has a name (kernel/bpf/core.c, 5.8 on).
+    /// Enters the symbol of a BPF program (kernel/bpf/core.c, 5.8 on).
     BpfSymbol(Arg),
-    /// Neither allocates nor frees, and others want to know of it.
+    /// Neither allocates nor frees.
     Event(Event<Arg>),
 }
 
-/// A call that is of interest although it neither allocates nor frees, with its arguments: where
-/// they are found, the registers that hold them, or their values.
+/// A call that neither allocates nor frees, and that markers or tests need. `A` is the type of the
+/// arguments: [`Arg`], registers, or values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields are the arguments their names say.
 pub enum Event<A> {
@@ -65,18 +66,19 @@ pub enum Event<A> {
     SetComm,
     /// Writes what a process wrote to /dev/kmsg (kernel/printk/printk.c).
     WriteKmsg { from: A },
-    /// A record of the kernel's log is complete (kernel/printk/printk_ringbuffer.c, 5.10 on).
+    /// Completes a record of the kernel's log (kernel/printk/printk_ringbuffer.c, 5.10 on).
     Printk { entry: A },
-    /// The same for a record whose text has no end of line, so that more may come.
+    /// The same for a record without an end of line, which may be continued.
     PrintkPart { entry: A },
-    /// Writes what a process wrote to a terminal; the buffer is the kernel's (drivers/tty/n_tty.c).
+    /// Writes what a process wrote to a terminal. The buffer is in kernel memory
+    /// (drivers/tty/n_tty.c).
     WriteTty { tty: A, buf: A, count: A },
     /// Writes what a process wrote to a virtio port (drivers/char/virtio_console.c).
     WritePort { buf: A, count: A },
 }
 
 impl<A> Event<A> {
-    /// The same call with other arguments; `None` if one of them has none.
+    /// Converts the arguments; `None` if one of them cannot be converted.
     pub fn map<B>(self, to: impl Fn(A) -> Option<B>) -> Option<Event<B>> {
         Some(match self {
             Event::Kexec => Event::Kexec,
@@ -91,11 +93,11 @@ impl<A> Event<A> {
     }
 }
 
-/// A row: functions of one family that do the same.
+/// Functions of one family with the same effect.
 pub struct Row {
     /// What a user would miss if none of them existed.
     pub family: &'static str,
-    /// Names in all kernel versions.
+    /// Names of the functions in all kernel versions.
     pub names: &'static [&'static str],
     /// What they do.
     pub effect: Effect,
@@ -105,7 +107,7 @@ const SIZE: Arg = arg(&["size"], 0);
 const COUNT: Arg = arg(&["size", "nr"], 2);
 const ARRAY: Arg = arg(&["p"], 3);
 
-/// The table.
+/// Allocators and free functions.
 pub const TABLE: &[Row] = &[
     Row {
         family: "kmalloc",
@@ -216,7 +218,7 @@ pub const TABLE: &[Row] = &[
     },
 ];
 
-/// Hooks that name code which is not the kernel's own. A kernel may well be built without.
+/// Functions that load code. A kernel may be built without them.
 pub const CODE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], effect: Effect::ModuleLoad(arg(&["mod"], 0)) },
     Row { family: "BPF symbols", names: &["bpf_ksym_add"], effect: Effect::BpfSymbol(arg(&["ksym"], 0)) },
@@ -225,8 +227,8 @@ pub const CODE: &[Row] = &[
 
 const ORDER: Arg = arg(&["order"], 1);
 
-/// Hooks that are wanted with `pages=on` only (mm/page_alloc.c, mm/mempolicy.c; 5.10 to 7.3). There
-/// is none of what frees: page descriptors say what is free.
+/// Page allocators, for `pages=on` (mm/page_alloc.c, mm/mempolicy.c; 5.10 to 7.3). Free functions
+/// are not hooked: page descriptors tell which pages are free.
 pub const PAGES: &[Row] = &[
     Row {
         family: "page allocation",
@@ -265,7 +267,7 @@ pub const PAGES: &[Row] = &[
     },
 ];
 
-/// Hooks by which the guest calls on us, with `guest-markers=on`.
+/// Functions through which the guest sends markers, for `guest-markers=on`.
 pub const MARKERS: &[Row] = &[
     Row {
         family: "markers by comm",
@@ -280,13 +282,13 @@ pub const MARKERS: &[Row] = &[
     },
 ];
 
-/// The hook by which the kernel's own log is seen, for both of [`MARKERS`] and [`CONSOLE`].
+/// Functions that write the kernel's log, for both [`MARKERS`] and [`CONSOLE`].
 pub const LOG: &[Row] = &[
     Row { family: "log", names: &["prb_final_commit"], effect: Effect::Event(Event::Printk { entry: arg(&["e"], 0) }) },
     Row { family: "log", names: &["prb_commit"], effect: Effect::Event(Event::PrintkPart { entry: arg(&["e"], 0) }) },
 ];
 
-/// Hooks by which lines of tests are seen, with `tests=ktap`.
+/// Functions that write lines of tests, for `tests=ktap`.
 pub const CONSOLE: &[Row] = &[
     Row {
         family: "terminals",
@@ -300,7 +302,7 @@ pub const CONSOLE: &[Row] = &[
     },
 ];
 
-/// A function that may be in a module, and is then hooked when that is loaded.
+/// A function that may be in a module. It is hooked when the module is loaded.
 pub const PORT: &str = "port_fops_write";
-/// The address of a hook in a module that is not loaded yet.
+/// Stands for the address of a function in a module that is not loaded yet.
 pub const LATER: u64 = u64::MAX;

@@ -1,4 +1,5 @@
-//! What of translated code is watched: entries of hooks, and places where calls of them return to.
+//! Watches translated code: the entries of hooked functions, and the addresses that their calls
+//! return to.
 
 use super::arch::LONGEST_CALL;
 use super::calls::{on_entry, on_return};
@@ -20,14 +21,14 @@ pub fn is_of_image(at: u64) -> bool {
 }
 
 impl Tracker {
-    /// Watches what is to be watched in a block of the kernel's half that is being translated, if
-    /// it is this kernel's own: says whether it is.
+    /// Adds callbacks to a block in the kernel's half of the address space that is being
+    /// translated. Returns whether the block belongs to this kernel; otherwise nothing is added.
     pub fn translate(&self, block: Block) -> bool {
         let (count, start) = (block.len(), block.vaddr());
         let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return false };
         let last = last.vaddr();
         if !self.is_own(start, first) {
-            // Without a word of resets, this is the first that is seen of another kernel.
+            // If QEMU does not report resets, this is the first sign of another kernel.
             if is_of_image(start) && !lifecycle::tells_ends() {
                 self.guest.set_replaced();
             }
@@ -52,7 +53,7 @@ impl Tracker {
             Returns::Allocator => Watch::Always,
             Returns::Anything => Watch::WhileArmed,
             Returns::Other => Watch::Never,
-            // But for what was told to return there without one.
+            // An allocator may return there although no call instruction precedes it.
             Returns::NoCall if self.watches.is_wanted(start) => Watch::Always,
             Returns::NoCall => return true,
         };
@@ -65,8 +66,8 @@ impl Tracker {
         true
     }
 
-    /// Whether a block of the kernel's half lies where this kernel has it. The same addresses are
-    /// also those of a kernel in a guest that this one runs, and of firmware's services.
+    /// Whether a block belongs to this kernel. A nested guest's kernel and firmware services may
+    /// use the same virtual addresses.
     fn is_own(&self, start: u64, first: Insn) -> bool {
         let at = VirtAddr(start);
         let own = || match self.guest.is_in_image(start) {
@@ -74,14 +75,14 @@ impl Tracker {
             false => self.guest.kernel.translate(&self.guest.ram, at).ok().map(|found| found.phys),
         };
         let phys = self.guest.ram.phys_of(first.host_address());
-        // Beside the image and below the modules there is nothing, but where modules lie without
-        // KASLR. A kernel of another boot that has this one's place in physical memory has its page
-        // tables in the place of this one's.
+        // Between the image and the modules there is only unmapped space, or, without KASLR,
+        // modules. A kernel of another boot at the same physical address has its page tables in the
+        // same place, so the translation alone proves nothing.
         let proven = || self.guest.is_in_image(start) || !is_of_image(start) || self.guest.is_there();
         phys.is_some() && phys == own() && proven()
     }
 
-    /// The bytes before the block.
+    /// Reads the bytes before the block.
     fn before(&self, first: Insn, start: u64) -> Option<[u8; LONGEST_CALL]> {
         let mut bytes = [0; LONGEST_CALL];
         let phys = self.guest.ram.phys_of(first.host_address())?;

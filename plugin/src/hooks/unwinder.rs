@@ -1,5 +1,5 @@
-//! The stack of an allocation, unwound when the allocator returns: by then it is known that there
-//! is an object.
+//! Stacks of allocations. They are unwound when the allocator returns: only then is there an
+//! object.
 
 use super::arch;
 use super::code::Code;
@@ -21,20 +21,20 @@ use std::time::Instant;
 
 /// Most frames of a stack, the allocator's included.
 pub const MAX_FRAMES: usize = 64;
-/// Fewest: the rules that go by an object's site need the first caller that is no allocator itself.
+/// Fewest frames of a stack. Rules by allocation site need the first caller that is not an
+/// allocator itself.
 const MIN_FRAMES: usize = 4;
 
-/// Stands for the address of the frame pointer, so that a walk reads it as a word, and only where
-/// it depends on it. No stack uses this address.
+/// A walk reads the frame pointer as if it were a word at this address. So the walk depends on it
+/// only where it reads it. No stack uses this address.
 const FRAME_POINTER: u64 = u64::MAX - 7;
 
 thread_local! {
-    /// What this thread has learnt of the kernel's code: rules and walks are looked up at every
-    /// allocation, without a lock.
+    /// Rules and walks that this thread has learnt. Each allocation looks them up, without a lock.
     static LEARNT: RefCell<Learnt> = RefCell::default();
 }
 
-/// Forgets what this thread remembers of a kernel that is gone.
+/// Forgets what this thread has learnt about an earlier kernel.
 pub(super) fn forget() {
     LEARNT.take();
 }
@@ -46,25 +46,25 @@ struct Learnt {
     walks: Memo<Walked>,
 }
 
-/// What a part of a walk came to.
+/// The result of a part of a walk.
 #[derive(Clone, Copy)]
 enum Walked {
-    /// To the end: the stack.
+    /// The walk reached the end of the stack.
     Stack(StackId),
-    /// To a frame pointer, with the frames until then, and the address in the frame that is counted
-    /// from it.
+    /// The walk reached a frame that is located by the frame pointer. The fields are the frames so
+    /// far, and the instruction address in that frame.
     Part(StackId, u64),
 }
 
-/// How long unwinding took, for LIBLEAK_LOG=info: of every so many stacks one is timed.
+/// Durations of unwinding, for LIBLEAK_LOG=info.
 #[derive(Default)]
 struct Times {
     count: AtomicU64,
-    /// Nanoseconds, and frames; none where the walk was learnt.
+    /// Duration in nanoseconds, and number of frames walked; 0 frames if the walk was known.
     samples: Mutex<Vec<(u64, usize)>>,
 }
 
-/// One of so many stacks is timed.
+/// One of this many stacks is timed.
 const EVERY: u64 = 16;
 /// Samples kept.
 const MAX_SAMPLES: usize = 1 << 20;
@@ -84,7 +84,7 @@ impl Times {
         id
     }
 
-    /// GuestText how long it took.
+    /// Logs how long it took.
     fn log(&self, stacks: usize) {
         let samples = self.samples.lock();
         let mut times: Vec<u64> = samples.iter().map(|(took, _)| *took).collect();
@@ -108,16 +108,16 @@ impl Times {
 pub struct Unwinder {
     code: Code,
     stacks: Stacks,
-    /// Parts of stacks, from the allocator to a frame pointer, for walks that are learnt.
+    /// Parts of stacks, from the allocator to a frame that is located by the frame pointer.
     parts: Stacks,
     /// Frames kept of each stack.
     frames: usize,
-    /// How long unwinding takes, if somebody wants to know.
+    /// Durations, if they are to be logged.
     times: Option<Times>,
 }
 
 impl Unwinder {
-    /// For the kernel's code, `frames` of each stack being kept.
+    /// An unwinder for the kernel's code. It keeps at most `frames` frames of each stack.
     pub fn new(kernel: &Kernel, memory: &impl StoppedMemory, frames: usize) -> Unwinder {
         Unwinder {
             code: Code::new(kernel, memory),
@@ -133,12 +133,12 @@ impl Unwinder {
         &self.stacks
     }
 
-    /// Where code lies, and how its frames are left.
+    /// The kernel's code.
     pub fn code(&self) -> &Code {
         &self.code
     }
 
-    /// Whether there were more stacks than are kept whole.
+    /// Whether some stacks were cut because there were too many.
     pub fn is_cut(&self) -> bool {
         self.stacks.is_cut() || self.parts.is_cut()
     }
@@ -150,8 +150,9 @@ impl Unwinder {
         }
     }
 
-    /// The stack of a call of the function at virtual address `allocator` that has just returned to
-    /// `ret`, its stack pointer then being `sp`. Only in callbacks that may read registers.
+    /// Unwinds the stack of a call that has just returned. The function at virtual address
+    /// `allocator` returned to virtual address `ret`, and the stack pointer is `sp`. Call it only
+    /// in callbacks that may read registers.
     pub(super) fn stack(&self, guest: &Guest, allocator: u64, ret: u64, sp: u64) -> StackId {
         let start = Start { function: allocator, ret, sp };
         let find = || LEARNT.with_borrow_mut(|learnt| self.find(guest, learnt, start));
@@ -161,7 +162,7 @@ impl Unwinder {
         }
     }
 
-    /// The stack, and how many of its frames were walked: 0 if it was learnt.
+    /// Returns the stack, and how many of its frames were walked: 0 if the walk was known.
     #[inline]
     fn find(&self, guest: &Guest, learnt: &mut Learnt, mut start: Start) -> (StackId, usize) {
         let generation = self.code.generation();
@@ -182,13 +183,13 @@ impl Unwinder {
                 let frames = self.parts.frames(part);
                 return (self.stacks.intern(&[&frames, &[ip][..]].concat()), walked);
             };
-            // The part before stands for what was called.
+            // The number of the previous part takes the place of the called function.
             start = Start { function: part.0.into(), ret: ip, sp: bp };
             (state, before) = (State::with_frame_pointer(ip, bp), part);
         }
     }
 
-    /// Walks one part, `before` being the frames until there, and keeps it.
+    /// Walks one part and remembers it. `before` holds the frames so far.
     #[cold]
     fn walk_on(
         &self,
@@ -200,7 +201,7 @@ impl Unwinder {
     ) -> (Found<Walked>, usize) {
         let mut frames = [start.function; MAX_FRAMES];
         let earlier = self.parts.frames(before);
-        // Of the first part the function itself is the first frame.
+        // The first part starts with the allocator's own frame.
         let done = earlier.len().max(1);
         frames[..earlier.len()].copy_from_slice(&earlier);
         let wanted = self.frames.clamp(MIN_FRAMES, MAX_FRAMES);
@@ -211,13 +212,13 @@ impl Unwinder {
         let mut log = stack.log;
         let all = done + walked.frames;
         let result = match walked.frame_pointer_at {
-            // The frame that is counted from it comes again.
+            // The frame that the frame pointer locates is added again by the next part.
             Some(at) if all < wanted => {
                 log.end_at(at);
                 Walked::Part(self.parts.intern(&frames[..all - 1]), frames[all - 1])
             }
             _ => {
-                // In no known place, there is no frame; the call itself was seen.
+                // Without any unwind information there is no frame. The call itself was seen.
                 frames[1] = if all == 1 { start.ret } else { frames[1] };
                 Walked::Stack(self.stacks.intern(&frames[..all.max(2)]))
             }
@@ -228,14 +229,14 @@ impl Unwinder {
     }
 }
 
-/// Words of the stack that this CPU runs on.
+/// Reads words of the current CPU's stack.
 struct Words<'a> {
     guest: &'a Guest,
     tables: PageTables,
-    /// The page that was read last, by virtual address; 1 is none. Within one walk it does not
-    /// move: it is of the stack that this CPU runs on.
+    /// Virtual address of the page that was read last; 1 if there is none. It stays mapped during a
+    /// walk: this CPU runs on that stack.
     page: u64,
-    /// Where it lies in physical memory.
+    /// Guest physical address of that page.
     frame: u64,
 }
 
@@ -295,7 +296,7 @@ impl Context for Stack<'_, '_> {
         if !self.code.is_tracer(ip) {
             return ip;
         }
-        // That depends on the task's shadow stack.
+        // The result depends on the task's shadow stack, so the walk cannot be remembered.
         self.log.spoil();
         tracer_returns::original(self.words.guest, ip, slot)
     }

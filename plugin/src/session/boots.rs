@@ -133,7 +133,7 @@ impl Session {
     }
 
     /// Code at a kernel image's addresses is not the tracked kernel's: it is that of a guest's
-    /// guest, or that kernel is gone, which QEMU did not tell. GuestText whether it is gone. In the
+    /// guest, or that kernel is gone, which QEMU did not tell. Says whether it is gone. In the
     /// callback of a vCPU.
     pub(super) fn is_gone(&self) -> bool {
         // One at a time: when it is another's turn, the next kernel may have been found.

@@ -197,7 +197,7 @@ impl Session {
     }
 
     /// what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak.
-    /// GuestText how much that is.
+    /// Says how much that is.
     ///
     /// # Errors
     /// [`CheckError`].
