@@ -1,6 +1,5 @@
-//! QEMU in the background (-daemonize): when it has started it goes to the folder / and has no
-//! stderr any more (os_setup_post(), os-posix.c). Plugins are loaded in the process that stays,
-//! before that.
+//! QEMU in the background (-daemonize). When it has started, it changes to the folder / and closes
+//! stderr (os_setup_post(), os-posix.c). Plugins are loaded before that, in the process that stays.
 
 use crate::options::Options;
 use std::path::{Path, PathBuf};
@@ -10,19 +9,19 @@ pub fn is_daemon() -> bool {
     std::fs::read("/proc/self/cmdline").is_ok_and(|words| asks(&words))
 }
 
-/// Whether words, each with a NUL behind it, ask for that.
+/// Whether a command line asks for it. Each word ends with a NUL.
 fn asks(words: &[u8]) -> bool {
     words.split(|&byte| byte == 0).any(|word| matches!(word, b"-daemonize" | b"--daemonize"))
 }
 
-/// Nobody would see a report.
+/// No one would see a report.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error(
     "QEMU has no stderr once -daemonize has sent it to the background, so nobody would see a report; add report=PATH"
 )]
 pub struct NoReport;
 
-/// Makes the options of use there.
+/// Adapts the options: paths become absolute.
 ///
 /// # Errors
 /// [`NoReport`].

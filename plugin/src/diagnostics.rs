@@ -1,20 +1,19 @@
-//! Messages for whoever runs QEMU: lines on stderr, and the same in files of reports that programs
-//! read.
+//! Messages for the user: lines on stderr, which are also added to report files that programs read.
 
 use std::io::Write;
 use std::sync::OnceLock;
 
-/// How bad it is.
+/// The level of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// Something failed.
     Error,
-    /// A result is less than it could be.
+    /// A result is incomplete or not reliable.
     Warning,
 }
 
 impl Level {
-    /// The word before a message.
+    /// The word that starts a message.
     pub fn word(self) -> &'static str {
         match self {
             Level::Error => "error",
@@ -29,11 +28,11 @@ pub trait MessageFiles: Sync {
     fn add(&self, level: Level, text: &str);
 }
 
-/// Set once, when the files are open. Messages come from every thread and from panics, so nobody
-/// hands them around.
+/// Set once, when the files are open. Messages come from every thread and from the panic hook, so
+/// the files are static.
 static FILES: OnceLock<&'static dyn MessageFiles> = OnceLock::new();
 
-/// Sends later messages to these files too. Errors in the options come before there is any file.
+/// Adds later messages to these files too. Errors in the options come before there are files.
 pub fn also_to(files: &'static dyn MessageFiles) {
     let _ = FILES.set(files);
 }
@@ -43,12 +42,12 @@ pub fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "libleak: {text}");
 }
 
-/// Says what failed, on stderr and in the files.
+/// Writes an error to stderr and to the files.
 pub fn error(text: &str) {
     message(Level::Error, text);
 }
 
-/// Says why a result is less than it could be, on stderr and in the files.
+/// Writes a warning to stderr and to the files.
 pub fn warning(text: &str) {
     message(Level::Warning, text);
 }
@@ -58,7 +57,7 @@ fn message(level: Level, text: &str) {
     in_files(level, text);
 }
 
-/// Adds a message to the files alone: stderr has it already.
+/// Adds a message to the files only.
 pub fn in_files(level: Level, text: &str) {
     if let Some(files) = FILES.get() {
         files.add(level, text);

@@ -1,7 +1,7 @@
 //! libleak.so: a QEMU TCG plugin that finds memory leaks in a Linux guest's kernel from outside.
 //!
-//! This file is the way in: what QEMU looks for when it loads a plugin, for every plugin API
-//! version from 4 (QEMU 9.2) to 7 (QEMU 11.1).
+//! This file has the symbols and callbacks that QEMU needs of a plugin, for plugin API versions 4
+//! (QEMU 9.2) to 7 (QEMU 11.1).
 
 #![deny(unsafe_code)]
 
@@ -28,21 +28,20 @@ use session::{Session, StartError, session};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use triggers::control::{self, Socket, SocketError};
 
-/// The API version this plugin asks for. QEMU reads it after loading; our constructor has set it by
-/// then.
+/// The API version that the plugin asks for. QEMU reads it after the constructor has run.
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub static qemu_plugin_version: AtomicI32 = AtomicI32::new(4);
 
-/// Runs when QEMU loads the library, before it looks at anything in it.
+/// Runs when QEMU loads the library, before QEMU looks up symbols.
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = constructor;
 
 extern "C" fn constructor() {
-    // Not in programs that are no QEMU, such as this crate's own tests, whose panics are theirs.
+    // Not in other programs, such as this crate's tests.
     if api::lookup("qemu_plugin_register_vcpu_init_cb").is_some() {
         panics::install_hook();
         signals::fill_standard_files();
@@ -53,26 +52,27 @@ extern "C" fn constructor() {
     });
 }
 
-/// Asks for the version that the QEMU which loads us wants.
+/// The API version that this QEMU accepts.
 fn choose_version() -> c_int {
     let has = |name| api::lookup(name).is_some();
     if !has("qemu_plugin_read_register") || !has("qemu_plugin_scoreboard_new") {
-        // Before 9.0. It would refuse version 4 in words that do not say what is needed.
+        // Before 9.0. QEMU's own message about version 4 would not say what is needed.
         return 1;
     }
     match host::qemu_version() {
         Some(version) if version >= (11, 1) => 7,
-        // The program's file does not say: 11.0 accepts 4, and this came with 11.1.
+        // The program file has no version. 11.0 accepts version 4, and this function came with
+        // 11.1.
         None if has("qemu_plugin_register_vcpu_syscall_filter_cb") => 7,
         _ => 4,
     }
 }
 
-/// It was loaded a second time, and QEMU does not start. QEMU's exit calls back with no data that
-/// could hold it.
+/// The library was loaded a second time, so QEMU does not start. The exit callback has no data that
+/// could hold this.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
-/// QEMU's way in.
+/// QEMU's entry point.
 ///
 /// # Safety
 /// Called by QEMU, with a valid `info`, and `argc` C strings at `argv`.
@@ -110,13 +110,13 @@ enum InstallError {
     /// The logger.
     #[error(transparent)]
     Log(#[from] log::SetLoggerError),
-    /// QEMU is of another kind.
+    /// This QEMU is not supported.
     #[error("{0}; libleak needs qemu-system-x86_64, version 9.2 to 11.1, with the TCG accelerator")]
     Unsupported(#[from] Unsupported),
-    /// The options.
+    /// The options are wrong.
     #[error(transparent)]
     Options(#[from] OptionError),
-    /// In the background nobody would see a report.
+    /// No one would see a report of a QEMU in the background.
     #[error(transparent)]
     NoReport(#[from] daemon::NoReport),
     /// The control socket.
@@ -127,19 +127,19 @@ enum InstallError {
     Start(#[from] StartError),
 }
 
-/// What of this QEMU is not supported.
+/// Why this QEMU is not supported.
 #[derive(Debug, thiserror::Error)]
 enum Unsupported {
-    /// It has no machine.
+    /// It emulates no machine.
     #[error("this is linux-user QEMU, which runs no kernel")]
     LinuxUser,
     /// It emulates another architecture.
     #[error("this QEMU emulates {0}")]
     Target(String),
-    /// It has another plugin API.
+    /// Its plugin API is too old.
     #[error("this QEMU is too old (its plugin API is version {0}, 4 is needed)")]
     Version(c_int),
-    /// It has not all of the plugin API.
+    /// It lacks a function of the plugin API.
     #[error(transparent)]
     Function(#[from] api::MissingFunction),
 }
@@ -147,7 +147,7 @@ enum Unsupported {
 #[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
 fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), InstallError> {
     if !host::claim_process() {
-        // QEMU ends now, before a guest ran: that is no news.
+        // QEMU ends now, before a guest runs. No report is needed.
         REFUSED.store(true, Ordering::Relaxed);
         return Err(InstallError::Twice);
     }
@@ -168,7 +168,7 @@ fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]
         daemon::settle(&mut options)?;
     }
     allocator::set_aside(options.max_memory);
-    // Before reports are emptied, since it may be refused.
+    // Before report files are emptied: this may fail.
     let socket = options.control.as_deref().map(Socket::bind).transpose()?;
     let session = Session::start(options, triggers::listen)?;
     let with_id = version < api::VERSION_WITHOUT_ID;
@@ -204,7 +204,7 @@ extern "C" fn vcpu_init(_vcpu: c_uint, _userdata: *mut c_void) {
         if let Err(missing) = regs::init_vcpu() {
             diagnostics::error(&format!("{missing}: nothing can be tracked"));
         }
-        // One that is plugged in later finds the kernel tracked already.
+        // A vCPU may be plugged in while a kernel is tracked.
         if let Some(tracker) = current::tracker() {
             tracker.calls.show_flag();
         }
@@ -246,7 +246,7 @@ extern "C" fn at_exit_with_id(_id: u64, userdata: *mut c_void) {
 #[expect(unsafe_code, reason = "says that the guest is stopped")]
 extern "C" fn at_exit(_userdata: *mut c_void) {
     let Some(session) = session().filter(|_| !REFUSED.load(Ordering::Relaxed)) else { return };
-    // Also where the tracking has ended: what was known by then is worth a report.
+    // Also after a panic: what was known until then is reported.
     if let Err(why) = panics::always(|| {
         // SAFETY: QEMU calls this when it exits; its vCPUs have stopped.
         session.exit(&unsafe { GuestStopped::new() });

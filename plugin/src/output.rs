@@ -1,4 +1,4 @@
-//! Where reports go.
+//! Writes reports.
 
 use crate::diagnostics::{self, Level, MessageFiles};
 use crate::file::{Grown, advice};
@@ -15,10 +15,10 @@ pub struct Output {
     files: Vec<Destination>,
     stderr: Format,
     each: bool,
-    /// Whoever reads the files does not see stderr.
+    /// QEMU runs in the background, so no one sees stderr.
     background: bool,
     suppressions: Option<Mutex<Suppressions>>,
-    /// Held by who writes: there are several threads that do.
+    /// Held while a report is written: several threads write.
     writing: Mutex<()>,
 }
 
@@ -26,20 +26,20 @@ pub struct Output {
 struct Destination {
     file: Grown,
     format: Format,
-    /// It could not be written, which was said.
+    /// Writing failed, which was reported.
     failed: AtomicBool,
 }
 
 /// The file for suppressions of what was reported.
 struct Suppressions {
     file: Grown,
-    /// Its lines, but for comments.
+    /// Its lines, without comments.
     lines: BTreeSet<String>,
 }
 
 impl Output {
-    /// Creates or empties the files. What cannot be written is said: its reports go to stderr until
-    /// it can.
+    /// Creates or empties the files. A warning names files that cannot be written; their reports go
+    /// to stderr until they can.
     pub fn open(options: &Options) -> Output {
         let files = options.reports.iter().map(|report| {
             let (file, made) = Grown::create(&report.path);
@@ -74,12 +74,12 @@ impl Output {
         }
     }
 
-    /// Writes a report. If a file fails, that is said once, and the report goes to stderr.
+    /// Writes a report. If a file fails, an error is printed once, and the report goes to stderr.
     pub fn write(&self, report: &Report) {
         let _one = self.writing.lock();
         let written = self.files.iter().filter(|destination| destination.write(report, self.each)).count();
         if written < self.files.len() || self.files.is_empty() {
-            // A closed stderr is no reason to take QEMU down.
+            // A closed stderr must not end QEMU.
             let _ = std::io::stderr().lock().write_all(self.stderr.write(report, self.each).as_bytes());
         }
         if let Some(suppressions) = &self.suppressions {
@@ -89,12 +89,12 @@ impl Output {
 }
 
 impl MessageFiles for Output {
-    /// Adds a message to the files of lines of JSON, and to all files where nobody sees stderr.
-    /// Whoever reads only those must learn why there is no report.
+    /// Adds a message to the files of lines of JSON. If no one sees stderr, it is added to all
+    /// files: their readers must learn why there is no report.
     fn add(&self, level: Level, text: &str) {
         let level = level.word();
         for destination in &self.files {
-            // A file that cannot be written is reported with the next report.
+            // If this fails, the next report says so.
             let _ = match destination.format {
                 Format::JsonLines => destination.file.append(&json::message(level, text)),
                 _ if self.background => destination.file.append(&format!("libleak: {level}: {text}\n")),
@@ -105,7 +105,7 @@ impl MessageFiles for Output {
 }
 
 impl Destination {
-    /// Whether the report was written.
+    /// Writes the report. Returns whether that succeeded.
     fn write(&self, report: &Report, each: bool) -> bool {
         let written = self.file.append(&self.format.write(report, each));
         let failed = self.failed.swap(written.is_err(), Ordering::Relaxed);
@@ -113,7 +113,7 @@ impl Destination {
             Ok(()) => true,
             Err(why) => {
                 if !failed {
-                    // Not in the other files, where nothing is missing.
+                    // On stderr alone: the other files are complete.
                     diagnostics::line(&format!(
                         "error: cannot write report={}: {why}; {}; until then its reports go to stderr",
                         self.file.path().display(),
@@ -130,7 +130,7 @@ impl Suppressions {
     fn write(&mut self, report: &Report) {
         let mut text = String::new();
         for (line, comment) in suppress::for_groups(&report.groups) {
-            // What a scan reports again, from the same function, is suppressed already.
+            // An earlier report may have had the same line.
             if !self.lines.contains(&line) {
                 text += &format!("{comment}{line}\n");
                 self.lines.insert(line);

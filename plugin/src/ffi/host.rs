@@ -1,4 +1,4 @@
-//! This process: which QEMU it is, and that only one libleak is in it.
+//! The QEMU process: its version, and that only one libleak is in it.
 
 use std::path::Path;
 
@@ -12,16 +12,16 @@ pub fn qemu_version() -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-/// Whether no other libleak is loaded in this process: also not another file, which would have
-/// statics of its own. Only while QEMU starts, on its main thread.
+/// Claims the process for this libleak. Returns false if another libleak is loaded, even from
+/// another file, which has its own statics. Call it only while QEMU starts, on the main thread.
 pub fn claim_process() -> bool {
     const NAME: &str = "LIBLEAK_PROCESS";
     let own = std::process::id().to_string();
     if std::env::var(NAME).is_ok_and(|claimed| claimed == own) {
         return false;
     }
-    // SAFETY: plugins are installed on the main thread before the machine is made; QEMU's other
-    // threads by then (RCU, the loop of its I/O threads) look at no environment.
+    // SAFETY: plugins are installed on the main thread before the machine is made. QEMU's other
+    // threads at that time (RCU, the loop of I/O threads) do not read the environment.
     unsafe { std::env::set_var(NAME, own) };
     true
 }

@@ -1,18 +1,19 @@
-//! Where guest RAM lies, in guest physical memory and in this process; it comes and goes while the
-//! guest runs: memory is plugged and unplugged (pc-dimm, virtio-mem).
+//! Where guest RAM lies: guest physical addresses, and host addresses in this process. It changes
+//! when memory is plugged or unplugged (pc-dimm, virtio-mem).
 
 use super::optional;
 use libc::{c_int, c_void};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// With at least this much RAM, machines leave a hole below 4 GiB (q35's limit, the lowest:
-/// hw/i386/pc_q35.c).
+/// With at least this many bytes of RAM, machines have a hole below 4 GiB. This is q35's limit,
+/// which is the lowest (hw/i386/pc_q35.c).
 const LEAST_WITH_HOLE: u64 = 0xb000_0000;
 const FOUR_GIB: u64 = 1 << 32;
-/// Below 1 MiB parts of RAM are hidden behind ROMs, so the blocks are looked for from here on.
+/// Below 1 MiB, ROMs hide parts of RAM, so RAM is searched from here on.
 const LOW: u64 = 1 << 20;
-/// RAM is not looked for beyond: every page up to its end has an entry while a check runs.
+/// Highest address at which RAM is searched. A check has an entry for each page up to the end of
+/// RAM.
 const HIGHEST: u64 = 1 << 40;
 /// RAM_ADDR_INVALID (include/exec/cpu-common.h).
 const NO_RAM: u64 = u64::MAX;
@@ -20,11 +21,11 @@ const NO_RAM: u64 = u64::MAX;
 /// Why guest RAM was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RamError {
-    /// The instruction's bytes lie in no mapping.
+    /// No mapping contains the instruction's bytes.
     #[error("the guest's code at host address {0:#x} lies in no mapping of QEMU's")]
     NotMapped(usize),
-    /// More RAM than fits below the PCI hole, in a QEMU that exports nothing to tell where the hole
-    /// is.
+    /// There is more RAM than fits below the PCI hole, and QEMU exports no function that tells
+    /// where the hole is.
     #[error(
         "this build of QEMU does not export address_space_map, so guests with {0:#x} bytes of RAM or more cannot be read; give the guest less than 2816 MiB (-m), or use a distribution's QEMU"
     )]
@@ -51,12 +52,12 @@ impl Segment {
     }
 }
 
-/// All of RAM at one moment.
+/// All RAM at one moment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Ascending by physical address, disjoint.
     pub segments: Vec<Segment>,
-    /// The same, for whoever needs no host address.
+    /// The same ranges of physical addresses, without host addresses.
     pub ranges: Vec<Range<u64>>,
 }
 
@@ -69,7 +70,7 @@ impl Layout {
                 Some(last) if last.phys + last.len == s.phys && last.host + last.len as usize == s.host => {
                     last.len += s.len;
                 }
-                // Two at one place there are not; whatever comes second is not believed.
+                // Segments do not overlap. If they seem to, the second is dropped.
                 Some(last) if last.phys + last.len > s.phys => {}
                 _ => joined.push(s),
             }
@@ -78,7 +79,7 @@ impl Layout {
         Layout { segments: joined, ranges }
     }
 
-    /// Finds RAM, of which one byte is at the host address `code`.
+    /// Finds RAM, given the host address `code` of one of its bytes.
     ///
     /// # Errors
     /// [`RamError`].
@@ -91,31 +92,29 @@ impl Layout {
         }
     }
 
-    /// Without what lies in a range of host addresses.
+    /// The layout without the segments in a range of host addresses.
     pub fn without(&self, host: Range<usize>) -> Layout {
         let is_in = |s: &Segment| s.host < host.end && host.start < s.host + s.len as usize;
         Layout::of(self.segments.iter().filter(|s| !is_in(s)).copied().collect())
     }
 }
 
-/// QEMU's memory as it is mapped at one moment, held until this is dropped: so long none of its RAM
-/// goes away.
+/// QEMU's view of guest memory at one moment. While it is held, none of its RAM is unmapped.
 pub(super) struct View(*mut c_void);
 
 impl View {
-    /// Takes the current one; `None` where QEMU does not export what it takes.
+    /// Takes the current view; `None` if QEMU does not export the functions.
     pub fn take() -> Option<View> {
         let get = optional::address_space_get_flatview()?;
         optional::flatview_unref()?;
         optional::flatview_for_each_range()?;
         let space = optional::address_space_memory()?;
-        // SAFETY: of the system address space itself; callers are of a thread that QEMU's RCU
-        // knows.
+        // SAFETY: the argument is the system address space. The thread is known to QEMU's RCU.
         let view = unsafe { get(space) };
         (!view.is_null()).then_some(View(view))
     }
 
-    /// Where RAM lies there.
+    /// The layout of RAM in this view.
     pub fn layout(&self) -> Layout {
         struct Out {
             blocks: Vec<RamBlock>,
@@ -134,7 +133,7 @@ impl View {
             let out = unsafe { &mut *out.cast::<Out>() };
             let end = start.saturating_add(len);
             if start_high == 0 && len_high == 0 && end > LOW && end <= HIGHEST {
-                // What is below 1 MiB is hidden behind ROMs in part.
+                // ROMs hide parts of RAM below 1 MiB.
                 let skipped = LOW.saturating_sub(start);
                 if let Some(host) = ram_of(region) {
                     let host = host.wrapping_add((offset + skipped) as usize);
@@ -147,7 +146,7 @@ impl View {
         }
         let Some(for_each) = optional::flatview_for_each_range() else { return Layout::of(Vec::new()) };
         let mut out = Out { blocks: ram_blocks(), found: Vec::new() };
-        // SAFETY: the view is held, so that the regions that it passes live as long.
+        // SAFETY: the view is held, so the regions that it passes are alive.
         unsafe { for_each(self.0, each, (&raw mut out).cast()) };
         from_low(out.found)
     }
@@ -156,21 +155,21 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         if let Some(unref) = optional::flatview_unref() {
-            // SAFETY: of the reference that was taken.
+            // SAFETY: this gives up the reference that was taken.
             unsafe { unref(self.0) };
         }
     }
 }
 
-/// The host address of a memory region's RAM, if it is RAM of the guest's: it belongs to a memory
-/// backend, as that of -m does too, and not to a device that has RAM of its own.
+/// The host address of a memory region's RAM. `None` unless the region belongs to a memory backend,
+/// such as that of -m: devices have RAM too.
 fn ram_of(region: *mut c_void) -> Option<usize> {
     let address = optional::memory_region_get_ram_addr()?;
     let owner_of = optional::memory_region_owner()?;
     let cast = optional::object_dynamic_cast()?;
     let pointer = optional::memory_region_get_ram_ptr()?;
-    // SAFETY: the region is one that a held view has, and so is alive. A region without RAM is told
-    // by its address, before the pointer is asked for.
+    // SAFETY: the region belongs to a view that is held, so it is alive. Its address shows whether
+    // it has RAM, before the pointer is requested.
     unsafe {
         if address(region) == NO_RAM {
             return None;
@@ -184,7 +183,7 @@ fn ram_of(region: *mut c_void) -> Option<usize> {
     }
 }
 
-/// The first MiB belongs to the block that goes on at 1 MiB.
+/// Adds the first MiB: it belongs to the block that continues at 1 MiB.
 fn from_low(mut segments: Vec<Segment>) -> Layout {
     match segments.iter_mut().find(|s| s.phys == LOW) {
         Some(first) => {
@@ -197,7 +196,7 @@ fn from_low(mut segments: Vec<Segment>) -> Layout {
     }
 }
 
-/// Asks QEMU what lies where, address by address: up to the hole, and from 4 GiB on.
+/// Maps addresses one after the other: up to the hole, and from 4 GiB on.
 fn probe() -> Option<Layout> {
     let blocks = ram_blocks();
     let mut segments: Vec<Segment> = Vec::new();
@@ -216,7 +215,7 @@ fn probe() -> Option<Layout> {
     Some(from_low(segments)).filter(|layout| !layout.segments.is_empty())
 }
 
-/// Without QEMU's help: the mapping that the code is in is RAM, from address 0 on.
+/// Without QEMU's functions, the mapping that contains the code is taken for RAM from address 0 on.
 fn guess(code: usize) -> Result<Layout, RamError> {
     let mapping = mapping_of(code).ok_or(RamError::NotMapped(code))?;
     let len = mapping.len() as u64;
@@ -226,7 +225,7 @@ fn guess(code: usize) -> Result<Layout, RamError> {
     Ok(Layout::of(vec![Segment { phys: 0, len, host: mapping.start }]))
 }
 
-/// A block of guest RAM as QEMU keeps it.
+/// One of QEMU's RAM blocks.
 #[derive(Debug, Clone)]
 struct RamBlock {
     /// Host address.
@@ -235,7 +234,8 @@ struct RamBlock {
     len: usize,
 }
 
-/// Every RAM block, video and option ROMs included; empty where QEMU does not export the functions.
+/// All RAM blocks, including video memory and option ROMs; empty if QEMU does not export the
+/// functions.
 fn ram_blocks() -> Vec<RamBlock> {
     struct Out {
         blocks: Vec<RamBlock>,
@@ -262,9 +262,9 @@ fn ram_blocks() -> Vec<RamBlock> {
     out.blocks
 }
 
-/// Has QEMU call `f` with the host address and the length in bytes of each RAM block that it is
-/// about to free, for ever. Only while QEMU starts, on its main thread. Where QEMU does not export
-/// the function, `f` is never called.
+/// Makes QEMU call `f` before it frees a RAM block, with the block's host address and length in
+/// bytes. Call it only while QEMU starts, on the main thread. If QEMU does not export the function,
+/// `f` is never called.
 pub(super) fn on_ram_removed(f: fn(usize, usize)) {
     /// QEMU's notifier carries no data that could hold it.
     static FUNCTION: OnceLock<fn(usize, usize)> = OnceLock::new();
@@ -279,9 +279,9 @@ pub(super) fn on_ram_removed(f: fn(usize, usize)) {
     if FUNCTION.set(f).is_err() {
         return;
     }
-    // `struct RAMBlockNotifier` (include/exec/ramlist.h, QEMU 9.2 to 11.1): functions for blocks
-    // that are added, removed and resized, none of which must be there, and the links of a list.
-    // There is room for functions to come.
+    // `struct RAMBlockNotifier` (include/exec/ramlist.h, QEMU 9.2 to 11.1) has optional functions
+    // for blocks that are added, removed and resized, and the links of a list. There is room for
+    // more functions.
     let notifier: Box<[usize; 16]> =
         Box::new(std::array::from_fn(|i| if i == 1 { removed as *const () as usize } else { 0 }));
     // SAFETY: the list is the main thread's; the notifier is never freed. `removed` has the
@@ -289,14 +289,14 @@ pub(super) fn on_ram_removed(f: fn(usize, usize)) {
     unsafe { add(Box::into_raw(notifier).cast()) };
 }
 
-/// The run of RAM that starts at guest physical address `phys`; `None` for anything but RAM,
-/// and where QEMU does not export the functions. Only on a vCPU's thread, which QEMU's RCU knows.
+/// The run of RAM that starts at guest physical address `phys`. `None` if it is not RAM, or if QEMU
+/// does not export the functions. Call it only on a vCPU's thread, which QEMU's RCU knows.
 fn map_physical(phys: u64) -> Option<Segment> {
     let map = optional::address_space_map()?;
     let unmap = optional::address_space_unmap()?;
     let space = optional::address_space_memory()?;
     let mut len = 1 << 40;
-    // SAFETY: of the system address space itself. What is mapped is unmapped at once: RAM stays
+    // SAFETY: the argument is the system address space. The mapping is undone at once; RAM stays
     // where it is.
     let host = unsafe {
         let host = map(space, phys, &mut len, false, 0);

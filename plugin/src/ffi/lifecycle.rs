@@ -1,4 +1,4 @@
-//! Resets of the machine, and snapshots that are loaded: how a kernel ends.
+//! How a kernel ends: resets of the machine, and loaded snapshots.
 
 use super::optional::{self, Notifier};
 use super::witness::GuestStopped;
@@ -6,7 +6,7 @@ use libc::c_void;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What is called when a kernel is about to go.
+/// Functions that are called before a kernel ends.
 pub struct Ends {
     /// The machine is about to be reset.
     pub reset: fn(&GuestStopped),
@@ -16,18 +16,18 @@ pub struct Ends {
 
 /// Set once, at install. QEMU's handlers carry no data that could hold it.
 static ENDS: OnceLock<Ends> = OnceLock::new();
-/// The guest has suspended itself to RAM. Its CPUs are reset when it wakes, and nothing else ends.
-/// QEMU's notifier carries no data that could hold it.
+/// The guest has suspended itself to RAM. When it wakes, its CPUs are reset, but its kernel goes
+/// on. QEMU's notifier carries no data that could hold this.
 static SUSPENDED: AtomicBool = AtomicBool::new(false);
 
-/// Whether the machine is being reset because a suspended guest wakes: then it counts as running
-/// already (qemu_system_wakeup_request(), system/runstate.c), and if it is reset otherwise, or
-/// loaded, it does not.
+/// Whether the machine is being reset because a suspended guest wakes. In that case QEMU's run
+/// state is running already (qemu_system_wakeup_request(), system/runstate.c). In other resets it
+/// is not.
 fn wakes() -> bool {
     SUSPENDED.load(Ordering::Relaxed) && is_running() == Some(true)
 }
 
-/// Learns of guests that suspend themselves.
+/// Registers a notifier for guests that suspend themselves.
 fn watch_suspends() {
     extern "C" fn suspended(_: *mut Notifier, _: *mut c_void) {
         super::guard(|| SUSPENDED.store(true, Ordering::Relaxed));
@@ -39,9 +39,10 @@ fn watch_suspends() {
     unsafe { register(notifier) };
 }
 
-/// Has these called on QEMU's main thread before any device is reset: the vCPUs are stopped, and
-/// memory and registers are as they were. Machines are reset before a snapshot is loaded, too
-/// (load_snapshot(), migration/savevm.c). Returns whether this QEMU does so. To be called once.
+/// Makes QEMU call `ends` on its main thread before any device is reset. At that time the vCPUs are
+/// stopped, and memory and registers are unchanged. QEMU also resets the machine before it loads a
+/// snapshot (load_snapshot(), migration/savevm.c). Returns false if this QEMU does not export the
+/// functions. To be called once.
 pub fn on_ends(ends: Ends) -> bool {
     extern "C" fn reset(_: *mut c_void) {
         super::guard(|| tell(|ends| ends.reset));
@@ -64,9 +65,9 @@ pub fn on_ends(ends: Ends) -> bool {
     if ENDS.set(ends).is_err() {
         return false;
     }
-    // SAFETY: plugins are loaded on the main thread with the machine's types registered and before
-    // it has devices (qemu_init_board(), system/vl.c), so these handlers are before those of
-    // devices, and called in this order. The functions outlive the process.
+    // SAFETY: plugins are loaded on the main thread before the machine has devices
+    // (qemu_init_board(), system/vl.c). So these handlers come before those of devices, and are
+    // called in this order. The functions are never unloaded.
     unsafe {
         no_load(reset, std::ptr::null_mut());
         all(any, std::ptr::null_mut());
@@ -75,13 +76,12 @@ pub fn on_ends(ends: Ends) -> bool {
     true
 }
 
-/// Whether this QEMU tells of resets and of snapshots that are loaded.
+/// Whether this QEMU reports resets and loaded snapshots.
 pub fn tells_ends() -> bool {
     ENDS.get().is_some()
 }
 
-/// Whether the guest runs, or is stopped as a whole; `None` where QEMU does not export the
-/// function.
+/// Whether QEMU's run state is running; `None` if QEMU does not export the function.
 fn is_running() -> Option<bool> {
     let is_running = optional::runstate_is_running()?;
     // SAFETY: it reads a variable.

@@ -1,4 +1,4 @@
-//! All contact with QEMU's C side.
+//! The interface to QEMU and libc. All unsafe code is here.
 //!
 //! - [`api`]: the plugin API, looked up at load; [`optional`]: functions that only builds with
 //!   loadable modules export
@@ -6,10 +6,9 @@
 //! - [`vcpu`]: work on vCPUs' threads; [`lifecycle`]: resets and snapshots
 //! - [`witness`]: the proof that the guest is stopped
 //! - [`ram`], [`layout`]: guest RAM as it is mapped in this process
-//! - [`host`], [`allocator`], [`signals`]: the process that QEMU is
-//! - [`panics`]: what QEMU calls goes through [`guard`]
+//! - [`host`], [`allocator`], [`signals`]: the QEMU process
+//! - [`panics`]: catches panics in whatever QEMU calls ([`guard`])
 //!
-//! Unsafe code stays in here.
 
 pub mod allocator;
 pub mod api;

@@ -1,4 +1,4 @@
-//! Registers of the current vCPU, read in its own callbacks.
+//! Reads registers of the current vCPU in its callbacks.
 
 use super::api::{api, string};
 use super::arch::NAMES;
@@ -9,21 +9,20 @@ use qemu_plugin_sys::{GByteArray, qemu_plugin_register};
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-/// Handles by [`Reg`]. All vCPUs of a machine are of one type and so have the same handles.
+/// QEMU's handles of registers, in the order of [`Reg`]. All vCPUs of a machine have the same type,
+/// and so the same handles.
 struct Handles([*mut qemu_plugin_register; NAMES.len()]);
 
-// SAFETY: QEMU's handles are indexes into the register list dressed as pointers, never dereferenced
-// here.
+// SAFETY: QEMU's handles are indexes in the form of pointers. They are never dereferenced here.
 unsafe impl Send for Handles {}
 // SAFETY: as above.
 unsafe impl Sync for Handles {}
 
-/// Set by the first vCPU. They are read in every callback, of which QEMU hands over no more than a
-/// word.
+/// Set by the first vCPU. Callbacks read registers, and get no more than one word from QEMU.
 static HANDLES: OnceLock<Handles> = OnceLock::new();
 
 thread_local! {
-    /// One GByteArray for each thread: QEMU appends to it, so it is emptied before each read.
+    /// This thread's GByteArray. QEMU appends to it, so it is emptied before each read.
     static BUFFER: Cell<*mut GByteArray> = const { Cell::new(std::ptr::null_mut()) };
 }
 
@@ -32,18 +31,18 @@ thread_local! {
 #[error("this vCPU has no register {0}")]
 pub struct MissingRegister(&'static str);
 
-/// Learns the handles; call it from the vCPU's init callback.
+/// Looks up the handles. Call it in a vCPU's init callback.
 ///
 /// # Errors
-/// A register that this vCPU lacks: it is no 64-bit x86.
+/// A register that this vCPU lacks, because it is not a 64-bit x86.
 pub fn init_vcpu() -> Result<(), MissingRegister> {
     if HANDLES.get().is_some() {
         return Ok(());
     }
     let mut handles = [std::ptr::null_mut(); NAMES.len()];
-    // SAFETY: we are in a vCPU callback, where get_registers is allowed. It returns an array that
-    // we own, of `len` descriptors, each `element_size` bytes (24 to API 5, 32 from 6 on), which
-    // start with the handle and the name, a C string that QEMU keeps.
+    // SAFETY: get_registers is allowed in a vCPU's callback. It returns an array of `len`
+    // descriptors, which is freed below. Each has `element_size` bytes (24 up to API 5, 32 since
+    // 6). It starts with the handle and the name, a C string that QEMU keeps.
     unsafe {
         let array = (api().get_registers)();
         if array.is_null() {
@@ -67,8 +66,8 @@ pub fn init_vcpu() -> Result<(), MissingRegister> {
     Ok(())
 }
 
-/// The current vCPU's register. Only in callbacks registered with register access; 0 where QEMU
-/// cannot say.
+/// Reads a register of the current vCPU; 0 if QEMU cannot read it. Call it only in callbacks that
+/// may read registers.
 #[inline]
 pub fn read(reg: Reg) -> u64 {
     direct::read(reg).unwrap_or_else(|| {
@@ -77,7 +76,7 @@ pub fn read(reg: Reg) -> u64 {
     })
 }
 
-/// This thread's own array, made by GLib on first use and never freed.
+/// This thread's array, which GLib makes on first use. It is never freed.
 pub(super) fn buffer() -> *mut GByteArray {
     BUFFER.with(|cell| {
         if cell.get().is_null() {
@@ -88,18 +87,18 @@ pub(super) fn buffer() -> *mut GByteArray {
     })
 }
 
-/// The same of QEMU's API.
+/// Reads a register through QEMU's API.
 fn ask(reg: Reg) -> u64 {
     let Some(handles) = HANDLES.get() else { return 0 };
     let buffer = buffer();
-    // SAFETY: set_size and read_register keep `data` and `len` in step, and we read no more than
-    // `len` bytes. The handle is one QEMU gave.
+    // SAFETY: set_size and read_register keep `data` and `len` consistent. No more than `len` bytes
+    // are read. The handle comes from QEMU.
     unsafe {
         (api().byte_array_set_size)(buffer, 0);
         (api().read_register)(handles.0[reg as usize], buffer);
         match (*buffer).len {
             8.. => (*buffer).data.cast::<u64>().read_unaligned(),
-            // Control registers, while the code that runs is of 32 bits.
+            // Control registers have 4 bytes while 32-bit code runs.
             4 => (*buffer).data.cast::<u32>().read_unaligned().into(),
             _ => 0,
         }

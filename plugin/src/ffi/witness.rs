@@ -1,14 +1,13 @@
 //! The proof that the guest is stopped.
 
-/// Proof that nothing writes to guest RAM: no vCPU executes, or the only one that could is in a
-/// callback of ours.
+/// Proof that nothing writes to guest RAM: no vCPU executes, or the only one that does is in a
+/// callback.
 ///
-/// Whoever stops the guest makes one and lends it to what is to be done meanwhile. It can be
-/// neither copied nor kept, so what borrows it has ended when the guest goes on.
+/// Code that stops the guest makes one, and lends it to the work that needs a stopped guest. It
+/// cannot be copied, so nothing can keep it until after the guest runs again.
 ///
-/// The ways to stop the guest are QEMU's exclusive section, a monitor, the handlers of a reset,
-/// QEMU's exit, and the first block of a kernel, which the boot CPU translates while all others
-/// wait.
+/// It is made in QEMU's exclusive section, by a monitor, in reset handlers, at QEMU's exit, and at
+/// the first block of a kernel, which the boot CPU translates before others run.
 pub struct GuestStopped(());
 
 impl GuestStopped {
@@ -21,5 +20,5 @@ impl GuestStopped {
     }
 }
 
-/// What is done while the guest is stopped.
+/// Work that needs a stopped guest.
 pub type Work = Box<dyn FnOnce(&GuestStopped) + Send>;

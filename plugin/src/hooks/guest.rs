@@ -1,5 +1,5 @@
-//! The kernel that was found in the guest: where it lies, where it keeps what hooks read, and
-//! whether it is still there.
+//! The kernel that was found in the guest: its addresses, the offsets that hooks need, and whether
+//! it is still there.
 
 use super::arch;
 use super::context::{Context, Who};
@@ -21,23 +21,23 @@ pub struct Guest {
     pub ram: Ram,
     /// Which kernel of this QEMU it is, counted from 1.
     pub boot: u64,
-    /// Checksum of what the kernel was found by ([`Kernel::checksum`]).
+    /// Checksum of the data by which the kernel was found ([`Kernel::checksum`]).
     pub checksum: u32,
-    /// Where text of the guest is found.
+    /// Reads text of the guest.
     pub text: GuestText,
     context: Context,
     /// Virtual addresses of the kernel's image.
     image: Range<u64>,
-    /// Tells this kernel from another; `None` where it cannot be read.
+    /// Distinguishes this kernel from others; `None` if it cannot be read.
     fingerprint: Option<Fingerprint>,
     /// The kernel is gone.
     retired: AtomicBool,
-    /// Another kernel runs, and QEMU does not tell of resets.
+    /// Another kernel runs, and QEMU does not report resets.
     replaced: AtomicBool,
 }
 
 impl Guest {
-    /// Resolves all offsets once. `boot` is how many kernels this QEMU has started by now.
+    /// Resolves all offsets. `boot` is the number of kernels in this QEMU until now, with this one.
     pub fn new(kernel: Kernel, ram: Ram, boot: u64, stopped: &GuestStopped) -> Guest {
         Guest {
             boot,
@@ -64,8 +64,8 @@ impl Guest {
         self.fingerprint.as_ref().is_none_or(|fingerprint| fingerprint.is_there(&self.ram))
     }
 
-    /// Whether the kernel is gone: nothing that is known of it holds any more. To be asked while
-    /// the guest is stopped.
+    /// Whether the kernel is gone, so that its data is no longer valid. Call it while the guest is
+    /// stopped.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }
@@ -75,12 +75,12 @@ impl Guest {
         self.retired.store(true, Ordering::Release);
     }
 
-    /// Whether another kernel runs, although QEMU did not say so.
+    /// Whether another kernel runs although QEMU has reported no reset.
     pub fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)
     }
 
-    /// Another kernel runs, although QEMU did not say so.
+    /// Another kernel runs although QEMU has reported no reset.
     pub(super) fn set_replaced(&self) {
         self.replaced.store(true, Ordering::Relaxed);
     }
@@ -97,13 +97,13 @@ impl Guest {
         self.context.jiffies(&self.ram)
     }
 
-    /// The task that runs on the current vCPU; `None` before there are tasks. Only in callbacks
-    /// that may read registers.
+    /// Virtual address of the current vCPU's task; `None` before there are tasks. Call it only in
+    /// callbacks that may read registers.
     pub fn task(&self) -> Option<VirtAddr> {
         self.context.task(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE))
     }
 
-    /// Who runs on the current vCPU. Only in callbacks that may read registers.
+    /// The context on the current vCPU. Call it only in callbacks that may read registers.
     pub fn who(&self) -> Who {
         self.context.who(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE))
     }

@@ -1,14 +1,14 @@
-//! What hooks pass on: calls of the guest that are not of memory. Whoever listens is made for each
-//! kernel, and goes with it.
+//! The interface through which hooks pass on calls that neither allocate nor free. Each kernel has
+//! its own listener.
 
 use super::table::Event;
 use super::tracker::Tracker;
 use crate::ffi::api::Block;
 use libc::c_uint;
 
-/// Listens to a kernel.
+/// A listener for the events of a kernel.
 pub trait GuestEvents: Send + Sync {
-    /// A function is entered on vCPU `vcpu`. In the callback of that vCPU, which must not wait here
+    /// A function is entered on vCPU `vcpu`. Called in a callback of that vCPU, so it must not wait
     /// for long.
     fn event(&self, tracker: &Tracker, vcpu: c_uint, event: Event<u64>);
 

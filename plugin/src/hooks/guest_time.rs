@@ -1,10 +1,10 @@
-//! The guest's time, and whether it goes back.
+//! The guest's time, and how often it went back.
 
 use detector::clock::Clock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// The guest's jiffies beside the host's clock.
+/// The guest's jiffies and the host's clock.
 pub struct GuestTime {
     clock: Clock,
     /// The latest jiffies seen. They go back only when a kernel starts again or a snapshot is
@@ -15,7 +15,7 @@ pub struct GuestTime {
 }
 
 impl GuestTime {
-    /// Starts now.
+    /// Starts counting milliseconds now.
     pub fn new() -> GuestTime {
         GuestTime {
             clock: Clock::default(),
@@ -30,17 +30,17 @@ impl GuestTime {
         self.start.elapsed().as_millis() as u64
     }
 
-    /// How often the guest was brought to another time, or came from elsewhere.
+    /// How often the guest's time went back, or the guest came from a file or another QEMU.
     pub fn rewinds(&self) -> u64 {
         self.rewinds.load(Ordering::Relaxed)
     }
 
-    /// What tells jiffies from milliseconds.
+    /// Converts jiffies to milliseconds.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// The latest of the jiffies seen and of `jiffies`.
+    /// The later one of the jiffies seen and `jiffies`.
     pub fn latest(&self, jiffies: u64) -> u64 {
         self.latest.load(Ordering::Relaxed).max(jiffies)
     }
@@ -50,12 +50,12 @@ impl GuestTime {
         self.clock.tick(jiffies, || self.millis());
     }
 
-    /// Reads the guest's jiffies. Returns them, and whether they went back and this caller is the
-    /// one to act on it.
+    /// Reads the guest's jiffies. Returns them, and whether they went back. If several CPUs notice
+    /// this, only one of them gets true.
     #[inline]
     pub fn advance(&self, read: impl FnOnce() -> u64) -> (u64, bool) {
-        // In this order: the host may hold this thread up between the two, while other CPUs see
-        // later ticks.
+        // The order matters: the host may delay this thread between the two reads, while other CPUs
+        // see later jiffies.
         let latest = self.latest.load(Ordering::Acquire);
         let jiffies = read();
         if jiffies > latest {
@@ -64,7 +64,7 @@ impl GuestTime {
         (jiffies, jiffies < latest && self.go_back(latest, jiffies))
     }
 
-    /// Of several CPUs that notice, one acts.
+    /// Sets the earlier time. Returns whether this CPU was the first to do so.
     #[cold]
     fn go_back(&self, latest: u64, jiffies: u64) -> bool {
         let is_first = self.latest.compare_exchange(latest, jiffies, Ordering::AcqRel, Ordering::Relaxed).is_ok();
@@ -74,7 +74,7 @@ impl GuestTime {
         is_first
     }
 
-    /// The guest comes from elsewhere: it ran before it was tracked.
+    /// The guest has run before it was tracked.
     pub fn join(&self) {
         self.rewinds.fetch_add(1, Ordering::Relaxed);
     }
@@ -85,7 +85,7 @@ impl GuestTime {
         self.latest.store(0, Ordering::Release);
     }
 
-    /// Forgets how jiffies and milliseconds went together.
+    /// Forgets earlier readings of the clock.
     pub fn forget(&self) {
         self.clock.clear();
     }

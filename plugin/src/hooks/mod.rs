@@ -1,19 +1,17 @@
-//! Hooks: what is watched of the guest's kernel, and what is made of it.
+//! Hooks in the guest's kernel, and the state that they maintain.
 //!
-//! - [`tracker`]: one kernel that is tracked; [`current`]: of several that run one after the other,
-//!   the one that runs now
-//! - [`table`], [`resolved`]: which functions; [`arch`]: how they are called
-//! - [`callsite`], [`return_watches`], [`translate`]: where calls return to, and what of translated
-//!   code is watched for that
-//! - [`calls`], [`pending`]: the hot path, when functions are entered and return
-//! - [`allocations`], [`objects`]: to the live map
-//! - [`unwinder`], [`code`], [`tracer_returns`]: whose stack it was
-//! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the guest
-//!   as it is now
-//! - [`modules`], [`loaded`]: code that comes and goes
-//! - [`guest_events`]: calls that others listen to
-//! - [`limits`], [`memory_budget`], [`troubles`]: how much is kept, and what to say if that is not
-//!   all
+//! - [`tracker`]: a tracked kernel; [`current`]: the one that runs now
+//! - [`table`], [`resolved`]: the hooked functions; [`arch`]: calling conventions
+//! - [`callsite`], [`return_watches`], [`translate`]: return addresses, and callbacks in translated
+//!   code
+//! - [`calls`], [`pending`]: the hot path, entries and returns of functions
+//! - [`allocations`], [`objects`]: the live map
+//! - [`unwinder`], [`code`], [`tracer_returns`]: allocation stacks
+//! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the
+//!   guest's kernel
+//! - [`modules`], [`loaded`]: modules and BPF programs
+//! - [`guest_events`]: the interface for markers and tests
+//! - [`limits`], [`memory_budget`], [`troubles`]: limits, and reasons not to trust reports
 
 mod allocations;
 pub mod arch;
@@ -47,5 +45,5 @@ use dashmap::DashMap;
 use detector::objects::AddressHasher;
 use std::hash::BuildHasherDefault;
 
-/// A map by guest virtual addresses.
+/// A map by guest virtual address.
 type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;

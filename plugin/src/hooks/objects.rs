@@ -1,5 +1,4 @@
-//! Live objects, and what is kept of objects besides: names of tasks, and what could not be
-//! entered.
+//! Live objects and pages, names of tasks, and the number of objects that could not be entered.
 
 use super::guest::Guest;
 use crate::ffi::inject;
@@ -14,33 +13,33 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-/// Room for live objects from the start. More is made as it is needed: the denser the table, the
-/// more of it is in caches.
+/// Initial capacity of the live map. It grows as needed: a dense table uses caches better.
 const CAPACITY: usize = 1 << 12;
-/// Bytes of RAM for each live object, unless the user says how many there may be. The least slab
-/// objects have 8 bytes, and of these alone no guest is made: 300 is the average.
+/// Bytes of RAM for each live object in the default limit. The smallest slab objects have 8 bytes,
+/// but the average is 300.
 const BYTES_AN_OBJECT: u64 = 16;
-/// vfree() hands blocks on to vfree_atomic() and back; so many of the last ones are remembered.
+/// Most blocks that are remembered as just freed. vfree() and vfree_atomic() call each other, so
+/// one block may be freed twice.
 const RECENT_VFREES: usize = 256;
 
 thread_local! {
-    /// The name of a task that this thread saw last, and its number: nearly every allocation is of
-    /// the same task as the one before, and so looks nothing up that threads share.
+    /// The last name of a task on this thread, and its number. Nearly every allocation has the same
+    /// task as the one before, and then looks up nothing that threads share.
     static LAST_COMM: Cell<(Comm, CommId)> = Cell::default();
 }
 
-/// Forgets what this thread remembers of a kernel that is gone.
+/// Forgets what this thread remembers about an earlier kernel.
 pub(super) fn forget() {
     LAST_COMM.take();
 }
 
-/// Most live objects, unless the user says how many there may be.
+/// The default limit of live objects.
 pub(super) fn default_most(ram: &impl GuestMemory) -> usize {
     let bytes: u64 = ram.ranges().iter().map(|r| r.end - r.start).sum();
     usize::try_from(bytes / BYTES_AN_OBJECT).unwrap_or(usize::MAX)
 }
 
-/// Pages as they were given out.
+/// Allocated pages.
 struct Pages {
     /// By address in the direct map.
     map: LiveMap,
@@ -51,8 +50,8 @@ struct Pages {
 /// Live objects.
 pub struct LiveObjects {
     live: LiveMap,
-    /// With `pages=on`, pages as they were given out last; those that were given back are among
-    /// them.
+    /// With `pages=on`, allocated pages. Freed pages stay in the map: page descriptors tell which
+    /// are free.
     pages: Option<Pages>,
     /// Names of tasks.
     comms: Comms,
@@ -60,15 +59,15 @@ pub struct LiveObjects {
     sequence: AtomicU64,
     /// Blocks that vfree() freed last.
     vfreed: Mutex<VecDeque<u64>>,
-    /// Nothing new is entered any more: see [`super::memory_budget`].
+    /// No new objects are entered. See [`super::memory_budget`].
     closed: AtomicBool,
-    /// Since then, allocations less frees.
+    /// Allocations minus frees since then.
     unentered: AtomicI64,
 }
 
 impl LiveObjects {
-    /// None, with room for `most`. `descriptor` is the size of a page descriptor in bytes, if pages
-    /// are tracked too.
+    /// No objects, with a limit of `most`. `descriptor` is the size of a page descriptor in bytes,
+    /// if pages are tracked.
     pub fn new(most: usize, descriptor: Option<u64>) -> LiveObjects {
         let map = || LiveMap::with_capacity(CAPACITY).with_most(most);
         LiveObjects {
@@ -87,12 +86,12 @@ impl LiveObjects {
         [&self.live].into_iter().chain(self.pages.as_ref().map(|pages| &pages.map))
     }
 
-    /// Events until now; those of pages are not among them.
+    /// The counters of objects. Pages are not counted.
     pub fn counters(&self) -> Counters {
         self.live.counters()
     }
 
-    /// Live objects and pages.
+    /// The number of live objects and pages.
     pub fn count(&self) -> u64 {
         self.maps().map(|map| map.len() as u64).sum()
     }
@@ -102,14 +101,14 @@ impl LiveObjects {
         self.maps().for_each(|map| map.for_each(&mut each));
     }
 
-    /// Every live object, ascending by address; with `pages=on`, pages too, at whose address there
-    /// may be an object as well. `now` is the time in jiffies and in milliseconds.
+    /// A copy of all live objects, ascending by address. With `pages=on` it contains pages, which
+    /// may have the address of an object. `now` is the time in jiffies and in milliseconds.
     pub fn copy(&self, clock: &Clock, now: (u64, u64)) -> Objects {
         let maps: Vec<&LiveMap> = self.maps().collect();
         Objects::of(&maps, &self.comms, clock, now)
     }
 
-    /// Gives the maps' memory back. Nobody needs them any more.
+    /// Frees the maps' memory. They are not used any more.
     pub fn release(&self) {
         self.maps().for_each(LiveMap::release);
     }
@@ -127,19 +126,19 @@ impl LiveObjects {
         }
     }
 
-    /// The sequence number of the next object: every object that is live now has a lesser one.
+    /// The sequence number of the next object. All objects that are live now have lower ones.
     #[inline]
     pub fn sequence(&self) -> u64 {
         self.sequence.load(Ordering::Relaxed)
     }
 
-    /// A sequence number for an object.
+    /// Takes the next sequence number.
     #[inline]
     pub(super) fn next_sequence(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The number of a task's name, which is mostly the one that this thread saw last.
+    /// The number of a task's name.
     pub(super) fn comm(&self, comm: Comm) -> CommId {
         LAST_COMM.with(|last| {
             let (name, id) = last.get();
@@ -157,45 +156,45 @@ impl LiveObjects {
         self.comms.is_cut()
     }
 
-    /// Whether nothing new is entered any more.
+    /// Whether the maps are closed, so that no new objects are entered.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Enters nothing new from now on. Returns whether this is news.
+    /// Closes the maps. Returns whether they were open.
     pub(super) fn close(&self) -> bool {
         !self.closed.swap(true, Ordering::Relaxed)
     }
 
-    /// Objects that were allocated since the maps were closed, as far as they are live.
+    /// Live objects that were allocated since the maps were closed.
     pub(super) fn unentered(&self) -> u64 {
         self.unentered.load(Ordering::Relaxed).max(0) as u64
     }
 
-    /// Whether an object allocated since `sequence` has that address in it.
+    /// Whether an object with at least sequence number `sequence` contains the address.
     #[inline]
     pub(super) fn is_inside(&self, addr: u64, sequence: u64) -> bool {
         self.live.is_inside(addr, sequence)
     }
 
-    /// Enters an object at virtual address `addr`, of `size` bytes, allocated by a call since
-    /// `sequence`.
+    /// Enters an object of `size` bytes at virtual address `addr`. Its call began at sequence
+    /// number `sequence`.
     #[inline]
     pub(super) fn insert(&self, addr: u64, object: Object, size: u64, sequence: u64) -> Inserted {
         self.live.insert(addr, object, size, sequence)
     }
 
-    /// Enters pages whose first page's descriptor is at virtual address `page`, if pages are
-    /// tracked. Returns whether they are.
+    /// Enters pages, given the virtual address `page` of the first page's descriptor. Returns false
+    /// if pages are not tracked.
     pub(super) fn insert_pages(&self, guest: &Guest, page: u64, object: Object, size: u64, sequence: u64) -> bool {
         let Some(pages) = &self.pages else { return false };
         pages.map.insert(pages.address_of(guest, page), object, size, sequence);
         true
     }
 
-    /// An allocation is not entered: what was known at its address is not what is there now.
-    /// `is_counted` is whether an allocator that was called inside has counted it.
+    /// Counts an allocation that is not entered, and removes an older object at its address.
+    /// `is_counted` is whether an inner allocator has counted it.
     pub(super) fn displace(
         &self,
         guest: &Guest,
@@ -213,19 +212,19 @@ impl LiveObjects {
         self.live.displace(addr, sequence);
     }
 
-    /// Takes an object out.
+    /// Removes an object.
     #[inline]
     pub(super) fn remove(&self, addr: u64) -> Removed {
         self.live.remove(addr)
     }
 
-    /// An object is freed after a grace period.
+    /// Marks an object that is freed after a grace period.
     pub(super) fn retire(&self, addr: u64) -> Removed {
         self.live.retire(addr)
     }
 
-    /// Takes a vmalloc block out. Returns whether it was unknown, and was not freed by another
-    /// function just before.
+    /// Removes a vmalloc block. Returns true if it was unknown, and another function had not just
+    /// freed it.
     pub(super) fn remove_vmalloc(&self, addr: u64) -> bool {
         let mut recent = self.vfreed.lock();
         inject("vfree");
@@ -242,8 +241,8 @@ impl LiveObjects {
         false
     }
 
-    /// An object was freed that was not known. `is_expected` is whether the guest was in another
-    /// time when it was allocated.
+    /// Counts the free of an unknown object. `is_expected` is whether the guest's time went back
+    /// before.
     pub(super) fn unknown_free(&self, addr: u64, is_expected: bool) {
         let is_closed = self.is_closed();
         if is_closed {

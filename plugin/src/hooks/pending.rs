@@ -1,4 +1,4 @@
-//! Calls of allocators that have not returned.
+//! Calls of allocators that have not returned yet.
 
 use super::AddressMap;
 use crate::ffi::api::Flag;
@@ -6,55 +6,55 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Most calls in progress: each is of a task that sleeps in it, or of an interrupt.
+/// Most pending calls. Each belongs to a task that sleeps in the allocator, or to an interrupt.
 pub(super) const MAX_CALLS: usize = 1 << 16;
-/// Room for calls from the start.
+/// Initial capacity of the map.
 const CAPACITY: usize = 1 << 12;
 
-/// A call in progress.
+/// A pending call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PendingCall {
     /// Number of the hook.
     pub hook: u32,
-    /// Its return address is watched only while the flag is up.
+    /// Its return address is watched only while the flag is set.
     pub armed: bool,
-    /// Its return address was not watched when it was last translated. It is still seen if it is
-    /// translated again first, as it is where another module's code was before.
+    /// Its return address was translated without a watch. The return is seen only if the code is
+    /// translated again before.
     pub doubtful: bool,
-    /// Virtual address that it returns to.
+    /// Return address.
     pub ret: u64,
-    /// The number of the next object when the function was entered.
+    /// Sequence number of the next object when the function was entered.
     pub sequence: u64,
-    /// Bytes, or for bulk allocations how many objects.
+    /// Size in bytes, or for bulk allocations the number of objects.
     pub size: u64,
     /// Virtual address of the array of a bulk allocation.
     pub array: u64,
 }
 
-/// Events that should not happen, counted.
+/// Numbers of events that could not be tracked.
 #[derive(Debug, Default)]
 pub struct MissedEvents {
-    /// Calls whose return was not seen, because another call came to use the same stack slot.
+    /// Calls whose return was not seen before another call used the same stack slot.
     pub unmatched_returns: AtomicU64,
-    /// Calls that return, or have returned, where nothing watches.
+    /// Calls whose return address is not watched.
     pub unwatched_returns: AtomicU64,
     /// Stacks or arrays that could not be read.
     pub unreadable: AtomicU64,
 }
 
-/// Calls in progress by the stack slot of their return address, and the flag that conditional
-/// watches test: it is up while one of the calls is armed.
+/// Pending calls by the stack slot of their return address, and the flag that conditional watches
+/// test. The flag is set while any of the calls is armed.
 pub struct PendingCalls {
     calls: AddressMap<PendingCall>,
     /// How many of them are armed.
     armed: Mutex<u64>,
     flag: Flag,
-    /// What went wrong.
+    /// Events that could not be tracked.
     pub missed: MissedEvents,
 }
 
 impl PendingCalls {
-    /// None. The flag is down: calls of an earlier kernel may never have returned.
+    /// No calls. This clears the flag: calls of an earlier kernel may never have returned.
     pub fn new() -> PendingCalls {
         let flag = Flag::get();
         flag.set(0);
@@ -71,13 +71,13 @@ impl PendingCalls {
         self.flag
     }
 
-    /// Calls that have not returned.
+    /// The number of pending calls.
     pub fn len(&self) -> usize {
         self.calls.len()
     }
 
-    /// Enters a call whose return address stands at virtual address `slot`. Returns the call that
-    /// was in its place.
+    /// Enters a call whose return address is at virtual address `slot`. Returns an earlier call
+    /// with the same slot.
     pub(super) fn insert(&self, slot: u64, call: PendingCall) -> Option<PendingCall> {
         let old = self.calls.insert(slot, call);
         if call.armed {
@@ -89,7 +89,7 @@ impl PendingCalls {
         old
     }
 
-    /// Takes the call out that returns to `ret` by the return address at `slot`.
+    /// Removes the call with that slot, if it returns to virtual address `ret`.
     pub(super) fn take(&self, slot: u64, ret: u64) -> Option<PendingCall> {
         let (_, call) = self.calls.remove_if(&slot, |_, call| call.ret == ret)?;
         if call.armed {
@@ -98,8 +98,8 @@ impl PendingCalls {
         Some(call)
     }
 
-    /// Gives up calls that do not return, if there are too many: the half that was entered first.
-    /// Returns whether there were too many.
+    /// If there are too many calls, drops the half that was entered first. Returns whether there
+    /// were too many.
     #[cold]
     pub(super) fn drop_oldest_half(&self) -> bool {
         if self.calls.len() <= MAX_CALLS {
@@ -113,12 +113,12 @@ impl PendingCalls {
         true
     }
 
-    /// Forgets all calls: the guest is in another time.
+    /// Drops all calls: the guest is in another time.
     pub(super) fn clear(&self) {
         self.drop_if(|_| true);
     }
 
-    /// Takes calls out. Returns how many.
+    /// Drops calls. Returns how many.
     fn drop_if(&self, goes: impl Fn(&PendingCall) -> bool) -> u64 {
         let (mut dropped, mut armed) = (0, 0);
         self.calls.retain(|_, call| {
@@ -131,7 +131,8 @@ impl PendingCalls {
         dropped
     }
 
-    /// Raises or lowers the flag where the number of armed calls comes from or to 0.
+    /// Changes the number of armed calls, and sets or clears the flag if that number was or becomes
+    /// 0.
     fn arm(&self, by: i64) {
         let mut armed = self.armed.lock();
         let before = *armed;
@@ -141,7 +142,7 @@ impl PendingCalls {
         }
     }
 
-    /// Shows the flag to a vCPU that has just come, whose flag is down.
+    /// Sets the flag of all vCPUs again, for a vCPU that was just added.
     pub fn show_flag(&self) {
         let armed = self.armed.lock();
         self.flag.set((*armed != 0).into());

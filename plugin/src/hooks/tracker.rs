@@ -1,7 +1,7 @@
-//! A kernel that is tracked: what is watched, what is live, and where things are. Each part owns
-//! what it is made of; the methods here and in [`calls`](super::calls),
-//! [`allocations`](super::allocations), [`loaded`](super::loaded), [`attach`](super::attach) and
-//! [`limits`](super::limits) are those that need several parts.
+//! A tracked kernel. Each part owns its state. Methods that need several parts are here and in
+//! [`calls`](super::calls), [`allocations`](super::allocations), [`loaded`](super::loaded),
+//! [`attach`](super::attach), [`limits`](super::limits) and
+//! [`memory_budget`](super::memory_budget).
 
 use super::callsite::CallSites;
 use super::guest::Guest;
@@ -18,20 +18,20 @@ use detector::frozen::Objects;
 use detector::guest_tests::Tests;
 use parking_lot::Mutex;
 
-/// How much is kept.
+/// How much is kept of objects.
 #[derive(Debug, Clone, Copy)]
 pub struct Kept {
-    /// Frames of each stack.
+    /// Most frames of each stack.
     pub frames: usize,
-    /// Live objects, if the user has said.
+    /// Most live objects, if the user has set a limit.
     pub objects: Option<usize>,
 }
 
-/// A kernel that is tracked.
+/// A tracked kernel.
 pub struct Tracker {
     /// The kernel itself.
     pub guest: Guest,
-    /// What is live.
+    /// Live objects.
     pub objects: LiveObjects,
     /// The guest's time.
     pub time: GuestTime,
@@ -39,23 +39,23 @@ pub struct Tracker {
     pub unwinder: Unwinder,
     /// Modules as they were loaded.
     pub modules: Modules,
-    /// Functions that are watched.
+    /// Hooked functions.
     pub hooks: HookSet,
-    /// What the calls in the kernel's code call.
+    /// Which functions the kernel's call instructions call.
     pub(super) sites: CallSites,
-    /// How places are watched that calls return to.
+    /// How return addresses are watched.
     pub(super) watches: ReturnWatches,
-    /// Calls that have not returned.
+    /// Calls of allocators that have not returned.
     pub calls: PendingCalls,
     /// The tests that the guest runs.
     pub tests: Mutex<Tests>,
-    /// What speaks against its reports.
+    /// Reasons not to trust reports.
     pub troubles: Troubles,
 }
 
 impl Tracker {
-    /// Chooses hooks for the kernel. Returns also the families of functions that the kernel has
-    /// none of.
+    /// Chooses hooks for the kernel. Also returns the families of allocators of which the kernel
+    /// has none.
     pub fn new(guest: Guest, wanted: Wanted, kept: Kept, stopped: &GuestStopped) -> (Tracker, Vec<&'static str>) {
         let (hooks, missing) = resolved::choose(&guest.kernel, wanted);
         let descriptor = guest.kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
@@ -77,7 +77,7 @@ impl Tracker {
         (tracker, missing)
     }
 
-    /// A copy of the live objects, with the time that it is now.
+    /// A copy of the live objects, with the current time.
     pub fn copy_objects(&self) -> Objects {
         let jiffies = self.time.latest(self.guest.jiffies());
         self.objects.copy(self.time.clock(), (jiffies, self.time.millis()))

@@ -1,18 +1,18 @@
-//! The options by their names, and what `help` says of them.
+//! The table of options, for parsing and for `help`.
 
-/// An option, for parsing and for `help`.
+/// A row of the table.
 pub(super) struct Key {
-    /// Which option it is.
+    /// The option.
     pub(super) option: OptionName,
-    /// What is before the "=".
+    /// Its name, before the "=".
     pub(super) name: &'static str,
-    /// What it takes.
+    /// The form of its value.
     pub(super) value: &'static str,
     what: &'static str,
 }
 
-/// Makes an enum of all options, and the table of them: whatever does something for each option, by
-/// `match`, does not compile when one is missing there.
+/// Makes the table, and an enum of all options. A `match` over the enum does not compile if it
+/// lacks an option.
 macro_rules! keys {
     ($($option:ident: $name:literal = $value:literal, $what:literal;)*) => {
         /// Every option.
@@ -77,12 +77,12 @@ keys! {
         "print this";
 }
 
-/// Their names, for who mistyped one.
+/// The names of all options, for the error about an unknown one.
 pub(super) fn names() -> String {
     KEYS.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")
 }
 
-/// What `help` prints.
+/// The text of `help`.
 pub(super) fn help() -> String {
     let rows = KEYS.iter().map(|k| {
         let left = if k.value.is_empty() { k.name.to_owned() } else { format!("{}={}", k.name, k.value) };

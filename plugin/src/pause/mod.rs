@@ -1,7 +1,7 @@
-//! Stopping the guest. One trait, and a ladder of ways; the first that works is used.
+//! Ways to stop the guest: one trait, and a list of ways. The first that works is used.
 //!
-//! There is deliberately no barrier of our own in vCPU callbacks: a vCPU that waits there still
-//! counts as running for QEMU, which then waits for it for ever.
+//! There is no barrier in vCPU callbacks. A vCPU that waits in a callback counts as running, so
+//! QEMU would wait for it for ever.
 
 mod monitor;
 pub mod pace;
@@ -12,13 +12,13 @@ use monitor::{Monitor, MonitorError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long anything may take to stop.
+/// Longest time that stopping may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the guest could not be stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
-    /// The monitor.
+    /// The monitor failed.
     #[error(
         "pausing through the monitor at {path} failed: {why}; start QEMU with -qmp unix:{path},server=on,wait=off and leave that socket to libleak"
     )]
@@ -28,7 +28,7 @@ pub enum PauseError {
         /// What went wrong.
         why: MonitorError,
     },
-    /// The exclusive section.
+    /// The exclusive section failed.
     #[error(
         "pausing the vCPUs failed: {0}; give QEMU a monitor of its own for it (-qmp unix:PATH,server=on,wait=off) and pass qmp=PATH"
     )]
@@ -37,24 +37,24 @@ pub enum PauseError {
 
 /// A way to stop every vCPU.
 pub trait Pause: Send {
-    /// Runs `work` while no vCPU executes, and lets them go on.
+    /// Runs `work` while no vCPU executes, and then resumes the guest.
     ///
     /// # Errors
-    /// [`PauseError`]; `work` has then not run, unless the guest could not be let go on.
+    /// [`PauseError`]; `work` has not run then, unless resuming the guest failed.
     fn during(&mut self, work: Work) -> Result<(), PauseError>;
 }
 
-/// After a failure a way is left alone for so long, and twice as long after each further one: each
-/// may have cost its timeout.
+/// How long a way is not tried after its first failure. The time doubles with each failure, because
+/// each may have taken the whole timeout.
 const FIRST_REST: Duration = Duration::from_secs(60);
-/// But no longer than this.
+/// Longest such time.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
-/// A way, and since when it has failed.
+/// A way, and its failures.
 pub struct Way {
     pause: Box<dyn Pause>,
     failures: u32,
-    /// When it may be tried.
+    /// When it may be tried again.
     again: Instant,
 }
 
@@ -71,7 +71,7 @@ impl Way {
     /// As [`Pause::during`].
     ///
     /// # Errors
-    /// [`PauseError`], and it is not tried again for so long.
+    /// [`PauseError`], and how long the way is not tried again.
     pub fn during(&mut self, work: Work) -> Result<(), (PauseError, Duration)> {
         match self.pause.during(work) {
             Ok(()) => {
@@ -93,8 +93,8 @@ pub fn ladder(qmp: Option<&Path>) -> Vec<Way> {
     qmp.map(|path| Way::new(Monitor::new(path))).into_iter().chain([Way::new(Exclusive)]).collect()
 }
 
-/// QEMU's own exclusive section, as it uses itself to change translated code: every vCPU is out of
-/// it.
+/// QEMU's exclusive section, which QEMU itself uses to change translated code. All vCPUs are
+/// outside of translated code.
 struct Exclusive;
 
 impl Pause for Exclusive {

@@ -1,7 +1,7 @@
-//! Stopping the guest through a QMP monitor: `stop` and `cont`. The guest's clock stands still too.
+//! Stops the guest through a QMP monitor with `stop` and `cont`. This also stops the guest's clock.
 //!
-//! The monitor may be dead, die between the two, be slow, or be none. Whatever it does, no wait is
-//! without an end, and a guest that it may have stopped for us is let go on.
+//! The monitor may be dead, die between the two commands, be slow, or be no monitor. Every wait has
+//! a timeout, and a guest that may have been stopped is resumed.
 
 use super::{Pause, PauseError, TIMEOUT};
 use crate::ffi::vcpu;
@@ -13,50 +13,50 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Bytes of a line; QEMU's own are some hundred.
+/// Most bytes of a line. QEMU's lines have some hundred.
 const MAX_LINE: usize = 1 << 20;
 
-/// What is wrong with a monitor.
+/// What went wrong with a monitor.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
-    /// The system's word.
+    /// An error of the system.
     #[error(transparent)]
     System(#[from] std::io::Error),
     /// Something else listens there.
     #[error("it is no QMP monitor")]
     NotQmp,
-    /// It says what nobody understands.
+    /// A line is not JSON.
     #[error("the monitor said no JSON: {0}")]
     NoJson(serde_json::Error),
-    /// It goes on and on.
+    /// A line is too long.
     #[error("the monitor said more than {MAX_LINE} bytes in a line")]
     LongLine,
-    /// It says nothing.
+    /// It did not answer.
     #[error("the monitor did not answer within {} s", TIMEOUT.as_secs())]
     Timeout,
-    /// It is gone.
+    /// It closed the connection.
     #[error("the monitor closed the connection")]
     Closed,
-    /// It does not do as it is told.
+    /// It refused a command.
     #[error("{name}: {error}")]
     Refused {
         /// The command.
         name: &'static str,
-        /// The monitor's words.
+        /// The monitor's error.
         error: Value,
     },
-    /// The answer to a command.
+    /// The answer to a command failed.
     #[error("{name}: {why}")]
     Answer {
         /// The command.
         name: &'static str,
-        /// What was wrong with it.
+        /// What went wrong.
         why: Box<MonitorError>,
     },
-    /// The guest was stopped, or is about to be, and is told to go on.
+    /// The guest may be stopped. `cont` was sent.
     #[error("{0} (if the guest stands still, type cont in another monitor)")]
     MayStandStill(Box<MonitorError>),
-    /// The guest was stopped, or is about to be, and cannot be told to go on.
+    /// The guest may be stopped, and `cont` could not be sent.
     #[error("{0}, and the guest may stand still: type cont in another monitor")]
     StandsStill(Box<MonitorError>),
 }
@@ -65,8 +65,8 @@ pub enum MonitorError {
 pub(super) struct Monitor {
     path: PathBuf,
     connection: Option<Connection>,
-    /// One with a `stop` that was not answered, and a `cont` after it: QEMU forgets what it has not
-    /// done yet of a connection that is closed.
+    /// A connection whose `stop` was not answered, with a `cont` after it. It stays open: QEMU
+    /// drops pending commands of a closed connection.
     late: Option<Connection>,
 }
 
@@ -81,13 +81,13 @@ impl Monitor {
             None => Connection::new(&self.path)?,
         };
         let status = connection.command("query-status")?;
-        // What somebody else stopped is not ours to let go on.
+        // If someone else has stopped the guest, it is not resumed.
         let running = status.get("running").and_then(Value::as_bool).unwrap_or(true);
         if running && let Err(why) = connection.command("stop") {
             return Err(self.let_go(connection, why));
         }
-        // SAFETY: the monitor has stopped the guest, or said that it was stopped, and nobody lets
-        // it go on meanwhile but who has a monitor too.
+        // SAFETY: the monitor has stopped the guest, or said that it was stopped. It stays stopped
+        // unless the user resumes it by another monitor.
         #[expect(unsafe_code, reason = "says that the guest is stopped")]
         work(&unsafe { GuestStopped::new() });
         if running && let Err(why) = connection.command("cont") {
@@ -97,10 +97,10 @@ impl Monitor {
         Ok(())
     }
 
-    /// The guest may stand still, or may be about to, because of us. Returns `why`, and what to do
-    /// if it cannot be helped.
+    /// Resumes a guest that this may have stopped, or is about to stop. Returns `why`, and what the
+    /// user can do if it fails.
     fn let_go(&mut self, mut connection: Connection, why: MonitorError) -> MonitorError {
-        // A `stop` that is late is followed by this.
+        // It follows a `stop` that is executed late.
         let sent = connection.send("cont");
         self.late = Some(connection).filter(|_| sent.is_ok());
         let again = || {
@@ -124,7 +124,7 @@ impl Pause for Monitor {
 /// A connection that is ready for commands.
 struct Connection {
     stream: UnixStream,
-    /// Read, and not looked at.
+    /// Bytes that were read and not parsed.
     buffer: Vec<u8>,
 }
 
@@ -146,7 +146,7 @@ impl Connection {
         Ok(self.stream.write_all(request.as_bytes())?)
     }
 
-    /// Sends a command and returns its result; events that come between are dropped.
+    /// Sends a command and returns its result. Events are dropped.
     fn command(&mut self, name: &'static str) -> Result<Value, MonitorError> {
         self.send(name)?;
         let deadline = Instant::now() + TIMEOUT;
@@ -189,7 +189,7 @@ impl Connection {
     }
 }
 
-/// Connects, and does not wait where others wait already: std's own connect() would, for ever.
+/// Connects without waiting: std's connect() waits for ever if the backlog is full.
 fn connect(path: &Path) -> std::io::Result<UnixStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -204,8 +204,8 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    /// A monitor that says `lines`, one after each line that it is told, and then closes, or says
-    /// no more.
+    /// A monitor that sends `lines`, one after each line that it gets, and then closes or is
+    /// silent.
     fn monitor(test: &str, lines: &'static [&'static str], closes: bool) -> (PathBuf, std::thread::JoinHandle<String>) {
         let folder = std::env::temp_dir().join(format!("libleak-monitor-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -269,7 +269,7 @@ mod tests {
         let path = folder.join("qmp");
         let _listener = UnixListener::bind(&path).unwrap();
         let mut waiting = Vec::new();
-        // As many as the system lets wait; then there is an error.
+        // The system lets a number of connections wait. Then there is an error.
         while let Ok(stream) = connect(&path) {
             waiting.push(stream);
             assert!(waiting.len() < 100_000);

@@ -1,6 +1,5 @@
-//! The guest's own time: whoever stops it leaves it running afterwards for as long as it stood
-//! still, so that neither a client nor a CPU that asks for one pause after the other keeps the rest
-//! from its work.
+//! Limits pauses: after a pause the guest runs at least as long as it was stopped. So repeated
+//! demands cannot stop the guest for more than half of the time.
 
 use parking_lot::Mutex;
 use std::time::{Duration, Instant};
@@ -10,12 +9,12 @@ use std::time::{Duration, Instant};
 pub struct Pace(Mutex<Option<Instant>>);
 
 impl Pace {
-    /// The guest stood still for `pause`, until `now`.
+    /// The guest was stopped for `pause`, until `now`.
     pub fn paused(&self, now: Instant, pause: Duration) {
         *self.0.lock() = now.checked_add(pause);
     }
 
-    /// How long it is to run yet.
+    /// How long the guest is to run before the next pause.
     pub fn rest(&self, now: Instant) -> Duration {
         let until = *self.0.lock();
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))

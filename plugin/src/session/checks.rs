@@ -1,9 +1,7 @@
-//! What is done of a guest that stands still.
+//! Checks of a stopped guest.
 //!
-//! Whoever calls a method whose docstring says so has stopped every vCPU: the thread of the
-//! [triggers](crate::triggers), QEMU at its exit, or a callback in an exclusive section. One at a
-//! time: they take a lock, so no caller may hold up the others that wait for it. What can be done
-//! when the guest runs again (names, text, files) is left for then: [`Session::report`].
+//! Methods that need a stopped guest take a [`GuestStopped`]. They take a lock, so one runs at a
+//! time. Names, text and files can wait until the guest runs again: [`Session::report`].
 
 use super::{Session, collected};
 use crate::broadcast;
@@ -27,10 +25,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Marks that are kept to compare with, each of some hundred KiB; the oldest goes.
+/// Most marks that are kept, each of some hundred KiB. The oldest is dropped.
 const MAX_MARKS: usize = 32;
 
-/// Looks whether the kernel could be found again, as it is in a snapshot. This takes 1 to 4 ms.
+/// Checks that the kernel can still be found, as a snapshot needs. This takes 1 to 4 ms.
 fn look_at_image(stopped: &GuestStopped, tracker: &Tracker) {
     if tracker.guest.kernel.checksum(&tracker.guest.ram.stopped(stopped)) != tracker.guest.checksum
         && tracker.troubles.enter(&Trouble::Image)
@@ -39,7 +37,7 @@ fn look_at_image(stopped: &GuestStopped, tracker: &Tracker) {
     }
 }
 
-/// Looks whether the kernel is still the one that is tracked. This takes some 20 microseconds.
+/// Checks that the kernel is still the tracked one. This takes some 20 microseconds.
 fn look_at_kernel(tracker: &Tracker) {
     if !tracker.guest.is_there() && tracker.troubles.enter(&Trouble::ReadOnlyData) {
         diagnostics::warning(&Trouble::ReadOnlyData.to_string());
@@ -52,7 +50,7 @@ pub enum SaveError {
     /// The live map cannot be copied.
     #[error(transparent)]
     Memory(#[from] CheckError),
-    /// The file.
+    /// The file cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
 }
@@ -60,7 +58,7 @@ pub enum SaveError {
 /// What the guest is stopped for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum For {
-    /// Less than a check.
+    /// Something that needs less memory than a check.
     Less,
     Check,
     /// A check at QEMU's exit.
@@ -69,40 +67,40 @@ enum For {
 
 /// What a scan found.
 pub struct ScanResult {
-    /// What is new, and the figures.
+    /// New leaks, and the figures of the scan.
     pub outcome: Outcome,
-    /// Events until then.
+    /// Counted events until the scan.
     pub counters: Counters,
 }
 
-/// A moment that later ones are held against.
+/// A mark, to compare later moments with.
 pub struct Mark {
     /// Its name; marks without one are numbered.
     pub name: String,
-    /// Live objects then.
+    /// Live objects at the mark, by allocation site.
     pub sites: Sites,
 }
 
 impl Mark {
-    /// What clients are told of it.
+    /// The mark as clients get it.
     pub fn told(&self) -> Marked {
         Marked { name: self.name.clone(), at_ms: self.sites.at_ms(), live: self.sites.total() }
     }
 }
 
-/// Marks, and since when objects are reported.
+/// Marks, and the baseline.
 #[derive(Default)]
 pub(super) struct Marks {
-    /// Objects with a lesser sequence number are no news.
+    /// Objects with a lower sequence number are not reported.
     baseline: u64,
-    /// Marks that were made.
+    /// How many marks were made.
     count: u64,
     kept: VecDeque<Arc<Mark>>,
 }
 
 impl Session {
-    /// looks for leaks that are new, those that no scan has reported yet and that were allocated
-    /// since the last mark, if there was one. Of those, none younger than `min_age` is taken.
+    /// Finds new leaks: objects that no scan has reported, that were allocated after the last mark,
+    /// and that are not younger than `min_age`.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -110,7 +108,7 @@ impl Session {
         self.scan_for(stopped, tracker, min_age, For::Check)
     }
 
-    /// As [`Session::scan`], at QEMU's exit: the live map may be gone after it.
+    /// As [`Session::scan`], at QEMU's exit or a kernel's end. It may release the live map.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -129,7 +127,7 @@ impl Session {
             look_at_image(stopped, tracker);
         }
         self.at_moment(stopped, tracker, min_age, what_for, |moment| {
-            // First, for whoever looks into why the check fails.
+            // Written first: it helps to find out why a check fails.
             if let Some(Err(why)) = self.options.snapshot.as_deref().map(|path| collected::save(path, moment)) {
                 diagnostics::warning(&why.to_string());
             }
@@ -137,7 +135,7 @@ impl Session {
             let outcome = self.shared(|| moment.check(self.options.why.as_deref(), &self.suppressions))?;
             self.settle(tracker, &outcome);
             let mut tests = tracker.tests.lock();
-            // Others may have ended meanwhile, on QEMU that cannot stop all.
+            // More tests may have ended since, on a QEMU that cannot stop all vCPUs.
             let told = outcome.tests.finished.len().min(tests.finished.len());
             tests.finished.drain(..told);
             drop(tests);
@@ -145,9 +143,9 @@ impl Session {
         })?
     }
 
-    /// Makes a check where several threads can share the work.
+    /// Runs `check` in the pool of threads, if there is one.
     fn shared<T: Send>(&self, check: impl FnOnce() -> T + Send) -> T {
-        // Started when it is needed: QEMU may fork before.
+        // Started when it is first needed, because QEMU may fork before.
         let pool = self.pool.get_or_init(|| signals::while_blocked(|| threads::pool(self.options.threads)));
         match pool {
             Some(pool) => pool.install(|| {
@@ -158,18 +156,18 @@ impl Session {
         }
     }
 
-    /// takes all that is live now as the state of things. No later scan reports any of it, though
-    /// it is searched for references as ever, and what is allocated later and hangs from it is
-    /// reported if it leaks. This costs nothing.
+    /// Sets the baseline: no later scan reports objects that are live now. They are still searched
+    /// for references, and later objects that only they refer to are still reported. This costs
+    /// nothing.
     pub fn set_baseline(&self, tracker: &Tracker) {
         self.marks.lock().baseline = tracker.objects.sequence();
     }
 
-    /// as [`Session::set_baseline`], and counts the live objects by site, for later comparison. A
+    /// As [`Session::set_baseline`], and counts the live objects by site, for later comparison. A
     /// mark of the same name is replaced.
     ///
     /// # Errors
-    /// [`CheckError`], and there is no mark then.
+    /// [`CheckError`]; no mark is made then.
     pub fn mark(&self, stopped: &GuestStopped, tracker: &Tracker, name: Option<&str>) -> Result<Arc<Mark>, CheckError> {
         let sites = self.sites(stopped, tracker)?;
         self.set_baseline(tracker);
@@ -185,19 +183,19 @@ impl Session {
         Ok(mark)
     }
 
-    /// The mark of that name, or the last one. Needs no stopped guest.
+    /// The mark of that name, or the last one.
     pub fn find_mark(&self, name: Option<&str>) -> Option<Arc<Mark>> {
         let marks = self.marks.lock();
         marks.kept.iter().rev().find(|m| name.is_none_or(|name| m.name == name)).cloned()
     }
 
-    /// The names of all marks that are kept, the oldest first. Needs no stopped guest.
+    /// The names of all marks, the oldest first.
     pub fn mark_names(&self) -> Vec<String> {
         self.marks.lock().kept.iter().map(|m| m.name.clone()).collect()
     }
 
-    /// what is unreferenced now is reported by no later scan, as after `echo clear` for kmemleak.
-    /// Says how much that is.
+    /// Makes later scans ignore what is unreferenced now, like `echo clear` for kmemleak. Returns
+    /// how much that is.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -210,7 +208,7 @@ impl Session {
         })?
     }
 
-    /// counts the live objects by site, reachable or not.
+    /// Counts the live objects by site, reachable or not.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -222,8 +220,8 @@ impl Session {
         })?
     }
 
-    /// who refers to the live object that has an address in it, step by step to the root; none if
-    /// there is no such object.
+    /// Finds the chains of references from roots to the live object that contains virtual address
+    /// `address`; empty if there is no such object.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -231,7 +229,7 @@ impl Session {
         self.at_moment(stopped, tracker, Duration::ZERO, For::Check, |moment| moment.why(address))?
     }
 
-    /// writes a snapshot.
+    /// Writes a snapshot.
     ///
     /// # Errors
     /// [`SaveError`].
@@ -241,10 +239,10 @@ impl Session {
         Ok(self.at_moment(stopped, tracker, min_age, For::Less, |moment| collected::save(path, moment))??)
     }
 
-    /// makes a [`Moment`] of it, for a check or for less. One at a time.
+    /// Calls `look` with the [`Moment`] of the stopped guest.
     ///
     /// # Errors
-    /// [`CheckError::NoMemory`], before anything was done that may fail for it.
+    /// [`CheckError::NoMemory`], if the host has too little memory. Nothing was done then.
     fn at_moment<T>(
         &self,
         stopped: &GuestStopped,
@@ -260,7 +258,7 @@ impl Session {
         let fits =
             |bytes| allocator::may_have(bytes).then_some(()).ok_or(CheckError::NoMemory(whole.div_ceil(1 << 20)));
         log::debug!("{} MiB in use, and a check needs {} MiB", allocator::used() >> 20, whole >> 20);
-        // Nobody needs the live map any more when it has been copied.
+        // After the last copy the live map is not needed.
         let in_parts = what_for == For::LastCheck && !allocator::may_have(whole);
         fits(if in_parts { needs.copy } else { whole })?;
         let baseline = self.marks.lock().baseline;
@@ -270,8 +268,8 @@ impl Session {
             allocator::give_back();
             fits(rest)?;
         }
-        // As if they had been reported. A snapshot keeps that, and so the report made of it is the
-        // same.
+        // Objects before the baseline count as reported. A snapshot contains this, so that its
+        // report is the same.
         objects.set_reported_before(baseline);
         let modules = tracker.modules.all();
         let memory = tracker.guest.ram.stopped(stopped);
@@ -292,20 +290,19 @@ impl Session {
             troubles: &tracker.troubles.all(),
             millis: tracker.time.millis(),
             min_age,
-            // When they were allocated is not known, so after a mark it counts as before.
+            // The time of their allocation is not known, so after a mark they count as older.
             unseen: self.options.live_slab && baseline == 0,
             halted: panics::halted().is_some(),
         }))
     }
 
-    /// Enters into the live map what a check has found out.
+    /// Remembers in the live map what was reported.
     fn settle(&self, tracker: &Tracker, outcome: &Outcome) {
         outcome.unreferenced.iter().for_each(|u| tracker.objects.set_reported(u.leak.addr, u.object.kind()));
     }
 
-    /// Writes what a scan found to all destinations of reports, and gives it back. `pause` is how
-    /// long the guest stood still for it, and `last` is whether no scan follows. The guest may run
-    /// again.
+    /// Writes a scan's report to all destinations, and returns it. `pause` is how long the guest
+    /// was stopped, and `last` is whether no scan follows. The guest may run.
     pub fn report(&self, tracker: &Tracker, found: &ScanResult, pause: Duration, last: bool) -> Report {
         let began = Instant::now();
         let asked =
@@ -324,7 +321,7 @@ impl Session {
         report
     }
 
-    /// Gives the names of the tracked kernel and its modules. The guest may run.
+    /// Calls `tell` with the names of the tracked kernel and its modules. The guest may run.
     pub fn named<T>(&self, tracker: &Tracker, tell: impl FnOnce(Names<'_>) -> T) -> T {
         tell(Names {
             kernel: &tracker.guest.kernel,

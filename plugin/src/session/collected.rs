@@ -1,4 +1,4 @@
-//! What a check takes of a stopped guest besides its memory, and the snapshot of all of it.
+//! What a check needs besides guest memory: registers and counters. And writing a snapshot.
 
 use crate::ffi::vcpu;
 use crate::ffi::witness::GuestStopped;
@@ -10,13 +10,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Words held in the registers of every vCPU; none where QEMU does not tell.
+/// The register contents of all vCPUs; empty if QEMU does not export the function.
 pub fn registers(stopped: &GuestStopped) -> Vec<u64> {
-    // One that was unplugged leaves a gap.
+    // Indexes of unplugged vCPUs are skipped.
     vcpu::with_cpus(|cpus| cpus.iter().filter_map(|&cpu| vcpu::registers(cpu, stopped)).flatten().collect())
 }
 
-/// What the summary counts.
+/// The counters in the summary line.
 pub fn counters(tracker: &Tracker) -> Counters {
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let (c, d) = (tracker.objects.counters(), &tracker.calls.missed);

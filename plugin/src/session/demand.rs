@@ -1,4 +1,4 @@
-//! What can be demanded of the guest while it stands still, and what comes of it.
+//! Demands that need a stopped guest, and their results.
 
 use super::checks::{Mark, ScanResult};
 use super::{NotTracked, Session};
@@ -15,29 +15,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What is to be done.
+/// A demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// The scan that is due every so many seconds: nobody asked for it, so if there is nothing to
-    /// scan yet, nothing is said.
+    /// A scan of `scan=SECONDS`. No one waits for its answer.
     Tick,
-    /// Report what is new and at least that old.
+    /// Scan, and report new leaks.
     Scan {
-        /// The least age.
+        /// Minimum age of reported objects.
         min_age: Duration,
     },
-    /// Take what is live as the state of things.
+    /// Set a mark.
     Mark {
-        /// The mark's name; it gets a number without one.
+        /// The mark's name; without one it gets a number.
         name: Option<String>,
     },
-    /// Never report what is unreferenced now.
+    /// Ignore what is unreferenced now.
     Clear,
-    /// Count what is live by site.
+    /// Count live objects by site.
     Sites,
-    /// Tell who refers to the live object that an address lies in.
+    /// Find references to a live object.
     Why {
-        /// Virtual address, or `__percpu` pointer.
+        /// A virtual address in the object, or a `__percpu` pointer.
         address: u64,
     },
     /// Write a snapshot.
@@ -47,27 +46,27 @@ pub enum What {
     },
 }
 
-/// What came of it.
+/// The result of a demand.
 #[derive(Clone)]
 pub enum Answer {
-    /// Of a scan: the report, which has been written to all its destinations.
+    /// A scan's report, which has been written to all destinations.
     Report(Arc<Report>),
     /// The mark.
     Mark(Arc<Mark>),
-    /// What will not be reported.
+    /// How much will be ignored.
     Cleared(Count),
-    /// What is live.
+    /// Live objects by site.
     Sites(Arc<Sites>),
-    /// Who refers to it.
+    /// References to the object.
     Paths(Arc<Vec<Path>>),
-    /// It is written.
+    /// The snapshot is written.
     Snapshot,
 }
 
-/// Why nothing came of it.
+/// Why a demand failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DemandError {
-    /// There is nothing to look at, or not any more, or not yet.
+    /// No kernel is tracked.
     #[error(transparent)]
     Nothing(#[from] NotTracked),
     /// QEMU is still starting.
@@ -76,56 +75,57 @@ pub enum DemandError {
     /// A bug.
     #[error("the answer was to another request; report this as a bug")]
     Confused,
-    /// It was looked at in vain.
+    /// The check failed.
     #[error(transparent)]
     Check(#[from] CheckError),
-    /// A snapshot was not written.
+    /// The snapshot was not written.
     #[error("{0}")]
     Snapshot(String),
-    /// No way to stop the guest works.
+    /// The guest cannot be stopped.
     #[error(
         "the guest cannot be paused, as a line on QEMU's stderr says; it is tried again after a while, so send this again then"
     )]
     Running,
-    /// QEMU exits, and makes the last scan itself.
+    /// QEMU is exiting, and makes the last scan itself.
     #[error("the guest has ended; what the last scan found is in the report")]
     Ended,
-    /// The guest was reset before it could be stopped for this.
+    /// The guest was reset before it was stopped.
     #[error("the guest has just started again, and all of its last kernel is in a report; send the request again")]
     Again,
-    /// Too much waits already.
+    /// Too many demands wait.
     #[error("too many requests wait for the guest to be paused; send this one again when others are answered")]
     Busy,
 }
 
 impl DemandError {
-    /// There is no thread that would do it: a panic has ended it, or the system gave none.
+    /// The error if no thread serves demands: it panicked, or could not be started.
     pub fn nobody() -> DemandError {
         panics::halted().map_or(DemandError::Running, |_| NotTracked::Halted.into())
     }
 }
 
-/// Who is told: called once, on the thread of the triggers or of who demands, and never blocks.
+/// Gets the result. It is called once, on the thread of the triggers or of the caller, and never
+/// blocks.
 pub type Reply = Box<dyn FnOnce(Result<(Answer, Duration), DemandError>) + Send>;
 
-/// Something to do, and who is told what came of it and how long the guest stood still.
+/// A demand, and where to send its result and the duration of the pause.
 pub struct Demand {
-    /// What.
+    /// The demand.
     pub what: What,
-    /// Who.
+    /// Gets the result.
     pub reply: Reply,
 }
 
-/// What was done while the guest stood still.
+/// The result of a demand while the guest is still stopped.
 pub enum Done {
-    /// A scan, whose report is to be written.
+    /// A scan; its report is to be written.
     Scanned(Box<ScanResult>),
-    /// All of it.
+    /// A complete answer.
     Answer(Answer),
 }
 
 impl Session {
-    /// Does what was demanded of a guest that is stopped.
+    /// Serves a demand.
     ///
     /// # Errors
     /// [`DemandError`].
@@ -151,7 +151,7 @@ impl Session {
     }
 }
 
-/// Tells subscribers what came of a demand.
+/// Sends the result of a demand to subscribers.
 pub fn publish(answer: &Answer) {
     match answer {
         Answer::Mark(mark) => broadcast::publish(|| Event::Mark(mark.told())),

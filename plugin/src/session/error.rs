@@ -1,4 +1,4 @@
-//! Why a session does not start, and why there is nothing to check.
+//! Errors: why a session does not start, and why there is no kernel to check.
 
 use detector::suppress::SuppressError;
 use guest_symbols::symbol_file::SymbolFileError;
@@ -8,7 +8,7 @@ use snapshot::WriteError;
 /// Why an option's file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Suppressions.
+    /// A file of suppressions.
     #[error(transparent)]
     Suppressions(#[from] SuppressError),
     /// The snapshot.
@@ -22,10 +22,10 @@ pub enum StartError {
     Debug(#[from] LinesError),
 }
 
-/// Why nothing is tracked, or nothing that a scan would be right about.
+/// Why no kernel is tracked, or none that a scan would be right about.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTracked {
-    /// A panic of ours.
+    /// libleak panicked.
     #[error(
         "an internal error has ended the tracking, as a line on QEMU's stderr says: there is no report but the last one, at QEMU's end"
     )]
@@ -38,25 +38,25 @@ pub enum NotTracked {
     /// The kernel cannot be tracked.
     #[error("nothing was tracked: {0}")]
     NoKernel(String),
-    /// One kernel is gone, and the next has not come.
+    /// One kernel has ended, and the next has not been found.
     #[error("no kernel runs in the guest now: it is starting again")]
     Between,
-    /// No kernel came.
+    /// No kernel was found.
     #[error("nothing was tracked: no Linux kernel ran in the guest")]
     NoLinux,
-    /// The tracked kernel is gone, and QEMU did not tell.
+    /// The tracked kernel is gone, and QEMU did not report it.
     #[error(
         "no result: the guest started another kernel, and only its first kernel was tracked; use -no-reboot, and start QEMU again for each boot"
     )]
     Replaced,
-    /// The kernel, of this release, has allocated nothing.
+    /// The kernel of this release has allocated nothing.
     #[error(
         "nothing was tracked: Linux {0} was found, but it ended before its first allocation, or none of its allocators is known"
     )]
     NoAllocations(String),
 }
 
-/// Why the kernel as it is now is not the one that was tracked when a panic ended the tracking.
+/// Why the kernel is no longer the one that was tracked when libleak panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TakeUpError {
     /// Its time went back.

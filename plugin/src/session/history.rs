@@ -1,4 +1,4 @@
-//! What has been done so far, for those who ask how things are.
+//! Scans and pauses so far, and the status that clients ask for.
 
 use super::{Session, collected};
 use crate::ffi::allocator;
@@ -17,7 +17,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// A scan was made.
+    /// Adds a scan.
     pub(super) fn add(&mut self, report: &Report) {
         let figure = |name| report.figures.get(name).copied().unwrap_or(0);
         self.scans += 1;
@@ -28,7 +28,7 @@ impl History {
 }
 
 impl Session {
-    /// The guest was stopped for so long.
+    /// Adds a pause of the guest.
     pub fn paused(&self, pause: Duration) {
         let pauses = &mut self.history.lock().pauses;
         let micros = pause.as_micros() as u64;
@@ -40,7 +40,7 @@ impl Session {
         };
     }
 
-    /// How things are. The guest runs, and goes on running.
+    /// The status. The guest is not stopped for it.
     pub fn status(&self) -> Status {
         let (tracked, tracker) = (self.tracked(), current::tracker());
         let counters = tracker.as_deref().map(collected::counters).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What the guest asks for by markers: it is done while the guest is stopped, and the reports of it
-//! are written by a thread of their own, in order.
+//! Demands by markers. They are served while the guest is stopped; a thread writes their reports
+//! afterwards, in order.
 
 use super::Session;
 use super::checks::ScanResult;
@@ -14,11 +14,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Most reports that wait to be written; more are written while the guest is stopped, which slows
-/// it down.
+/// Most reports that wait. Further reports are written while the guest is stopped, which slows it
+/// down.
 const MAX_REPORTS: usize = 16;
 
-/// What a marker's scan found.
+/// The result of a marker's scan.
 struct Scanned {
     tracker: Arc<Tracker>,
     result: Box<ScanResult>,
@@ -30,15 +30,15 @@ struct Scanned {
 #[derive(Default)]
 pub(super) struct ReportQueue {
     waiting: Mutex<VecDeque<Scanned>>,
-    /// Held by who writes reports, so that they come in order.
+    /// Held while reports are written, so that they stay in order.
     writing: Mutex<()>,
-    /// Wakes the thread that writes them, where there is one.
+    /// Wakes the thread that writes them, if there is one.
     wake: OnceLock<Sender<()>>,
 }
 
 impl Session {
-    /// Starts the thread that writes reports of markers. Without it they are written while the
-    /// guest is stopped.
+    /// Starts the thread that writes reports of markers. Without the thread they are written while
+    /// the guest is stopped.
     pub fn start_reports(&'static self) {
         if !self.options.guest_markers && !self.options.per_test {
             return;
@@ -58,7 +58,7 @@ impl Session {
         }
     }
 
-    /// Writes the reports of markers until now: before any later report.
+    /// Writes all reports that wait. To be called before any later report.
     pub fn flush_reports(&self) {
         let _one = self.reports.writing.lock();
         loop {
@@ -68,7 +68,7 @@ impl Session {
         }
     }
 
-    /// Does what a marker asks for. A report of it is of the test `at`.
+    /// Serves the demand of a marker. Its report belongs to the test `at`.
     pub fn obey_marker(&self, stopped: &GuestStopped, what: &What, at: Option<Arc<str>>) {
         let tracker = match self.tracked() {
             Ok(tracker) => tracker,
@@ -89,7 +89,7 @@ impl Session {
                 drop(reports);
                 match self.reports.wake.get().filter(|_| !full) {
                     Some(wake) => drop(wake.try_send(())),
-                    // Nobody who writes waits for a vCPU.
+                    // This cannot deadlock: the thread that writes does not wait for vCPUs.
                     None => self.flush_reports(),
                 }
             }

@@ -1,9 +1,9 @@
-//! Tests that tell of themselves on the guest's console, in the lines of KTAP.
+//! Finds the lines of KTAP by which tests report on the guest's console.
 //!
-//! Lines are seen when they are written, before they go anywhere: the kernel's own, of KUnit, when
-//! their record is in the log, whatever of it the console shows; those of processes in the
-//! terminal's function, or in that of a virtio port. What a process writes to a pipe is not looked
-//! at, since whoever reads that writes it again, and what goes to a pseudo-terminal neither.
+//! Lines are read in the functions that write them. KUnit's lines are read when their record is in
+//! the kernel's log, whatever the console's log level is. Lines of processes are read in the write
+//! functions of terminals and virtio ports. Pipes and pseudo-terminals are ignored: the process at
+//! the other end writes the lines again.
 
 use super::marker;
 use crate::ffi::inject;
@@ -15,29 +15,30 @@ use detector::ktap;
 use libc::c_uint;
 use parking_lot::Mutex;
 
-/// Most bytes of one write that are looked at: terminals take no more at once.
+/// Most bytes read of one write. Terminals accept no more at once.
 const MAX_WRITE: u64 = 1 << 16;
 /// Most bytes of a line.
 const MAX_LINE: usize = 1 << 10;
-/// Most lines that are not at their end yet, each of a terminal or port.
+/// Most unfinished lines, each of one terminal or port.
 const MAX_OPEN: usize = 8;
-/// Names a virtio port, of which one is as good as any other.
+/// Stands for all virtio ports.
 const PORT: u64 = 0;
 
 /// The console of one kernel.
 pub(super) struct Console {
     session: &'static Session,
-    /// Lines that are not at their end yet, by what they are written to.
+    /// Unfinished lines, by the virtual address of the `tty_struct`, or [`PORT`].
     open: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
 impl Console {
-    /// Nothing was written yet.
+    /// A console without unfinished lines.
     pub fn new(session: &'static Session) -> Console {
         Console { session, open: Mutex::default() }
     }
 
-    /// A process writes to the terminal `tty`; the kernel has made a copy of the text.
+    /// A process writes to the terminal `tty`. The kernel has copied the text to virtual address
+    /// `buf`.
     pub fn tty(&self, tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
         let Guest { kernel, ram, text, .. } = &tracker.guest;
         if !text.is_pty(kernel, ram, tty) {
@@ -52,7 +53,8 @@ impl Console {
         self.write(tracker, vcpu, PORT, &user_text(kernel, ram, buf, count.min(MAX_WRITE) as usize).bytes);
     }
 
-    /// A record is in the kernel's log, its `prb_reserved_entry` at `entry`.
+    /// A record is complete in the kernel's log. Its `prb_reserved_entry` is at virtual address
+    /// `entry`.
     pub fn printk(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
         if self.session.options.ktap {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
@@ -65,7 +67,7 @@ impl Console {
         inject("console");
         let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
         let (whole, rest) = whole_lines(before.unwrap_or_default(), text);
-        // Most lines are not of tests.
+        // Most lines do not belong to tests.
         if !rest.is_empty() && ktap::may_be(&rest) {
             if all.len() == MAX_OPEN {
                 all.remove(0);
@@ -82,15 +84,15 @@ impl Console {
             let test = tracker.tests.lock().line(line, tracker.objects.sequence());
             ended = test.or(ended);
         }
-        // Of several that are told of at once, all is over by now.
+        // If several tests have ended at once, one scan is enough.
         if ended.is_some() && self.session.options.per_test {
             marker::scan_after(self.session, vcpu, ended);
         }
     }
 }
 
-/// The lines that a text ends, after the start of one, and the start of the next. Lines are cut at
-/// [`MAX_LINE`].
+/// Splits `text`, which continues the unfinished `line`. Returns the finished lines, and the
+/// unfinished rest. Lines are cut at [`MAX_LINE`].
 fn whole_lines(mut line: Vec<u8>, text: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let mut whole = Vec::new();
     for part in text.split_inclusive(|b| *b == b'\n') {

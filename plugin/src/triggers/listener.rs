@@ -1,4 +1,4 @@
-//! Who listens to a kernel: its markers, and the tests that it tells on its console.
+//! The listener for the events of a kernel: markers, and lines of tests.
 
 use super::console::Console;
 use super::marker::{self, Markers};
@@ -17,7 +17,7 @@ struct Listener {
     console: Console,
 }
 
-/// Makes who listens to a kernel.
+/// Makes the listener for a kernel.
 pub fn listen(session: &'static Session) -> Arc<dyn GuestEvents> {
     Arc::new(Listener { session, markers: Markers::new(session), console: Console::new(session) })
 }

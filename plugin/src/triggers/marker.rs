@@ -1,17 +1,15 @@
-//! Markers: the guest itself says when to scan, and which test begins.
+//! Markers: the guest asks for scans, and names tests.
 //!
-//! Three ways, none of which needs anything in the guest:
+//! There are three ways. None needs software in the guest.
 //!
 //! - `echo leak:scan > /proc/self/comm`
 //! - `echo "libleak: scan" > /dev/kmsg`
 //! - the instruction CPUID with [`LEAF`] in eax and the command's number in ecx
 //!
-//! A marker is seen when the kernel's function, or the instruction, is about to run. What needs a
-//! guest that stands still is then done before this vCPU runs another block, and so before the call
-//! returns. Nothing waits in the callback, and a vCPU has no more to do than the markers of one
-//! block; but a vCPU that sends one after the other waits with its next one as long as all of them
-//! stood still for the last, so that the others come to their work. Reports are written by a thread
-//! of their own, in order.
+//! A marker is seen when the kernel's function or the instruction is about to run. Its demand is
+//! served before this vCPU runs another block, and so before the call returns. A vCPU that sends
+//! one marker after the other has to wait as long as the guest was stopped for the last one, so
+//! that the other vCPUs make progress. Another thread writes the reports.
 
 use super::command::{Command, parse};
 use crate::diagnostics;
@@ -35,24 +33,25 @@ use std::time::{Duration, Instant};
 
 /// The CPUID leaf of markers: "leak".
 pub const LEAF: u32 = 0x6c65_616b;
-/// The instruction.
+/// The bytes of the instruction CPUID.
 const CPUID: [u8; 2] = [0x0f, 0xa2];
 /// Most bytes of a marker.
 const MAX_TEXT: usize = 64 + MAX_NAME;
-/// Most bytes of a word that is told of.
+/// Most bytes of an unknown word in a warning.
 const MAX_WORD: usize = 64;
-/// Most unknown markers that are told of.
+/// Most warnings about unknown markers.
 const MAX_COMPLAINTS: u32 = 8;
-/// Most markers whose text is still to come into memory; each is of a task in a system call.
+/// Most markers whose text is not in memory yet. Each belongs to a task in a system call.
 const MAX_DEFERRED: usize = 64;
-/// Longest that a vCPU waits with its next marker.
+/// Longest time that a vCPU waits before its next marker.
 const MAX_RUNNING: Duration = Duration::from_millis(100);
 
-/// A marker whose text the process had not in memory yet when the call began.
+/// A marker whose text was not in memory when the call began.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Deferred {
     task: VirtAddr,
-    /// Where a comm's text is. Of a line for /dev/kmsg the log has a copy soon.
+    /// Where the text for /proc/PID/comm is; `None` for a line for /dev/kmsg, which the log will
+    /// contain.
     comm: Option<UserBuffer>,
 }
 
@@ -69,12 +68,12 @@ struct UserBuffer {
 pub(super) struct Markers {
     session: &'static Session,
     deferred: Mutex<Vec<Deferred>>,
-    /// How many they are, for whoever only wants to know that there is none.
+    /// The number of deferred markers. It is nearly always 0, and is read without the lock.
     deferred_count: AtomicUsize,
 }
 
 impl Markers {
-    /// None yet.
+    /// No markers yet.
     pub fn new(session: &'static Session) -> Markers {
         Markers { session, deferred: Mutex::default(), deferred_count: AtomicUsize::new(0) }
     }
@@ -87,7 +86,7 @@ impl Markers {
         self.tell_or_defer(tracker, vcpu, text, Some(UserBuffer { at: buf, len: count }));
     }
 
-    /// A task gets its name: if it wrote that itself, the text is in memory now.
+    /// A task gets its name. If the task wrote the name itself, the text is in memory now.
     pub fn comm_copied(&self, tracker: &Tracker, vcpu: c_uint) {
         if let Some(UserBuffer { at, len }) = self.take_deferred(tracker, true).and_then(|d| d.comm) {
             let text = user_text(&tracker.guest.kernel, &tracker.guest.ram, at, len);
@@ -102,8 +101,8 @@ impl Markers {
         self.tell_or_defer(tracker, vcpu, text.iter(kernel, ram, iter, MAX_TEXT), None);
     }
 
-    /// A record is in the log, its `prb_reserved_entry` at `entry`: if it is what this task wrote
-    /// to /dev/kmsg, that is text that can be read.
+    /// A record is in the log, its `prb_reserved_entry` at virtual address `entry`. If this task
+    /// wrote it to /dev/kmsg, the text can be read from the log.
     pub fn kmsg_copied(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
         if self.take_deferred(tracker, false).is_some() {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
@@ -117,7 +116,7 @@ impl Markers {
         }
         let Some(task) = tracker.guest.task() else { return };
         let mut deferred = self.deferred.lock();
-        // One of a call that failed may have stayed.
+        // A failed call may have left a marker.
         deferred.retain(|d| d.task != task);
         if deferred.len() == MAX_DEFERRED {
             deferred.remove(0);
@@ -127,7 +126,7 @@ impl Markers {
     }
 
     fn take_deferred(&self, tracker: &Tracker, comm: bool) -> Option<Deferred> {
-        // As nearly always.
+        // This is the usual case.
         if self.deferred_count.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -150,9 +149,10 @@ fn tell(session: &'static Session, tracker: &Tracker, vcpu: c_uint, text: &[u8])
     }
 }
 
-/// The guest may send any number of markers that are none.
+/// Warns of an unknown marker. The guest may send any number of them.
 fn complain(what: &str) {
-    /// Of all kernels of this QEMU: a guest that starts again and again fills no disk.
+    /// Counts for all kernels of this QEMU: a guest that reboots again and again must not fill the
+    /// disk.
     static COMPLAINTS: AtomicU32 = AtomicU32::new(0);
     if COMPLAINTS.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
         diagnostics::warning(&format!(
@@ -177,17 +177,17 @@ fn obey(session: &'static Session, tracker: &Tracker, vcpu: c_uint, command: Com
     after(session, vcpu, what, None);
 }
 
-/// Scans when this block ends; the report is of the test `at`.
+/// Scans at the end of this block. The report belongs to the test `at`.
 pub(super) fn scan_after(session: &'static Session, vcpu: c_uint, at: Option<Arc<str>>) {
     after(session, vcpu, What::Scan { min_age: session.options.min_age.unwrap_or_default() }, at);
 }
 
 fn after(session: &'static Session, index: c_uint, what: What, at: Option<Arc<str>>) {
-    // On this vCPU's thread, which holds no lock of QEMU's. Who stops the guest meanwhile waits
-    // too, and not for long.
+    // This vCPU's thread holds no lock of QEMU. Another thread that stops the guest has to wait for
+    // this one, but not for long.
     std::thread::sleep(session.pace.rest(Instant::now()).min(MAX_RUNNING));
     let work = Box::new(move |stopped: &GuestStopped| session.obey_marker(stopped, &what, at));
-    /// Once for all kernels of this QEMU, which it is that lacks something.
+    /// The error concerns QEMU, so it is printed once for all kernels.
     static TOLD: AtomicBool = AtomicBool::new(false);
     if let Err(why) = vcpu::exclusive_after(index as usize, work)
         && !TOLD.swap(true, Ordering::Relaxed)
@@ -196,12 +196,12 @@ fn after(session: &'static Session, index: c_uint, what: What, at: Option<Arc<st
     }
 }
 
-/// Watches the CPUID instructions of a block that is being translated.
+/// Adds a callback to the CPUID instructions of a block that is being translated.
 pub(super) fn translate(tracker: &Tracker, block: Block) {
     let count = block.len();
     let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return };
     let (start, end) = (first.vaddr(), last.vaddr() + CPUID.len() as u64);
-    // Nearly all blocks lie in one page and have the bytes nowhere.
+    // Nearly all blocks lie in one page and do not contain the bytes.
     if start >> 12 == (end - 1) >> 12
         && !tracker.guest.ram.has_pair(first.host_address(), (end - start) as usize, CPUID)
     {

@@ -1,13 +1,12 @@
-//! What makes libleak look at the guest before its end: one thread that stops it, and the demands
-//! that the thread serves.
+//! Triggers of checks while the guest runs. One thread stops the guest and serves demands.
 //!
-//! - [`demand`](crate::session::demand): what can be demanded
-//! - [`interval`]: every so many seconds
-//! - [`control`]: when another program asks, through a socket
-//! - [`marker`]: the guest itself, and [`console`], the tests that it tells of
+//! - [`demand`](crate::session::demand): the demands
+//! - [`interval`]: scans every `scan=` seconds
+//! - [`control`]: requests of other programs, through a socket
+//! - [`marker`]: requests of the guest; [`console`]: tests that it runs; [`listener`]: both
 //!
-//! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the
-//! methods of [`Session`](crate::session::Session) that the thread calls.
+//! QEMU's exit and callbacks in an exclusive section call the same methods of
+//! [`Session`](crate::session::Session) as the thread.
 
 pub mod command;
 mod console;
@@ -29,10 +28,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Demands that wait, at most; more are refused. A client has one at a time.
+/// Most demands that wait. Further demands are refused. A client has one at a time.
 const MAX_WAITING: usize = 512;
 
-/// To the thread. Clients' threads have nothing else that could hold it.
+/// The queue of demands for the thread. It is shared by the threads of all clients.
 static QUEUE: OnceLock<Sender<Demand>> = OnceLock::new();
 
 /// Starts the thread.
@@ -57,8 +56,7 @@ pub fn start(session: &'static Session) {
     }
 }
 
-/// Hands a demand to the thread, and never blocks. If it cannot be served, who waits is told at
-/// once.
+/// Passes a demand to the thread, and never blocks. If it is refused, the reply is called at once.
 pub fn demand(demand: Demand) {
     let refused = match QUEUE.get().map(|queue| queue.try_send(demand)) {
         Some(Ok(())) => return,
@@ -69,15 +67,15 @@ pub fn demand(demand: Demand) {
     (refused.0.reply)(Err(refused.1));
 }
 
-/// The thread.
+/// The thread that serves demands.
 struct Scanner {
     session: &'static Session,
     demands: Receiver<Demand>,
-    /// Received, and to be served in their order.
+    /// Demands that were received, in the order in which they are served.
     waiting: VecDeque<Demand>,
     /// Ways to stop the guest, best first.
     ways: Vec<Way>,
-    /// None of them works, which was said.
+    /// No way works, which was reported.
     is_lost: bool,
 }
 
@@ -99,9 +97,8 @@ impl Scanner {
             ffi::inject("scanner");
             let mut replies = vec![next.reply];
             if matches!(next.what, What::Scan { .. }) {
-                // What was asked for at the same time is answered by the same scan, which comes
-                // after all of the requests: the second of two scans would have nothing new to
-                // tell.
+                // Equal demands that wait are answered by the same scan. A second scan would have
+                // nothing new to report.
                 let (same, others) = self.waiting.drain(..).partition(|d: &Demand| d.what == next.what);
                 self.waiting = others;
                 let same: VecDeque<Demand> = same;
@@ -112,7 +109,7 @@ impl Scanner {
         }
     }
 
-    /// Stops the guest for a demand; what can wait is done when it runs again.
+    /// Stops the guest for a demand. The report is written when the guest runs again.
     fn serve(&mut self, what: &What) -> Result<(Answer, Duration), DemandError> {
         let session = self.session;
         if session.is_ended() {
@@ -136,7 +133,7 @@ impl Scanner {
                     diagnostics::warning(&format!("{why}; it is not tried again for {} s", rest.as_secs()));
                 }
             }
-            // It may have been done all the same, and the guest only not let go on.
+            // After an error the demand may have been served: only resuming the guest failed.
             match result.lock().take() {
                 Some(Ok(Done::Scanned(found))) => {
                     session.paused(pause);
@@ -153,7 +150,7 @@ impl Scanner {
                     log::info!("no result: {why}");
                     return Err(why);
                 }
-                // A panic, which was said.
+                // libleak panicked, which was reported.
                 None if paused.is_ok() => return Err(NotTracked::Halted.into()),
                 None => {}
             }

@@ -1,5 +1,5 @@
-//! What differs between the architectures of guests, as far as QEMU's side of it goes. Each
-//! architecture has a file with the same names in it. The plugin is built for one of them.
+//! Differences between architectures in QEMU's interface. Each architecture has a file with the
+//! same names. The plugin is built for one of them.
 
 mod x86_64;
 

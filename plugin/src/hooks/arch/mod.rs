@@ -1,5 +1,5 @@
-//! What differs between the architectures of guests, as far as hooks go. Each architecture has a
-//! file with the same names in it. The plugin is built for one of them.
+//! Differences between architectures in the guest's code. Each architecture has a file with the
+//! same names. The plugin is built for one of them.
 
 mod x86_64;
 

@@ -1,11 +1,11 @@
-//! The control socket: requests of other programs, while the guest runs. [`detector::control`] says
-//! what can be asked.
+//! The control socket: requests of other programs while the guest runs. [`detector::control`]
+//! describes the requests.
 //!
-//! - [`socket`]: its file
+//! - [`socket`]: the socket's file
 //! - [`client`]: one client
-//! - [`lines`]: what it sends
-//! - [`answer`]: what it gets
-//! - [`broadcast`]: what it is told when it only listens
+//! - [`lines`]: its requests
+//! - [`answer`]: the answers
+//! - [`broadcast`]: events for subscribers
 
 mod answer;
 mod client;
@@ -23,14 +23,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Clients at once; others are told so.
+/// Most clients at once.
 const MAX_CLIENTS: usize = 256;
-/// Stack of a client's thread, in bytes: JSON is read 128 levels deep at most.
+/// Stack of a client's thread in bytes. JSON is read at most 128 levels deep.
 const STACK: usize = 512 << 10;
-/// How long QEMU's exit waits for subscribers to read the last events.
+/// How long QEMU's exit waits until subscribers have read the last events.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The socket. QEMU's exit, which takes its file away, hands nothing over that could hold it.
+/// The socket. QEMU's exit removes its file; the exit callback has no data that could hold it.
 static SOCKET: OnceLock<Socket> = OnceLock::new();
 
 /// Serves a socket.
@@ -45,7 +45,7 @@ pub fn start(socket: Socket) {
     }
 }
 
-/// QEMU exits: nobody is to come, and those who listen are told.
+/// QEMU is exiting: removes the socket, and tells subscribers.
 pub fn end() {
     if let Some(socket) = SOCKET.get() {
         socket.remove();
@@ -57,23 +57,23 @@ pub fn end() {
 fn accept(socket: &Socket) {
     for stream in socket.listener.incoming() {
         match stream {
-            // A panic costs this client alone: others would wait for an answer that nobody gives.
+            // A panic drops this client alone. The next clients are still served.
             Ok(stream) => drop(panics::always(|| welcome(stream))),
             Err(why) => {
                 log::info!("a client was lost: {why}");
-                // Out of descriptors, which may pass.
+                // The process is out of file descriptors, which may pass.
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
     }
 }
 
-/// Gives a client a thread.
+/// Starts the thread of a client.
 fn welcome(stream: UnixStream) {
     ffi::inject("listener");
     if CLIENTS.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
         CLIENTS.fetch_sub(1, Ordering::Relaxed);
-        // A new connection has room for a line.
+        // The buffer of a new connection has room for a line.
         let _ = stream.set_nonblocking(true);
         client::refuse(&stream, &Problem::Full(MAX_CLIENTS));
         return;
