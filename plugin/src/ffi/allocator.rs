@@ -113,14 +113,14 @@ unsafe impl GlobalAlloc for Counted {
             return to_reserve();
         }
         count(at, -(layout.size() as i64));
-        // SAFETY: by this function's own contract, and it is none of the reserve's.
+        // SAFETY: by this function's own contract; it is not a piece of the reserve.
         unsafe { System.dealloc(at, layout) }
     }
 
     #[inline]
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         if !in_reserve(at) {
-            // SAFETY: by this function's own contract, and it is none of the reserve's.
+            // SAFETY: by this function's own contract; it is not a piece of the reserve.
             let new = unsafe { System.realloc(at, layout, size) };
             if !new.is_null() {
                 count(at, -(layout.size() as i64));

@@ -47,6 +47,10 @@ struct Pages {
     descriptor: u64,
 }
 
+/// A counter in its own cache lines: every allocation writes it, and all CPUs read what is beside it.
+#[repr(align(128))]
+struct Sequence(AtomicU64);
+
 /// Live objects.
 pub struct LiveObjects {
     live: LiveMap,
@@ -56,7 +60,7 @@ pub struct LiveObjects {
     /// Names of tasks.
     comms: Comms,
     /// The sequence number of the next object.
-    sequence: AtomicU64,
+    sequence: Sequence,
     /// Blocks that vfree() freed last.
     vfreed: Mutex<VecDeque<u64>>,
     /// No new objects are entered. See [`super::memory_budget`].
@@ -74,7 +78,7 @@ impl LiveObjects {
             live: map(),
             pages: descriptor.map(|descriptor| Pages { map: map(), descriptor }),
             comms: Comms::default(),
-            sequence: AtomicU64::new(1),
+            sequence: Sequence(AtomicU64::new(1)),
             vfreed: Mutex::new(VecDeque::with_capacity(RECENT_VFREES)),
             closed: AtomicBool::new(false),
             unentered: AtomicI64::new(0),
@@ -129,13 +133,13 @@ impl LiveObjects {
     /// The sequence number of the next object. All objects that are live now have lower ones.
     #[inline]
     pub fn sequence(&self) -> u64 {
-        self.sequence.load(Ordering::Relaxed)
+        self.sequence.0.load(Ordering::Relaxed)
     }
 
     /// Takes the next sequence number.
     #[inline]
     pub(super) fn next_sequence(&self) -> u64 {
-        self.sequence.fetch_add(1, Ordering::Relaxed)
+        self.sequence.0.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The number of a task's name.

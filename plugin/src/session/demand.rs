@@ -99,7 +99,7 @@ pub enum DemandError {
 
 impl DemandError {
     /// The error if no thread serves demands: it panicked, or could not be started.
-    pub fn nobody() -> DemandError {
+    pub fn no_thread() -> DemandError {
         panics::halted().map_or(DemandError::Running, |_| NotTracked::Halted.into())
     }
 }

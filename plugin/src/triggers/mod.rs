@@ -61,7 +61,7 @@ pub fn demand(demand: Demand) {
     let refused = match QUEUE.get().map(|queue| queue.try_send(demand)) {
         Some(Ok(())) => return,
         Some(Err(TrySendError::Full(demand))) => (demand, DemandError::Busy),
-        Some(Err(TrySendError::Disconnected(demand))) => (demand, DemandError::nobody()),
+        Some(Err(TrySendError::Disconnected(demand))) => (demand, DemandError::no_thread()),
         None => return,
     };
     (refused.0.reply)(Err(refused.1));

@@ -177,7 +177,7 @@ fn demand(what: What) -> Result<(Answer, Duration), Problem> {
         let _ = sender.try_send(answer);
     });
     crate::triggers::demand(Demand { what, reply });
-    Ok(receiver.recv().unwrap_or_else(|_| Err(DemandError::nobody()))?)
+    Ok(receiver.recv().unwrap_or_else(|_| Err(DemandError::no_thread()))?)
 }
 
 fn confused() -> Problem {
