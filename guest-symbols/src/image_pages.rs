@@ -5,8 +5,8 @@
 //! `struct memory_bitmap`, and frees what is marked in both (swsusp_free()).
 
 use crate::Kernel;
-use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use crate::corruption::circle;
+use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::collections::HashMap;
 
 /// The two bitmaps.

@@ -1,5 +1,5 @@
-//! QEMU in the background (-daemonize): when it has started it goes to the folder / and has no stderr any more
-//! (os_setup_post(), os-posix.c). Plugins are loaded in the process that stays, before that.
+//! QEMU in the background (-daemonize). When it has started, it changes to the folder / and closes
+//! stderr (os_setup_post(), os-posix.c). Plugins are loaded before that, in the process that stays.
 
 use crate::options::Options;
 use std::path::{Path, PathBuf};
@@ -9,20 +9,25 @@ pub fn is_daemon() -> bool {
     std::fs::read("/proc/self/cmdline").is_ok_and(|words| asks(&words))
 }
 
-/// Whether words, each with a NUL behind it, ask for that.
+/// Whether a command line asks for it. Each word ends with a NUL.
 fn asks(words: &[u8]) -> bool {
     words.split(|&byte| byte == 0).any(|word| matches!(word, b"-daemonize" | b"--daemonize"))
 }
 
-/// Makes the options of use there.
+/// No one would see a report.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error(
+    "QEMU has no stderr once -daemonize has sent it to the background, so nobody would see a report; add report=PATH"
+)]
+pub struct NoReport;
+
+/// Adapts the options: paths become absolute.
 ///
 /// # Errors
-/// What to print, if nobody would see a report.
-pub fn settle(options: &mut Options) -> Result<(), String> {
+/// [`NoReport`].
+pub fn settle(options: &mut Options) -> Result<(), NoReport> {
     if options.reports.is_empty() {
-        return Err("QEMU has no stderr once -daemonize has sent it to the background, so nobody would see a report; \
-                    add report=PATH"
-            .to_owned());
+        return Err(NoReport);
     }
     let files = options.reports.iter_mut().map(|report| &mut report.path);
     let single = [&mut options.suppress_print, &mut options.qmp, &mut options.snapshot, &mut options.control];
@@ -55,6 +60,6 @@ mod tests {
         assert_eq!(options.reports[0].path, here.join("leaks"));
         assert_eq!((options.control, options.snapshot), (Some("/run/leak".into()), Some(here.join("a/s"))));
         let none = settle(&mut Options::parse(["control=/run/leak"]).unwrap());
-        assert!(none.unwrap_err().contains("report=PATH"));
+        assert!(none.unwrap_err().to_string().contains("report=PATH"));
     }
 }

@@ -1,7 +1,7 @@
-//! A file that grows by whole texts: whoever reads it at any moment sees all of a text or nothing of it.
+//! A file that grows by whole texts. A reader sees all of a text or nothing of it.
 //!
-//! What was there and what is new is written under another name beside it, which then takes the file's place. Where that
-//! cannot be, in what is no regular file (a pipe, a terminal, all of /dev and /proc), text is written as it comes.
+//! The old content and the new text are written to another file, which then replaces the file. This
+//! is not possible for pipes, terminals, and anything in /dev or /proc. There, text is appended.
 
 use parking_lot::Mutex;
 use std::ffi::OsString;
@@ -12,31 +12,31 @@ use std::path::{Path, PathBuf};
 /// The file.
 pub struct Grown {
     path: PathBuf,
-    /// Held by who writes: a report and a message may come at once, and one would take the other's place.
+    /// Held while a text is added: two writers at once would lose one of the texts.
     writing: Mutex<()>,
 }
 
 impl Grown {
-    /// Makes it, or empties it. Nothing is lost where that fails: [`Grown::append`] tries again.
+    /// Creates or empties the file. If this fails, nothing is lost: [`Grown::append`] tries again.
     pub fn create(path: &Path) -> (Grown, io::Result<()>) {
         let file = Grown { path: path.into(), writing: Mutex::new(()) };
         let made = if file.is_special() { file.append("") } else { file.replace("", false) };
         (file, made)
     }
 
-    /// Where it is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Adds a text at its end.
+    /// Appends a text.
     ///
     /// # Errors
-    /// The system's, and then the file is as it was.
+    /// Errors of the system. The file is unchanged then.
     pub fn append(&self, text: &str) -> io::Result<()> {
         let _one = self.writing.lock();
         if self.is_special() {
-            // Not created: a folder of devices is no place for files.
+            // Files are not created in a folder of devices.
             let mut file = OpenOptions::new().append(true).open(&self.path)?;
             return file.write_all(text.as_bytes());
         }
@@ -49,14 +49,14 @@ impl Grown {
     }
 
     fn replace(&self, text: &str, keep: bool) -> io::Result<()> {
-        // A link stays one.
+        // A symbolic link stays a link.
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let mut name = OsString::from(&path);
         name.push(".partial");
         let partial = PathBuf::from(name);
         let done = self.fill(&partial, &path, text, keep).and_then(|()| fs::rename(&partial, &path));
         if done.is_err() {
-            // It may be what fills the disk.
+            // A partial file may fill the disk.
             let _ = fs::remove_file(&partial);
         }
         done
@@ -65,19 +65,19 @@ impl Grown {
     fn fill(&self, partial: &Path, path: &Path, text: &str, keep: bool) -> io::Result<()> {
         let mut file = File::create(partial)?;
         match File::open(path) {
-            // The kernel copies, and where it can only shares the blocks.
+            // The host's kernel copies the data, or shares the blocks where it can.
             Ok(mut before) if keep => io::copy(&mut before, &mut file).map(drop)?,
-            // It was taken away, by whoever keeps old logs.
+            // The file may have been moved by log rotation.
             Err(why) if keep && why.kind() != ErrorKind::NotFound => return Err(why),
             _ => {}
         }
         file.write_all(text.as_bytes())?;
-        // A full disk may only say so now.
+        // A full disk may only be reported now.
         file.sync_data()
     }
 }
 
-/// What the user can do about it.
+/// What the user can do about an error.
 pub fn advice(why: &io::Error) -> &'static str {
     match why.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => "make room there",
@@ -116,7 +116,7 @@ mod tests {
         made.unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
         file.append("one\n").unwrap();
-        // Whoever has it open goes on reading what he had.
+        // A reader with the old file open keeps reading the old content.
         let mut old = File::open(&path).unwrap();
         file.append("two\n").unwrap();
         let mut text = String::new();

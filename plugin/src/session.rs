@@ -1,24 +1,35 @@
-//! One guest under observation: waiting for its kernel, tracking, checking ([`checks`]), one kernel after the other
-//! ([`boots`]), and the last word.
+//! The session of one QEMU process: it finds the guest's kernel, tracks it, checks it ([`checks`]),
+//! and follows reboots ([`boots`]).
 
 mod boots;
 pub mod checks;
+mod collected;
+pub mod demand;
+mod error;
 mod hibernation;
 mod history;
-pub mod troubles;
+mod report_queue;
 
+pub use error::{NotTracked, StartError};
+
+use crate::diagnostics;
 use crate::ffi::api::Block;
-use crate::ffi::host;
 use crate::ffi::panics;
 use crate::ffi::ram::Ram;
-use crate::hooks::chosen::Wanted;
+use crate::ffi::vcpu;
+use crate::ffi::witness::GuestStopped;
+use crate::hooks::guest::Guest;
+use crate::hooks::guest_events::GuestEvents;
+use crate::hooks::resolved::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::translate::is_of_image;
-use crate::hooks::{current, joined};
+use crate::hooks::troubles::Trouble;
+use crate::hooks::{attach, current};
 use crate::options::Options;
-use crate::output::{self, Output};
-use crate::triggers::marker;
+use crate::output::Output;
+use crate::pause::pace::Pace;
 use detector::suppress::Suppressions;
+use error::TakeUpError;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::{Kernel, VirtAddr};
@@ -28,42 +39,45 @@ use rayon::ThreadPool;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use troubles::Trouble;
 
-/// Age below which interval scans report nothing: what kmemleak waits (MSECS_MIN_AGE).
+/// Minimum age of objects that interval scans report, as in kmemleak (MSECS_MIN_AGE).
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
-/// Bytes of `linux_banner` that are looked at, which starts with "Linux version RELEASE".
+/// Bytes read of `linux_banner`, which starts with "Linux version RELEASE".
 const MAX_BANNER: usize = 256;
-/// Searches before it is given up: around the first block of a kernel, the second, the third, the fifth and so on, up to one in
-/// half a million.
+/// Searches before giving up: at the kernel's first block, the second, the third, the fifth and so
+/// on, up to about block half a million.
 const MAX_SEARCHES: u32 = 20;
 
-/// State of the process: QEMU loads a plugin once.
+/// Makes the listener for the events of one kernel.
+pub type Listen = fn(&'static Session) -> Arc<dyn GuestEvents>;
+
+/// The session. There is one in each QEMU process, because QEMU loads a plugin once.
 pub struct Session {
-    /// What the user asked for.
+    /// The user's options.
     pub options: Options,
     output: Output,
     suppressions: Suppressions,
     lines: Option<Lines>,
     symbols: Mutex<Option<SymbolFile>>,
     search: boots::Search,
-    /// Why there is no kernel, once that is certain.
+    /// Why there is no kernel, once this is known.
     failure: Mutex<Option<String>>,
+    listen: Listen,
+    /// When the guest may be stopped again.
+    pub pace: Pace,
+    /// Reports requested by markers.
+    reports: report_queue::ReportQueue,
     /// Held during a check.
     checking: Mutex<()>,
     marks: Mutex<checks::Marks>,
     history: Mutex<history::History>,
-    /// QEMU exits.
+    /// QEMU is exiting.
     ended: AtomicBool,
-    /// The threads that make a check, where it is more than one.
+    /// Threads for checks; `None` if one thread is enough.
     pool: OnceLock<Option<ThreadPool>>,
 }
 
-/// What is said after a panic of ours.
-pub const OFF: &str = "an internal error has ended the tracking, as a line on QEMU's stderr says: there is no report but the last one, at QEMU's end";
-const RESET: &str = "the guest started another kernel, and only its first kernel was tracked; \
-                     use -no-reboot, and start QEMU again for each boot";
-
+/// Set once, at install. QEMU's callbacks have no data that could hold it.
 static SESSION: OnceLock<Session> = OnceLock::new();
 
 /// The session; `None` before install.
@@ -75,14 +89,14 @@ impl Session {
     /// Starts the session.
     ///
     /// # Errors
-    /// The line to print, if an option's file cannot be used.
-    pub fn start(options: Options) -> Result<&'static Session, String> {
-        let suppressions = Suppressions::read(&options.suppress).map_err(|e| e.to_string())?;
-        options.snapshot.as_deref().map(snapshot::try_path).transpose().map_err(|e| e.to_string())?;
-        let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose().map_err(|e| e.to_string())?;
+    /// [`StartError`], whose text is the line to print.
+    pub fn start(options: Options, listen: Listen) -> Result<&'static Session, StartError> {
+        let suppressions = Suppressions::read(&options.suppress)?;
+        options.snapshot.as_deref().map(snapshot::try_path).transpose()?;
+        let symbols = options.symbols.as_deref().map(SymbolFile::open).transpose()?;
         let lines = if options.debug.is_empty() { None } else { Some(Lines::open(&options.debug)) };
-        let lines = lines.transpose().map_err(|e| e.to_string())?;
-        // Last, so that nothing is emptied when QEMU does not start.
+        let lines = lines.transpose()?;
+        // Last, so that no file is emptied if QEMU does not start.
         let output = Output::open(&options);
         let session = SESSION.get_or_init(|| Session {
             options,
@@ -92,12 +106,16 @@ impl Session {
             symbols: Mutex::new(symbols),
             search: boots::Search::default(),
             failure: Mutex::new(None),
+            listen,
+            pace: Pace::default(),
+            reports: report_queue::ReportQueue::default(),
             checking: Mutex::new(()),
             marks: Mutex::default(),
             history: Mutex::default(),
             ended: AtomicBool::new(false),
             pool: OnceLock::new(),
         });
+        diagnostics::also_to(&session.output);
         Session::watch_ends();
         Ok(session)
     }
@@ -108,7 +126,7 @@ impl Session {
     }
 
     /// QEMU translates a block.
-    pub fn translate(&self, block: Block) {
+    pub fn translate(&'static self, block: Block) {
         let start = block.vaddr();
         let search = &self.search;
         if !search.blocks.load(Ordering::Relaxed) {
@@ -117,11 +135,12 @@ impl Session {
         self.take_up_loaded();
         if !VirtAddr(start).is_kernel() {
             if search.leaving.load(Ordering::Relaxed) {
-                // What brings the next kernel up runs below the kernel's half.
+                // Firmware and boot loaders run in the lower half of the address space, so the next
+                // kernel may follow.
                 search.leaving.store(false, Ordering::Relaxed);
             }
             if self.options.guest_markers {
-                current::with(|tracker| marker::translate(tracker, block));
+                current::with_events(|tracker, events| events.translate(tracker, block));
             }
             return;
         }
@@ -132,40 +151,41 @@ impl Session {
             if self.is_gone() {
                 self.search(block, start);
             }
-            // Another vCPU may have found the next one meanwhile.
+            // Another vCPU may have found the next kernel in the meantime.
             self.watch(block);
         }
     }
 
-    /// Watches what is to be watched in a block of the kernel's half. Says whether it is the tracked kernel's; `None` without one.
+    /// Adds callbacks to a block in the kernel's half. Returns whether it belongs to the tracked
+    /// kernel; `None` if no kernel is tracked.
     fn watch(&self, block: Block) -> Option<bool> {
-        current::with(|tracker| {
+        current::with_events(|tracker, events| {
             let is_own = tracker.translate(block);
             if is_own && self.options.guest_markers {
-                marker::translate(tracker, block);
+                events.translate(tracker, block);
             }
             is_own
         })
     }
 
     /// Looks for the kernel that this block belongs to.
-    fn search(&self, block: Block, start: u64) {
+    fn search(&'static self, block: Block, start: u64) {
         let search = &self.search;
         if search.settled.load(Ordering::Acquire) || search.leaving.load(Ordering::Relaxed) {
             return;
         }
-        // What restores an image lies elsewhere.
+        // The code that restores an image of hibernation lies outside of kernel images.
         if search.restoring.load(Ordering::Relaxed) && !is_of_image(start) {
             return;
         }
-        // One vCPU searches. Of a guest that was loaded others may run as well, and wait here until it is known what to watch in
-        // their blocks: nobody who searches needs them to go on.
+        // One vCPU searches. In a guest that was loaded others may run too. They wait here until it
+        // is known what to watch in their blocks. The search does not depend on them.
         let symbols = self.symbols.lock();
         if search.settled.load(Ordering::Acquire) {
             return;
         }
         let n = search.kernel_blocks.fetch_add(1, Ordering::Relaxed);
-        // Soon again at first: the first block may have been a module's.
+        // The first block may belong to a module, so the next searches follow soon.
         if n != 0 && !n.is_power_of_two() {
             return;
         }
@@ -176,10 +196,11 @@ impl Session {
         match self.find(block, start, symbols.as_ref()) {
             Ok(has_run) => {
                 search.settled.store(true, Ordering::Relaxed);
-                // It may have been tracked as another boot: firmware goes on with a suspended kernel after a reset, too.
+                // It may have been tracked before as an earlier boot: after a reset, firmware may
+                // resume a suspended kernel.
                 if n > 0 || has_run {
                     log::info!("blocks of the kernel were translated before: all are translated again");
-                    host::flush_translations();
+                    vcpu::flush_translations();
                 }
             }
             Err(NotFound::NotYet(why)) => {
@@ -190,32 +211,31 @@ impl Session {
                 *self.failure.lock() = Some(why);
             }
             Err(NotFound::Never(why)) => {
-                output::error(&why);
+                diagnostics::error(&why);
                 search.settled.store(true, Ordering::Relaxed);
                 *self.failure.lock() = Some(why);
             }
         }
     }
 
-    /// Looks for the kernel that this block belongs to. Says whether it has run before.
-    fn find(&self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<bool, NotFound> {
+    /// Finds the kernel that this block belongs to. Returns whether it has run before.
+    fn find(&'static self, block: Block, start: u64, symbols: Option<&SymbolFile>) -> Result<bool, NotFound> {
         let began = Instant::now();
         let code = block.insn(0).map_or(std::ptr::null(), |i| i.host_address());
         let ram = Ram::find(code).map_err(|e| NotFound::Never(e.to_string()))?;
         let phys = ram
             .phys_of(code)
             .ok_or_else(|| NotFound::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
-        let kernel = {
-            // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is the only
-            // one that runs, and it is here. Should another run after all, as in a guest that was loaded, it would be
-            // writing kernel data, not the read-only data that is searched.
-            #[expect(unsafe_code, reason = "says that the guest stands still")]
-            let memory = unsafe { ram.stopped() };
-            Kernel::find(&memory, VirtAddr(start), phys, symbols).map_err(|e| match e {
-                KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
-                e => NotFound::Never(e.to_string()),
-            })?
-        };
+        // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is
+        // the only one that runs, and it is in this callback. Should another run after all, as in a
+        // guest that was loaded, it would be writing kernel data, not the read-only data and the
+        // code that are read.
+        #[expect(unsafe_code, reason = "says that the guest is stopped")]
+        let stopped = unsafe { GuestStopped::new() };
+        let kernel = Kernel::find(&ram.stopped(&stopped), VirtAddr(start), phys, symbols).map_err(|e| match e {
+            KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
+            e => NotFound::Never(e.to_string()),
+        })?;
         log::info!(
             "Linux {}: {} symbols, {} BTF types, found in {:?}",
             kernel.release,
@@ -224,105 +244,104 @@ impl Session {
             began.elapsed()
         );
         if let Some(Err(why)) = self.lines.as_ref().map(|lines| lines.check_kernel(&kernel, &ram)) {
-            output::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
+            diagnostics::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
         }
         let wanted =
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
-        let has_run = joined::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
+        let has_run = attach::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
         let kept = Kept { frames: self.options.frames, objects: self.options.max_objects };
-        let (mut tracker, missing) = Tracker::new(kernel, ram, wanted, kept, boot);
+        let guest = Guest::new(kernel, ram, boot, &stopped);
+        let (tracker, missing) = Tracker::new(guest, wanted, kept, &stopped);
         if has_run {
             tracker.join();
         }
         if !missing.is_empty() {
             let trouble = Trouble::NoHook(missing);
-            output::warning(&format!("{trouble}, and the report is not to be trusted"));
+            diagnostics::warning(&format!("{trouble}, and the report is not to be trusted"));
             tracker.troubles.enter(&trouble);
         }
-        current::set(Some(Arc::new(tracker)));
+        current::set(Some((Arc::new(tracker), (self.listen)(self))));
         log::info!("ready {:?} after the first kernel block", began.elapsed());
         Ok(has_run)
     }
 
-    /// What is tracked.
+    /// The tracked kernel.
     ///
     /// # Errors
-    /// The line to print if there is nothing, or nothing that a scan would be right about.
-    pub fn tracked(&self) -> Result<Arc<Tracker>, String> {
+    /// [`NotTracked`].
+    pub fn tracked(&self) -> Result<Arc<Tracker>, NotTracked> {
         match panics::halted() {
-            Some(_) => Err(OFF.to_owned()),
+            Some(_) => Err(NotTracked::Halted),
             None => self.known(),
         }
     }
 
-    /// What was tracked, whether or not it still is.
-    fn known(&self) -> Result<Arc<Tracker>, String> {
+    /// The kernel that is tracked, or was until libleak panicked.
+    fn known(&self) -> Result<Arc<Tracker>, NotTracked> {
         let Some(tracker) = current::tracker() else {
             let why = self.failure.lock().clone();
             return Err(match why {
-                _ if !self.search.blocks.load(Ordering::Relaxed) => "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg".to_owned(),
-                Some(why) => format!("nothing was tracked: {why}"),
-                None if self.is_between() => "no kernel runs in the guest now: it is starting again".to_owned(),
-                None => "nothing was tracked: no Linux kernel ran in the guest".to_owned(),
+                _ if !self.search.blocks.load(Ordering::Relaxed) => NotTracked::NoCode,
+                Some(why) => NotTracked::NoKernel(why),
+                None if self.is_between() => NotTracked::Between,
+                None => NotTracked::NoLinux,
             });
         };
-        if tracker.is_replaced() {
-            return Err(format!("no result: {RESET}"));
+        if tracker.guest.is_replaced() {
+            return Err(NotTracked::Replaced);
         }
-        if tracker.live.counters().allocations == 0 {
-            return Err(format!(
-                "nothing was tracked: Linux {} was found, but it ended before its first allocation, or none of its allocators is known",
-                tracker.kernel.release
-            ));
+        if tracker.objects.counters().allocations == 0 {
+            return Err(NotTracked::NoAllocations(tracker.guest.kernel.release.clone()));
         }
         Ok(tracker)
     }
 
     /// QEMU exits: the vCPUs have stopped.
-    pub fn exit(&self) {
+    pub fn exit(&self, stopped: &GuestStopped) {
         self.ended.store(true, Ordering::Relaxed);
         self.take_up_loaded();
-        self.conclude(true);
+        self.conclude(stopped, true);
     }
 
-    /// Makes what was known when a panic ended the tracking ready for one more check. What happened in the guest since is not
-    /// known: the kernel's own books say what is still allocated, and they must be of the same run of the same kernel.
-    fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), &'static str> {
-        let before = tracker.rewinds();
+    /// Prepares one more check after a panic ended the tracking. Later events are not known. The
+    /// kernel's allocator metadata tells what is still allocated, provided that the same kernel
+    /// still runs.
+    fn take_up(&self, tracker: &Tracker, since: Instant) -> Result<(), TakeUpError> {
+        let before = tracker.time.rewinds();
         tracker.check_time(false);
-        if tracker.rewinds() > before {
-            return Err("the guest has gone back in time, or started again");
+        if tracker.time.rewinds() > before {
+            return Err(TakeUpError::Rewound);
         }
-        let banner = tracker.kernel.symbols.lookup("linux_banner").map(VirtAddr);
-        let banner = banner.map(|at| tracker.kernel.read_string(&tracker.ram, at, MAX_BANNER));
-        if banner.is_some_and(|banner| !banner.contains(&tracker.kernel.release)) {
-            return Err("another kernel runs since");
+        let banner = tracker.guest.kernel.symbols.lookup("linux_banner").map(VirtAddr);
+        let banner = banner.map(|at| tracker.guest.kernel.read_string(&tracker.guest.ram, at, MAX_BANNER));
+        if banner.is_some_and(|banner| !banner.contains(&tracker.guest.kernel.release)) {
+            return Err(TakeUpError::OtherKernel);
         }
         tracker.troubles.enter(&Trouble::Halted(since.elapsed().as_secs()));
         Ok(())
     }
 
-    /// Whether QEMU exits.
+    /// Whether QEMU is exiting.
     pub fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// The age below which scans that somebody asks for report nothing, unless he says otherwise.
+    /// Default minimum age of objects that requested scans report.
     pub fn asked_min_age(&self) -> Duration {
         self.options.min_age.unwrap_or_default()
     }
 
-    /// The age below which interval scans report nothing.
+    /// Minimum age of objects that interval scans report.
     pub fn interval_min_age(&self) -> Duration {
         self.options.min_age.unwrap_or(INTERVAL_MIN_AGE)
     }
 }
 
-/// Why there is no kernel.
+/// Why no kernel was found.
 enum NotFound {
-    /// Another block may do.
+    /// A later block may succeed.
     NotYet(String),
-    /// No block will.
+    /// No block will succeed.
     Never(String),
 }

@@ -164,7 +164,8 @@ impl<M: GuestMemory> Records<'_, M> {
             pool.zombies.extend(fits.then_some(object));
         }
         let mut at = 0;
-        for range in references.into_iter().chain([size..size]) {
+        let end = size..size;
+        for range in references.iter().chain(std::iter::once(&end)) {
             if at < range.start {
                 pool.not_references.push(record.0.wrapping_add(at)..record.0.wrapping_add(range.start));
             }

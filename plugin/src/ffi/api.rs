@@ -1,11 +1,11 @@
 //! The plugin API, looked up by name at load.
 //!
-//! QEMU loads plugins with RTLD_NOW, so one strong reference to a function that this QEMU lacks would make
-//! the load fail with a linker's message. Everything is therefore fetched with dlsym(); what is missing
-//! can then be said in words. Types are those of the `qemu-plugin-sys` bindings.
+//! QEMU loads plugins with RTLD_NOW. With a strong reference to a function that this QEMU lacks,
+//! loading would fail with a message of the linker. So all functions are looked up with dlsym(),
+//! and a message says what is missing. Types are those of the `qemu-plugin-sys` bindings.
 //!
-//! API 7 (QEMU 11.1) dropped the plugin id from the callbacks that had one and gave them user data;
-//! registrations take the user data as a further argument, which older versions do not look at.
+//! In API 7 (QEMU 11.1) callbacks lost the plugin id and got user data. Registrations take the user
+//! data as an additional last argument, which older versions ignore.
 
 use libc::{c_char, c_int, c_uint, c_void};
 use qemu_plugin_sys::{
@@ -22,23 +22,29 @@ pub const READ_REGS: c_int = 1;
 /// QEMU_PLUGIN_COND_NE.
 pub const COND_NE: c_int = 3;
 
-/// A callback whose arguments depend on the API version: registered as a bare pointer.
+/// A callback whose arguments depend on the API version. It is registered as a bare pointer.
 pub type AnyCallback = *const c_void;
 /// `qemu_plugin_vcpu_udata_cb_t`.
 pub type ExecCallback = extern "C" fn(vcpu: c_uint, userdata: *mut c_void);
 
+/// A function that this QEMU does not have, by its name.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this QEMU lacks {0}")]
+pub struct MissingFunction(&'static str);
+
 macro_rules! api {
     ($($(#[$doc:meta])* $name:ident = $symbol:literal: fn($($arg:ty),*) $(-> $ret:ty)?;)*) => {
-        /// The functions used, resolved.
+        /// The functions that are used, resolved.
         pub struct Api { $($(#[$doc])* pub $name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)* }
 
         impl Api {
-            fn resolve() -> Result<Api, &'static str> {
+            fn resolve() -> Result<Api, MissingFunction> {
                 Ok(Api { $($name: {
-                    let found = lookup($symbol).ok_or($symbol)?;
-                    // SAFETY: the symbol is QEMU's or GLib's function of that name, whose C signature, from
-                    // QEMU 9.2 to 11.1, is the one given here (int results that became bool are not read
-                    // beyond zero or not; additional trailing arguments are ignored by older versions).
+                    let found = lookup($symbol).ok_or(MissingFunction($symbol))?;
+                    // SAFETY: the symbol is QEMU's or GLib's function of that name, whose C
+                    // signature, from QEMU 9.2 to 11.1, is the one given here (int results that
+                    // became bool are not read beyond zero or not; additional trailing arguments
+                    // are ignored by older versions).
                     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $ret)?>(found) }
                 },)* })
             }
@@ -67,9 +73,9 @@ api! {
     tb_get_insn = "qemu_plugin_tb_get_insn": fn(*const qemu_plugin_tb, usize) -> *mut qemu_plugin_insn;
     /// (insn)
     insn_vaddr = "qemu_plugin_insn_vaddr": fn(*const qemu_plugin_insn) -> u64;
-    /// (insn): despite its name a pointer into this process, null for MMIO.
+    /// (insn): despite its name this is a pointer in this process; null for MMIO.
     insn_haddr = "qemu_plugin_insn_haddr": fn(*const qemu_plugin_insn) -> *mut c_void;
-    /// (insn, destination, length): copies so many bytes at most, and says how many.
+    /// (insn, destination, length): copies at most `length` bytes, and returns how many.
     insn_data = "qemu_plugin_insn_data": fn(*const qemu_plugin_insn, *mut c_void, usize) -> usize;
     /// (insn)
     insn_size = "qemu_plugin_insn_size": fn(*const qemu_plugin_insn) -> usize;
@@ -93,12 +99,13 @@ api! {
     array_free = "g_array_free": fn(*mut GArray, c_int) -> *mut c_char;
 }
 
+/// Set once, at install: there is one QEMU in a process.
 static API: OnceLock<Api> = OnceLock::new();
 
 /// The API of the QEMU that loaded this library.
 ///
 /// # Panics
-/// Before [`load`] has succeeded, which nothing but QEMU's own callbacks could do.
+/// Before [`load`] has succeeded. Callbacks are registered after that.
 #[inline]
 pub fn api() -> &'static Api {
     API.get().expect("the plugin API is resolved at install")
@@ -107,8 +114,8 @@ pub fn api() -> &'static Api {
 /// Resolves the API.
 ///
 /// # Errors
-/// The name of the first function that this QEMU does not have.
-pub fn load() -> Result<(), &'static str> {
+/// The first function that this QEMU does not have.
+pub fn load() -> Result<(), MissingFunction> {
     let api = Api::resolve()?;
     let _ = API.set(api);
     Ok(())
@@ -117,12 +124,13 @@ pub fn load() -> Result<(), &'static str> {
 /// The address of a symbol that the process exports, or `None`.
 pub fn lookup(name: &str) -> Option<*mut c_void> {
     let name = CString::new(name).ok()?;
-    // SAFETY: `name` is a C string; RTLD_DEFAULT searches the program and the libraries it was linked with.
+    // SAFETY: `name` is a C string; RTLD_DEFAULT searches the program and the libraries it was
+    // linked with.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     (!found.is_null()).then_some(found)
 }
 
-/// A block that QEMU is translating, for the length of the translation callback.
+/// A block that QEMU is translating. It is valid during the translation callback.
 #[derive(Clone, Copy)]
 pub struct Block(*mut qemu_plugin_tb);
 
@@ -137,13 +145,13 @@ impl Block {
         Block(tb)
     }
 
-    /// How many instructions it has.
+    /// The number of its instructions.
     pub fn len(self) -> usize {
         // SAFETY: the block is live, by the contract of `new`.
         unsafe { (api().tb_n_insns)(self.0) }
     }
 
-    /// Whether it has none.
+    /// Whether it has no instruction.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
@@ -156,7 +164,7 @@ impl Block {
 
     /// Instruction `index`, or `None` past the last.
     pub fn insn(self, index: usize) -> Option<Insn> {
-        // SAFETY: as above; QEMU checks nothing, so the index is checked here.
+        // SAFETY: as above; QEMU does not check the index, so it is checked here.
         (index < self.len()).then(|| Insn(unsafe { (api().tb_get_insn)(self.0, index) }))
     }
 }
@@ -182,13 +190,13 @@ impl Insn {
         unsafe { (api().insn_vaddr)(self.0) }
     }
 
-    /// The host address of its bytes; null where they are not RAM.
+    /// The host address of its bytes; null if they are not in RAM.
     pub fn host_address(self) -> *const u8 {
         // SAFETY: as above.
         unsafe { (api().insn_haddr)(self.0) }.cast_const().cast()
     }
 
-    /// Its bytes; x86 has none of more than 15.
+    /// Its bytes. x86 instructions have at most 15.
     pub fn bytes(self) -> InsnBytes {
         let mut bytes = InsnBytes { bytes: [0; 16], len: 0 };
         // SAFETY: as above; QEMU writes no more than the length it is given, which is the buffer's.
@@ -199,14 +207,14 @@ impl Insn {
         bytes
     }
 
-    /// Calls `callback` with `userdata`, which is never dereferenced, each time the instruction is about to
-    /// execute; registers are readable.
+    /// Calls `callback` each time the instruction is about to execute. The callback may read
+    /// registers. `userdata` is passed on and never dereferenced.
     pub fn on_exec(self, callback: ExecCallback, userdata: usize) {
         // SAFETY: as above; the callback is a plain function and outlives the process.
         unsafe { (api().register_insn_exec)(self.0, callback, READ_REGS, userdata as *mut c_void) }
     }
 
-    /// As [`Insn::on_exec`], only while this vCPU's value of `flag` is not 0.
+    /// As [`Insn::on_exec`], but only while the vCPU's value of `flag` is not 0.
     pub fn on_exec_if(self, flag: Flag, callback: ExecCallback, userdata: usize) {
         // SAFETY: as for `on_exec`; the scoreboard behind `flag` is never freed.
         unsafe {
@@ -215,19 +223,20 @@ impl Insn {
     }
 }
 
-/// One `u64` for each vCPU that translated code can test by itself.
+/// One `u64` for each vCPU, which translated code can test by itself.
 #[derive(Clone, Copy)]
 pub struct Flag(qemu_plugin_u64);
 
-// SAFETY: the scoreboard pointer is only passed back to QEMU, whose scoreboard functions may be called from
-// any thread.
+// SAFETY: the scoreboard pointer is only passed back to QEMU, whose scoreboard functions may be
+// called from any thread.
 unsafe impl Send for Flag {}
 // SAFETY: as above.
 unsafe impl Sync for Flag {}
 
 impl Flag {
-    /// The only one there is: translated code may hold it for ever, so it is never freed. Whoever takes it over sets it.
+    /// The only flag. It keeps its value until it is set.
     pub fn get() -> Flag {
+        /// Translated code may use it for ever, so it is never freed.
         static FLAG: OnceLock<Flag> = OnceLock::new();
         *FLAG.get_or_init(|| {
             // SAFETY: plain allocation by QEMU.
@@ -236,10 +245,11 @@ impl Flag {
         })
     }
 
-    /// Sets it for every vCPU: with thread=single, translated code tests the slot of the vCPU that translated
-    /// it, not of the one that runs it, so all slots must always agree.
+    /// Sets it for all vCPUs. With thread=single, translated code tests the slot of the vCPU that
+    /// translated it, not of the one that runs it. So all slots must have the same value.
     pub fn set(self, value: u64) {
-        // SAFETY: slots exist for every vCPU index below num_vcpus; each is a naturally aligned u64.
+        // SAFETY: slots exist for every vCPU index below num_vcpus; each is a naturally aligned
+        // u64.
         unsafe {
             for vcpu in 0..(api().num_vcpus)().max(0) as c_uint {
                 (api().u64_set)(self.0, vcpu, value);

@@ -1,54 +1,42 @@
-//! Registers of the current vCPU, read where QEMU keeps them.
+//! Reads registers of the current vCPU where QEMU keeps them.
 //!
-//! The plugin API copies a register through the debugger's interface, in 24 to 30 ns, and a hook reads five. Where this
-//! build of QEMU exports `current_cpu`, the place of the registers in a vCPU's state is learnt by comparing that state with what the API
-//! says, and is used once both have agreed often enough. A callback that may read registers finds them there: TCG has
-//! written them back for the API to read.
+//! The plugin API reads a register through the debugger's interface, which takes 24 to 30 ns. A
+//! hook reads five registers. If this build of QEMU exports `current_cpu`, the offsets of the
+//! registers in a vCPU's state are learnt: the state is compared with the API's values. The offsets
+//! are used once both have agreed often enough. TCG writes registers back to the state before a
+//! callback that may read registers.
 
 use super::api;
-use super::regs::{REGISTERS, Reg};
+use super::arch::{PER_CPU_BASE_WITHIN, REGISTERS, Reg, STATE_ORDER};
 use libc::c_void;
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// Bytes from the start of a vCPU's state to each register; 0 where the API is to be asked.
+/// Offset in bytes of each register in a vCPU's state; 0 if the API is to be used. They are static
+/// because all vCPUs have the same type, and callbacks have no data that could hold them.
 static PLACES: [AtomicU32; REGISTERS] = [const { AtomicU32::new(0) }; REGISTERS];
-/// Learning has come to an end, whichever.
+/// Learning has ended, with or without success. All vCPUs share it.
 static SETTLED: AtomicBool = AtomicBool::new(false);
+/// The state of learning. All vCPUs share it.
 static TRIAL: Mutex<Trial> = Mutex::new(Trial::new());
 
-/// Comparisons that must agree, and tries at most until there is something to compare.
+/// Comparisons that must agree, and most tries.
 const AGREEMENTS: u32 = 64;
 const TRIES: u32 = 4096;
-/// `CPUX86State.regs` (target/i386/cpu.h, QEMU 9.2 to 11.1) starts so: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9.
-const ORDER: [(usize, Reg); 9] = [
-    (0, Reg::Rax),
-    (1, Reg::Rcx),
-    (2, Reg::Rdx),
-    (4, Reg::Rsp),
-    (5, Reg::Rbp),
-    (6, Reg::Rsi),
-    (7, Reg::Rdi),
-    (8, Reg::R8),
-    (9, Reg::R9),
-];
-/// How far behind the general registers the base of gs may be: `segs` follows them, after the flags.
-const SEGMENTS: usize = 1024;
-
 thread_local! {
-    /// Where QEMU keeps this thread's current vCPU (`CPUState *current_cpu`), null before it was looked up, and 1 where it
-    /// is not exported.
+    /// Address of QEMU's thread-local `CPUState *current_cpu`, which each thread has to look up. It
+    /// is 0 before the lookup, and 1 if QEMU does not export it.
     static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What learning has come to.
+/// The state of learning.
 struct Trial {
     tries: u32,
     agreed: u32,
-    /// Bytes from the start of the state to the general registers.
+    /// Index of the general registers in the words of the state.
     registers: Option<usize>,
-    /// The same for the base of gs: all places that had it each time.
+    /// Indexes of all words that had the per-CPU base in each comparison.
     gs_base: Vec<usize>,
 }
 
@@ -57,23 +45,23 @@ impl Trial {
         Trial { tries: 0, agreed: 0, registers: None, gs_base: Vec::new() }
     }
 
-    /// One more comparison of `state` with the API's words; whether that was the last.
+    /// Compares `state` with the API's values once more. Returns whether learning has ended.
     fn compare(&mut self, state: &[u64], said: &impl Fn(Reg) -> u64) -> bool {
         self.tries += 1;
-        let is_there = |at: usize| ORDER.iter().all(|(i, reg)| state.get(at + i) == Some(&said(*reg)));
-        let gs_base = said(Reg::GsBase);
+        let is_there = |at: usize| STATE_ORDER.iter().all(|(i, reg)| state.get(at + i) == Some(&said(*reg)));
+        let gs_base = said(Reg::PER_CPU_BASE);
         match self.registers {
             Some(at) if is_there(at) => {
                 self.gs_base.retain(|&at| state.get(at) == Some(&gs_base));
                 self.agreed += 1;
             }
-            // It was a coincidence. Before anything was compared with enough different words, all else may be one.
+            // The earlier agreement was a coincidence, so all of it is dropped.
             Some(_) => *self = Trial { tries: self.tries, ..Trial::new() },
-            None if gs_base != 0 && said(Reg::Rsp) != 0 => {
+            None if gs_base != 0 && said(Reg::STACK_POINTER) != 0 => {
                 let mut places = (0..state.len()).filter(|&at| is_there(at));
                 if let (Some(at), None) = (places.next(), places.next()) {
                     self.registers = Some(at);
-                    let near = at + 10..state.len().min(at + SEGMENTS / 8);
+                    let near = at + 10..state.len().min(at + PER_CPU_BASE_WITHIN / 8);
                     self.gs_base = near.filter(|&at| state[at] == gs_base).collect();
                 }
             }
@@ -82,22 +70,22 @@ impl Trial {
         self.agreed >= AGREEMENTS || self.tries >= TRIES
     }
 
-    /// The places, if they are certain.
+    /// Publishes the offsets if they are certain.
     fn publish(&self) {
         let Some(at) = self.registers.filter(|_| self.agreed >= AGREEMENTS) else {
             return log::info!("the registers' place was not found: they are read through QEMU's API");
         };
-        for (i, reg) in ORDER {
+        for (i, reg) in STATE_ORDER {
             PLACES[reg as usize].store(8 * (at + i) as u32, Ordering::Relaxed);
         }
         if let [at] = self.gs_base[..] {
-            PLACES[Reg::GsBase as usize].store(8 * at as u32, Ordering::Relaxed);
+            PLACES[Reg::PER_CPU_BASE as usize].store(8 * at as u32, Ordering::Relaxed);
         }
         log::debug!("the registers lie {} words into the vCPU's state, the base of gs {:?}", at, self.gs_base);
     }
 }
 
-/// The start of the current vCPU's state; `None` where that is not known.
+/// The start of the current vCPU's state; `None` if QEMU does not export it.
 #[inline]
 fn state() -> Option<*const u8> {
     let mut at = CURRENT.get();
@@ -111,18 +99,20 @@ fn state() -> Option<*const u8> {
             return None;
         }
     }
-    // SAFETY: dlsym() gave the address of this thread's own copy of the thread-local `CPUState *current_cpu`
-    // (include/hw/core/cpu.h, QEMU 9.2 to 11.1), which lives as long as the thread and is written by it alone.
+    // SAFETY: dlsym() gave the address of this thread's own copy of the thread-local `CPUState
+    // *current_cpu` (include/hw/core/cpu.h, QEMU 9.2 to 11.1), which lives as long as the thread
+    // and is written by it alone.
     let cpu = unsafe { (at as *const *const u8).read() };
     (!cpu.is_null()).then_some(cpu)
 }
 
-/// The current vCPU (`CPUState *`); `None` where QEMU does not tell.
+/// The current vCPU (`CPUState *`); `None` if QEMU does not export it.
 pub fn current() -> Option<*mut c_void> {
     state().map(|cpu| cpu.cast_mut().cast())
 }
 
-/// The current vCPU's register, if its place is known. Only in callbacks that may read registers.
+/// Reads a register of the current vCPU, if its offset is known. Call it only in callbacks that may
+/// read registers.
 #[inline]
 pub fn read(reg: Reg) -> Option<u64> {
     let place = PLACES[reg as usize].load(Ordering::Relaxed) as usize;
@@ -130,12 +120,14 @@ pub fn read(reg: Reg) -> Option<u64> {
         return None;
     }
     let cpu = state()?;
-    // SAFETY: the place lies in the state of a vCPU, all of which are of one type and size, and has held this very
-    // register whenever it was compared. The vCPU is the one whose callback this thread is in, so nobody writes.
+    // SAFETY: all vCPUs have the same type and size. The offset lies in the state, and held this
+    // register in each comparison. This thread is in the vCPU's callback, so no other thread
+    // writes.
     Some(unsafe { cpu.add(place).cast::<u64>().read() })
 }
 
-/// Compares once more, if there is anything left to learn. `said` is the API. Only in callbacks that may read registers.
+/// Compares once more, unless learning has ended. `said` reads a register through the API. Call it
+/// only in callbacks that may read registers.
 #[cold]
 pub fn learn(said: impl Fn(Reg) -> u64) {
     if SETTLED.load(Ordering::Relaxed) {
@@ -143,10 +135,11 @@ pub fn learn(said: impl Fn(Reg) -> u64) {
     }
     let Some(mut trial) = TRIAL.try_lock() else { return };
     let Some(cpu) = state() else { return SETTLED.store(true, Ordering::Relaxed) };
-    // SAFETY: a vCPU's state is an object that QEMU has allocated by itself with malloc() or posix_memalign()
-    // (object_new_with_type(), qom/object.c), at whose start CPUState lies; the allocator says how long it is. It is aligned for
-    // words, and while this thread is in a callback of this vCPU, others only write to words that are no registers: those are compared
-    // and given up, whatever is read of them, and are read atomically.
+    // SAFETY: a vCPU's state is one object, which QEMU allocates with malloc() or posix_memalign()
+    // (object_new_with_type(), qom/object.c). It starts with CPUState, and the allocator knows its
+    // length. It is aligned for words. While this thread is in a callback of this vCPU, other
+    // threads write only words that are not registers. Those are read atomically, and the
+    // comparison rejects them whatever they contain.
     let words: Vec<u64> = unsafe {
         let len = libc::malloc_usable_size(cpu.cast_mut().cast::<c_void>()) / 8;
         (0..len).map(|i| (*cpu.cast::<AtomicU64>().add(i)).load(Ordering::Relaxed)).collect()
@@ -170,8 +163,8 @@ mod tests {
 
     fn said(n: u64) -> impl Fn(Reg) -> u64 {
         move |reg| match reg {
-            Reg::GsBase => 0xffff_8880_0000_0000,
-            reg => ORDER.iter().find(|(_, r)| *r == reg).map_or(0, |(i, _)| n * 1000 + *i as u64),
+            Reg::PER_CPU_BASE => 0xffff_8880_0000_0000,
+            reg => STATE_ORDER.iter().find(|(_, r)| *r == reg).map_or(0, |(i, _)| n * 1000 + *i as u64),
         }
     }
 
@@ -181,11 +174,11 @@ mod tests {
         assert!((1..=u64::from(AGREEMENTS)).all(|n| !trial.compare(&state(n), &said(n))));
         assert!(trial.compare(&state(77), &said(77)));
         assert_eq!((trial.registers, &trial.gs_base[..]), (Some(100), &[130][..]));
-        // All registers alike: every place would do.
+        // All registers are equal, so every place would fit.
         let mut trial = Trial::new();
         assert!(!trial.compare(&[5; 100], &|_| 5));
         assert_eq!(trial.registers, None);
-        // One that does not hold starts again.
+        // A disagreement starts learning again.
         let mut trial = Trial::new();
         trial.compare(&state(1), &said(1));
         trial.compare(&state(2), &said(3));

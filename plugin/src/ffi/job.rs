@@ -1,38 +1,40 @@
-//! Work that is given to a thread of QEMU's, which may come to it too late, or never.
+//! Work for a thread of QEMU, which may run it too late, or never.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Work that is done by one thread or given up by another, never both.
+/// Work that one thread runs, or another cancels; never both.
 pub(super) struct Job {
     work: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     done: Sender<()>,
 }
 
 impl Job {
-    /// A job, and what [`Job::has_run`] waits for.
+    /// Makes a job, and the channel that [`Job::has_run`] waits for.
     pub fn new(work: Box<dyn FnOnce() + Send>) -> (Arc<Job>, Receiver<()>) {
         let (done, wait) = bounded(1);
         (Arc::new(Job { work: Mutex::new(Some(work)), done }), wait)
     }
 
-    /// Does the work, unless it was given up or done.
+    /// Runs the work, unless it was cancelled or has run.
     pub fn run(&self) {
         let mut work = self.work.lock();
-        // Held until it is done, so that a caller that gives up cannot return in the middle.
+        // The lock is held while the work runs, so that a caller that cancels it cannot return in
+        // the middle.
         if let Some(work) = work.take() {
             work();
         }
     }
 
-    /// Wakes whoever waits, also when the work has panicked.
+    /// Wakes the waiting thread, also if the work has panicked.
     pub fn done(&self) {
         let _ = self.done.try_send(());
     }
 
-    /// Waits for the work, and gives it up after `timeout`. Whether it has run: if not, it never will; if so, it is over.
+    /// Waits for the work, and cancels it after `timeout`. Returns whether it has run. If not, it
+    /// never will.
     pub fn has_run(&self, wait: &Receiver<()>, timeout: Duration) -> bool {
         wait.recv_timeout(timeout).is_ok() || self.work.lock().take().is_none()
     }
@@ -43,7 +45,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// One that gives up at about the time when the other begins.
+    /// One thread cancels the work at about the time when the other starts it.
     #[test]
     fn work_is_done_or_given_up_and_never_both() {
         let mut done = 0;
@@ -62,7 +64,7 @@ mod tests {
                 given.done();
                 given.run();
             });
-            // Of the order of what it takes to start a thread.
+            // About as long as it takes to start a thread.
             let ran = job.has_run(&wait, Duration::from_micros(i % 200));
             let then = steps.load(Ordering::Relaxed);
             other.join().unwrap();

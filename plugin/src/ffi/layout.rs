@@ -1,16 +1,19 @@
-//! Where guest RAM lies, in guest physical memory and in this process; it comes and goes while the guest runs: memory is
-//! plugged and unplugged (pc-dimm, virtio-mem).
+//! Where guest RAM lies: guest physical addresses, and host addresses in this process. It changes
+//! when memory is plugged or unplugged (pc-dimm, virtio-mem).
 
-use super::host::{self, RamBlock};
-use libc::{c_char, c_void};
+use super::optional;
+use libc::{c_int, c_void};
 use std::ops::Range;
+use std::sync::OnceLock;
 
-/// With at least this much RAM, machines leave a hole below 4 GiB (q35's limit, the lowest: hw/i386/pc_q35.c).
+/// With at least this many bytes of RAM, machines have a hole below 4 GiB. This is q35's limit,
+/// which is the lowest (hw/i386/pc_q35.c).
 const LEAST_WITH_HOLE: u64 = 0xb000_0000;
 const FOUR_GIB: u64 = 1 << 32;
-/// Below 1 MiB parts of RAM are hidden behind ROMs, so the blocks are looked for from here on.
+/// Below 1 MiB, ROMs hide parts of RAM, so RAM is searched from here on.
 const LOW: u64 = 1 << 20;
-/// RAM is not looked for beyond: every page up to its end has an entry while a check runs.
+/// Highest address at which RAM is searched. A check has an entry for each page up to the end of
+/// RAM.
 const HIGHEST: u64 = 1 << 40;
 /// RAM_ADDR_INVALID (include/exec/cpu-common.h).
 const NO_RAM: u64 = u64::MAX;
@@ -18,10 +21,11 @@ const NO_RAM: u64 = u64::MAX;
 /// Why guest RAM was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RamError {
-    /// The instruction's bytes lie in no mapping.
+    /// No mapping contains the instruction's bytes.
     #[error("the guest's code at host address {0:#x} lies in no mapping of QEMU's")]
     NotMapped(usize),
-    /// More RAM than fits below the PCI hole, in a QEMU that exports nothing to tell where the hole is.
+    /// There is more RAM than fits below the PCI hole, and QEMU exports no function that tells
+    /// where the hole is.
     #[error(
         "this build of QEMU does not export address_space_map, so guests with {0:#x} bytes of RAM or more cannot be read; give the guest less than 2816 MiB (-m), or use a distribution's QEMU"
     )]
@@ -48,12 +52,12 @@ impl Segment {
     }
 }
 
-/// All of RAM at one moment.
+/// All RAM at one moment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Ascending by physical address, disjoint.
     pub segments: Vec<Segment>,
-    /// The same, for whoever needs no host address.
+    /// The same ranges of physical addresses, without host addresses.
     pub ranges: Vec<Range<u64>>,
 }
 
@@ -66,7 +70,7 @@ impl Layout {
                 Some(last) if last.phys + last.len == s.phys && last.host + last.len as usize == s.host => {
                     last.len += s.len;
                 }
-                // Two at one place there are not; whatever comes second is not believed.
+                // Segments do not overlap. If they seem to, the second is dropped.
                 Some(last) if last.phys + last.len > s.phys => {}
                 _ => joined.push(s),
             }
@@ -75,7 +79,7 @@ impl Layout {
         Layout { segments: joined, ranges }
     }
 
-    /// Finds RAM, of which one byte is at the host address `code`.
+    /// Finds RAM, given the host address `code` of one of its bytes.
     ///
     /// # Errors
     /// [`RamError`].
@@ -88,38 +92,34 @@ impl Layout {
         }
     }
 
-    /// Without what lies in a range of host addresses.
+    /// The layout without the segments in a range of host addresses.
     pub fn without(&self, host: Range<usize>) -> Layout {
         let is_in = |s: &Segment| s.host < host.end && host.start < s.host + s.len as usize;
         Layout::of(self.segments.iter().filter(|s| !is_in(s)).copied().collect())
     }
 }
 
-/// QEMU's memory as it is mapped at one moment, held until this is dropped: so long none of its RAM goes away.
+/// QEMU's view of guest memory at one moment. While it is held, none of its RAM is unmapped.
 pub(super) struct View(*mut c_void);
 
 impl View {
-    /// Takes the current one; `None` where QEMU does not export what it takes.
+    /// Takes the current view; `None` if QEMU does not export the functions.
     pub fn take() -> Option<View> {
-        type Get = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
-        let names = ["address_space_get_flatview", "flatview_unref", "flatview_for_each_range"];
-        names.iter().all(|name| host::function(name).is_some()).then_some(())?;
-        let space = host::function("address_space_memory")?;
-        // SAFETY: `FlatView *address_space_get_flatview(AddressSpace *)` (system/memory-internal.h, QEMU 9.2 to 11.1) of the
-        // system address space itself. It takes a reference, under QEMU's RCU; callers are of a thread that this knows.
-        let view = unsafe { std::mem::transmute::<*mut c_void, Get>(host::function(names[0])?)(space) };
+        let get = optional::address_space_get_flatview()?;
+        optional::flatview_unref()?;
+        optional::flatview_for_each_range()?;
+        let space = optional::address_space_memory()?;
+        // SAFETY: the argument is the system address space. The thread is known to QEMU's RCU.
+        let view = unsafe { get(space) };
         (!view.is_null()).then_some(View(view))
     }
 
-    /// Where RAM lies there.
+    /// The layout of RAM in this view.
     pub fn layout(&self) -> Layout {
-        type Each = extern "C" fn(u64, u64, u64, u64, *mut c_void, u64, *mut c_void) -> bool;
-        type ForEach = unsafe extern "C" fn(*mut c_void, Each, *mut c_void);
         struct Out {
             blocks: Vec<RamBlock>,
             found: Vec<Segment>,
         }
-        /// `flatview_cb` (include/exec/memory.h): each Int128 is passed in two registers.
         extern "C" fn each(
             start: u64,
             start_high: u64,
@@ -133,7 +133,7 @@ impl View {
             let out = unsafe { &mut *out.cast::<Out>() };
             let end = start.saturating_add(len);
             if start_high == 0 && len_high == 0 && end > LOW && end <= HIGHEST {
-                // What is below 1 MiB is hidden behind ROMs in part.
+                // ROMs hide parts of RAM below 1 MiB.
                 let skipped = LOW.saturating_sub(start);
                 if let Some(host) = ram_of(region) {
                     let host = host.wrapping_add((offset + skipped) as usize);
@@ -144,51 +144,46 @@ impl View {
             }
             false
         }
-        let Some(for_each) = host::function("flatview_for_each_range") else { return Layout::of(Vec::new()) };
-        let mut out = Out { blocks: host::ram_blocks(), found: Vec::new() };
-        // SAFETY: `void flatview_for_each_range(FlatView *, flatview_cb, void *)`; the view is held, so that the regions that
-        // it passes live as long.
-        unsafe { std::mem::transmute::<*mut c_void, ForEach>(for_each)(self.0, each, (&raw mut out).cast()) };
+        let Some(for_each) = optional::flatview_for_each_range() else { return Layout::of(Vec::new()) };
+        let mut out = Out { blocks: ram_blocks(), found: Vec::new() };
+        // SAFETY: the view is held, so the regions that it passes are alive.
+        unsafe { for_each(self.0, each, (&raw mut out).cast()) };
         from_low(out.found)
     }
 }
 
 impl Drop for View {
     fn drop(&mut self) {
-        if let Some(unref) = host::function("flatview_unref") {
-            // SAFETY: `void flatview_unref(FlatView *)`, of the reference that was taken.
-            unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(unref)(self.0) };
+        if let Some(unref) = optional::flatview_unref() {
+            // SAFETY: this gives up the reference that was taken.
+            unsafe { unref(self.0) };
         }
     }
 }
 
-/// The host address of a memory region's RAM, if it is RAM of the guest's: it belongs to a memory backend, as that of -m does
-/// too, and not to a device that has RAM of its own.
+/// The host address of a memory region's RAM. `None` unless the region belongs to a memory backend,
+/// such as that of -m: devices have RAM too.
 fn ram_of(region: *mut c_void) -> Option<usize> {
-    type AddressOf = unsafe extern "C" fn(*mut c_void) -> u64;
-    type PointerOf = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
-    type Cast = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
-    let names =
-        ["memory_region_get_ram_addr", "memory_region_owner", "object_dynamic_cast", "memory_region_get_ram_ptr"];
-    let [Some(address), Some(owner), Some(cast), Some(pointer)] = names.map(host::function) else { return None };
-    // SAFETY: the signatures are those of include/exec/memory.h and qom/object.h, QEMU 9.2 to 11.1; the region is one that a
-    // held view has, and so is alive. A region without RAM is told by its address, before the pointer is asked for.
+    let address = optional::memory_region_get_ram_addr()?;
+    let owner_of = optional::memory_region_owner()?;
+    let cast = optional::object_dynamic_cast()?;
+    let pointer = optional::memory_region_get_ram_ptr()?;
+    // SAFETY: the region belongs to a view that is held, so it is alive. Its address shows whether
+    // it has RAM, before the pointer is requested.
     unsafe {
-        if std::mem::transmute::<*mut c_void, AddressOf>(address)(region) == NO_RAM {
+        if address(region) == NO_RAM {
             return None;
         }
-        let owner = std::mem::transmute::<*mut c_void, PointerOf>(owner)(region);
-        if owner.is_null()
-            || std::mem::transmute::<*mut c_void, Cast>(cast)(owner, c"memory-backend".as_ptr()).is_null()
-        {
+        let owner = owner_of(region);
+        if owner.is_null() || cast(owner, c"memory-backend".as_ptr()).is_null() {
             return None;
         }
-        let host = std::mem::transmute::<*mut c_void, PointerOf>(pointer)(region) as usize;
+        let host = pointer(region) as usize;
         (host != 0).then_some(host)
     }
 }
 
-/// The first MiB belongs to the block that goes on at 1 MiB.
+/// Adds the first MiB: it belongs to the block that continues at 1 MiB.
 fn from_low(mut segments: Vec<Segment>) -> Layout {
     match segments.iter_mut().find(|s| s.phys == LOW) {
         Some(first) => {
@@ -201,17 +196,17 @@ fn from_low(mut segments: Vec<Segment>) -> Layout {
     }
 }
 
-/// Asks QEMU what lies where, address by address: up to the hole, and from 4 GiB on.
+/// Maps addresses one after the other: up to the hole, and from 4 GiB on.
 fn probe() -> Option<Layout> {
-    let blocks = host::ram_blocks();
+    let blocks = ram_blocks();
     let mut segments: Vec<Segment> = Vec::new();
     let mut phys = LOW;
     while phys < HIGHEST {
         let in_block = |h: usize| blocks.iter().any(|b| (b.host..b.host + b.len).contains(&h));
-        match host::map_physical(phys).filter(|&(h, _)| in_block(h)) {
-            Some((host, len)) => {
-                segments.push(Segment { phys, len, host });
-                phys += len;
+        match map_physical(phys).filter(|segment| in_block(segment.host)) {
+            Some(segment) => {
+                phys += segment.len;
+                segments.push(segment);
             }
             None if phys < FOUR_GIB => phys = FOUR_GIB,
             None => break,
@@ -220,14 +215,107 @@ fn probe() -> Option<Layout> {
     Some(from_low(segments)).filter(|layout| !layout.segments.is_empty())
 }
 
-/// Without QEMU's help: the mapping that the code is in is RAM, from address 0 on.
+/// Without QEMU's functions, the mapping that contains the code is taken for RAM from address 0 on.
 fn guess(code: usize) -> Result<Layout, RamError> {
-    let (start, end) = host::mapping_of(code).ok_or(RamError::NotMapped(code))?;
-    let len = (end - start) as u64;
+    let mapping = mapping_of(code).ok_or(RamError::NotMapped(code))?;
+    let len = mapping.len() as u64;
     if len >= LEAST_WITH_HOLE {
         return Err(RamError::Hole(LEAST_WITH_HOLE));
     }
-    Ok(Layout::of(vec![Segment { phys: 0, len, host: start }]))
+    Ok(Layout::of(vec![Segment { phys: 0, len, host: mapping.start }]))
+}
+
+/// One of QEMU's RAM blocks.
+#[derive(Debug, Clone)]
+struct RamBlock {
+    /// Host address.
+    host: usize,
+    /// Bytes.
+    len: usize,
+}
+
+/// All RAM blocks, including video memory and option ROMs; empty if QEMU does not export the
+/// functions.
+fn ram_blocks() -> Vec<RamBlock> {
+    struct Out {
+        blocks: Vec<RamBlock>,
+        host: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+        len: unsafe extern "C" fn(*mut c_void) -> u64,
+    }
+    extern "C" fn each(block: *mut c_void, opaque: *mut c_void) -> c_int {
+        // SAFETY: `opaque` is the `Out` below, alive and not otherwise used during the walk;
+        // `block` is a RAMBlock that QEMU keeps alive for the call.
+        super::guard(|| unsafe {
+            let out = &mut *opaque.cast::<Out>();
+            out.blocks.push(RamBlock { host: (out.host)(block) as usize, len: (out.len)(block) as usize });
+        });
+        0
+    }
+    let (Some(foreach), Some(host), Some(len)) =
+        (optional::qemu_ram_foreach_block(), optional::qemu_ram_get_host_addr(), optional::qemu_ram_get_used_length())
+    else {
+        return Vec::new();
+    };
+    let mut out = Out { blocks: Vec::new(), host, len };
+    // SAFETY: `each` gets the `Out`, which outlives the walk.
+    unsafe { foreach(each, (&raw mut out).cast()) };
+    out.blocks
+}
+
+/// Makes QEMU call `f` before it frees a RAM block, with the block's host address and length in
+/// bytes. Call it only while QEMU starts, on the main thread. If QEMU does not export the function,
+/// `f` is never called.
+pub(super) fn on_ram_removed(f: fn(usize, usize)) {
+    /// QEMU's notifier carries no data that could hold it.
+    static FUNCTION: OnceLock<fn(usize, usize)> = OnceLock::new();
+    extern "C" fn removed(_notifier: *mut c_void, host: *mut c_void, size: usize, most: usize) {
+        super::guard(|| {
+            if let Some(f) = FUNCTION.get() {
+                f(host as usize, size.max(most));
+            }
+        });
+    }
+    let Some(add) = optional::ram_block_notifier_add() else { return };
+    if FUNCTION.set(f).is_err() {
+        return;
+    }
+    // `struct RAMBlockNotifier` (include/exec/ramlist.h, QEMU 9.2 to 11.1) has optional functions
+    // for blocks that are added, removed and resized, and the links of a list. There is room for
+    // more functions.
+    let notifier: Box<[usize; 16]> =
+        Box::new(std::array::from_fn(|i| if i == 1 { removed as *const () as usize } else { 0 }));
+    // SAFETY: the list is the main thread's; the notifier is never freed. `removed` has the
+    // signature of `ram_block_removed`.
+    unsafe { add(Box::into_raw(notifier).cast()) };
+}
+
+/// The run of RAM that starts at guest physical address `phys`. `None` if it is not RAM, or if QEMU
+/// does not export the functions. Call it only on a vCPU's thread, which QEMU's RCU knows.
+fn map_physical(phys: u64) -> Option<Segment> {
+    let map = optional::address_space_map()?;
+    let unmap = optional::address_space_unmap()?;
+    let space = optional::address_space_memory()?;
+    let mut len = 1 << 40;
+    // SAFETY: the argument is the system address space. The mapping is undone at once; RAM stays
+    // where it is.
+    let host = unsafe {
+        let host = map(space, phys, &mut len, false, 0);
+        if !host.is_null() {
+            unmap(space, host, len, false, 0);
+        }
+        host
+    };
+    (!host.is_null() && len > 0).then_some(Segment { phys, len, host: host as usize })
+}
+
+/// The mapping of this process that contains host address `host`.
+fn mapping_of(host: usize) -> Option<Range<usize>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
+        let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
+        range.contains(&host).then_some(range)
+    })
 }
 
 #[cfg(test)]

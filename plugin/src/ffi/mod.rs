@@ -1,16 +1,29 @@
-//! All contact with QEMU's C side: the plugin API looked up at load ([`api`]), registers ([`regs`], [`direct`]), guest
-//! RAM as it is mapped in this process ([`ram`], [`layout`]), and what only builds with loadable modules export
-//! ([`host`]). Unsafe code stays in here. What QEMU calls goes through [`guard`].
+//! The interface to QEMU and libc. All unsafe code is here.
+//!
+//! - [`api`]: the plugin API, looked up at load; [`optional`]: functions that only builds with
+//!   loadable modules export
+//! - [`regs`], [`direct`]: registers of the current vCPU; [`arch`]: their names and places
+//! - [`vcpu`]: work on vCPUs' threads; [`lifecycle`]: resets and snapshots
+//! - [`witness`]: the proof that the guest is stopped
+//! - [`ram`], [`layout`]: guest RAM as it is mapped in this process
+//! - [`host`], [`allocator`], [`signals`]: the QEMU process
+//! - [`panics`]: catches panics in whatever QEMU calls ([`guard`])
+//!
 
+pub mod allocator;
 pub mod api;
+mod arch;
 mod direct;
 pub mod host;
 mod job;
 mod layout;
-pub mod memory;
+pub mod lifecycle;
+mod optional;
 pub mod panics;
 pub mod ram;
 pub mod regs;
 pub mod signals;
+pub mod vcpu;
+pub mod witness;
 
 pub use panics::{guard, inject};

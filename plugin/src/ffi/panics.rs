@@ -1,11 +1,12 @@
-//! Panics of ours. None may unwind into C, and none takes QEMU down: the first one ends the tracking, with one line, and the
-//! guest goes on.
+//! libleak's panics. They must not unwind into C, nor end QEMU. The first one ends the tracking and
+//! prints one line. The guest goes on.
 //!
-//! parking_lot's and dashmap's locks are released when a panic unwinds and are not poisoned, so no other thread waits for them for
-//! ever. What they guard may be half changed: an object without its size, a call without its return. The report that QEMU's exit
-//! makes all the same goes by the kernel's own books, and says so ([`crate::session::Session::exit`]).
+//! Locks of parking_lot and dashmap are released when a panic unwinds, and are not poisoned. So no
+//! thread waits for them for ever. The data that they guard may be half changed: an object without
+//! its size, a call without its return. The report at QEMU's exit then relies on the kernel's
+//! allocator metadata, and says so.
 
-use crate::output;
+use crate::diagnostics::{self, Level};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -13,16 +14,23 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Set by the first panic: from then on every callback returns at once.
+/// Set by the first panic. From then on every callback returns at once. Rust's panic hook has no
+/// data, so this module's state is static.
 static HALTED: AtomicBool = AtomicBool::new(false);
-/// When that was.
+/// The time of the first panic.
 static SINCE: OnceLock<Instant> = OnceLock::new();
-/// The first panic's line is still to come into the files for programs.
+/// The line of the first panic, until it is in the report files.
 static UNTOLD: Mutex<Option<String>> = Mutex::new(None);
-/// Where and what the last panic was.
+/// Place and message of the last panic.
 static LAST: Mutex<String> = Mutex::new(String::new());
 
-/// Runs `f` on behalf of QEMU. A panic in it must not unwind into C: it ends the tracking, and the guest goes on.
+/// Place and message of a panic.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Panicked(String);
+
+/// Runs `f` for QEMU, unless libleak has panicked before. A panic ends the tracking, and does not
+/// unwind into C.
 #[inline]
 pub fn guard(f: impl FnOnce()) {
     if !HALTED.load(Ordering::Relaxed) {
@@ -30,33 +38,33 @@ pub fn guard(f: impl FnOnce()) {
     }
 }
 
-/// As [`guard`], but also after a panic: for what QEMU's exit is to do in any case, and for clients, who are to be answered.
+/// As [`guard`], but also after a panic: for QEMU's exit, and for answers to clients.
 ///
 /// # Errors
-/// Where and what the panic was.
-pub fn always(f: impl FnOnce()) -> Result<(), String> {
+/// [`Panicked`].
+pub fn always(f: impl FnOnce()) -> Result<(), Panicked> {
     caught(f)
 }
 
 #[inline]
-fn caught(f: impl FnOnce()) -> Result<(), String> {
+fn caught(f: impl FnOnce()) -> Result<(), Panicked> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|panic| after(&*panic))
 }
 
-/// A panic was caught: what it held is free again.
+/// A panic was caught. The locks that it held are released.
 #[cold]
-fn after(panic: &(dyn Any + Send)) -> String {
-    // Unless the hook did so.
+fn after(panic: &(dyn Any + Send)) -> Panicked {
+    // The hook has usually done this.
     halt(|| one_line(message(panic)));
     let untold = UNTOLD.lock().take();
     if let Some(line) = untold {
-        output::in_files("error", &line);
+        diagnostics::in_files(Level::Error, &line);
     }
-    LAST.lock().clone()
+    Panicked(LAST.lock().clone())
 }
 
-/// Has a panic told in one line, ours, in place of Rust's own. Every library has a hook of its own, so this one is called for
-/// this plugin's panics alone.
+/// Replaces Rust's panic message by one line. Each library has its own hook, so this one is called
+/// only for panics of this plugin.
 pub fn install_hook() {
     std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
         let what = one_line(message(info.payload()));
@@ -69,7 +77,7 @@ pub fn install_hook() {
     }));
 }
 
-/// Ends the tracking for good, and says so once.
+/// Ends the tracking for good, and prints an error once.
 fn halt(what: impl FnOnce() -> String) {
     if HALTED.swap(true, Ordering::Relaxed) {
         return;
@@ -79,8 +87,8 @@ fn halt(what: impl FnOnce() -> String) {
         "internal error, so nothing is tracked from now on: {}; please report this with the command line of QEMU",
         what()
     );
-    output::line(&format!("error: {line}"));
-    // Files need locks, which may be held here.
+    diagnostics::line(&format!("error: {line}"));
+    // Writing to files needs locks, which may be held here.
     *UNTOLD.lock() = Some(line);
 }
 
@@ -93,17 +101,19 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// When a panic has ended the tracking; `None` if none has.
+/// The time of the panic that has ended the tracking, if there was one.
 pub fn halted() -> Option<Instant> {
     if HALTED.load(Ordering::Relaxed) { SINCE.get().copied() } else { None }
 }
 
-/// Panics where the environment variable `LIBLEAK_PANIC` says so: words such as `return`, or `return:500` for the 500th time that
-/// this place is come to, with commas between. Only in the build that tests make for it (`tests/faulty-plugin`).
+/// Panics at the places in the environment variable `LIBLEAK_PANIC`, separated by commas. `return`
+/// panics at the first call for this place, and `return:500` at the 500th. Only in the tests' build
+/// (`tests/faulty-plugin`).
 #[cfg(feature = "inject-panics")]
 #[track_caller]
 pub fn inject(place: &'static str) {
     use std::sync::atomic::AtomicU64;
+    /// Read once, from the environment of the process.
     static WANTED: OnceLock<Vec<(String, AtomicU64)>> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| {
         let words = std::env::var("LIBLEAK_PANIC").unwrap_or_default();
@@ -118,7 +128,7 @@ pub fn inject(place: &'static str) {
     }
 }
 
-/// Does nothing but in the build that tests make.
+/// Does nothing, except in the tests' build.
 #[cfg(not(feature = "inject-panics"))]
 #[inline(always)]
 pub fn inject(_place: &'static str) {}

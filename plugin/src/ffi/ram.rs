@@ -1,15 +1,18 @@
-//! Guest RAM where QEMU has it mapped in this very process.
+//! Guest RAM, where QEMU has mapped it in this process.
 //!
-//! What is there from the start stays. More may come and go ([`super::layout`]); then:
+//! RAM that is there from the start stays. Other RAM may be plugged and unplugged
+//! ([`super::layout`]):
 //!
-//! - A callback of a vCPU runs inside of a read-side critical section of QEMU's RCU (cpu_exec()), and QEMU unmaps RAM that was
-//!   taken away only after a grace period (qemu_ram_free()). It tells us before that, and from then on no callback finds that RAM.
-//! - A check holds [`READERS`], and QEMU's thread waits for that before it goes on to take RAM away.
-//! - An address that is no RAM may be one by now, so the layout is looked at again, though not all the time.
+//! - A callback of a vCPU runs in a read-side critical section of QEMU's RCU (cpu_exec()). QEMU
+//!   unmaps removed RAM after a grace period (qemu_ram_free()), and calls a notifier before that.
+//!   From then on no callback finds that RAM.
+//! - A check holds [`READERS`]. The notifier waits for it on QEMU's thread.
+//! - An address outside of known RAM may be new RAM. So the layout is read again, though not at
+//!   each such access.
 
-use super::host;
 pub use super::layout::RamError;
-use super::layout::{Layout, Segment, View};
+use super::layout::{self, Layout, Segment, View};
+use super::witness::GuestStopped;
 use guest_symbols::memory::{GuestMemory, MemoryError, PhysAddr, StoppedMemory};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::ops::Range;
@@ -17,26 +20,29 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Nanoseconds between two looks at an address that is no RAM, at least. A kernel takes longer to make use of memory
-/// that was just plugged in: it writes a descriptor for each of its pages first.
+/// Minimum time in nanoseconds between two readings of the layout. A kernel takes longer to use
+/// plugged memory, because it first writes a descriptor for each page.
 const LOOK_AGAIN: u64 = 100_000;
 
-/// Where RAM lies now; null before it was found. Layouts are never freed: there is one more each time that RAM comes or goes.
+/// The current layout; null before RAM was found. QEMU's notifier, which changes it, carries no
+/// data that could hold it. Layouts are never freed; there is a new one each time that RAM is
+/// plugged or unplugged.
 static CURRENT: AtomicPtr<Layout> = AtomicPtr::new(std::ptr::null_mut());
-/// Held by who changes it.
+/// Held while the layout is changed.
 static CHANGES: Mutex<()> = Mutex::new(());
-/// Held by who reads RAM and is no callback of a vCPU.
+/// Held while RAM is read outside of vCPUs' callbacks.
 static READERS: RwLock<()> = RwLock::new(());
 
-/// The layout now.
+/// The current layout.
 #[inline]
 fn current() -> &'static Layout {
+    /// Before RAM was found.
     static NONE: Layout = Layout { segments: Vec::new(), ranges: Vec::new() };
-    // SAFETY: it is null, or a layout that was leaked by `replace`.
+    // SAFETY: the pointer is null, or a layout that `replace` has leaked.
     unsafe { CURRENT.load(Ordering::Acquire).as_ref() }.unwrap_or(&NONE)
 }
 
-/// Makes this the layout, if it is another one.
+/// Replaces the current layout, if this one differs.
 fn replace(layout: Layout) {
     if *current() != layout {
         log::info!("guest RAM: {:x?}", layout.ranges);
@@ -44,39 +50,40 @@ fn replace(layout: Layout) {
     }
 }
 
-/// Looks where RAM lies now. On a thread that QEMU's RCU knows.
+/// Reads the layout. Call it on a thread that QEMU's RCU knows.
 fn refresh() {
     let Some(view) = View::take() else { return };
     let _one = CHANGES.lock();
-    // What a view holds is not taken away before it is dropped, so nothing is entered here that is gone.
+    // The view keeps its RAM mapped, so the new layout contains no unmapped RAM.
     let layout = view.layout();
     if !layout.segments.is_empty() {
         replace(layout);
     }
 }
 
-/// RAM is taken away from QEMU: nobody reads it from now on. Called before it is unmapped.
+/// QEMU is about to unmap RAM. From now on it is not read.
 fn removed(host: usize, len: usize) {
     let changes = CHANGES.lock();
     replace(current().without(host..host.saturating_add(len)));
     drop(changes);
-    // A check that goes on with the old layout ends first.
+    // Waits for a check that uses the old layout.
     drop(READERS.write());
 }
 
-/// Has QEMU tell when RAM is taken away. To be called once, at install.
+/// Registers for removed RAM. To be called once, at install.
 pub fn watch() {
-    host::on_ram_removed(removed);
+    layout::on_ram_removed(removed);
 }
 
-/// Guest RAM, by physical address. Readable at any time; only [`Ram::stopped`] lends slices.
+/// Guest RAM by guest physical address. It can be read at any time. Slices are lent only by
+/// [`Ram::stopped`].
 pub struct Ram {
-    /// The first of the segments, which in most guests is all of them. It is there as long as QEMU is.
+    /// The first segment. In most guests there is no other. It is never unmapped.
     first: Segment,
 }
 
 impl Ram {
-    /// Finds RAM, given the host address of one byte of guest code. Call it on a vCPU's thread.
+    /// Finds RAM, given the host address of a byte of guest code. Call it on a vCPU's thread.
     ///
     /// # Errors
     /// [`RamError`].
@@ -99,7 +106,7 @@ impl Ram {
         in_segment(&self.first).or_else(in_any).or_else(|| look_again().then(in_any).flatten())
     }
 
-    /// The host address of `len` bytes at `at`.
+    /// The host address of `len` bytes at guest physical address `at`.
     #[inline]
     fn host_of(&self, at: PhysAddr, len: usize) -> Option<usize> {
         match self.first.offset_of(at.0) {
@@ -108,8 +115,9 @@ impl Ram {
         }
     }
 
-    /// Whether two bytes stand one after the other among the `len` bytes of guest code at `host`, which are of one page. For
-    /// blocks by the thousand, so it looks at words, for the second byte, which is to be the rarer one in code.
+    /// Whether the `len` bytes of guest code at host address `host` contain two bytes in a row. All
+    /// of them lie in one page. It is called for every block, so it searches words for the second
+    /// byte first, which should be the rarer one.
     #[inline]
     pub fn has_pair(&self, host: *const u8, len: usize, pair: [u8; 2]) -> bool {
         const ONES: u64 = 0x0101_0101_0101_0101;
@@ -117,8 +125,9 @@ impl Ram {
         if self.phys_of(host).is_none() {
             return false;
         }
-        // SAFETY: RAM is mapped in whole pages, for longer than this callback, and the bytes, and so the aligned words that they
-        // are of, lie in one page of it. A vCPU may write at the same time: the loads are atomic.
+        // SAFETY: RAM is mapped in whole pages, for longer than this callback. The aligned words
+        // with the bytes lie in one page. A vCPU may write at the same time, so the loads are
+        // atomic.
         let word = |at: usize| u64::from_le(unsafe { (*(at as *const AtomicU64)).load(Ordering::Relaxed) });
         let has_second = |word: u64| {
             let differs = word ^ wanted;
@@ -139,16 +148,12 @@ impl Ram {
             })
     }
 
-    /// RAM as slices, as it lies now. On a thread that QEMU's RCU knows.
-    ///
-    /// # Safety
-    /// As long as the result lives, nothing may write to guest RAM: the vCPUs are stopped, or this is the
-    /// only one that runs and it is in our callback.
-    pub unsafe fn stopped(&self) -> Stopped<'static> {
-        // First, so that nothing of the layout goes away any more.
+    /// RAM that can be lent as slices. Call it on a thread that QEMU's RCU knows.
+    pub fn stopped<'a>(&self, stopped: &'a GuestStopped) -> StoppedRam<'a> {
+        // Locked first, so that no RAM of the layout is unmapped.
         let readers = READERS.read_recursive();
         refresh();
-        Stopped { layout: current(), _readers: readers }
+        StoppedRam { layout: current(), _readers: readers, _stopped: stopped }
     }
 }
 
@@ -158,7 +163,7 @@ fn host_in(segment: &Segment, offset: u64, len: usize) -> Option<usize> {
     (segment.len - offset >= len as u64).then_some(segment.host + offset as usize)
 }
 
-/// The host address of `len` bytes at `at` of a layout.
+/// The host address of `len` bytes at guest physical address `at` in a layout.
 #[inline]
 fn host_of(layout: &Layout, at: PhysAddr, len: usize) -> Option<usize> {
     let found = |s: &Segment| s.offset_of(at.0).map(|offset| (*s, offset));
@@ -166,16 +171,18 @@ fn host_of(layout: &Layout, at: PhysAddr, len: usize) -> Option<usize> {
     host_in(&segment, offset, len)
 }
 
-/// As [`host_of`] of the layout now, after a look whether it has changed.
+/// As [`host_of`] for the current layout, which is read again if it lacks the address.
 fn elsewhere(at: PhysAddr, len: usize) -> Option<usize> {
     host_of(current(), at, len).or_else(|| look_again().then(|| host_of(current(), at, len)).flatten())
 }
 
-/// There is no RAM where it was thought to be: looks where it lies now, but for when that was just done. On a thread that QEMU's
-/// RCU knows.
+/// Reads the layout again, unless that was just done. Returns whether it was read. Call it on a
+/// thread that QEMU's RCU knows.
 #[cold]
 fn look_again() -> bool {
+    /// Times are counted from here, so that they fit into an atomic word.
     static START: OnceLock<Instant> = OnceLock::new();
+    /// When the layout may be read again. All threads share the layout.
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let now = START.get_or_init(Instant::now).elapsed().as_nanos() as u64;
     if NEXT.load(Ordering::Relaxed) > now {
@@ -189,13 +196,14 @@ fn look_again() -> bool {
 /// Fills `buf` from RAM at a host address.
 ///
 /// # Safety
-/// All of `buf`'s length there is RAM, mapped until this returns.
+/// `buf.len()` bytes at `host` are RAM, and stay mapped until this returns.
 unsafe fn copy(host: usize, buf: &mut [u8]) {
     let mut done = 0;
     while done < buf.len() {
         let (from, rest) = (host + done, &mut buf[done..]);
-        // SAFETY: by this function's own contract it is mapped; each load is aligned and of no more than the rest. A vCPU may
-        // write at the same time: atomic loads then give the old or the new value.
+        // SAFETY: the caller guarantees that the bytes are mapped. Each load is aligned and does
+        // not exceed the rest. A vCPU may write at the same time; atomic loads return the old or
+        // the new value.
         done += unsafe {
             if from % 8 == 0 && rest.len() >= 8 {
                 rest[..8].copy_from_slice(&(*(from as *const AtomicU64)).load(Ordering::Relaxed).to_ne_bytes());
@@ -214,15 +222,16 @@ unsafe fn copy(host: usize, buf: &mut [u8]) {
 /// The word at a host address.
 ///
 /// # Safety
-/// Its 8 bytes are RAM, mapped until this returns.
+/// 8 bytes at `host` are RAM, and stay mapped until this returns.
 #[inline]
 unsafe fn word(host: usize) -> u64 {
     if host.is_multiple_of(8) {
-        // SAFETY: mapped and aligned; relaxed atomic loads may race with the guest's stores.
+        // SAFETY: the word is mapped and aligned. Relaxed atomic loads may race with the guest's
+        // stores.
         return u64::from_le(unsafe { (*(host as *const AtomicU64)).load(Ordering::Relaxed) });
     }
     let mut buf = [0; 8];
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees that the bytes are mapped.
     unsafe { copy(host, &mut buf) };
     u64::from_le_bytes(buf)
 }
@@ -230,8 +239,8 @@ unsafe fn word(host: usize) -> u64 {
 impl GuestMemory for Ram {
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let host = self.host_of(at, buf.len()).ok_or(MemoryError::NoRam(at))?;
-        // SAFETY: `host_of` has seen that all of `buf` lies in RAM. The first segment stays; of the others this module's
-        // comment tells why they outlive a callback.
+        // SAFETY: `host_of` has checked that all bytes lie in RAM. The first segment stays mapped.
+        // This module's comment explains why the others outlive a callback.
         unsafe { copy(host, buf) };
         Ok(())
     }
@@ -253,16 +262,17 @@ impl GuestMemory for Ram {
     }
 }
 
-/// [`Ram`] while nothing writes to it. As long as there is one, none of it goes away.
-pub struct Stopped<'a> {
+/// RAM of a stopped guest. While this exists, no RAM is unmapped.
+pub struct StoppedRam<'a> {
     layout: &'a Layout,
     _readers: RwLockReadGuard<'static, ()>,
+    _stopped: &'a GuestStopped,
 }
 
-impl GuestMemory for Stopped<'_> {
+impl GuestMemory for StoppedRam<'_> {
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let host = host_of(self.layout, at, buf.len()).ok_or(MemoryError::NoRam(at))?;
-        // SAFETY: all of it is RAM of the layout, which the guard keeps.
+        // SAFETY: all bytes are RAM of the layout. The guard keeps it mapped.
         unsafe { copy(host, buf) };
         Ok(())
     }
@@ -279,11 +289,11 @@ impl GuestMemory for Stopped<'_> {
     }
 }
 
-impl StoppedMemory for Stopped<'_> {
+impl StoppedMemory for StoppedRam<'_> {
     fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
         let host = host_of(self.layout, at, len)?;
-        // SAFETY: mapped as long as the guard lives, which is as long as the slice at least, and by the contract of
-        // `Ram::stopped` nothing writes to it now.
+        // SAFETY: the guard keeps the RAM mapped, and outlives the slice. The witness proves that
+        // nothing writes to it.
         Some(unsafe { std::slice::from_raw_parts(host as *const u8, len) })
     }
 }

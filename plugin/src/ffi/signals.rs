@@ -1,17 +1,17 @@
-//! Signals are QEMU's, for its own threads: ours must not get any.
+//! Signals are handled by QEMU's threads. libleak's threads block them.
 
-/// Calls `make` with all signals blocked, so that the threads that it starts have them blocked for good.
+/// Calls `make` with all signals blocked. Threads that it starts inherit this.
 pub fn while_blocked<T>(make: impl FnOnce() -> T) -> T {
-    /// Gives the thread its own signals back, also when `make` panics.
+    /// Restores the thread's signals, also if `make` panics.
     struct Restore(libc::sigset_t);
     impl Drop for Restore {
         fn drop(&mut self) {
-            // SAFETY: the set is the one that libc filled below, and is applied to this thread only.
+            // SAFETY: libc has filled the set below. It is applied to this thread only.
             unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
         }
     }
-    // SAFETY: sets are plain bits, for which zeroes are a value; both are on the stack and filled by libc, and only this
-    // thread's signals change.
+    // SAFETY: sets are plain bits, for which zeroes are valid. Both are on the stack and are filled
+    // by libc. Only this thread's signals change.
     let _restore = unsafe {
         let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
         libc::sigfillset(&mut all);
@@ -21,10 +21,10 @@ pub fn while_blocked<T>(make: impl FnOnce() -> T) -> T {
     make()
 }
 
-/// Lets a write beyond the limit on the size of files (`ulimit -f`) fail like one on a full disk. It would end QEMU otherwise, unless
-/// that has a handler of its own.
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) fail as on a full disk. By default it
+/// would end QEMU. A handler of QEMU is kept.
 pub fn survive_large_files() {
-    // SAFETY: a plain struct that libc fills, and a disposition without a handler.
+    // SAFETY: libc fills the plain struct. The new disposition has no handler.
     unsafe {
         let mut now: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(libc::SIGXFSZ, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_DFL {
@@ -33,12 +33,12 @@ pub fn survive_large_files() {
     }
 }
 
-/// Opens /dev/null in place of those of stdin, stdout and stderr that are closed: the next file that is opened would be taken for them, and
-/// messages would be written into it.
+/// Opens /dev/null for those of stdin, stdout and stderr that are closed. Otherwise the next opened
+/// file would get the number, and messages would be written into it.
 pub fn fill_standard_files() {
     for fd in 0..3 {
-        // SAFETY: no memory but a string constant is involved. open() takes the lowest number that is free, which is this one, since
-        // those below are open by now.
+        // SAFETY: only a string constant is passed. open() takes the lowest free number. It is this
+        // one, because lower numbers are open by now.
         unsafe {
             if libc::fcntl(fd, libc::F_GETFD) == -1 {
                 libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
@@ -47,9 +47,9 @@ pub fn fill_standard_files() {
     }
 }
 
-/// Blocks all signals for this thread, one of ours.
+/// Blocks all signals for this thread.
 pub fn block() {
-    // SAFETY: a set on the stack, filled by libc, applied to this thread only.
+    // SAFETY: the set is on the stack and filled by libc. It is applied to this thread only.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigfillset(&mut set);

@@ -1,24 +1,25 @@
 //! The hot path: what happens when a hooked function is entered, and when it returns.
 //!
-//! A call in progress is known by the stack slot of its return address, which no other call can use until
-//! it has returned, on whatever CPU that happens. A return is recognised when the instruction at the return
-//! address is about to execute with the stack pointer just above that slot: this holds across tail calls,
-//! return thunks, interrupts that allocate, sleeping and migration.
+//! The stack slot of the return address identifies a call in progress. No other call can use that
+//! slot until the call has returned, on whatever CPU. A call returns when the instruction at the
+//! return address is about to execute and the stack pointer is just above the slot. This holds
+//! across tail calls, return thunks, interrupts that allocate, sleeping and migration.
 //!
-//! Which return addresses need watching is mostly known when they are translated ([`super::callsite`]). The
-//! rest is learnt: on entry the return address is looked up, and where it is not watched yet but also not
-//! translated yet, it will be watched when it is.
+//! Most return addresses are known when they are translated ([`super::callsite`]). The others are
+//! learnt: on entry the return address is looked up. If it is neither watched nor translated yet,
+//! it will be watched once it is translated.
 
-use super::chosen::Action;
+use super::arch;
 use super::current;
-use super::events::ZERO_SIZE_PTR;
-use super::tracker::{Pending, Tracker};
-use super::watches::Watch;
-use crate::ffi::regs::{self, Reg};
+use super::guest_events::GuestEvents;
+use super::pending::PendingCall;
+use super::resolved::Action;
+use super::return_watches::Watch;
+use super::tracer_returns;
+use super::tracker::Tracker;
+use crate::ffi::regs;
 use crate::ffi::{guard, inject};
-use crate::session::session;
-use crate::triggers::{console, marker};
-use detector::objects::{Kind, Removed};
+use detector::objects::Kind;
 use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 use guest_symbols::modules::Module;
@@ -29,10 +30,11 @@ use std::sync::atomic::Ordering;
 const MAX_ORDER: u64 = 10;
 
 impl Tracker {
-    fn enter(&self, vcpu: c_uint, number: u32) {
+    /// The function of a hook was entered.
+    fn enter(&self, events: &dyn GuestEvents, vcpu: c_uint, number: u32) {
         inject("entry");
-        let (hook, seen) = &self.hooks[number as usize];
-        // Written once, since all CPUs read it all the time.
+        let (hook, seen) = self.hooks.get(number);
+        // Written only once: all CPUs read it all the time.
         if !seen.hit.load(Ordering::Relaxed) {
             seen.hit.store(true, Ordering::Relaxed);
         }
@@ -51,132 +53,98 @@ impl Tracker {
             }
             Action::FreeRcu(head, object) => {
                 let (head, object) = (regs::read(head), regs::read(object));
-                // To 6.11 the second argument is the rcu_head's offset, but for a NULL head the object.
+                // Up to 6.11 the second argument is the offset of the rcu_head; with a NULL head it
+                // is the object.
                 let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
-                if object > ZERO_SIZE_PTR && self.live.retire(object) == Removed::Unknown {
-                    self.unknown_free(object);
-                }
+                self.free_rcu(object);
             }
             Action::ModuleLoad(module) => {
-                self.loaded(Module::read(&self.kernel, &self.ram, VirtAddr(regs::read(module))));
+                self.loaded(Module::read(&self.guest.kernel, &self.guest.ram, VirtAddr(regs::read(module))));
             }
             Action::BpfSymbol(symbol) => {
-                self.loaded(Module::read_bpf(&self.kernel, &self.ram, VirtAddr(regs::read(symbol))));
+                self.loaded(Module::read_bpf(&self.guest.kernel, &self.guest.ram, VirtAddr(regs::read(symbol))));
             }
-            Action::Kexec => session().into_iter().for_each(|session| session.kexec(vcpu)),
             Action::SaveImage => self.keep_image(),
-            Action::RestoreImage => session().into_iter().for_each(|session| session.restore_image(vcpu)),
-            Action::WriteComm(buf, count) => marker::comm(self, vcpu, regs::read(buf), regs::read(count)),
-            Action::SetComm => marker::comm_copied(self, vcpu),
-            Action::WriteKmsg(from) => marker::kmsg(self, vcpu, regs::read(from)),
-            Action::Printk(entry) => {
-                let entry = regs::read(entry);
-                marker::kmsg_copied(self, vcpu, entry);
-                console::printk(self, vcpu, entry);
+            Action::Event(event) => {
+                if let Some(event) = event.map(|reg| Some(regs::read(reg))) {
+                    events.event(self, vcpu, event);
+                }
             }
-            Action::PrintkPart(entry) => marker::kmsg_copied(self, vcpu, regs::read(entry)),
-            Action::WriteTty(tty, buf, count) => {
-                console::tty(self, vcpu, regs::read(tty), regs::read(buf), regs::read(count));
-            }
-            Action::WritePort(buf, count) => console::port(self, vcpu, regs::read(buf), regs::read(count)),
         }
     }
 
     /// An allocator was entered.
     fn begin(&self, hook: u32, size: u64, array: u64) {
-        let rsp = regs::read(Reg::Rsp);
-        let Ok(ret) = self.kernel.view(&self.ram).read_u64(VirtAddr(rsp)) else {
-            self.doubts.unreadable.fetch_add(1, Ordering::Relaxed);
+        let rsp = regs::read(arch::STACK_POINTER);
+        let Ok(ret) = self.guest.kernel.view(&self.guest.ram).read_u64(VirtAddr(rsp)) else {
+            self.calls.missed.unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        // Jumped to by a function that a tracer watches: its handler jumps on to the original address.
-        let ret = if self.code.is_tracer(ret) { self.untraced(ret, rsp) } else { ret };
+        // A traced function jumped to the allocator. The tracer's handler continues at the original
+        // address.
+        let ret =
+            if self.unwinder.code().is_tracer(ret) { tracer_returns::original(&self.guest, ret, rsp) } else { ret };
         let (watch, look) = self.watches.called(ret);
         let (armed, doubtful) = (watch == Watch::WhileArmed, watch == Watch::Never);
         if doubtful {
-            log::debug!("unwatched return to {ret:#x} from {}", self.hooks[hook as usize].0.name);
-            self.doubts.unwatched_returns.fetch_add(1, Ordering::Relaxed);
+            log::debug!("unwatched return to {ret:#x} from {}", self.hooks.get(hook).0.name);
+            self.calls.missed.unwatched_returns.fetch_add(1, Ordering::Relaxed);
         }
         if look {
-            self.bound_calls();
+            self.limit_calls();
         }
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        let old = self.pending.insert(rsp, Pending { hook, armed, doubtful, ret, sequence, size, array });
-        if armed {
-            self.arm(1);
-        }
-        if let Some(old) = old {
-            if old.armed {
-                self.arm(-1);
-            }
-            // The same slot and return address: the instruction was restarted, or the allocator
-            // tail-called another, which returns in its place.
+        let sequence = self.objects.sequence();
+        let call = PendingCall { hook, armed, doubtful, ret, sequence, size, array };
+        if let Some(old) = self.calls.insert(rsp, call) {
+            // With the same slot and return address, either the instruction was restarted, or the
+            // allocator made a tail call to another allocator, which returns in its place.
             if old.ret != ret {
-                log::debug!("unmatched return of {} to {:#x}", self.hooks[old.hook as usize].0.name, old.ret);
-                self.doubts.unmatched_returns.fetch_add(1, Ordering::Relaxed);
+                log::debug!("unmatched return of {} to {:#x}", self.hooks.get(old.hook).0.name, old.ret);
+                self.calls.missed.unmatched_returns.fetch_add(1, Ordering::Relaxed);
             }
         }
-    }
-
-    /// Raises or lowers the flag that conditional watches look at.
-    pub(super) fn arm(&self, by: i64) {
-        let mut armed = self.armed.lock();
-        let before = *armed;
-        *armed = before.saturating_add_signed(by);
-        if (before == 0) != (*armed == 0) {
-            self.flag.set((*armed != 0).into());
-        }
-    }
-
-    /// A vCPU has come, whose flag is down.
-    pub fn show_armed(&self) {
-        let armed = self.armed.lock();
-        self.flag.set((*armed != 0).into());
     }
 
     /// The instruction at `ret` is about to execute.
     fn finish(&self, ret: u64) {
-        let slot = regs::read(Reg::Rsp).wrapping_sub(8);
-        let Some((_, pending)) = self.pending.remove_if(&slot, |_, p| p.ret == ret) else { return };
-        inject(if pending.armed { "return-conditional" } else { "return" });
-        if pending.armed {
-            self.arm(-1);
+        let slot = arch::return_slot(regs::read(arch::STACK_POINTER));
+        let Some(call) = self.calls.take(slot, ret) else { return };
+        inject(if call.armed { "return-conditional" } else { "return" });
+        if call.doubtful {
+            self.calls.missed.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
         }
-        if pending.doubtful {
-            self.doubts.unwatched_returns.fetch_sub(1, Ordering::Relaxed);
-        }
-        let (hook, seen) = &self.hooks[pending.hook as usize];
-        let rax = regs::read(Reg::Rax);
-        let find_stack = || self.stack(hook.addr, ret, slot.wrapping_add(8));
+        let (hook, seen) = self.hooks.get(call.hook);
+        let rax = regs::read(arch::RETURN_VALUE);
+        let find_stack = || self.unwinder.stack(&self.guest, hook.addr, ret, arch::sp_after_return(slot));
         match hook.action {
-            Action::Take => return self.taken(rax, pending, find_stack),
+            Action::Take => return self.taken(rax, call, find_stack),
             Action::TakeBulk(..) => {
                 let mut stack = None;
-                return self.array(pending.array, pending.size, |object| {
-                    self.taken(object, pending, || *stack.get_or_insert_with(find_stack));
+                return self.array(call.array, call.size, |object| {
+                    self.taken(object, call, || *stack.get_or_insert_with(find_stack));
                 });
             }
             _ => {}
         }
-        // Nothing came of it, or nothing new.
-        if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.live.is_inside(rax, pending.sequence) {
+        // The allocation failed, or an inner allocator has been seen to return the same object.
+        if rax == 0 || seen.wraps.load(Ordering::Relaxed) && self.objects.is_inside(rax, call.sequence) {
             return;
         }
-        // New stacks need memory too.
-        let is_closed = self.closed.load(Ordering::Relaxed);
-        let stack = if is_closed { StackId::NONE } else { find_stack() };
+        // A new stack would need memory.
+        let stack = match self.objects.is_closed() {
+            true => StackId::NONE,
+            false => find_stack(),
+        };
         match hook.action {
-            Action::Alloc(kind, _) => self.allocated(rax, kind, pending, stack),
-            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, pending, stack),
+            Action::Alloc(kind, _) => self.allocated(rax, kind, call, stack),
+            Action::AllocPages(_) => self.allocated(rax, Kind::Pages, call, stack),
             Action::AllocPagesBulk(_) => {
-                self.array(pending.array, rax, |page| self.allocated(page, Kind::Pages, pending, stack))
+                self.array(call.array, rax, |page| self.allocated(page, Kind::Pages, call, stack))
             }
             Action::AllocBulk(_, _, boolean) => {
                 let result = if boolean { rax & 0xff } else { rax & 0xffff_ffff };
                 if result != 0 {
-                    self.array(pending.array, pending.size, |object| {
-                        self.allocated(object, Kind::Slab, pending, stack)
-                    });
+                    self.array(call.array, call.size, |object| self.allocated(object, Kind::Slab, call, stack));
                 }
             }
             _ => {}
@@ -184,42 +152,44 @@ impl Tracker {
     }
 }
 
-/// Where the tag of a tracker stands in what a callback is given: an address of the kernel has 48 bits.
+/// The bit position of a tracker's tag in the data of a callback. Kernel addresses have 48 bits.
 const TAG: u32 = 48;
 
 impl Tracker {
-    /// What [`on_entry`] is given.
+    /// The data for [`on_entry`].
     pub(super) fn for_entry(&self, hook: u32) -> usize {
-        usize::from(self.tag()) << TAG | hook as usize
+        usize::from(self.guest.tag()) << TAG | hook as usize
     }
 
-    /// What [`on_return`] is given.
+    /// The data for [`on_return`].
     pub(super) fn for_return(&self, ret: u64) -> usize {
-        usize::from(self.tag()) << TAG | (ret as usize & ((1 << TAG) - 1))
+        usize::from(self.guest.tag()) << TAG | (ret as usize & ((1 << TAG) - 1))
     }
 
-    /// Whether a callback is given what this tracker made.
+    /// Whether this tracker made the data of a callback.
     #[inline]
     fn is_ours(&self, userdata: u64) -> bool {
-        userdata >> TAG == u64::from(self.tag())
+        userdata >> TAG == u64::from(self.guest.tag())
     }
 }
 
+/// A hooked function is about to run.
 pub(super) extern "C" fn on_entry(vcpu: c_uint, hook: *mut c_void) {
     guard(|| {
-        current::with(|tracker| {
+        current::with_events(|tracker, events| {
             if tracker.is_ours(hook as u64) {
-                tracker.enter(vcpu, hook as usize as u32);
+                tracker.enter(events, vcpu, hook as usize as u32);
             }
         });
     });
 }
 
+/// An instruction that a call returns to is about to run.
 pub(super) extern "C" fn on_return(_vcpu: c_uint, ret: *mut c_void) {
     guard(|| {
         current::with(|tracker| {
             if tracker.is_ours(ret as u64) {
-                // Addresses of the kernel have ones in front.
+                // The upper bits of kernel addresses are ones.
                 tracker.finish(ret as u64 | !0 << TAG);
             }
         });

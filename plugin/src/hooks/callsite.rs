@@ -1,23 +1,26 @@
-//! From a return address to what may have been called there.
+//! Tells from the code before a return address which functions may return there.
 //!
-//! A call instruction ends its block, so what it returns to starts one. The bytes before that start say
-//! what was called. Direct calls of an allocator are certain. A direct call of another function may still
-//! come back from an allocator, where that function ends in a jump to one (a tail call); those are found
-//! once, from the kernel's text. After an indirect call anything may have returned.
+//! A call instruction ends its block, so the return address starts a block. The bytes before it
+//! show what was called. A direct call of an allocator is certain. A direct call of another
+//! function may also return from an allocator, if that function ends in a tail call. Such functions
+//! are found once, in the kernel's text. After an indirect call any function may return.
 
+use super::arch::{self, Call, LONGEST_CALL, call_before, jump_at};
+use guest_symbols::Kernel;
+use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// What may return at an address.
+/// Which functions may return to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Returns {
-    /// Certainly or very likely an allocator.
+    /// An allocator, certainly or very likely.
     Allocator,
-    /// Anything.
+    /// Any function.
     Anything,
-    /// A function that is no allocator and tail-calls none.
+    /// A function that is not an allocator, and makes no tail call to one.
     Other,
-    /// No call ends here.
+    /// No call instruction ends here.
     NoCall,
 }
 
@@ -28,19 +31,32 @@ enum Ends {
     InAllocator,
 }
 
-/// The kernel's text, as far as calls are concerned.
+/// Functions of the kernel from which allocators may return.
 pub struct CallSites {
     /// Functions that are allocators, or that end in a jump to one or to anywhere.
     targets: HashMap<u64, Ends>,
     text: Range<u64>,
 }
 
-/// Length in bytes of the longest call instruction that is looked for.
-pub const LONGEST_CALL: usize = 7;
-
 impl CallSites {
-    /// Reads `text`, the kernel's, whose virtual range is `range`. `functions` are the starts of all functions
-    /// in it, ascending; `allocators` and `trampolines` (indirect call thunks and static calls) some of them.
+    /// Reads the kernel's text. `allocators` are the virtual addresses of allocators.
+    pub fn of_kernel(kernel: &Kernel, memory: &impl StoppedMemory, allocators: &[u64]) -> CallSites {
+        let text = kernel.symbols.lookup("_stext").unwrap_or(0)..kernel.symbols.lookup("_etext").unwrap_or(0);
+        let functions: Vec<u64> = kernel
+            .symbols
+            .iter()
+            .filter(|s| matches!(s.kind, b't' | b'T' | b'W' | b'w') && text.contains(&s.addr))
+            .map(|s| s.addr)
+            .collect();
+        let is_trampoline = |name: &str| arch::TRAMPOLINES.iter().any(|prefix| name.starts_with(prefix));
+        let trampolines: Vec<u64> = kernel.symbols.iter().filter(|s| is_trampoline(s.name)).map(|s| s.addr).collect();
+        let bytes = memory.run(kernel.image_phys(VirtAddr(text.start)), text.end.saturating_sub(text.start) as usize);
+        CallSites::new(bytes, text, &functions, allocators, &trampolines)
+    }
+
+    /// Reads the kernel's `text`, which lies at the virtual addresses `range`. `functions` holds
+    /// the starts of all functions, ascending. `allocators` and `trampolines` (indirect call thunks
+    /// and static calls) are some of them.
     pub fn new(
         text: &[u8],
         range: Range<u64>,
@@ -51,7 +67,7 @@ impl CallSites {
         let mut targets: HashMap<u64, Ends> = trampolines.iter().map(|&t| (t, Ends::Anywhere)).collect();
         targets.extend(allocators.iter().map(|&a| (a, Ends::InAllocator)));
         let jumps = jumps_between_functions(text, range.start, functions);
-        // Callers of callers: as often as it still changes something, which is a few times.
+        // Repeated for callers of callers, until nothing changes. This takes a few rounds.
         loop {
             let mut changed = false;
             for &(from, to) in &jumps {
@@ -71,42 +87,26 @@ impl CallSites {
         }
     }
 
-    /// What may return to `at`, given the [`LONGEST_CALL`] bytes before it.
+    /// Which functions may return to virtual address `at`, given the [`LONGEST_CALL`] bytes before
+    /// it.
     pub fn classify(&self, at: u64, before: &[u8; LONGEST_CALL]) -> Returns {
-        // call rel32
-        if before[2] == 0xe8 {
-            let relative = i32::from_le_bytes([before[3], before[4], before[5], before[6]]);
-            let target = at.wrapping_add(relative as i64 as u64);
-            return match self.targets.get(&target) {
-                Some(Ends::InAllocator) => Returns::Allocator,
-                Some(Ends::Anywhere) => Returns::Anything,
-                None if self.text.contains(&target) => Returns::Other,
-                // Modules, BPF programs, ftrace and static call trampolines: not analysed.
-                None => Returns::Anything,
-            };
+        let target = match call_before(at, before) {
+            None => return Returns::NoCall,
+            Some(Call::Indirect) => return Returns::Anything,
+            Some(Call::Direct(target)) => target,
+        };
+        match self.targets.get(&target) {
+            Some(Ends::InAllocator) => Returns::Allocator,
+            Some(Ends::Anywhere) => Returns::Anything,
+            None if self.text.contains(&target) => Returns::Other,
+            // Modules, BPF programs, and trampolines of ftrace and static calls are not analysed.
+            None => Returns::Anything,
         }
-        if ends_in_indirect_call(before) { Returns::Anything } else { Returns::NoCall }
     }
 }
 
-/// `ff /2`: with a register (2 bytes), memory and no, 1 or 4 bytes of displacement, and perhaps a SIB byte.
-fn ends_in_indirect_call(before: &[u8; LONGEST_CALL]) -> bool {
-    let fits = |len: usize| {
-        let call = &before[LONGEST_CALL - len..];
-        let (mode, rm) = (call[1] >> 6, call[1] & 7);
-        let sib = usize::from(mode != 3 && rm == 4);
-        let displacement = match (mode, rm) {
-            (0, 5) | (2, _) => 4,
-            (1, _) => 1,
-            _ => 0,
-        };
-        call[0] == 0xff && (call[1] >> 3) & 7 == 2 && len == 2 + sib + displacement
-    };
-    [2, 3, 4, 6, 7].into_iter().any(fits)
-}
-
-/// Direct jumps (e9, and conditional 0f 80 to 0f 8f) from within one function to the start of another, as
-/// (source function, target). Bytes that only look like jumps come out too and do no harm.
+/// Direct jumps from within one function to the start of another, as (source function, target).
+/// Bytes that only look like jumps are included and do no harm.
 fn jumps_between_functions(text: &[u8], base: u64, functions: &[u64]) -> Vec<(u64, u64)> {
     let mut starts = vec![0u64; text.len() / 64 + 1];
     for &f in functions {
@@ -118,14 +118,7 @@ fn jumps_between_functions(text: &[u8], base: u64, functions: &[u64]) -> Vec<(u6
     let is_start = |offset: usize| offset < text.len() && starts[offset / 64] >> (offset % 64) & 1 != 0;
     let mut jumps = Vec::new();
     for at in 0..text.len().saturating_sub(6) {
-        let near = text[at] == 0xe9;
-        let conditional = text[at] == 0x0f && text[at + 1] & 0xf0 == 0x80;
-        if !near && !conditional {
-            continue;
-        }
-        let end = at + if near { 5 } else { 6 };
-        let relative = i32::from_le_bytes([text[end - 4], text[end - 3], text[end - 2], text[end - 1]]);
-        let target = (end as i64 + i64::from(relative)) as usize;
+        let Some(target) = jump_at(text, at) else { continue };
         if is_start(target) {
             let from = base + at as u64;
             let source = functions[..functions.partition_point(|&f| f <= from)].last().copied();
@@ -141,7 +134,8 @@ mod tests {
 
     const BASE: u64 = 0xffff_ffff_8100_0000;
 
-    /// Four functions of 16 bytes: an allocator, one that jumps to it, one that jumps to that, and a leaf.
+    /// Four functions of 16 bytes: an allocator, one that jumps to it, one that jumps to that, and
+    /// a leaf.
     fn sites() -> CallSites {
         let mut text = vec![0x90; 70];
         let mut jump = |at: usize, to: usize| {
@@ -170,28 +164,5 @@ mod tests {
         }
         assert_eq!(sites.classify(at, &call(at, BASE + 0x30)), Returns::Other);
         assert_eq!(sites.classify(at, &call(at, BASE - 0x1000)), Returns::Anything);
-    }
-
-    #[test]
-    fn indirect_calls() {
-        let sites = sites();
-        let classify = |tail: &[u8]| {
-            let mut b = [0x90; LONGEST_CALL];
-            b[LONGEST_CALL - tail.len()..].copy_from_slice(tail);
-            sites.classify(BASE, &b)
-        };
-        for yes in [
-            &[0xff, 0xd0][..],
-            &[0x41, 0xff, 0xd3],
-            &[0xff, 0x50, 8],
-            &[0xff, 0x54, 0x24, 8],
-            &[0xff, 0x15, 1, 2, 3, 4],
-            &[0xff, 0x94, 0xc0, 1, 2, 3, 4],
-        ] {
-            assert_eq!(classify(yes), Returns::Anything, "{yes:x?}");
-        }
-        for no in [&[0xff, 0xe0][..], &[0x90, 0x90], &[0xff, 0x50]] {
-            assert_eq!(classify(no), Returns::NoCall, "{no:x?}");
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Where the kernel's code lies, and how frames of it are left.
+//! Where the kernel's code lies, and how its frames are unwound.
 
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, StoppedMemory, VirtAddr};
@@ -11,36 +11,37 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Functions looked at to learn whether there are frame pointers.
+/// Functions that are examined for frame pointers.
 const SAMPLE: usize = 2000;
-/// Where generated code and modules end, and fixed mappings begin (Documentation/arch/x86/x86_64/mm.rst).
+/// End of modules and generated code, where fixed mappings begin
+/// (Documentation/arch/x86/x86_64/mm.rst).
 const MODULES_END: u64 = 0xffff_ffff_ff00_0000;
-/// More tracers than this are not believed.
+/// Most tracers in the kernel's list.
 const MAX_OPS: usize = 1 << 10;
 /// FTRACE_OPS_FL_SAVE_REGS (include/linux/ftrace.h).
 const SAVE_REGS: u64 = 1 << 2;
 
-/// Where a module lies, and its table.
+/// A module's code, and its ORC table.
 struct ModuleCode {
     ranges: Vec<Range<u64>>,
     orc: Option<Arc<Table>>,
 }
 
-/// Code by its addresses.
+/// The kernel's code by virtual addresses.
 pub struct Code {
     text: Range<u64>,
     init_text: Range<u64>,
     image_end: u64,
     frame_pointers: bool,
-    /// Tables of modules that are loaded, or were, where nothing else is since.
+    /// Modules that are loaded, and unloaded ones whose addresses are not in use again.
     modules: RwLock<Vec<ModuleCode>>,
     generation: AtomicU64,
-    /// Places that tracers put on the stack in place of a return address.
+    /// Addresses that tracers put on the stack in place of a return address.
     tracers: [u64; 3],
 }
 
 impl Code {
-    /// Looks where the image's code lies. `memory` is stopped.
+    /// Finds the code of the kernel's image.
     pub fn new(kernel: &Kernel, memory: &impl StoppedMemory) -> Code {
         let at = |name| kernel.symbols.lookup(name).unwrap_or(0);
         let text = at("_stext")..at("_etext");
@@ -65,10 +66,10 @@ impl Code {
         }
     }
 
-    /// A module was loaded.
+    /// Adds a module that was loaded.
     pub fn add(&self, module: &Module) {
         let mut modules = self.modules.write();
-        // What was where it is now is gone.
+        // Earlier modules at the same addresses are gone.
         let overlaps = |a: &Range<u64>| module.ranges.iter().any(|b| a.start < b.end && b.start < a.end);
         modules.retain_mut(|m| {
             m.ranges.retain(|r| !overlaps(r));
@@ -78,24 +79,24 @@ impl Code {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Rises with every module.
+    /// Increases with each module.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Whether an address may be one of code.
+    /// Whether a virtual address may be code.
     #[inline]
     pub fn is_text(&self, at: u64) -> bool {
         self.text.contains(&at) || self.init_text.contains(&at) || (self.image_end..MODULES_END).contains(&at)
     }
 
-    /// Whether a tracer put that in place of a return address.
+    /// Whether a tracer put this address in place of a return address.
     #[inline]
     pub fn is_tracer(&self, at: u64) -> bool {
         at != 0 && self.tracers.contains(&at)
     }
 
-    /// How a frame of the code at `at` is left.
+    /// How to unwind a frame whose code is at virtual address `at`.
     pub fn method(&self, kernel: &Kernel, memory: &impl GuestMemory, at: u64) -> Method {
         let Some(orc) = &kernel.orc else {
             return if self.frame_pointers { Method::FramePointer } else { Method::Unknown };
@@ -114,8 +115,8 @@ impl Code {
     }
 }
 
-/// The place in the kernel's own code of which a tracer's trampoline at `at` is a copy (orc_ftrace_find(),
-/// arch/x86/kernel/unwind_orc.c).
+/// The address in the kernel's image that a tracer's trampoline at `at` was copied from
+/// (orc_ftrace_find(), arch/x86/kernel/unwind_orc.c).
 fn trampoline(kernel: &Kernel, memory: &impl GuestMemory, at: u64) -> Option<u64> {
     let field = |name| kernel.offset_of("ftrace_ops", name);
     let (next, flags, start, size) = (field("next")?, field("flags")?, field("trampoline")?, field("trampoline_size")?);

@@ -1,4 +1,4 @@
-//! Who is running: the task, or the kind of interrupt, on the current CPU.
+//! The task, or the kind of interrupt, that runs on the current CPU.
 
 use guest_symbols::memory::{GuestMemory, VirtAddr};
 use guest_symbols::view::View;
@@ -8,10 +8,10 @@ use guest_symbols::{Kernel, PhysAddr};
 const HARDIRQ_MASK: u32 = 0x000f_0000;
 const SOFTIRQ_OFFSET: u32 = 0x0000_0100;
 
-/// Where the running kernel keeps what is needed, all offsets resolved once.
+/// Addresses and offsets in the running kernel, resolved once.
 #[derive(Debug, Clone, Copy)]
 pub struct Context {
-    /// Per-CPU address of the current task's pointer, and of the preemption count.
+    /// Per-CPU addresses of the pointer to the current task, and of the preemption count.
     current: Option<u64>,
     preempt_count: Option<u64>,
     comm: u64,
@@ -22,7 +22,7 @@ pub struct Context {
     jiffies: Option<PhysAddr>,
 }
 
-/// As kmemleak records it.
+/// The allocating context, as kmemleak records it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who {
     /// NUL-padded; `hardirq` or `softirq` in interrupts.
@@ -36,9 +36,10 @@ pub struct Who {
 }
 
 impl Context {
-    /// Finds the places.
+    /// Resolves the offsets.
     pub fn new(kernel: &Kernel) -> Context {
-        // 6.2 to 6.14 keep the hot per-CPU variables in one struct (arch/x86/include/asm/current.h).
+        // 6.2 to 6.14 keep the hot per-CPU variables in one struct
+        // (arch/x86/include/asm/current.h).
         let hot = |member| Some(kernel.symbols.lookup("pcpu_hot")?.wrapping_add(kernel.offset_of("pcpu_hot", member)?));
         let task = |member| kernel.offset_of("task_struct", member);
         Context {
@@ -61,13 +62,14 @@ impl Context {
         self.jiffies.and_then(|at| memory.read_u64(at).ok()).unwrap_or(0)
     }
 
-    /// The task that runs on the CPU whose per-CPU base is `gs_base`; none before there are tasks.
+    /// The virtual address of the task that runs on the CPU whose per-CPU base is `gs_base`; `None`
+    /// before there are tasks.
     pub fn task(&self, memory: &View<'_, impl GuestMemory>, gs_base: u64) -> Option<VirtAddr> {
         let at = VirtAddr(self.current?.wrapping_add(gs_base));
         memory.read_u64(at).ok().filter(|&task| task != 0).map(VirtAddr)
     }
 
-    /// Who runs on the CPU whose per-CPU base is `gs_base`.
+    /// The context of the CPU whose per-CPU base is `gs_base`.
     pub fn who(&self, memory: &View<'_, impl GuestMemory>, gs_base: u64) -> Who {
         let percpu = |at: Option<u64>| at.map(|a| VirtAddr(a.wrapping_add(gs_base)));
         let cpu = percpu(self.cpu).and_then(|at| memory.read_u32(at).ok()).unwrap_or(0);
@@ -90,7 +92,7 @@ impl Context {
             let id = |at| memory.read_u32(task.offset(at)).ok();
             Some(Who { comm, pid: id(self.pid)?, tgid: id(self.tgid)?, cpu })
         };
-        // Before there are tasks, the kernel runs as what becomes the idle task.
+        // Before there are tasks, the kernel runs in the context of the later idle task.
         read().unwrap_or_else(|| named(b"swapper"))
     }
 }

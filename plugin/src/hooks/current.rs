@@ -1,77 +1,103 @@
-//! Which kernel is tracked now. A QEMU may run one after the other: after a reset, or by kexec.
+//! The kernel that is tracked now. A QEMU process may run several in turn: after a reset, or by
+//! kexec.
 //!
-//! Each has a [`Tracker`] of its own, made while no other vCPU runs kernel code, and let go while none runs at all. Every
-//! thread keeps the one that it saw last, so that a callback of a vCPU takes no lock; what a thread has learnt of one kernel it
-//! forgets with it. Others, which wait for something between two looks, hold on to what they were given.
+//! Each kernel has its own [`Tracker`]. It is made while no other vCPU runs kernel code, and
+//! dropped while no vCPU runs. Each thread caches the tracker that it used last, so that callbacks
+//! take no lock. A thread that sees another tracker forgets what it has learnt about the earlier
+//! kernel. Threads other than vCPUs hold a reference while they work.
 
+use super::guest_events::GuestEvents;
 use super::tracker::Tracker;
-use super::{events, stack};
+use super::{objects, unwinder};
 use parking_lot::RwLock;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How often the current tracker changed.
-static CHANGES: AtomicU64 = AtomicU64::new(0);
-static CURRENT: RwLock<Option<Arc<Tracker>>> = RwLock::new(None);
+/// A tracked kernel, and the listener for its events.
+#[derive(Clone)]
+struct Current {
+    tracker: Arc<Tracker>,
+    events: Arc<dyn GuestEvents>,
+}
 
-/// What a thread saw last.
-struct Seen {
+/// How often the current tracker changed. Callbacks get one word from translated code, so they find
+/// the tracker through statics.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+/// The tracker. Threads read it when the count of changes differs from theirs.
+static CURRENT: RwLock<Option<Current>> = RwLock::new(None);
+
+/// A thread's cached tracker.
+struct LastSeen {
     changes: Cell<u64>,
-    tracker: RefCell<Option<Arc<Tracker>>>,
+    current: RefCell<Option<Current>>,
 }
 
 thread_local! {
-    static SEEN: Seen = const { Seen { changes: Cell::new(0), tracker: RefCell::new(None) } };
+    /// This thread's cached tracker. There are millions of callbacks, which must take no lock.
+    static LAST_SEEN: LastSeen = const { LastSeen { changes: Cell::new(0), current: RefCell::new(None) } };
 }
 
-/// The tracker, once there is one.
+/// The current tracker, if there is one.
 pub fn tracker() -> Option<Arc<Tracker>> {
-    CURRENT.read().clone()
+    CURRENT.read().as_ref().map(|current| Arc::clone(&current.tracker))
 }
 
-/// Whether there is one.
+/// Whether there is a current tracker.
 #[inline]
 pub fn is_tracking() -> bool {
     with(|_| ()).is_some()
 }
 
-/// Gives the tracker, if there is one, to a callback of a vCPU.
+/// Calls `f` with the current tracker, if there is one. For callbacks of vCPUs.
 #[inline]
 pub fn with<T>(f: impl FnOnce(&Tracker) -> T) -> Option<T> {
-    SEEN.with(|seen| {
+    LAST_SEEN.with(|seen| {
         if seen.changes.get() != CHANGES.load(Ordering::Acquire) {
             seen.look();
         }
-        seen.tracker.borrow().as_deref().map(f)
+        seen.current.borrow().as_ref().map(|current| f(&current.tracker))
     })
 }
 
-impl Seen {
-    /// Another tracker, or none, is the current one.
+/// As [`with`], with the listener too.
+#[inline]
+pub fn with_events<T>(f: impl FnOnce(&Tracker, &dyn GuestEvents) -> T) -> Option<T> {
+    LAST_SEEN.with(|seen| {
+        if seen.changes.get() != CHANGES.load(Ordering::Acquire) {
+            seen.look();
+        }
+        seen.current.borrow().as_ref().map(|current| f(&current.tracker, &*current.events))
+    })
+}
+
+impl LastSeen {
+    /// Updates this thread's cache.
     #[cold]
     fn look(&self) {
-        // First, so that a change meanwhile is seen the next time.
+        // Read first, so that a change in between is noticed the next time.
         let changes = CHANGES.load(Ordering::Acquire);
-        let current = tracker();
-        // In a callback that is within another the tracker stays what it was.
-        if let Ok(mut seen) = self.tracker.try_borrow_mut() {
+        let current = CURRENT.read().clone();
+        // A nested callback keeps the tracker of the outer one.
+        if let Ok(mut seen) = self.current.try_borrow_mut() {
             *seen = current;
             self.changes.set(changes);
-            events::forget();
-            stack::forget();
+            objects::forget();
+            unwinder::forget();
         }
     }
 }
 
-/// Makes another the current one; the last one goes when nobody holds it any more.
-pub fn set(tracker: Option<Arc<Tracker>>) {
-    if let Some(tracker) = &tracker {
-        tracker.set_retired(false);
+/// Replaces the current tracker and its listener. The earlier tracker is dropped with its last
+/// reference.
+pub fn set(tracker: Option<(Arc<Tracker>, Arc<dyn GuestEvents>)>) {
+    let current = tracker.map(|(tracker, events)| Current { tracker, events });
+    if let Some(current) = &current {
+        current.tracker.guest.set_retired(false);
     }
-    let before = std::mem::replace(&mut *CURRENT.write(), tracker);
+    let before = std::mem::replace(&mut *CURRENT.write(), current);
     CHANGES.fetch_add(1, Ordering::Release);
     if let Some(before) = before {
-        before.set_retired(true);
+        before.tracker.guest.set_retired(true);
     }
 }

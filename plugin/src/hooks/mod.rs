@@ -1,25 +1,52 @@
-//! Allocator hooks: which functions ([`table`]), where calls return to ([`callsite`]), what of translated code is watched
-//! for that ([`translate`]), what happens when they are entered and return ([`calls`]), to the live map then ([`events`]), whose
-//! stack it was ([`stack`], over the kernel's [`code`]), and what of it is text that the guest says ([`says`]). All of it is methods of
-//! what is known of the guest's kernel ([`tracker`]), of which there may be one after the other ([`current`]).
-//! How much of what a guest makes up is kept is in [`bounds`], and what there is room for on the host in [`memory`].
+//! Hooks in the guest's kernel, and the state that they maintain.
+//!
+//! - [`tracker`]: a tracked kernel; [`current`]: the one that runs now
+//! - [`table`], [`resolved`]: the hooked functions; [`arch`]: calling conventions
+//! - [`callsite`], [`return_watches`], [`translate`]: return addresses, and callbacks in translated
+//!   code
+//! - [`calls`], [`pending`]: the hot path, entries and returns of functions
+//! - [`allocations`], [`objects`]: the live map
+//! - [`unwinder`], [`code`], [`tracer_returns`]: allocation stacks
+//! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the
+//!   guest's kernel
+//! - [`modules`], [`loaded`]: modules and BPF programs
+//! - [`hibernation`], [`image`]: what was live when the guest hibernated
+//! - [`guest_events`]: the interface for markers and tests
+//! - [`limits`], [`memory_budget`], [`troubles`]: limits, and reasons not to trust reports
 
-pub mod bounds;
+mod allocations;
+pub mod arch;
+pub mod attach;
 mod calls;
 mod callsite;
-pub mod chosen;
-pub mod code;
-pub mod context;
+mod code;
+mod context;
 pub mod current;
-pub mod events;
-pub mod image;
-pub mod joined;
+mod fingerprint;
+pub mod guest;
+pub mod guest_events;
+pub mod guest_text;
+mod guest_time;
+mod hibernation;
+mod image;
+mod limits;
 mod loaded;
-pub mod memory;
-pub mod says;
-pub mod stack;
+mod memory_budget;
+mod modules;
+mod objects;
+mod pending;
+pub mod resolved;
+mod return_watches;
 pub mod table;
-mod traced;
+mod tracer_returns;
 pub mod tracker;
 pub mod translate;
-mod watches;
+pub mod troubles;
+mod unwinder;
+
+use dashmap::DashMap;
+use detector::objects::AddressHasher;
+use std::hash::BuildHasherDefault;
+
+/// A map by guest virtual address.
+type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;

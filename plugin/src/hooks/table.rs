@@ -1,20 +1,20 @@
 //! Which kernel functions allocate and free, as data.
 //!
-//! Every allocation crosses one of the leaf functions here (mm/slub.c, mm/slab_common.c, mm/vmalloc.c,
-//! mm/percpu.c; 5.10 to 7.3). Functions around a leaf are hooked too, where their caller is the one that
-//! asked: an outer function that returns what an inner one has just returned only replaces the call site.
-//! krealloc, kvmalloc, kmemdup, mempools and the like are made of these. Which exist is asked of the running
-//! kernel's symbols; argument positions come from its BTF prototypes, where a name is given, else from
-//! the position that all known versions share.
+//! Every allocation calls one of the leaf functions here (mm/slub.c, mm/slab_common.c,
+//! mm/vmalloc.c, mm/percpu.c; 5.10 to 7.3). Wrappers of a leaf are hooked too, so that the report
+//! names the wrapper's caller. A wrapper that returns the object of an inner call only replaces the
+//! call site. krealloc, kvmalloc, kmemdup and mempools call these functions. The running kernel's
+//! symbols decide which of them exist. Positions of arguments come from BTF prototypes, by name;
+//! without BTF, from the position that all known versions share.
 
 use detector::objects::Kind;
 
-/// Where an argument is found.
+/// An argument of a function.
 #[derive(Debug, Clone, Copy)]
 pub struct Arg {
-    /// Names it has had in the prototypes.
+    /// Its names in the prototypes of all versions.
     pub names: &'static [&'static str],
-    /// Its position where there is no prototype, from 0.
+    /// Its position if there is no prototype, counted from 0.
     pub position: usize,
 }
 
@@ -25,69 +25,98 @@ const fn arg(names: &'static [&'static str], position: usize) -> Arg {
 /// What a function does.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)] // The fields are the arguments their names say.
-pub enum Does {
-    /// Returns one object of this kind. Slab objects' sizes are known to the slab.
+pub enum Effect {
+    /// Returns one object of this kind. The second field is its size in bytes; the slab knows those
+    /// of slab objects.
     Alloc(Kind, Option<Arg>),
-    /// Returns the descriptor or the address of the first of 2^order pages; without an order of one, or of as many as a
-    /// function inside says.
+    /// Returns the descriptor or the address of the first of 2^order pages. Without an argument for
+    /// the order it is one page, or as many as an inner call allocated.
     AllocPages(Option<Arg>),
-    /// Fills an array with the descriptors of pages, and returns how many it has then.
+    /// Fills an array with page descriptors, and returns how many the array holds then.
     AllocPagesBulk { array: Arg },
-    /// Fills an array with as many slab objects as asked for, or returns 0.
+    /// Fills an array with the requested number of slab objects, or returns 0.
     AllocBulk { count: Arg, array: Arg },
-    /// Returns an object, which a cache on top of the allocators may have kept until now.
+    /// Returns an object that a cache on top of the allocators may have kept until now.
     Take,
     /// Fills an array with such objects.
     TakeBulk { count: Arg, array: Arg },
     /// Frees one object.
     Free(Arg),
-    /// Frees one vmalloc block, perhaps by way of another such function.
+    /// Frees one vmalloc block. It may call another function of this effect.
     FreeVmalloc(Arg),
     /// Frees an array of slab objects.
     FreeBulk { count: Arg, array: Arg },
-    /// Frees after a grace period: the second argument is the object, or the rcu_head's offset in it.
+    /// Frees after a grace period. The second argument is the object, or the offset of the rcu_head
+    /// in it.
     FreeRcu { head: Arg, object: Arg },
-    /// A module's code is about to run: its symbols are complete now, and never again.
+    /// Runs a module's init function. Only then are the module's symbols complete.
     ModuleLoad(Arg),
-    /// A piece of BPF code has a name (kernel/bpf/core.c, 5.8 on).
+    /// Enters the symbol of a BPF program (kernel/bpf/core.c, 5.8 on).
     BpfSymbol(Arg),
-    /// Jumps to the kernel that kexec has loaded (arch/x86/kernel/machine_kexec_64.c).
-    Kexec,
     /// Copies memory for the image of hibernation (kernel/power/snapshot.c).
     SaveImage,
-    /// Brings memory back from such an image (arch/x86/power/hibernate_asm_64.S).
+    /// Neither allocates nor frees.
+    Event(Event<Arg>),
+}
+
+/// A call that neither allocates nor frees, and that markers or tests need. `A` is the type of the
+/// arguments: [`Arg`], registers, or values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // The fields are the arguments their names say.
+pub enum Event<A> {
+    /// Jumps to the kernel that kexec has loaded (arch/x86/kernel/machine_kexec_64.c).
+    Kexec,
+    /// Restores memory from the image of hibernation (arch/x86/power/hibernate_asm_64.S).
     RestoreImage,
     /// Writes what a process wrote to /proc/PID/comm (fs/proc/base.c).
-    WriteComm { buf: Arg, count: Arg },
+    WriteComm { buf: A, count: A },
     /// Gives a task its name (fs/exec.c).
     SetComm,
     /// Writes what a process wrote to /dev/kmsg (kernel/printk/printk.c).
-    WriteKmsg { from: Arg },
-    /// A record of the kernel's log is complete (kernel/printk/printk_ringbuffer.c, 5.10 on).
-    Printk { entry: Arg },
-    /// The same of one whose text has no end of line, so that more may come.
-    PrintkPart { entry: Arg },
-    /// Writes what a process wrote to a terminal; the buffer is the kernel's (drivers/tty/n_tty.c).
-    WriteTty { tty: Arg, buf: Arg, count: Arg },
+    WriteKmsg { from: A },
+    /// Completes a record of the kernel's log (kernel/printk/printk_ringbuffer.c, 5.10 on).
+    Printk { entry: A },
+    /// The same for a record without an end of line, which may be continued.
+    PrintkPart { entry: A },
+    /// Writes what a process wrote to a terminal. The buffer is in kernel memory
+    /// (drivers/tty/n_tty.c).
+    WriteTty { tty: A, buf: A, count: A },
     /// Writes what a process wrote to a virtio port (drivers/char/virtio_console.c).
-    WritePort { buf: Arg, count: Arg },
+    WritePort { buf: A, count: A },
 }
 
-/// A row: functions of one family that do the same.
+impl<A> Event<A> {
+    /// Converts the arguments; `None` if one of them cannot be converted.
+    pub fn map<B>(self, to: impl Fn(A) -> Option<B>) -> Option<Event<B>> {
+        Some(match self {
+            Event::Kexec => Event::Kexec,
+            Event::RestoreImage => Event::RestoreImage,
+            Event::WriteComm { buf, count } => Event::WriteComm { buf: to(buf)?, count: to(count)? },
+            Event::SetComm => Event::SetComm,
+            Event::WriteKmsg { from } => Event::WriteKmsg { from: to(from)? },
+            Event::Printk { entry } => Event::Printk { entry: to(entry)? },
+            Event::PrintkPart { entry } => Event::PrintkPart { entry: to(entry)? },
+            Event::WriteTty { tty, buf, count } => Event::WriteTty { tty: to(tty)?, buf: to(buf)?, count: to(count)? },
+            Event::WritePort { buf, count } => Event::WritePort { buf: to(buf)?, count: to(count)? },
+        })
+    }
+}
+
+/// Functions of one family with the same effect.
 pub struct Row {
     /// What a user would miss if none of them existed.
     pub family: &'static str,
-    /// Names in all kernel versions.
+    /// Names of the functions in all kernel versions.
     pub names: &'static [&'static str],
     /// What they do.
-    pub does: Does,
+    pub effect: Effect,
 }
 
 const SIZE: Arg = arg(&["size"], 0);
 const COUNT: Arg = arg(&["size", "nr"], 2);
 const ARRAY: Arg = arg(&["p"], 3);
 
-/// The table.
+/// Allocators and free functions.
 pub const TABLE: &[Row] = &[
     Row {
         family: "kmalloc",
@@ -111,7 +140,7 @@ pub const TABLE: &[Row] = &[
             "kmalloc_nolock_noprof",
             "__kvmalloc_node_noprof",
         ],
-        does: Does::Alloc(Kind::Slab, None),
+        effect: Effect::Alloc(Kind::Slab, None),
     },
     Row {
         family: "kmem_cache",
@@ -124,12 +153,12 @@ pub const TABLE: &[Row] = &[
             "kmem_cache_alloc_lru_noprof",
             "kmem_cache_alloc_from_sheaf_noprof",
         ],
-        does: Does::Alloc(Kind::Slab, None),
+        effect: Effect::Alloc(Kind::Slab, None),
     },
     Row {
         family: "bulk allocation",
         names: &["kmem_cache_alloc_bulk", "kmem_cache_alloc_bulk_noprof"],
-        does: Does::AllocBulk { count: COUNT, array: ARRAY },
+        effect: Effect::AllocBulk { count: COUNT, array: ARRAY },
     },
     Row {
         family: "large kmalloc",
@@ -142,7 +171,7 @@ pub const TABLE: &[Row] = &[
             "__kmalloc_large_noprof",
             "__kmalloc_large_node_noprof",
         ],
-        does: Does::Alloc(Kind::Large, Some(SIZE)),
+        effect: Effect::Alloc(Kind::Large, Some(SIZE)),
     },
     Row {
         family: "vmalloc",
@@ -171,35 +200,40 @@ pub const TABLE: &[Row] = &[
             "vmalloc_huge_noprof",
             "vmalloc_huge_node_noprof",
         ],
-        does: Does::Alloc(Kind::Vmalloc, Some(SIZE)),
+        effect: Effect::Alloc(Kind::Vmalloc, Some(SIZE)),
     },
-    Row { family: "percpu", names: &["pcpu_alloc", "pcpu_alloc_noprof"], does: Does::Alloc(Kind::Percpu, Some(SIZE)) },
-    Row { family: "kfree", names: &["kfree", "kfree_nolock"], does: Does::Free(arg(&["object", "objp", "x"], 0)) },
-    Row { family: "kmem_cache_free", names: &["kmem_cache_free"], does: Does::Free(arg(&["x", "objp"], 1)) },
+    Row {
+        family: "percpu",
+        names: &["pcpu_alloc", "pcpu_alloc_noprof"],
+        effect: Effect::Alloc(Kind::Percpu, Some(SIZE)),
+    },
+    Row { family: "kfree", names: &["kfree", "kfree_nolock"], effect: Effect::Free(arg(&["object", "objp", "x"], 0)) },
+    Row { family: "kmem_cache_free", names: &["kmem_cache_free"], effect: Effect::Free(arg(&["x", "objp"], 1)) },
     Row {
         family: "bulk free",
         names: &["kmem_cache_free_bulk"],
-        does: Does::FreeBulk { count: arg(&["size", "nr"], 1), array: arg(&["p"], 2) },
+        effect: Effect::FreeBulk { count: arg(&["size", "nr"], 1), array: arg(&["p"], 2) },
     },
     Row {
         family: "vfree",
         names: &["vfree", "vfree_atomic", "vfree.part.0"],
-        does: Does::FreeVmalloc(arg(&["addr"], 0)),
+        effect: Effect::FreeVmalloc(arg(&["addr"], 0)),
     },
-    Row { family: "free_percpu", names: &["free_percpu"], does: Does::Free(arg(&["ptr", "__pdata"], 0)) },
+    Row { family: "free_percpu", names: &["free_percpu"], effect: Effect::Free(arg(&["ptr", "__pdata"], 0)) },
     Row {
         family: "kfree_rcu",
         names: &["kvfree_call_rcu", "kfree_call_rcu_nolock"],
-        does: Does::FreeRcu { head: arg(&["head"], 0), object: arg(&["ptr", "func"], 1) },
+        effect: Effect::FreeRcu { head: arg(&["head"], 0), object: arg(&["ptr", "func"], 1) },
     },
 ];
 
-/// Functions that take objects from caches on top of the allocators. Who took an object is the one who has it, and not who
-/// filled the cache. A kernel may well be built without any of them. Compilers make one function of several, or another one
-/// (`.constprop.0`), so functions around those that take are here as well: what such a function has from another one here keeps
-/// the stack that it has from there.
+/// Functions that take objects from caches on top of the allocators. The taker owns the object, not the
+/// code that filled the cache. A kernel may be built without any of them. Compilers inline these
+/// functions and make variants (`.constprop.0`). So their callers are here as well: an object that an
+/// inner one of them took keeps the inner stack.
 pub const CACHES: &[Row] = &[
-    // napi_skb_cache_get() is in __alloc_skb() and in the others by 7.3 (net/core/skbuff.c, 5.13 on; net/core/gro.c).
+    // napi_skb_cache_get() (net/core/skbuff.c, 5.13 on). By 7.3 it is inlined into __alloc_skb()
+    // and the others (net/core/gro.c).
     Row {
         family: "skb cache",
         names: &[
@@ -211,62 +245,63 @@ pub const CACHES: &[Row] = &[
             "napi_alloc_skb",
             "napi_get_frags",
         ],
-        does: Does::Take,
+        effect: Effect::Take,
     },
     Row {
         family: "skb cache, many at once",
         names: &["napi_skb_cache_get_bulk"],
-        does: Does::TakeBulk { count: arg(&["n"], 1), array: arg(&["skbs"], 0) },
+        effect: Effect::TakeBulk { count: arg(&["n"], 1), array: arg(&["skbs"], 0) },
     },
-    // Elements that a mempool reserved when it was made, or got back since (mm/mempool.c).
+    // Elements that a mempool reserved when it was created, or got back since (mm/mempool.c).
     Row {
         family: "mempools",
         names: &["mempool_alloc", "mempool_alloc_noprof", "mempool_alloc_preallocated"],
-        does: Does::Take,
+        effect: Effect::Take,
     },
     Row {
         family: "mempools, many at once",
         names: &["mempool_alloc_bulk_noprof"],
-        does: Does::TakeBulk { count: arg(&["count"], 2), array: arg(&["elems", "elem"], 1) },
+        effect: Effect::TakeBulk { count: arg(&["count"], 2), array: arg(&["elems", "elem"], 1) },
     },
-    // What bpf_mem_alloc() and its like return is an address inside of that (kernel/bpf/memalloc.c, 6.1 on).
-    Row { family: "BPF memory", names: &["unit_alloc"], does: Does::Take },
+    // bpf_mem_alloc() and others return an address inside of this object
+    // (kernel/bpf/memalloc.c, 6.1 on).
+    Row { family: "BPF memory", names: &["unit_alloc"], effect: Effect::Take },
     // lib/radix-tree.c: nodes of radix_tree_preload() and idr_preload().
     Row {
         family: "radix tree nodes",
         names: &["radix_tree_node_alloc", "radix_tree_node_alloc.constprop.0", "radix_tree_node_alloc.isra.0"],
-        does: Does::Take,
+        effect: Effect::Take,
     },
-    // lib/maple_tree.c, 6.1 to 6.17 or so: nodes that were allocated before a tree is changed.
-    Row { family: "maple tree nodes", names: &["mas_pop_node"], does: Does::Take },
+    // Nodes that were allocated before a tree is changed (lib/maple_tree.c, 6.1 to 6.17).
+    Row { family: "maple tree nodes", names: &["mas_pop_node"], effect: Effect::Take },
     // block/bio.c, 5.16 on: bios of a CPU.
-    Row { family: "bios", names: &["bio_alloc_bioset"], does: Does::Take },
+    Row { family: "bios", names: &["bio_alloc_bioset"], effect: Effect::Take },
 ];
 
-/// Hooks that name code which is not the kernel's own. A kernel may well be built without.
+/// Functions that load code, or start another kernel. A kernel may be built without them.
 pub const CODE: &[Row] = &[
-    Row { family: "module symbols", names: &["do_init_module"], does: Does::ModuleLoad(arg(&["mod"], 0)) },
-    Row { family: "BPF symbols", names: &["bpf_ksym_add"], does: Does::BpfSymbol(arg(&["ksym"], 0)) },
-    Row { family: "kexec", names: &["machine_kexec"], does: Does::Kexec },
-    Row { family: "hibernation", names: &["swsusp_save"], does: Does::SaveImage },
-    Row { family: "resume from hibernation", names: &["restore_image"], does: Does::RestoreImage },
+    Row { family: "module symbols", names: &["do_init_module"], effect: Effect::ModuleLoad(arg(&["mod"], 0)) },
+    Row { family: "BPF symbols", names: &["bpf_ksym_add"], effect: Effect::BpfSymbol(arg(&["ksym"], 0)) },
+    Row { family: "kexec", names: &["machine_kexec"], effect: Effect::Event(Event::Kexec) },
+    Row { family: "hibernation", names: &["swsusp_save"], effect: Effect::SaveImage },
+    Row { family: "resume from hibernation", names: &["restore_image"], effect: Effect::Event(Event::RestoreImage) },
 ];
 
 const ORDER: Arg = arg(&["order"], 1);
 
-/// Hooks that are wanted with `pages=on` only (mm/page_alloc.c, mm/mempolicy.c; 5.10 to 7.3). There is none of what frees:
-/// page descriptors say what is free.
+/// Page allocators, for `pages=on` (mm/page_alloc.c, mm/mempolicy.c; 5.10 to 7.3). Free functions
+/// are not hooked: page descriptors tell which pages are free.
 pub const PAGES: &[Row] = &[
     Row {
         family: "page allocation",
-        // The first to 5.12.
+        // The first one up to 5.12.
         names: &["__alloc_pages_nodemask", "__alloc_pages", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof"],
-        does: Does::AllocPages(Some(ORDER)),
+        effect: Effect::AllocPages(Some(ORDER)),
     },
     Row {
         family: "bulk page allocation",
         names: &["__alloc_pages_bulk", "alloc_pages_bulk_noprof"],
-        does: Does::AllocPagesBulk { array: arg(&["page_array"], 4) },
+        effect: Effect::AllocPagesBulk { array: arg(&["page_array"], 4) },
     },
     Row {
         family: "page allocation wrappers",
@@ -293,46 +328,50 @@ pub const PAGES: &[Row] = &[
             "alloc_pages_exact_noprof",
             "alloc_pages_exact_nid_noprof",
         ],
-        does: Does::AllocPages(None),
+        effect: Effect::AllocPages(None),
     },
 ];
 
-/// Families that a kernel with that function does not have yet: `alloc_pages_bulk` came with 5.13, after
-/// `__alloc_pages_nodemask` got another name.
+/// Families that a kernel with this function does not have yet: `alloc_pages_bulk` came with 5.13, after
+/// `__alloc_pages_nodemask` was renamed.
 pub const NONE_YET: &[(&str, &str)] = &[("bulk page allocation", "__alloc_pages_nodemask")];
 
-/// Hooks by which the guest calls on us, with `guest-markers=on`.
+/// Functions through which the guest sends markers, for `guest-markers=on`.
 pub const MARKERS: &[Row] = &[
     Row {
         family: "markers by comm",
         names: &["comm_write"],
-        does: Does::WriteComm { buf: arg(&["buf"], 1), count: arg(&["count"], 2) },
+        effect: Effect::Event(Event::WriteComm { buf: arg(&["buf"], 1), count: arg(&["count"], 2) }),
     },
-    Row { family: "task names", names: &["__set_task_comm"], does: Does::SetComm },
-    Row { family: "markers by kmsg", names: &["devkmsg_write"], does: Does::WriteKmsg { from: arg(&["from"], 1) } },
+    Row { family: "task names", names: &["__set_task_comm"], effect: Effect::Event(Event::SetComm) },
+    Row {
+        family: "markers by kmsg",
+        names: &["devkmsg_write"],
+        effect: Effect::Event(Event::WriteKmsg { from: arg(&["from"], 1) }),
+    },
 ];
 
-/// The hook by which the kernel's own log is seen, for both of [`MARKERS`] and [`CONSOLE`].
+/// Functions that write the kernel's log, for both [`MARKERS`] and [`CONSOLE`].
 pub const LOG: &[Row] = &[
-    Row { family: "log", names: &["prb_final_commit"], does: Does::Printk { entry: arg(&["e"], 0) } },
-    Row { family: "log", names: &["prb_commit"], does: Does::PrintkPart { entry: arg(&["e"], 0) } },
+    Row { family: "log", names: &["prb_final_commit"], effect: Effect::Event(Event::Printk { entry: arg(&["e"], 0) }) },
+    Row { family: "log", names: &["prb_commit"], effect: Effect::Event(Event::PrintkPart { entry: arg(&["e"], 0) }) },
 ];
 
-/// Hooks by which lines of tests are seen, with `tests=ktap`.
+/// Functions that write lines of tests, for `tests=ktap`.
 pub const CONSOLE: &[Row] = &[
     Row {
         family: "terminals",
         names: &["n_tty_write"],
-        does: Does::WriteTty { tty: arg(&["tty"], 0), buf: arg(&["buf"], 2), count: arg(&["nr"], 3) },
+        effect: Effect::Event(Event::WriteTty { tty: arg(&["tty"], 0), buf: arg(&["buf"], 2), count: arg(&["nr"], 3) }),
     },
     Row {
         family: "virtio ports",
         names: &[PORT],
-        does: Does::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) },
+        effect: Effect::Event(Event::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) }),
     },
 ];
 
-/// A function that may be in a module, and is then hooked when that is loaded.
+/// A function that may be in a module. It is hooked when the module is loaded.
 pub const PORT: &str = "port_fops_write";
-/// The address of a hook in a module that is not loaded yet.
+/// Stands for the address of a function in a module that is not loaded yet.
 pub const LATER: u64 = u64::MAX;

@@ -1,17 +1,18 @@
-//! What of translated code is watched: entries of hooks, and places where calls of them return to.
+//! Watches translated code: the entries of hooked functions, and the addresses that their calls
+//! return to.
 
+use super::arch::LONGEST_CALL;
 use super::calls::{on_entry, on_return};
-use super::callsite::{LONGEST_CALL, Returns};
-use super::table::{LATER, PORT};
+use super::callsite::Returns;
+use super::return_watches::Watch;
 use super::tracker::Tracker;
-use super::watches::Watch;
 use crate::ffi::api::{Block, Insn};
-use crate::ffi::host;
+use crate::ffi::lifecycle;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
-use std::sync::atomic::Ordering;
 
-/// Kernel images lie below the modules: MODULES_VADDR with KASLR (arch/x86/include/asm/pgtable_64_types.h).
+/// Kernel images lie below the modules: MODULES_VADDR with KASLR
+/// (arch/x86/include/asm/pgtable_64_types.h).
 const MODULES: u64 = 0xffff_ffff_c000_0000;
 
 /// Whether a kernel's image may lie at a virtual address.
@@ -20,76 +21,77 @@ pub fn is_of_image(at: u64) -> bool {
 }
 
 impl Tracker {
-    /// Watches what is to be watched in a block of the kernel's half that is being translated, if it is this kernel's own: says
-    /// whether it is.
+    /// Adds callbacks to a block in the kernel's half of the address space that is being
+    /// translated. Returns whether the block belongs to this kernel; otherwise nothing is added.
     pub fn translate(&self, block: Block) -> bool {
         let (count, start) = (block.len(), block.vaddr());
         let (Some(first), Some(last)) = (block.insn(0), block.insn(count.wrapping_sub(1))) else { return false };
         let last = last.vaddr();
         if !self.is_own(start, first) {
-            // Without a word of resets, this is the first that is seen of another kernel.
-            if is_of_image(start) && !host::tells_ends() {
-                self.replaced.store(true, Ordering::Relaxed);
+            // If QEMU does not report resets, this is the first sign of another kernel.
+            if is_of_image(start) && !lifecycle::tells_ends() {
+                self.guest.set_replaced();
             }
             return false;
         }
-        if start <= *self.entry_range.end() && last >= *self.entry_range.start() {
+        if self.hooks.may_be_in(start, last) {
             for insn in (0..count).filter_map(|i| block.insn(i)) {
-                if let Some(&hook) = self.entries.get(&insn.vaddr()) {
+                if let Some(hook) = self.hooks.at(insn.vaddr()) {
                     insn.on_exec(on_entry, self.for_entry(hook));
                 }
             }
         }
-        let port = self.port.load(Ordering::Relaxed);
+        let port = self.modules.port();
         if (start..=last).contains(&port)
             && let Some(insn) = (0..count).filter_map(|i| block.insn(i)).find(|insn| insn.vaddr() == port)
-            && let Some(hook) = self.hooks.iter().position(|(h, _)| h.name == PORT && h.addr == LATER)
+            && let Some(hook) = self.hooks.port()
         {
-            insn.on_exec(on_entry, self.for_entry(hook as u32));
+            insn.on_exec(on_entry, self.for_entry(hook));
         }
         let returns = self.before(first, start).map_or(Returns::Anything, |b| self.sites.classify(start, &b));
         let by_code = match returns {
             Returns::Allocator => Watch::Always,
             Returns::Anything => Watch::WhileArmed,
             Returns::Other => Watch::Never,
-            // But for what was told to return there without one.
+            // An allocator may return there although no call instruction precedes it.
             Returns::NoCall if self.watches.is_wanted(start) => Watch::Always,
             Returns::NoCall => return true,
         };
         let watch = self.watches.translated(start, by_code);
         match watch {
             Watch::Always => first.on_exec(on_return, self.for_return(start)),
-            Watch::WhileArmed => first.on_exec_if(self.flag, on_return, self.for_return(start)),
+            Watch::WhileArmed => first.on_exec_if(self.calls.flag(), on_return, self.for_return(start)),
             Watch::Never | Watch::Wanted => {}
         }
         true
     }
 
-    /// Whether a block of the kernel's half lies where this kernel has it. The same addresses are also those of a kernel in a
-    /// guest that this one runs, and of firmware's services.
+    /// Whether a block belongs to this kernel. A nested guest's kernel and firmware services may
+    /// use the same virtual addresses.
     fn is_own(&self, start: u64, first: Insn) -> bool {
         let at = VirtAddr(start);
-        let own = || match self.image.contains(&start) {
-            true => Some(self.kernel.image_phys(at)),
-            false => self.kernel.translate(&self.ram, at).ok().map(|found| found.phys),
+        let own = || match self.guest.is_in_image(start) {
+            true => Some(self.guest.kernel.image_phys(at)),
+            false => self.guest.kernel.translate(&self.guest.ram, at).ok().map(|found| found.phys),
         };
-        let phys = self.ram.phys_of(first.host_address());
-        // Beside the image and below the modules there is nothing, but where modules lie without KASLR. A kernel of another boot that
-        // has this one's place in physical memory has its page tables in the place of this one's.
-        let proven = || self.image.contains(&start) || !is_of_image(start) || self.is_there();
+        let phys = self.guest.ram.phys_of(first.host_address());
+        // Between the image and the modules there is only unmapped space, or, without KASLR,
+        // modules. A kernel of another boot at the same physical address has its page tables in the
+        // same place, so the translation alone proves nothing.
+        let proven = || self.guest.is_in_image(start) || !is_of_image(start) || self.guest.is_there();
         phys.is_some() && phys == own() && proven()
     }
 
-    /// The bytes before the block.
+    /// Reads the bytes before the block.
     fn before(&self, first: Insn, start: u64) -> Option<[u8; LONGEST_CALL]> {
         let mut bytes = [0; LONGEST_CALL];
-        let phys = self.ram.phys_of(first.host_address())?;
+        let phys = self.guest.ram.phys_of(first.host_address())?;
         if start % PAGE_SIZE >= LONGEST_CALL as u64 {
             let at = guest_symbols::PhysAddr(phys.0 - LONGEST_CALL as u64);
-            self.ram.read(at, &mut bytes).ok()?;
+            self.guest.ram.read(at, &mut bytes).ok()?;
         } else {
             let at = VirtAddr(start - LONGEST_CALL as u64);
-            self.kernel.read(&self.ram, at, &mut bytes).ok()?;
+            self.guest.kernel.read(&self.guest.ram, at, &mut bytes).ok()?;
         }
         Some(bytes)
     }

@@ -3,7 +3,7 @@
 mod keys;
 
 use detector::report::{Format, UnknownFormat};
-use keys::{KEYS, help, names};
+use keys::{KEYS, OptionName, help, names};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,33 +13,33 @@ use std::time::Duration;
 pub struct ReportFile {
     /// Its path.
     pub path: PathBuf,
-    /// The form of what is in it.
+    /// The format of its reports.
     pub format: Format,
 }
 
-/// Frames of a stack, unless the user asks for another number.
+/// Default number of frames of a stack.
 const FRAMES: usize = 16;
 
-/// What the user asked for.
+/// The user's options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Where reports go; to stderr if there are none.
+    /// Files for reports; if there is none, reports go to stderr.
     pub reports: Vec<ReportFile>,
-    /// The form of reports on stderr.
+    /// The format of reports on stderr.
     pub stderr: Format,
-    /// Whether every object is printed, and not one of each group.
+    /// Whether every object is printed, or one of each group.
     pub each: bool,
     /// Files of suppressions.
     pub suppress: Vec<PathBuf>,
-    /// Where suppressions of what was reported go.
+    /// File for suppressions of what was reported.
     pub suppress_print: Option<PathBuf>,
-    /// Frames kept of each stack.
+    /// Most frames of each stack.
     pub frames: usize,
-    /// Where debugging information is looked for.
+    /// Files and folders with debugging information.
     pub debug: Vec<PathBuf>,
-    /// Time between scans.
+    /// Interval of scans.
     pub scan: Option<Duration>,
-    /// Least age of what is reported.
+    /// Minimum age of reported objects.
     pub min_age: Option<Duration>,
     /// QMP socket.
     pub qmp: Option<PathBuf>,
@@ -51,25 +51,25 @@ pub struct Options {
     pub live_slab: bool,
     /// Whether pages are tracked.
     pub pages: bool,
-    /// Part of the name of functions or modules whose live objects are explained.
+    /// Part of the name of functions, modules or tasks whose live objects are explained.
     pub why: Option<String>,
-    /// Where snapshots go.
+    /// File for snapshots.
     pub snapshot: Option<PathBuf>,
     /// The control socket.
     pub control: Option<PathBuf>,
-    /// Whether the guest's markers are looked for.
+    /// Whether the guest may send markers.
     pub guest_markers: bool,
-    /// Whether lines of tests are.
+    /// Whether lines of KTAP are read.
     pub ktap: bool,
-    /// Whether the end of a test is a time to scan.
+    /// Whether to scan at the end of each test.
     pub per_test: bool,
     /// Most live objects.
     pub max_objects: Option<usize>,
-    /// Threads that make a check.
+    /// Most threads of a check.
     pub threads: Option<NonZeroUsize>,
-    /// QEMU goes to the background, so that nobody reads stderr. Not an option of its own.
+    /// QEMU goes to the background, so no one reads stderr. This is not an option.
     pub background: bool,
-    /// Bytes of libleak's own memory, at most.
+    /// Most bytes of libleak's own memory.
     pub max_memory: Option<u64>,
 }
 
@@ -110,7 +110,7 @@ pub enum OptionError {
     /// No such option.
     #[error("unknown option \"{0}\"; the options are {keys}", keys = names())]
     Unknown(String),
-    /// A value that makes no sense.
+    /// The value is not valid.
     #[error("option \"{key}={value}\": {why}; it is {key}={wanted}")]
     Value {
         /// The option.
@@ -122,15 +122,16 @@ pub enum OptionError {
         /// What it takes.
         wanted: &'static str,
     },
-    /// Not an error: the user wants to read.
+    /// The user asked for the text of `help`.
     #[error("{0}")]
     Help(String),
 }
 
-/// The least that a kernel's symbols and the check of a small guest fit into.
+/// The least value of `max-memory=` in bytes. A kernel's symbols and a check of a small guest fit
+/// into it.
 const LEAST_MEMORY: u64 = 64 << 20;
 
-/// Bytes, of a number that may end in K, M or G.
+/// Parses a number of bytes, which may end in K, M or G.
 fn size(text: &str) -> Option<u64> {
     let shift = match text.bytes().last()?.to_ascii_uppercase() {
         b'K' => 10,
@@ -172,67 +173,67 @@ impl Options {
                 "off" => Ok(false),
                 _ => Err(bad("neither on nor off")),
             };
-            match key.name {
-                "report" => {
+            match key.option {
+                OptionName::Report => {
                     let path = path()?;
                     if options.reports.iter().any(|r| r.path == path) {
                         return Err(bad("given twice"));
                     }
                     options.reports.push(ReportFile { format: Format::of(&path), path });
                 }
-                "format" => {
+                OptionName::Format => {
                     let before = options.reports.last_mut().map_or(&mut options.stderr, |r| &mut r.format);
                     *before = value.parse().map_err(|_| bad(UnknownFormat::MESSAGE))?;
                 }
-                "each" => options.each = switch()?,
-                "suppress" => options.suppress.push(path()?),
-                "suppress-print" => options.suppress_print = Some(path()?),
-                "frames" => match value.parse() {
+                OptionName::Each => options.each = switch()?,
+                OptionName::Suppress => options.suppress.push(path()?),
+                OptionName::SuppressPrint => options.suppress_print = Some(path()?),
+                OptionName::Frames => match value.parse() {
                     Ok(n) if (1..=64).contains(&n) => options.frames = n,
                     _ => return Err(bad("not a number from 1 to 64")),
                 },
-                "max-objects" => match value.parse() {
+                OptionName::MaxObjects => match value.parse() {
                     Ok(n) if n >= 1000 => options.max_objects = Some(n),
                     _ => return Err(bad("not a number of at least 1000")),
                 },
-                "threads" => match value.parse::<NonZeroUsize>() {
+                OptionName::Threads => match value.parse::<NonZeroUsize>() {
                     Ok(n) if n.get() <= 64 => options.threads = Some(n),
                     _ => return Err(bad("not a number from 1 to 64")),
                 },
-                "max-memory" => match size(value) {
+                OptionName::MaxMemory => match size(value) {
                     Some(bytes) if bytes >= LEAST_MEMORY => options.max_memory = Some(bytes),
                     _ => return Err(bad("not a number of bytes, K, M or G that comes to at least 64M")),
                 },
-                "debug" => options.debug.push(path()?),
-                "scan" => options.scan = seconds(1)?,
-                "min-age" => options.min_age = seconds(0)?,
-                "qmp" => options.qmp = Some(path()?),
-                "symbols" => options.symbols = Some(path()?),
-                "snapshot" => options.snapshot = Some(path()?),
-                "control" => options.control = Some(path()?),
-                "live" => {
+                OptionName::Debug => options.debug.push(path()?),
+                OptionName::Scan => options.scan = seconds(1)?,
+                OptionName::MinAge => options.min_age = seconds(0)?,
+                OptionName::Qmp => options.qmp = Some(path()?),
+                OptionName::Symbols => options.symbols = Some(path()?),
+                OptionName::Snapshot => options.snapshot = Some(path()?),
+                OptionName::Control => options.control = Some(path()?),
+                OptionName::Live => {
                     options.live_slab = match value {
                         "hooks" => false,
                         "slab" => true,
                         _ => return Err(bad("neither hooks nor slab")),
                     }
                 }
-                "why" => match value {
+                OptionName::Why => match value {
                     "" | "on" => return Err(bad("no pattern")),
                     pattern => options.why = Some(pattern.to_owned()),
                 },
-                "audit" => options.audit = switch()?,
-                "guest-markers" => options.guest_markers = switch()?,
-                "per-test" => options.per_test = switch()?,
-                "tests" => {
+                OptionName::Audit => options.audit = switch()?,
+                OptionName::GuestMarkers => options.guest_markers = switch()?,
+                OptionName::PerTest => options.per_test = switch()?,
+                OptionName::Tests => {
                     options.ktap = match value {
                         "ktap" => true,
                         "off" => false,
                         _ => return Err(bad("neither ktap nor off")),
                     }
                 }
-                "pages" => options.pages = switch()?,
-                _ => return Err(OptionError::Help(help())),
+                OptionName::Pages => options.pages = switch()?,
+                OptionName::Help => return Err(OptionError::Help(help())),
             }
         }
         Ok(options)

@@ -1,25 +1,24 @@
-//! Stopping the guest. One trait, and a ladder of ways; the first that works is used.
+//! Ways to stop the guest: one trait, and a list of ways. The first that works is used.
 //!
-//! There is deliberately no barrier of our own in vCPU callbacks: a vCPU that waits there still counts as
-//! running for QEMU, which then waits for it for ever.
+//! There is no barrier in vCPU callbacks. A vCPU that waits in a callback counts as running, so
+//! QEMU would wait for it for ever.
 
 mod monitor;
+pub mod pace;
 
-use crate::ffi::host;
-use monitor::Monitor;
+use crate::ffi::vcpu::{self, VcpuError};
+use crate::ffi::witness::Work;
+use monitor::{Monitor, MonitorError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long anything may take to stop.
+/// Longest time that stopping may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What runs while the guest is stopped.
-pub type Work = Box<dyn FnOnce() + Send>;
 
 /// Why the guest could not be stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
-    /// The monitor.
+    /// The monitor failed.
     #[error(
         "pausing through the monitor at {path} failed: {why}; start QEMU with -qmp unix:{path},server=on,wait=off and leave that socket to libleak"
     )]
@@ -27,34 +26,35 @@ pub enum PauseError {
         /// The socket.
         path: PathBuf,
         /// What went wrong.
-        why: String,
+        why: MonitorError,
     },
-    /// The exclusive section.
+    /// The exclusive section failed.
     #[error(
         "pausing the vCPUs failed: {0}; give QEMU a monitor of its own for it (-qmp unix:PATH,server=on,wait=off) and pass qmp=PATH"
     )]
-    Exclusive(&'static str),
+    Exclusive(VcpuError),
 }
 
 /// A way to stop every vCPU.
 pub trait Pause: Send {
-    /// Runs `work` while no vCPU executes, and lets them go on.
+    /// Runs `work` while no vCPU executes, and then resumes the guest.
     ///
     /// # Errors
-    /// [`PauseError`]; `work` has then not run, unless the guest could not be let go on.
+    /// [`PauseError`]; `work` has not run then, unless resuming the guest failed.
     fn during(&mut self, work: Work) -> Result<(), PauseError>;
 }
 
-/// After a failure a way is left alone for so long, and twice as long after each further one: each may have cost its timeout.
+/// How long a way is not tried after its first failure. The time doubles with each failure, because
+/// each may have taken the whole timeout.
 const FIRST_REST: Duration = Duration::from_secs(60);
-/// But no longer than this.
+/// Longest such time.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
-/// A way, and since when it has failed.
+/// A way, and its failures.
 pub struct Way {
     pause: Box<dyn Pause>,
     failures: u32,
-    /// When it may be tried.
+    /// When it may be tried again.
     again: Instant,
 }
 
@@ -71,7 +71,7 @@ impl Way {
     /// As [`Pause::during`].
     ///
     /// # Errors
-    /// [`PauseError`], and it is not tried again for so long.
+    /// [`PauseError`], and how long the way is not tried again.
     pub fn during(&mut self, work: Work) -> Result<(), (PauseError, Duration)> {
         match self.pause.during(work) {
             Ok(()) => {
@@ -93,12 +93,13 @@ pub fn ladder(qmp: Option<&Path>) -> Vec<Way> {
     qmp.map(|path| Way::new(Monitor::new(path))).into_iter().chain([Way::new(Exclusive)]).collect()
 }
 
-/// QEMU's own exclusive section, as it uses itself to change translated code: every vCPU is out of it.
+/// QEMU's exclusive section, which QEMU itself uses to change translated code. All vCPUs are
+/// outside of translated code.
 struct Exclusive;
 
 impl Pause for Exclusive {
     fn during(&mut self, work: Work) -> Result<(), PauseError> {
-        host::exclusive(work, TIMEOUT).map_err(PauseError::Exclusive)
+        vcpu::exclusive(work, TIMEOUT).map_err(PauseError::Exclusive)
     }
 }
 
@@ -110,7 +111,7 @@ mod tests {
 
     impl Pause for Broken {
         fn during(&mut self, _: Work) -> Result<(), PauseError> {
-            Err(PauseError::Exclusive("broken"))
+            Err(PauseError::Exclusive(VcpuError::Timeout))
         }
     }
 
@@ -118,7 +119,7 @@ mod tests {
     fn a_way_that_fails_is_left_alone_for_longer_and_longer() {
         let mut way = Way::new(Broken);
         assert!(way.is_ready());
-        let rests = (0..8).map(|_| way.during(Box::new(|| ())).unwrap_err().1.as_secs());
+        let rests = (0..8).map(|_| way.during(Box::new(|_| ())).unwrap_err().1.as_secs());
         assert_eq!(rests.collect::<Vec<_>>(), [60, 120, 240, 480, 960, 1920, 3600, 3600]);
         assert!(!way.is_ready());
     }

@@ -1,10 +1,11 @@
-//! Stopping the guest through a QMP monitor: `stop` and `cont`. The guest's clock stands still too.
+//! Stops the guest through a QMP monitor with `stop` and `cont`. This also stops the guest's clock.
 //!
-//! The monitor may be dead, die between the two, be slow, or be none. Whatever it does, no wait is without an end, and a guest that
-//! it may have stopped for us is let go on.
+//! The monitor may be dead, die between the two commands, be slow, or be no monitor. Every wait has
+//! a timeout, and a guest that may have been stopped is resumed.
 
-use super::{Pause, PauseError, TIMEOUT, Work};
-use crate::ffi::host;
+use super::{Pause, PauseError, TIMEOUT};
+use crate::ffi::vcpu;
+use crate::ffi::witness::{GuestStopped, Work};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
@@ -12,15 +13,60 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Bytes of a line; QEMU's own are some hundred.
+/// Most bytes of a line. QEMU's lines have some hundred.
 const MAX_LINE: usize = 1 << 20;
+
+/// What went wrong with a monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// An error of the system.
+    #[error(transparent)]
+    System(#[from] std::io::Error),
+    /// Something else listens there.
+    #[error("it is no QMP monitor")]
+    NotQmp,
+    /// A line is not JSON.
+    #[error("the monitor said no JSON: {0}")]
+    NoJson(serde_json::Error),
+    /// A line is too long.
+    #[error("the monitor said more than {MAX_LINE} bytes in a line")]
+    LongLine,
+    /// It did not answer.
+    #[error("the monitor did not answer within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    /// It closed the connection.
+    #[error("the monitor closed the connection")]
+    Closed,
+    /// It refused a command.
+    #[error("{name}: {error}")]
+    Refused {
+        /// The command.
+        name: &'static str,
+        /// The monitor's error.
+        error: Value,
+    },
+    /// The answer to a command failed.
+    #[error("{name}: {why}")]
+    Answer {
+        /// The command.
+        name: &'static str,
+        /// What went wrong.
+        why: Box<MonitorError>,
+    },
+    /// The guest may be stopped. `cont` was sent.
+    #[error("{0} (if the guest stands still, type cont in another monitor)")]
+    MayStandStill(Box<MonitorError>),
+    /// The guest may be stopped, and `cont` could not be sent.
+    #[error("{0}, and the guest may stand still: type cont in another monitor")]
+    StandsStill(Box<MonitorError>),
+}
 
 /// A QMP monitor.
 pub(super) struct Monitor {
     path: PathBuf,
     connection: Option<Connection>,
-    /// One with a `stop` that was not answered, and a `cont` after it: QEMU forgets what it has not done yet of a connection that
-    /// is closed.
+    /// A connection whose `stop` was not answered, with a `cont` after it. It stays open: QEMU
+    /// drops pending commands of a closed connection.
     late: Option<Connection>,
 }
 
@@ -29,18 +75,21 @@ impl Monitor {
         Monitor { path: path.into(), connection: None, late: None }
     }
 
-    fn stop_and_work(&mut self, work: Work) -> Result<(), String> {
+    fn stop_and_work(&mut self, work: Work) -> Result<(), MonitorError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => Connection::new(&self.path)?,
         };
         let status = connection.command("query-status")?;
-        // What somebody else stopped is not ours to let go on.
+        // If someone else has stopped the guest, it is not resumed.
         let running = status.get("running").and_then(Value::as_bool).unwrap_or(true);
         if running && let Err(why) = connection.command("stop") {
             return Err(self.let_go(connection, why));
         }
-        work();
+        // SAFETY: the monitor has stopped the guest, or said that it was stopped. It stays stopped
+        // unless the user resumes it by another monitor.
+        #[expect(unsafe_code, reason = "says that the guest is stopped")]
+        work(&unsafe { GuestStopped::new() });
         if running && let Err(why) = connection.command("cont") {
             return Err(self.let_go(connection, why));
         }
@@ -48,19 +97,20 @@ impl Monitor {
         Ok(())
     }
 
-    /// The guest may stand still, or may be about to, because of us. Returns `why`, and what to do if it cannot be helped.
-    fn let_go(&mut self, mut connection: Connection, why: String) -> String {
-        // A `stop` that is late is followed by this.
+    /// Resumes a guest that this may have stopped, or is about to stop. Returns `why`, and what the
+    /// user can do if it fails.
+    fn let_go(&mut self, mut connection: Connection, why: MonitorError) -> MonitorError {
+        // It follows a `stop` that is executed late.
         let sent = connection.send("cont");
         self.late = Some(connection).filter(|_| sent.is_ok());
         let again = || {
             let mut connection = Connection::new(&self.path)?;
             connection.command("cont").map(drop)
         };
-        match host::resume().map_err(str::to_owned).or_else(|_| again()) {
+        match vcpu::resume().or_else(|_| again()) {
             Ok(()) => why,
-            Err(_) if sent.is_ok() => format!("{why} (if the guest stands still, type cont in another monitor)"),
-            Err(_) => format!("{why}, and the guest may stand still: type cont in another monitor"),
+            Err(_) if sent.is_ok() => MonitorError::MayStandStill(Box::new(why)),
+            Err(_) => MonitorError::StandsStill(Box::new(why)),
         }
     }
 }
@@ -74,36 +124,36 @@ impl Pause for Monitor {
 /// A connection that is ready for commands.
 struct Connection {
     stream: UnixStream,
-    /// Read, and not looked at.
+    /// Bytes that were read and not parsed.
     buffer: Vec<u8>,
 }
 
 impl Connection {
-    fn new(path: &Path) -> Result<Connection, String> {
-        let stream = connect(path).map_err(|e| e.to_string())?;
-        stream.set_write_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
+    fn new(path: &Path) -> Result<Connection, MonitorError> {
+        let stream = connect(path)?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let mut connection = Connection { stream, buffer: Vec::new() };
         let greeting = connection.receive(Instant::now() + TIMEOUT)?;
         if greeting.get("QMP").is_none() {
-            return Err("it is no QMP monitor".to_owned());
+            return Err(MonitorError::NotQmp);
         }
         connection.command("qmp_capabilities")?;
         Ok(connection)
     }
 
-    fn send(&mut self, name: &str) -> Result<(), String> {
+    fn send(&mut self, name: &str) -> Result<(), MonitorError> {
         let request = format!("{{\"execute\":\"{name}\"}}\n");
-        self.stream.write_all(request.as_bytes()).map_err(|e| e.to_string())
+        Ok(self.stream.write_all(request.as_bytes())?)
     }
 
-    /// Sends a command and returns its result; events that come between are dropped.
-    fn command(&mut self, name: &str) -> Result<Value, String> {
+    /// Sends a command and returns its result. Events are dropped.
+    fn command(&mut self, name: &'static str) -> Result<Value, MonitorError> {
         self.send(name)?;
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            let mut reply = self.receive(deadline).map_err(|why| format!("{name}: {why}"))?;
-            if let Some(error) = reply.get("error") {
-                return Err(format!("{name}: {error}"));
+            let mut reply = self.receive(deadline).map_err(|why| MonitorError::Answer { name, why: Box::new(why) })?;
+            if let Some(error) = reply.get_mut("error") {
+                return Err(MonitorError::Refused { name, error: error.take() });
             }
             if let Some(result) = reply.get_mut("return") {
                 return Ok(result.take());
@@ -111,34 +161,35 @@ impl Connection {
         }
     }
 
-    fn receive(&mut self, deadline: Instant) -> Result<Value, String> {
+    fn receive(&mut self, deadline: Instant) -> Result<Value, MonitorError> {
         loop {
             if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return serde_json::from_slice(&line).map_err(|e| format!("the monitor said no JSON: {e}"));
+                return serde_json::from_slice(&line).map_err(MonitorError::NoJson);
             }
             if self.buffer.len() > MAX_LINE {
-                return Err(format!("the monitor said more than {MAX_LINE} bytes in a line"));
+                return Err(MonitorError::LongLine);
             }
-            let none = || format!("the monitor did not answer within {} s", TIMEOUT.as_secs());
             let rest = deadline.saturating_duration_since(Instant::now());
             if rest.is_zero() {
-                return Err(none());
+                return Err(MonitorError::Timeout);
             }
-            self.stream.set_read_timeout(Some(rest)).map_err(|e| e.to_string())?;
+            self.stream.set_read_timeout(Some(rest))?;
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
-                Ok(0) => return Err("the monitor closed the connection".to_owned()),
+                Ok(0) => return Err(MonitorError::Closed),
                 Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Err(none()),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Err(MonitorError::Timeout);
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(e.into()),
             }
         }
     }
 }
 
-/// Connects, and does not wait where others wait already: std's own connect() would, for ever.
+/// Connects without waiting: std's connect() waits for ever if the backlog is full.
 fn connect(path: &Path) -> std::io::Result<UnixStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -153,7 +204,8 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    /// A monitor that says `lines`, one after each line that it is told, and then closes, or says no more.
+    /// A monitor that sends `lines`, one after each line that it gets, and then closes or is
+    /// silent.
     fn monitor(test: &str, lines: &'static [&'static str], closes: bool) -> (PathBuf, std::thread::JoinHandle<String>) {
         let folder = std::env::temp_dir().join(format!("libleak-monitor-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -184,7 +236,8 @@ mod tests {
     fn what_is_no_monitor_or_dies_or_babbles_is_told() {
         let failed = |test, lines, words: &str| {
             let (path, thread) = monitor(test, lines, true);
-            let error = Monitor::new(&path).stop_and_work(Box::new(|| panic!("nobody stopped"))).unwrap_err();
+            let error =
+                Monitor::new(&path).stop_and_work(Box::new(|_| panic!("nobody stopped"))).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
             thread.join().unwrap();
         };
@@ -192,7 +245,8 @@ mod tests {
         failed("other", &["{}\n"], "no QMP monitor");
         failed("dead", &[HELLO, DONE], "closed the connection");
         failed("refuses", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", "{\"error\":{}}\n"], "stop: {}");
-        let error = Monitor::new(Path::new("/no/such/monitor")).stop_and_work(Box::new(|| ())).unwrap_err();
+        let error =
+            Monitor::new(Path::new("/no/such/monitor")).stop_and_work(Box::new(|_| ())).unwrap_err().to_string();
         assert!(error.contains("No such file"), "{error}");
     }
 
@@ -201,7 +255,7 @@ mod tests {
         let (path, thread) =
             monitor("cont", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", DONE, "garbage\n"], false);
         let mut way = Monitor::new(&path);
-        let error = way.stop_and_work(Box::new(|| ())).unwrap_err();
+        let error = way.stop_and_work(Box::new(|_| ())).unwrap_err().to_string();
         assert!(error.contains("cont: the monitor said no JSON") && error.contains("type cont"), "{error}");
         drop(way);
         let told = thread.join().unwrap();
@@ -215,7 +269,7 @@ mod tests {
         let path = folder.join("qmp");
         let _listener = UnixListener::bind(&path).unwrap();
         let mut waiting = Vec::new();
-        // As many as the system lets wait; then there is an error.
+        // The system lets a number of connections wait. Then there is an error.
         while let Ok(stream) = connect(&path) {
             waiting.push(stream);
             assert!(waiting.len() < 100_000);

@@ -1,16 +1,18 @@
-//! Hibernation: memory is brought back from an image, and another kernel goes on than the one that ran, or the same one at an
-//! earlier moment.
+//! Hibernation: memory is restored from an image. Then another kernel goes on than the one that ran, or
+//! the same one at an earlier moment.
 //!
-//! The kernel that restores the image ends in `restore_image` (arch/x86/power/hibernate_asm_64.S, 5.10 to 7.3), on the only
-//! CPU that runs. From there code in a page of its own, in the direct map, copies what is left of the image and jumps to
-//! `restore_registers` of the kernel in the image. That is the first block that lies where kernel images lie.
+//! The kernel that restores the image ends in `restore_image` (arch/x86/power/hibernate_asm_64.S, 5.10
+//! to 7.3), on the only CPU that runs. Code in a page of its own, in the direct map, then copies the rest
+//! of the image. It jumps to `restore_registers` of the kernel in the image. That is the first block at
+//! the addresses of kernel images.
 
 use super::Session;
 use super::checks::Marks;
-use crate::ffi::host;
+use crate::diagnostics;
+use crate::ffi::vcpu;
+use crate::ffi::witness::GuestStopped;
 use crate::hooks::current;
 use crate::hooks::tracker::Tracker;
-use crate::output;
 use libc::c_uint;
 use std::sync::Arc;
 
@@ -21,26 +23,25 @@ pub(super) struct Hibernated {
 }
 
 impl Session {
-    /// A CPU is about to restore an image. In the callback of that vCPU.
-    pub fn restore_image(&'static self, vcpu: c_uint) {
-        let done = host::exclusive_after(vcpu as usize, Box::new(|| self.leave_for_image(true)));
-        if let Err(why) = done {
+    /// A vCPU is about to restore an image. To be called in a callback of that vCPU.
+    pub fn restore_image(&'static self, index: c_uint) {
+        let work = Box::new(|stopped: &GuestStopped| self.leave_for_image(Some(stopped)));
+        if let Err(why) = vcpu::exclusive_after(index as usize, work) {
             log::info!("a resume from hibernation could not be waited for: {why}");
-            self.leave_for_image(false);
+            self.leave_for_image(None);
         }
-        // Of the kernel in the image everything is to be seen from the start.
-        host::flush_translations();
+        // Blocks of the kernel in the image are to be translated again.
+        vcpu::flush_translations();
     }
 
-    /// Makes the last report of the kernel that restores an image, if every vCPU is stopped.
-    fn leave_for_image(&self, is_stopped: bool) {
+    /// Makes the last report of the kernel that restores an image, if the guest is stopped.
+    fn leave_for_image(&self, stopped: Option<&GuestStopped>) {
         log::info!("the guest resumes from hibernation");
-        if is_stopped {
-            self.conclude(false);
-        } else {
-            output::warning(
-                "the guest resumed from hibernation, and this QEMU cannot stop it for that: what had leaked until then and was not reported yet is lost",
-            );
+        match stopped {
+            Some(stopped) => self.conclude(stopped, false),
+            None => diagnostics::warning(
+                "the guest resumed from hibernation, and this QEMU cannot stop it for that: leaks that were not reported before are lost; ask for a scan before the guest resumes (scan=, control=)",
+            ),
         }
         let before = std::mem::take(&mut *self.search.hibernated.lock());
         self.restart(false);
@@ -48,24 +49,24 @@ impl Session {
         self.search.await_image();
     }
 
-    /// The current kernel goes: keeps what is needed should it be resumed. What was kept of others goes.
+    /// The current kernel ends: keeps what is needed if it is resumed. Other kept kernels are dropped.
     pub(super) fn keep_hibernated(&self, marks: Marks) {
         let tracker = current::tracker().filter(|tracker| tracker.has_image());
         tracker.iter().for_each(|tracker| tracker.keep_only_image());
         *self.search.hibernated.lock() = tracker.map(|tracker| Hibernated { tracker, marks }).into_iter().collect();
     }
 
-    /// An image was restored: if it is of a kernel that was tracked, tracks that again, and says so. In a callback of the only vCPU that
-    /// runs.
-    pub(super) fn take_up_image(&self) -> bool {
+    /// An image was restored. If its kernel was tracked before, tracks it again. Returns whether it was.
+    /// To be called in a callback of the only vCPU that runs.
+    pub(super) fn take_up_image(&'static self) -> bool {
         let all = std::mem::take(&mut *self.search.hibernated.lock());
         let Some(found) = all.into_iter().find(|hibernated| hibernated.tracker.restore_image()) else {
             log::info!("the kernel in the image was not tracked when it hibernated");
             return false;
         };
         *self.marks.lock() = found.marks;
-        current::set(Some(found.tracker));
-        output::line(
+        current::set(Some((found.tracker, (self.listen)(self))));
+        diagnostics::line(
             "note: the guest was resumed from hibernation, and what was live when it hibernated is live again",
         );
         true

@@ -1,9 +1,8 @@
-//! What has been done so far, for those who ask how things are.
+//! Scans and pauses so far, and the status that clients ask for.
 
-use super::Session;
-use crate::ffi::memory;
+use super::{Session, collected};
+use crate::ffi::allocator;
 use crate::hooks::current;
-use crate::stopped;
 use detector::control::{Count, Pauses, Status};
 use detector::report::{Figures, Report};
 use std::time::Duration;
@@ -18,7 +17,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// A scan was made.
+    /// Adds a scan.
     pub(super) fn add(&mut self, report: &Report) {
         let figure = |name| report.figures.get(name).copied().unwrap_or(0);
         self.scans += 1;
@@ -29,7 +28,7 @@ impl History {
 }
 
 impl Session {
-    /// The guest was stopped for so long.
+    /// Adds a pause of the guest.
     pub fn paused(&self, pause: Duration) {
         let pauses = &mut self.history.lock().pauses;
         let micros = pause.as_micros() as u64;
@@ -41,10 +40,10 @@ impl Session {
         };
     }
 
-    /// How things are. The guest runs, and goes on running.
+    /// The status. The guest is not stopped for it.
     pub fn status(&self) -> Status {
         let (tracked, tracker) = (self.tracked(), current::tracker());
-        let counters = tracker.as_deref().map(stopped::counters).unwrap_or_default();
+        let counters = tracker.as_deref().map(collected::counters).unwrap_or_default();
         let figures = [
             ("allocations", counters.allocations),
             ("frees", counters.frees),
@@ -62,9 +61,9 @@ impl Session {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tracking: tracked.is_ok(),
-            why: tracked.err(),
-            release: tracker.as_ref().map(|t| t.kernel.release.clone()),
-            at_ms: tracker.as_ref().map_or(0, |t| t.millis()),
+            why: tracked.err().map(|why| why.to_string()),
+            release: tracker.as_ref().map(|t| t.guest.kernel.release.clone()),
+            at_ms: tracker.as_ref().map_or(0, |t| t.time.millis()),
             figures: figures.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
             pauses: history.pauses,
             scans: history.scans,
@@ -72,7 +71,7 @@ impl Session {
             last_scan: history.last.clone(),
             marks: self.mark_names(),
             clients: 0,
-            memory_bytes: memory::used(),
+            memory_bytes: allocator::used(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the text of a marker asks for.
+//! Parses the text of markers.
 
 /// What a marker asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -7,15 +7,15 @@ pub enum Command<'a> {
     Scan,
     /// A mark of this name.
     Mark(Option<&'a [u8]>),
-    /// That what is unreferenced now is left out.
+    /// Ignore what is unreferenced now.
     Clear,
-    /// That a test of this name begins, or the last one ends.
+    /// A test of this name begins, or without a name the last one ends.
     Test(Option<&'a [u8]>),
 }
 
-/// The marker in a text, or the word that is no command; `None` if the text is no marker.
+/// Parses a text. `Err` holds a word that is no command; `None` means that the text is no marker.
 pub fn parse(text: &[u8]) -> Option<Result<Command<'_>, &[u8]>> {
-    // A priority, before lines for /dev/kmsg.
+    // Lines for /dev/kmsg may start with a priority.
     let priority = text.strip_prefix(b"<").and_then(|rest| {
         let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
         rest[digits..].strip_prefix(b">")

@@ -1,72 +1,98 @@
-//! Tests that tell of themselves on the guest's console, in the lines of KTAP.
+//! Finds the lines of KTAP by which tests report on the guest's console.
 //!
-//! Lines are seen when they are written, before they go anywhere: the kernel's own, of KUnit, when their record is in the
-//! log, whatever of it the console shows; those of processes in the terminal's function, or in that of a virtio port. What
-//! a process writes to a pipe is not looked at, since whoever reads that writes it again, and what goes to a pseudo-terminal
-//! neither.
+//! Lines are read in the functions that write them. KUnit's lines are read when their record is in
+//! the kernel's log, whatever the console's log level is. Lines of processes are read in the write
+//! functions of terminals and virtio ports. Pipes and pseudo-terminals are ignored: the process at
+//! the other end writes the lines again.
 
 use super::marker;
 use crate::ffi::inject;
-use crate::hooks::says;
+use crate::hooks::guest::Guest;
+use crate::hooks::guest_text::{kernel_text, user_text};
 use crate::hooks::tracker::Tracker;
-use crate::session::session;
+use crate::session::Session;
 use detector::ktap;
 use libc::c_uint;
 use parking_lot::Mutex;
 
-/// Most bytes of one write that are looked at: terminals take no more at once.
+/// Most bytes read of one write. Terminals accept no more at once.
 const MAX_WRITE: u64 = 1 << 16;
 /// Most bytes of a line.
 const MAX_LINE: usize = 1 << 10;
-/// Most lines that are not at their end yet, each of a terminal or port.
+/// Most unfinished lines, each of one terminal or port.
 const MAX_OPEN: usize = 8;
-/// Names a virtio port, of which one is as good as any other.
+/// Stands for all virtio ports.
 const PORT: u64 = 0;
 
-/// Lines that are not at their end yet, by what they are written to.
-static OPEN: Mutex<Vec<(u64, Vec<u8>)>> = Mutex::new(Vec::new());
-
-/// What waits is of a kernel that is gone.
-pub fn forget() {
-    OPEN.lock().clear();
+/// The console of one kernel.
+pub(super) struct Console {
+    session: &'static Session,
+    /// Unfinished lines, by the virtual address of the `tty_struct`, or [`PORT`].
+    open: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
-/// A process writes to the terminal `tty`; the kernel has made a copy of the text.
-pub fn tty(tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
-    if !tracker.says.is_pty(tracker, tty) {
-        write(tracker, vcpu, tty, &says::kernel(tracker, buf, count.min(MAX_WRITE) as usize));
+impl Console {
+    /// A console without unfinished lines.
+    pub fn new(session: &'static Session) -> Console {
+        Console { session, open: Mutex::default() }
     }
-}
 
-/// A process writes to a virtio port.
-pub fn port(tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
-    write(tracker, vcpu, PORT, &says::user(tracker, buf, count.min(MAX_WRITE) as usize).bytes);
-}
-
-/// A record is in the kernel's log, its `prb_reserved_entry` at `entry`.
-pub fn printk(tracker: &Tracker, vcpu: c_uint, entry: u64) {
-    if session().is_some_and(|s| s.options.ktap) {
-        lines(tracker, vcpu, tracker.says.record(tracker, entry).split(|b| *b == b'\n'));
-    }
-}
-
-fn write(tracker: &Tracker, vcpu: c_uint, to: u64, text: &[u8]) {
-    let mut all = OPEN.lock();
-    inject("console");
-    let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
-    let (whole, rest) = whole_lines(before.unwrap_or_default(), text);
-    // Most lines are none of tests.
-    if !rest.is_empty() && ktap::may_be(&rest) {
-        if all.len() == MAX_OPEN {
-            all.remove(0);
+    /// A process writes to the terminal `tty`. The kernel has copied the text to virtual address
+    /// `buf`.
+    pub fn tty(&self, tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
+        let Guest { kernel, ram, text, .. } = &tracker.guest;
+        if !text.is_pty(kernel, ram, tty) {
+            let text = kernel_text(kernel, ram, buf, count.min(MAX_WRITE) as usize);
+            self.write(tracker, vcpu, tty, &text);
         }
-        all.push((to, rest));
     }
-    drop(all);
-    lines(tracker, vcpu, whole.iter().map(Vec::as_slice));
+
+    /// A process writes to a virtio port.
+    pub fn port(&self, tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
+        let Guest { kernel, ram, .. } = &tracker.guest;
+        self.write(tracker, vcpu, PORT, &user_text(kernel, ram, buf, count.min(MAX_WRITE) as usize).bytes);
+    }
+
+    /// A record is complete in the kernel's log. Its `prb_reserved_entry` is at virtual address
+    /// `entry`.
+    pub fn printk(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
+        if self.session.options.ktap {
+            let Guest { kernel, ram, text, .. } = &tracker.guest;
+            self.lines(tracker, vcpu, text.record(kernel, ram, entry).split(|b| *b == b'\n'));
+        }
+    }
+
+    fn write(&self, tracker: &Tracker, vcpu: c_uint, to: u64, text: &[u8]) {
+        let mut all = self.open.lock();
+        inject("console");
+        let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
+        let (whole, rest) = whole_lines(before.unwrap_or_default(), text);
+        // Most lines do not belong to tests.
+        if !rest.is_empty() && ktap::may_be(&rest) {
+            if all.len() == MAX_OPEN {
+                all.remove(0);
+            }
+            all.push((to, rest));
+        }
+        drop(all);
+        self.lines(tracker, vcpu, whole.iter().map(Vec::as_slice));
+    }
+
+    fn lines<'a>(&self, tracker: &Tracker, vcpu: c_uint, lines: impl Iterator<Item = &'a [u8]>) {
+        let mut ended = None;
+        for line in lines.filter(|line| ktap::may_be(line)) {
+            let test = tracker.tests.lock().line(line, tracker.objects.sequence());
+            ended = test.or(ended);
+        }
+        // If several tests have ended at once, one scan is enough.
+        if ended.is_some() && self.session.options.per_test {
+            marker::scan_after(self.session, vcpu, ended);
+        }
+    }
 }
 
-/// The lines that a text ends, after the start of one, and the start of the next. Lines are cut at [`MAX_LINE`].
+/// Splits `text`, which continues the unfinished `line`. Returns the finished lines, and the
+/// unfinished rest. Lines are cut at [`MAX_LINE`].
 fn whole_lines(mut line: Vec<u8>, text: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let mut whole = Vec::new();
     for part in text.split_inclusive(|b| *b == b'\n') {
@@ -77,18 +103,6 @@ fn whole_lines(mut line: Vec<u8>, text: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
         }
     }
     (whole, line)
-}
-
-fn lines<'a>(tracker: &Tracker, vcpu: c_uint, lines: impl Iterator<Item = &'a [u8]>) {
-    let mut ended = None;
-    for line in lines.filter(|line| ktap::may_be(line)) {
-        let test = tracker.tests.lock().line(line, tracker.sequence());
-        ended = test.or(ended);
-    }
-    // Of several that are told of at once, all is over by now.
-    if ended.is_some() && session().is_some_and(|s| s.options.per_test) {
-        marker::scan_after(vcpu, ended);
-    }
 }
 
 #[cfg(test)]

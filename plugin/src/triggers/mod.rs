@@ -1,45 +1,42 @@
-//! What makes libleak look at the guest before its end: one thread that stops it, and the demands that the thread serves.
+//! Triggers of checks while the guest runs. One thread stops the guest and serves demands.
 //!
-//! - [`demand`]: what can be demanded
-//! - [`interval`]: every so many seconds
-//! - [`control`]: when another program asks, through a socket
-//! - [`marker`]: the guest itself, and [`console`], the tests that it tells of
+//! - [`demand`](crate::session::demand): the demands
+//! - [`interval`]: scans every `scan=` seconds
+//! - [`control`]: requests of other programs, through a socket
+//! - [`marker`]: requests of the guest; [`console`]: tests that it runs; [`listener`]: both
 //!
-//! What stops the guest otherwise (QEMU's exit, a callback in an exclusive section) calls the methods of
-//! [`Session`](crate::session::Session) that the thread calls.
+//! QEMU's exit and callbacks in an exclusive section call the same methods of
+//! [`Session`](crate::session::Session) as the thread.
 
 pub mod command;
-pub mod console;
+mod console;
 pub mod control;
-pub mod demand;
 mod interval;
-pub mod marker;
-mod pace;
+mod listener;
+mod marker;
 
+use crate::diagnostics;
 use crate::ffi;
-use crate::hooks::tracker::Tracker;
-use crate::output;
 use crate::pause::{self, Way};
-use crate::session::checks::Found;
-use crate::session::{OFF, Session};
-use control::events;
+use crate::session::demand::{self, Answer, Demand, DemandError, Done, What};
+use crate::session::{NotTracked, Session};
+pub use listener::listen;
+
 use crossbeam_channel::{Receiver, Sender, TrySendError, select};
-use demand::{Answer, Demand, DemandError, What};
-use detector::control::Event;
-use pace::PACE;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Demands that wait, at most; more are refused. A client has one at a time.
+/// Most demands that wait. Further demands are refused. A client has one at a time.
 const MAX_WAITING: usize = 512;
 
+/// The queue of demands for the thread. It is shared by the threads of all clients.
 static QUEUE: OnceLock<Sender<Demand>> = OnceLock::new();
 
 /// Starts the thread.
 pub fn start(session: &'static Session) {
-    marker::start(session);
+    session.start_reports();
     let (queue, demands) = crossbeam_channel::bounded(MAX_WAITING);
     let thread = Scanner {
         session,
@@ -50,44 +47,36 @@ pub fn start(session: &'static Session) {
     };
     let spawned = std::thread::Builder::new().name("libleak-scan".into()).spawn(move || {
         ffi::signals::block();
-        let _registered = ffi::host::register_thread();
+        let _registered = ffi::vcpu::register_thread();
         ffi::guard(|| thread.run());
     });
     match spawned {
         Ok(_) => drop(QUEUE.set(queue)),
-        Err(why) => output::error(&format!("no thread could be started, so there is no scan before exit: {why}")),
+        Err(why) => diagnostics::error(&format!("no thread could be started, so there is no scan before exit: {why}")),
     }
 }
 
-/// Hands a demand to the thread, and never blocks. If it cannot be served, who waits is told at once.
+/// Passes a demand to the thread, and never blocks. If it is refused, the reply is called at once.
 pub fn demand(demand: Demand) {
     let refused = match QUEUE.get().map(|queue| queue.try_send(demand)) {
         Some(Ok(())) => return,
         Some(Err(TrySendError::Full(demand))) => (demand, DemandError::Busy),
-        Some(Err(TrySendError::Disconnected(demand))) => (demand, DemandError::nobody()),
+        Some(Err(TrySendError::Disconnected(demand))) => (demand, DemandError::no_thread()),
         None => return,
     };
     (refused.0.reply)(Err(refused.1));
 }
 
-/// The thread.
+/// The thread that serves demands.
 struct Scanner {
     session: &'static Session,
     demands: Receiver<Demand>,
-    /// Received, and to be served in their order.
+    /// Demands that were received, in the order in which they are served.
     waiting: VecDeque<Demand>,
     /// Ways to stop the guest, best first.
     ways: Vec<Way>,
-    /// None of them works, which was said.
+    /// No way works, which was reported.
     is_lost: bool,
-}
-
-/// What was done while the guest stood still.
-enum Done {
-    /// A scan, whose report is to be written.
-    Found(Box<Found>),
-    /// All of it.
-    Answer(Answer),
 }
 
 impl Scanner {
@@ -108,8 +97,8 @@ impl Scanner {
             ffi::inject("scanner");
             let mut replies = vec![next.reply];
             if matches!(next.what, What::Scan { .. }) {
-                // What was asked for at the same time is answered by the same scan, which comes after all of the requests: the
-                // second of two scans would have nothing new to tell.
+                // Equal demands that wait are answered by the same scan. A second scan would have
+                // nothing new to report.
                 let (same, others) = self.waiting.drain(..).partition(|d: &Demand| d.what == next.what);
                 self.waiting = others;
                 let same: VecDeque<Demand> = same;
@@ -120,86 +109,56 @@ impl Scanner {
         }
     }
 
-    /// Stops the guest for a demand; what can wait is done when it runs again.
+    /// Stops the guest for a demand. The report is written when the guest runs again.
     fn serve(&mut self, what: &What) -> Result<(Answer, Duration), DemandError> {
         let session = self.session;
         if session.is_ended() {
             return Err(DemandError::Ended);
         }
-        let tracker = session.tracked().map_err(DemandError::Nothing)?;
-        std::thread::sleep(PACE.rest(Instant::now()));
+        let tracker = session.tracked()?;
+        std::thread::sleep(session.pace.rest(Instant::now()));
         for way in self.ways.iter_mut().filter(|way| way.is_ready()) {
             let result = Arc::new(Mutex::new(None));
-            let (inner, work, stopped_of) = (result.clone(), what.clone(), Arc::clone(&tracker));
+            let (inner, work, obeyed) = (result.clone(), what.clone(), Arc::clone(&tracker));
             let began = Instant::now();
-            let paused = way.during(Box::new(move || *inner.lock() = Some(stopped(session, &stopped_of, &work))));
+            let paused = way.during(Box::new(move |guest| *inner.lock() = Some(session.obey(guest, &obeyed, &work))));
             let pause = began.elapsed();
-            PACE.paused(Instant::now(), pause);
+            session.pace.paused(Instant::now(), pause);
             if session.is_ended() {
                 return Err(DemandError::Ended);
             }
             match &paused {
                 Ok(()) => self.is_lost = false,
                 Err((why, rest)) => {
-                    output::warning(&format!("{why}; it is not tried again for {} s", rest.as_secs()));
+                    diagnostics::warning(&format!("{why}; it is not tried again for {} s", rest.as_secs()));
                 }
             }
-            // It may have been done all the same, and the guest only not let go on.
+            // After an error the demand may have been served: only resuming the guest failed.
             match result.lock().take() {
-                Some(Ok(Done::Found(found))) => {
+                Some(Ok(Done::Scanned(found))) => {
                     session.paused(pause);
-                    marker::flush(session);
+                    session.flush_reports();
                     let report = session.report(&tracker, &found, pause, false);
                     return Ok((Answer::Report(Arc::new(report)), pause));
                 }
                 Some(Ok(Done::Answer(answer))) => {
                     session.paused(pause);
-                    tell(&answer);
+                    demand::publish(&answer);
                     return Ok((answer, pause));
                 }
                 Some(Err(why)) => {
                     log::info!("no result: {why}");
                     return Err(why);
                 }
-                // A panic, which was said.
-                None if paused.is_ok() => return Err(DemandError::Nothing(OFF.to_owned())),
+                // libleak panicked, which was reported.
+                None if paused.is_ok() => return Err(NotTracked::Halted.into()),
                 None => {}
             }
         }
         if !self.is_lost {
             self.is_lost = true;
-            output::error("the guest cannot be paused: there is no scan before exit until it can");
+            diagnostics::error("the guest cannot be paused: there is no scan before exit until it can");
         }
         Err(DemandError::Running)
-    }
-}
-
-/// Does what was demanded of a guest that stands still.
-fn stopped(session: &Session, tracker: &Tracker, what: &What) -> Result<Done, DemandError> {
-    session.take_up_loaded();
-    if tracker.is_retired() {
-        return Err(DemandError::Again);
-    }
-    ffi::inject("pause");
-    Ok(Done::Answer(match what {
-        What::Tick => return Ok(Done::Found(Box::new(session.scan(tracker, session.interval_min_age())?))),
-        What::Scan { min_age } => return Ok(Done::Found(Box::new(session.scan(tracker, *min_age)?))),
-        What::Mark { name } => Answer::Mark(session.mark(tracker, name.as_deref())?),
-        What::Clear => Answer::Cleared(session.clear(tracker)?),
-        What::Sites => Answer::Sites(Arc::new(session.sites(tracker)?)),
-        What::Why { address } => Answer::Paths(Arc::new(session.why(tracker, *address)?)),
-        What::Snapshot { path } => {
-            session.save(tracker, path).map_err(|why| DemandError::Snapshot(why.to_string()))?;
-            Answer::Snapshot
-        }
-    }))
-}
-
-/// Tells subscribers.
-fn tell(answer: &Answer) {
-    match answer {
-        Answer::Mark(mark) => events::publish(|| Event::Mark(mark.told())),
-        Answer::Cleared(count) => events::publish(|| Event::Clear(*count)),
-        _ => {}
     }
 }

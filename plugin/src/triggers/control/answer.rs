@@ -1,8 +1,7 @@
-//! Answers: what was asked, done, and put into lines.
+//! Serves requests, and formats the answers as lines.
 
-use super::CLIENTS;
+use crate::session::demand::{Answer, Demand, DemandError, What};
 use crate::session::{Session, session};
-use crate::triggers::demand::{Answer, Demand, DemandError, What};
 use checker::names::Names;
 use checker::sites::Sites;
 use checker::why::Holder;
@@ -12,13 +11,15 @@ use detector::report::json;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Bytes of a mark's name.
+/// Number of connected clients. Their threads and the accepting thread share it.
+pub(super) static CLIENTS: AtomicUsize = AtomicUsize::new(0);
+/// Most bytes of a mark's name.
 const MAX_NAME: usize = 256;
 
-/// Why a request is not done.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// It cannot be read.
@@ -33,24 +34,24 @@ pub enum Problem {
     /// The system gives no more threads, or no memory for one.
     #[error("no thread can be started to serve this: {0}; send it again later")]
     NoThread(String),
-    /// A number that makes no sense.
+    /// The minimum age is not valid.
     #[error("min_age is no number of seconds; send one of at least 0")]
     MinAge,
-    /// A name that is no name.
+    /// The mark's name is too long.
     #[error("the mark's name has {0} bytes; send one of at most {MAX_NAME}")]
     Name(usize),
-    /// A path from nowhere.
+    /// The path is not absolute.
     #[error("path {0:?} does not start at the root, and QEMU may run in any folder; send one that starts with /")]
     Path(String),
-    /// A mark that is not there.
+    /// There is no such mark.
     #[error("there is no mark {asked}{kept}; send {{\"do\":\"mark\"}} first, and {{\"do\":\"diff\"}} later", asked = name(.0), kept = kept(.1))]
     NoMark(Option<String>, Vec<String>),
-    /// An address of nothing.
+    /// No live object contains the address.
     #[error(
         "no live object has {0:#x} in it: what was there is freed, or it is the kernel's own memory; send an address of one that a report or the guest tells"
     )]
     NoObject(u64),
-    /// It was tried.
+    /// The demand failed.
     #[error(transparent)]
     Demand(#[from] DemandError),
 }
@@ -63,13 +64,13 @@ fn kept(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!(", only {}", names.join(", ")) }
 }
 
-/// A line that says what is wrong.
+/// The line that reports a problem.
 pub fn error(problem: &Problem, id: Option<&Value>, request: Option<&str>) -> String {
     let envelope = Envelope { error: Some(problem.to_string()), ..envelope(request, id, Nothing {}) };
     line(&Envelope { ok: false, ..envelope })
 }
 
-/// The line that says that events follow.
+/// The line before events.
 pub fn subscribed(id: Option<&Value>) -> String {
     line(&envelope(Some("events"), id, Nothing {}))
 }
@@ -90,15 +91,15 @@ fn envelope<T>(request: Option<&str>, id: Option<&Value>, body: T) -> Envelope<T
 }
 
 fn line(envelope: &Envelope<impl Serialize>) -> String {
-    // Text and numbers have no value that is none of JSON's.
+    // Serialising these types cannot fail.
     serde_json::to_string(envelope).unwrap_or_default() + "\n"
 }
 
-/// Does what is asked, and tells what came of it. Blocks until the guest was stopped for it.
+/// Serves a request, and returns the answer's line. Blocks until the guest was stopped for it.
 pub fn answer(request: Request, id: Option<&Value>) -> String {
     let name = request.name();
     let Some(session) = session() else {
-        return error(&DemandError::Nothing("libleak has not started yet".to_owned()).into(), id, Some(name));
+        return error(&DemandError::NotStarted.into(), id, Some(name));
     };
     done(session, request, name, id).unwrap_or_else(|problem| error(&problem, id, Some(name)))
 }
@@ -114,7 +115,7 @@ fn done(session: &'static Session, request: Request, name: &str, id: Option<&Val
             let age = min_age.map(|seconds| Duration::try_from_secs_f64(seconds).map_err(|_| Problem::MinAge));
             let min_age = age.transpose()?.unwrap_or_else(|| session.asked_min_age());
             match demand(What::Scan { min_age })? {
-                // The report is large, and text already.
+                // The report is large, so it is not parsed again.
                 (Answer::Report(report), pause) => {
                     let head = told(pause, json!({}));
                     format!("{},{}}}\n", head.trim_end_matches("}\n"), json::fields(&report))
@@ -172,15 +173,15 @@ fn done(session: &'static Session, request: Request, name: &str, id: Option<&Val
 fn demand(what: What) -> Result<(Answer, Duration), Problem> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let reply = Box::new(move |answer| {
-        // Who asked may have gone.
+        // The client may have disconnected.
         let _ = sender.try_send(answer);
     });
     crate::triggers::demand(Demand { what, reply });
-    Ok(receiver.recv().unwrap_or_else(|_| Err(DemandError::nobody()))?)
+    Ok(receiver.recv().unwrap_or_else(|_| Err(DemandError::no_thread()))?)
 }
 
 fn confused() -> Problem {
-    DemandError::Nothing("the answer was to another request; report this as a bug".to_owned()).into()
+    DemandError::Confused.into()
 }
 
 fn sites() -> Result<(std::sync::Arc<Sites>, Duration), Problem> {
@@ -191,7 +192,7 @@ fn sites() -> Result<(std::sync::Arc<Sites>, Duration), Problem> {
 }
 
 fn named<T>(session: &Session, tell: impl FnOnce(Names<'_>) -> T) -> Result<T, Problem> {
-    let tracker = session.tracked().map_err(DemandError::Nothing)?;
+    let tracker = session.tracked().map_err(DemandError::from)?;
     Ok(session.named(&tracker, tell))
 }
 
@@ -199,7 +200,7 @@ fn value(of: impl Serialize) -> Value {
     serde_json::to_value(of).unwrap_or_default()
 }
 
-/// A path of references in words and fields.
+/// A chain of references for an answer.
 fn path(names: Names<'_>, path: &checker::why::Path) -> Path {
     let caller = |object: &Object| names.caller(object).map(|frame| frame.to_string());
     let holder = |holder: &Holder| match holder {
@@ -224,7 +225,7 @@ fn path(names: Names<'_>, path: &checker::why::Path) -> Path {
     }
 }
 
-/// How things are, without stopping the guest.
+/// The status. The guest is not stopped for it.
 fn status(session: &Session) -> Status {
     let mut status = session.status();
     status.clients = CLIENTS.load(Ordering::Relaxed);

@@ -1,9 +1,9 @@
-//! One client of the control socket, on a thread of its own. Whatever it sends and however slowly it reads, only this thread
-//! waits for it.
+//! Serves one client of the control socket. Each client has its own thread, so a slow client delays
+//! no one else.
 
 use super::answer::{self, Problem};
-use super::events;
 use super::lines::{Line, Lines};
+use crate::broadcast;
 use crate::ffi::inject;
 use crossbeam_channel::RecvTimeoutError;
 use detector::control::{Event, MAX_LINE, Request};
@@ -12,17 +12,17 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How long one write may take.
+/// Longest time for one write.
 const WRITE: Duration = Duration::from_secs(5);
-/// How long one answer may take to be read, of however many bytes.
+/// Longest time in which a client has to read one answer.
 const ANSWER: Duration = Duration::from_secs(60);
-/// How often it is looked whether a subscriber is still there.
+/// How often a subscriber's presence is checked.
 const PRESENCE: Duration = Duration::from_millis(500);
 
-/// Serves a client until it goes, or cannot be served.
+/// Serves a client until it disconnects.
 ///
 /// # Errors
-/// Why it was given up, which is nobody's fault but its own.
+/// Why the client was dropped.
 pub fn serve(stream: &UnixStream) -> io::Result<()> {
     stream.set_write_timeout(Some(WRITE))?;
     let mut lines = Lines::new(stream, MAX_LINE);
@@ -42,8 +42,8 @@ pub fn serve(stream: &UnixStream) -> io::Result<()> {
         let (id, request) = read(&line);
         match request {
             Ok(Request::Events {}) => {
-                // Before the answer, so that nothing after it is missed.
-                let subscription = events::subscribe();
+                // Subscribed before the answer, so that no later event is missed.
+                let subscription = broadcast::subscribe();
                 write(stream, &answer::subscribed(id.as_ref()))?;
                 return tell(stream, &subscription);
             }
@@ -53,7 +53,7 @@ pub fn serve(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-/// Tells a client that there is no place for it; it does not block if it was told not to.
+/// Tells a client that it cannot be served. Does not block on a non-blocking socket.
 pub fn refuse(stream: &UnixStream, why: &Problem) {
     let _ = write(stream, &answer::error(why, None, None));
 }
@@ -70,17 +70,17 @@ fn read(line: &[u8]) -> (Option<Value>, Result<Request, Problem>) {
     (id, request.map_err(|why| Problem::NoRequest(why.to_string())))
 }
 
-/// Writes events until the client goes.
-fn tell(mut stream: &UnixStream, subscription: &events::Subscription) -> io::Result<()> {
+/// Writes events until the client disconnects.
+fn tell(mut stream: &UnixStream, subscription: &broadcast::Subscription) -> io::Result<()> {
     inject("events");
     stream.set_read_timeout(Some(Duration::from_millis(1)))?;
     loop {
         match subscription.next(PRESENCE, |line| write(stream, line)) {
             Ok(written) => written?,
-            Err(RecvTimeoutError::Disconnected) => return write(stream, &events::line(&Event::Dropped {})),
+            Err(RecvTimeoutError::Disconnected) => return write(stream, &broadcast::line(&Event::Dropped {})),
             Err(RecvTimeoutError::Timeout) => match stream.read(&mut [0; 512]) {
                 Ok(0) => return Ok(()),
-                // It has nothing to say here.
+                // Input of subscribers is ignored.
                 Ok(_) => {}
                 Err(why) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(why) => return Err(why),
@@ -89,7 +89,7 @@ fn tell(mut stream: &UnixStream, subscription: &events::Subscription) -> io::Res
     }
 }
 
-/// Writes a line, as long as the other side reads.
+/// Writes a line, unless the client reads too slowly.
 fn write(mut stream: &UnixStream, line: &str) -> io::Result<()> {
     let began = Instant::now();
     let mut rest = line.as_bytes();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
 
-    /// A client of a thread that serves it, without a guest.
+    /// A client, and the thread that serves it, without a guest.
     fn client() -> (BufReader<UnixStream>, std::thread::JoinHandle<io::Result<()>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -166,7 +166,8 @@ mod tests {
         client.get_mut().write_all(b"{\"do\":").unwrap();
         drop(client);
         thread.join().unwrap().unwrap();
-        // In the middle of an answer: its death is an error of this connection, and no signal.
+        // The client disconnects in the middle of an answer. This is an error of the connection,
+        // not a signal.
         let (mut client, thread) = self::client();
         client.get_mut().write_all(&b"{}\n".repeat(200_000)).unwrap_or_default();
         drop(client);
@@ -177,7 +178,7 @@ mod tests {
     fn subscribers_are_told_and_let_go() {
         let (mut client, thread) = client();
         assert_eq!(ask(&mut client, b"{\"do\":\"events\",\"id\":1}")["id"], 1);
-        events::publish(|| Event::End {});
+        broadcast::publish(|| Event::End {});
         assert_eq!(answer(&mut client)["event"], "end");
         drop(client);
         thread.join().unwrap().unwrap();

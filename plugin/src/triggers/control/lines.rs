@@ -1,16 +1,16 @@
-//! Lines of a client, which may send anything.
+//! Reads lines of a client, which is not trusted.
 
 use std::io::{self, Read};
 
-/// Bytes of one line that are skipped before its sender is given up.
+/// Bytes of one line that are skipped before the connection is dropped.
 const MAX_SKIPPED: u64 = 64 << 20;
 
-/// What came.
+/// What was read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
     /// A line, without its end.
     Whole(Vec<u8>),
-    /// A line of more bytes than may be, which are gone.
+    /// A line that was too long and was skipped.
     TooLong,
     /// The sender has closed.
     End,
@@ -20,9 +20,9 @@ pub enum Line {
 pub struct Lines<R> {
     from: R,
     limit: usize,
-    /// Read and not yet given.
+    /// Bytes that were read and not returned yet.
     buffer: Vec<u8>,
-    /// Of the buffer, what has no end of a line in it.
+    /// Bytes of the buffer that are known to contain no newline.
     searched: usize,
 }
 
@@ -32,10 +32,10 @@ impl<R: Read> Lines<R> {
         Lines { from, limit, buffer: Vec::new(), searched: 0 }
     }
 
-    /// The next line. What follows the last end of a line is none.
+    /// Reads the next line. Bytes after the last newline are dropped.
     ///
     /// # Errors
-    /// The system's, and one for a sender that does not end its line at all.
+    /// Errors of the system, and one for a line that does not end.
     pub fn next(&mut self) -> io::Result<Line> {
         let mut skipped = 0u64;
         loop {

@@ -1,37 +1,37 @@
-//! The control socket: requests of other programs, while the guest runs. [`detector::control`] says what can be asked.
+//! The control socket: requests of other programs while the guest runs. [`detector::control`]
+//! describes the requests.
 //!
-//! - [`socket`]: its file
+//! - [`socket`]: the socket's file
 //! - [`client`]: one client
-//! - [`lines`]: what it sends
-//! - [`answer`]: what it gets
-//! - [`events`]: what it is told when it only listens
+//! - [`lines`]: its requests
+//! - [`answer`]: the answers
+//! - [`broadcast`]: events for subscribers
 
 mod answer;
 mod client;
-pub mod events;
 mod lines;
 mod socket;
 
 pub use socket::{Socket, SocketError};
 
 use crate::ffi::panics;
-use crate::{ffi, output};
-use answer::Problem;
+use crate::{broadcast, diagnostics, ffi};
+use answer::{CLIENTS, Problem};
 use detector::control::Event;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Clients at once; others are told so.
+/// Most clients at once.
 const MAX_CLIENTS: usize = 256;
-/// Stack of a client's thread, in bytes: JSON is read 128 levels deep at most.
+/// Stack of a client's thread in bytes. JSON is read at most 128 levels deep.
 const STACK: usize = 512 << 10;
-/// How long QEMU's exit waits for subscribers to read the last events.
+/// How long QEMU's exit waits until subscribers have read the last events.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// The socket. QEMU's exit removes its file; the exit callback has no data that could hold it.
 static SOCKET: OnceLock<Socket> = OnceLock::new();
-static CLIENTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Serves a socket.
 pub fn start(socket: Socket) {
@@ -41,39 +41,39 @@ pub fn start(socket: Socket) {
         let _ = panics::always(|| accept(socket));
     });
     if let Err(why) = spawned {
-        output::error(&format!("control= has no effect, no thread could be started: {why}"));
+        diagnostics::error(&format!("control= has no effect, no thread could be started: {why}"));
     }
 }
 
-/// QEMU exits: nobody is to come, and those who listen are told.
+/// QEMU is exiting: removes the socket, and tells subscribers.
 pub fn end() {
     if let Some(socket) = SOCKET.get() {
         socket.remove();
-        events::publish(|| Event::End {});
-        events::flush(LAST_WORDS);
+        broadcast::publish(|| Event::End {});
+        broadcast::flush(LAST_WORDS);
     }
 }
 
 fn accept(socket: &Socket) {
     for stream in socket.listener.incoming() {
         match stream {
-            // A panic costs this client alone: others would wait for an answer that nobody gives.
+            // A panic drops this client alone. The next clients are still served.
             Ok(stream) => drop(panics::always(|| welcome(stream))),
             Err(why) => {
                 log::info!("a client was lost: {why}");
-                // Out of descriptors, which may pass.
+                // The process is out of file descriptors, which may pass.
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
     }
 }
 
-/// Gives a client a thread.
+/// Starts the thread of a client.
 fn welcome(stream: UnixStream) {
     ffi::inject("listener");
     if CLIENTS.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
         CLIENTS.fetch_sub(1, Ordering::Relaxed);
-        // A new connection has room for a line.
+        // The buffer of a new connection has room for a line.
         let _ = stream.set_nonblocking(true);
         client::refuse(&stream, &Problem::Full(MAX_CLIENTS));
         return;

@@ -1,5 +1,5 @@
-//! The socket's file: made so that nobody else may ever use it, in place of one that a process left behind, and taken away
-//! at the end.
+//! The socket's file. Only this user may ever use it. It replaces a file that a killed process
+//! left, and is removed at the end.
 
 use crate::file::advice;
 use std::fs::{self, DirBuilder};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Why QEMU is to stop at start.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody listens there.
+    /// Another process listens there.
     #[error(
         "control={path}: another process listens there, such as another QEMU with libleak; give each its own path, or end that one"
     )]
@@ -19,33 +19,33 @@ pub enum SocketError {
         /// The path given.
         path: PathBuf,
     },
-    /// It is something that is not ours to replace.
+    /// There is a file that is not a socket.
     #[error("control={path}: there is a file that is no socket; give another path, or take that file away")]
     NoSocket {
         /// The path given.
         path: PathBuf,
     },
-    /// The system refuses.
+    /// The system refused.
     #[error("control={path}: no socket can be made there: {why}; {advice}", advice = what_to_do(why))]
     System {
         /// The path given.
         path: PathBuf,
-        /// Its word.
+        /// The system's error.
         why: io::Error,
     },
 }
 
 fn what_to_do(why: &io::Error) -> &'static str {
     match why.kind() {
-        // std's own check, and the system's.
+        // The path is too long.
         ErrorKind::InvalidInput => "give a path of less than 90 bytes: that of a socket can hardly be longer",
         _ => advice(why),
     }
 }
 
-/// A socket that listens. Its file goes when this is dropped, unless another has taken its place.
+/// A listening socket. Dropping it removes its file, unless another process has replaced the file.
 pub struct Socket {
-    /// What listens.
+    /// The listener.
     pub listener: UnixListener,
     file: SocketFile,
 }
@@ -60,13 +60,13 @@ impl Socket {
     /// Listens at `path`, for this user alone.
     ///
     /// # Errors
-    /// [`SocketError`]; nothing has changed then.
+    /// [`SocketError`]; nothing is changed then.
     pub fn bind(path: &Path) -> Result<Socket, SocketError> {
         let system = |why| SocketError::System { path: path.into(), why };
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NoSocket { path: path.into() }),
             Ok(_) => match UnixStream::connect(path) {
-                // Nobody is behind it: left by a process that was killed.
+                // A killed process left it.
                 Err(why) if why.kind() == ErrorKind::ConnectionRefused => {}
                 Ok(_) => return Err(SocketError::InUse { path: path.into() }),
                 Err(why) => return Err(system(why)),
@@ -74,12 +74,12 @@ impl Socket {
             Err(why) if why.kind() == ErrorKind::NotFound => {}
             Err(why) => return Err(system(why)),
         }
-        // A socket gets its mode from the process's umask, which is not ours to change. So it comes to be in a folder that
-        // is closed to others, and gets its name when it has its mode.
+        // The process's umask decides the mode of a new socket, and other threads need the umask.
+        // So the socket is made in a private folder, gets its mode, and is then renamed.
         let folder = path.with_file_name(format!(".libleak-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&folder).map_err(system)?;
         let socket = Socket::bind_in(&folder, path).map_err(system);
-        // Empty by now, unless that failed.
+        // The folder is empty, unless that failed.
         let _ = fs::remove_dir_all(&folder);
         socket
     }
@@ -94,7 +94,7 @@ impl Socket {
         Ok(Socket { listener, file })
     }
 
-    /// Takes the file away: nobody finds the socket any more.
+    /// Removes the file.
     pub fn remove(&self) {
         let identity = fs::symlink_metadata(&self.file.path).map(|found| (found.dev(), found.ino()));
         if identity.is_ok_and(|identity| identity == self.file.identity) {

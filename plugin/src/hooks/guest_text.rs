@@ -1,35 +1,46 @@
-//! What the guest says: text in the memory of the process that runs, and records of the kernel's log.
+//! Reads text of the guest: from the memory of the running process, and from records of the
+//! kernel's log.
 //!
-//! All of it is untrusted. Nothing is read beyond a length that the caller gives, and what cannot be read ends the text.
+//! All of it is untrusted. The caller limits the length, and the text ends at the first byte that
+//! cannot be read.
 
-use super::tracker::Tracker;
-use crate::ffi::regs::{self, Reg};
+use super::arch;
+use crate::ffi::ram::Ram;
+use crate::ffi::regs;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, PhysAddr, VirtAddr};
 use guest_symbols::paging::PageTables;
 
-/// Most bytes of a record of the log: PRINTKRB_RECORD_MAX (kernel/printk/internal.h).
+/// Most bytes of a log record: PRINTKRB_RECORD_MAX (kernel/printk/internal.h).
 const MAX_RECORD: usize = 1024;
-/// include/linux/tty_driver.h; a short.
+/// TTY_DRIVER_TYPE_PTY (include/linux/tty_driver.h); a short.
 const TTY_DRIVER_TYPE_PTY: u32 = 4;
-/// Most parts of a text that is written by writev().
+/// Most parts of a text written by writev().
 const MAX_PARTS: u64 = 16;
-/// Most bits of a number of records, or of bytes of text.
+/// Most bits of a ring's size, in records or in bytes.
 const MAX_BITS: u32 = 30;
 
-/// Where text is found, all offsets resolved once.
-pub struct Says {
+/// Offsets that locate text, resolved once.
+pub struct GuestText {
     iter: Option<Iter>,
     log: Option<Log>,
-    /// Offsets of a terminal's driver, and of that one's type.
-    driver: Option<(u64, u64)>,
+    driver: Option<Driver>,
+}
+
+/// Offsets of a terminal's driver (`struct tty_struct`, include/linux/tty.h), and of the driver's
+/// type (`struct tty_driver`, include/linux/tty_driver.h).
+struct Driver {
+    driver: u64,
+    kind: u64,
 }
 
 /// `struct iov_iter` (include/linux/uio.h).
 struct Iter {
-    /// Offset of the type, and whether it is one byte (5.14 on) and not flags of a word.
-    kind: (u64, bool),
-    /// ITER_IOVEC, and ITER_UBUF where there is such a thing (6.0 on).
+    /// Offset of the type.
+    kind: u64,
+    /// The type is one byte (since 5.14), not flags in a word.
+    is_byte: bool,
+    /// The values ITER_IOVEC, and ITER_UBUF (since 6.0).
     iovec: u64,
     ubuf: Option<u64>,
     /// Offsets.
@@ -39,7 +50,7 @@ struct Iter {
     count: u64,
 }
 
-/// The log (kernel/printk/printk_ringbuffer.h, 5.10 to 7.3).
+/// The log's ring buffers (kernel/printk/printk_ringbuffer.h, 5.10 to 7.3).
 struct Log {
     entry_rb: u64,
     entry_id: u64,
@@ -48,53 +59,62 @@ struct Log {
     infos: u64,
     size_bits: u64,
     data: u64,
-    /// Size, and where the text begins and ends.
-    desc: (u64, u64, u64),
-    /// Size, and where the length of the text is.
-    info: (u64, u64),
+    /// Size of `struct prb_desc` in bytes.
+    desc_size: u64,
+    /// Offsets in it of the logical positions where the text's block and the next block begin.
+    begin: u64,
+    next: u64,
+    /// Size of `struct printk_info` in bytes.
+    info_size: u64,
+    /// Offset in it of the text's length in bytes.
+    text_len: u64,
 }
 
-/// Text that was read, and whether it is all of it.
+/// Text that was read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Text {
     /// The bytes.
     pub bytes: Vec<u8>,
-    /// No page was missing.
+    /// All of it could be read.
     pub whole: bool,
 }
 
-impl Says {
-    /// Finds the places; what the kernel has not is not read.
-    pub fn new(kernel: &Kernel) -> Says {
-        let driver = || Some((kernel.offset_of("tty_struct", "driver")?, kernel.offset_of("tty_driver", "type")?));
-        Says { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
-    }
-
-    /// Whether the `tty_struct` at `tty` is of a pseudo-terminal.
-    pub fn is_pty(&self, tracker: &Tracker, tty: u64) -> bool {
-        let kind = |(driver, kind): (u64, u64)| {
-            let driver = tracker.kernel.read_u64(&tracker.ram, VirtAddr(tty).offset(driver)).ok()?;
-            tracker.kernel.read_u32(&tracker.ram, VirtAddr(driver).offset(kind)).ok()
+impl GuestText {
+    /// Resolves the offsets. Text is not read where the kernel lacks a type.
+    pub fn new(kernel: &Kernel) -> GuestText {
+        let driver = || {
+            let driver = kernel.offset_of("tty_struct", "driver")?;
+            Some(Driver { driver, kind: kernel.offset_of("tty_driver", "type")? })
         };
-        self.driver.and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
+        GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
     }
 
-    /// What a process is about to write, by the `iov_iter` at `iter`: at most `max` bytes.
-    pub fn iter(&self, tracker: &Tracker, iter: u64, max: usize) -> Text {
-        self.iter.as_ref().and_then(|i| i.read(tracker, iter, max)).unwrap_or_default()
+    /// Whether the `tty_struct` at virtual address `tty` is a pseudo-terminal.
+    pub fn is_pty(&self, kernel: &Kernel, ram: &Ram, tty: u64) -> bool {
+        let kind = |Driver { driver, kind }: &Driver| {
+            let driver = kernel.read_u64(ram, VirtAddr(tty).offset(*driver)).ok()?;
+            kernel.read_u32(ram, VirtAddr(driver).offset(*kind)).ok()
+        };
+        self.driver.as_ref().and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
     }
 
-    /// The text of the record whose `prb_reserved_entry` is at `entry`.
-    pub fn record(&self, tracker: &Tracker, entry: u64) -> Vec<u8> {
-        self.log.as_ref().and_then(|log| log.read(tracker, entry)).unwrap_or_default()
+    /// Reads at most `max` bytes of what a process is about to write, from the `iov_iter` at
+    /// virtual address `iter`.
+    pub fn iter(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Text {
+        self.iter.as_ref().and_then(|i| i.read(kernel, ram, iter, max)).unwrap_or_default()
+    }
+
+    /// Reads the text of a log record, given the virtual address of its `prb_reserved_entry`.
+    pub fn record(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Vec<u8> {
+        self.log.as_ref().and_then(|log| log.read(kernel, ram, entry)).unwrap_or_default()
     }
 }
 
-/// At most `max` bytes of the process that runs on this vCPU, at `at`.
-pub fn user(tracker: &Tracker, at: u64, max: usize) -> Text {
-    let levels = tracker.kernel.page_tables(&tracker.ram).levels;
-    let tables = PageTables { root: PhysAddr(regs::read(Reg::Cr3)), levels };
-    read_user(tables, &tracker.ram, at, max)
+/// Reads at most `max` bytes at virtual address `at` of the process that runs on the current vCPU.
+pub fn user_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Text {
+    let levels = kernel.page_tables(ram).levels;
+    let tables = PageTables { root: PhysAddr(regs::read(arch::PAGE_TABLES)), levels };
+    read_user(tables, ram, at, max)
 }
 
 fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize) -> Text {
@@ -112,10 +132,10 @@ fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize)
     text
 }
 
-/// At most `max` bytes of the kernel, at `at`; none if they cannot all be read.
-pub fn kernel(tracker: &Tracker, at: u64, max: usize) -> Vec<u8> {
+/// Reads `max` bytes at kernel virtual address `at`; empty if not all of them can be read.
+pub fn kernel_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Vec<u8> {
     let mut bytes = vec![0; max];
-    let is_read = VirtAddr(at).is_kernel() && tracker.kernel.read(&tracker.ram, VirtAddr(at), &mut bytes).is_ok();
+    let is_read = VirtAddr(at).is_kernel() && kernel.read(ram, VirtAddr(at), &mut bytes).is_ok();
     if is_read { bytes } else { Vec::new() }
 }
 
@@ -124,7 +144,8 @@ impl Iter {
         let field = |name| kernel.offset_of("iov_iter", name);
         let btf = kernel.btf.as_ref()?;
         Some(Iter {
-            kind: field("iter_type").map(|at| (at, true)).or_else(|| Some((field("type")?, false)))?,
+            kind: field("iter_type").or_else(|| field("type"))?,
+            is_byte: field("iter_type").is_some(),
             iovec: btf.enumerator("iter_type", "ITER_IOVEC")?,
             ubuf: btf.enumerator("iter_type", "ITER_UBUF"),
             iov: field("__iov").or_else(|| field("iov"))?,
@@ -134,17 +155,14 @@ impl Iter {
         })
     }
 
-    fn read(&self, tracker: &Tracker, iter: u64, max: usize) -> Option<Text> {
-        let word = |at: u64| tracker.kernel.read_u64(&tracker.ram, VirtAddr(at)).ok();
+    fn read(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Option<Text> {
+        let word = |at: u64| kernel.read_u64(ram, VirtAddr(at)).ok();
         let field = |offset: u64| word(iter.wrapping_add(offset));
-        let kind = match self.kind {
-            (at, true) => field(at)? & 0xff,
-            // The lowest bit is the direction.
-            (at, false) => field(at)? & 0xfe,
-        };
+        // The lowest bit of the flags is the direction.
+        let kind = field(self.kind)? & if self.is_byte { 0xff } else { 0xfe };
         let (skip, count) = (field(self.skip)?, field(self.count)?.min(max as u64) as usize);
         if Some(kind) == self.ubuf {
-            return Some(user(tracker, field(self.buffer)?.wrapping_add(skip), count));
+            return Some(user_text(kernel, ram, field(self.buffer)?.wrapping_add(skip), count));
         }
         if kind != self.iovec {
             return None;
@@ -158,8 +176,12 @@ impl Iter {
             if room == 0 {
                 break;
             }
-            let more =
-                user(tracker, base.wrapping_add(skip), room.min(len.saturating_sub(skip).min(max as u64) as usize));
+            let more = user_text(
+                kernel,
+                ram,
+                base.wrapping_add(skip),
+                room.min(len.saturating_sub(skip).min(max as u64) as usize),
+            );
             skip = 0;
             text.bytes.extend(more.bytes);
             if !more.whole {
@@ -184,34 +206,38 @@ impl Log {
             infos: ring("desc_ring.infos")?,
             size_bits: ring("text_data_ring.size_bits")?,
             data: ring("text_data_ring.data")?,
-            desc: (size("prb_desc")?, text("text_blk_lpos.begin")?, text("text_blk_lpos.next")?),
-            info: (size("printk_info")?, kernel.offset_of("printk_info", "text_len")?),
+            desc_size: size("prb_desc")?,
+            begin: text("text_blk_lpos.begin")?,
+            next: text("text_blk_lpos.next")?,
+            info_size: size("printk_info")?,
+            text_len: kernel.offset_of("printk_info", "text_len")?,
         })
     }
 
-    fn read(&self, tracker: &Tracker, entry: u64) -> Option<Vec<u8>> {
-        let word = |at: u64| tracker.kernel.read_u64(&tracker.ram, VirtAddr(at)).ok();
+    fn read(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Option<Vec<u8>> {
+        let word = |at: u64| kernel.read_u64(ram, VirtAddr(at)).ok();
         let bits = |at: u64| {
-            let bits = tracker.kernel.read_u32(&tracker.ram, VirtAddr(at)).ok()?;
+            let bits = kernel.read_u32(ram, VirtAddr(at)).ok()?;
             Some(bits).filter(|bits| *bits <= MAX_BITS)
         };
         let (rb, id) = (word(entry.wrapping_add(self.entry_rb))?, word(entry.wrapping_add(self.entry_id))?);
         let ring = |offset: u64| rb.wrapping_add(offset);
         let index = id & ((1 << bits(ring(self.count_bits))?) - 1);
-        let desc = word(ring(self.descs))?.wrapping_add(index * self.desc.0);
-        let info = word(ring(self.infos))?.wrapping_add(index * self.info.0);
-        let len = tracker.kernel.read_u32(&tracker.ram, VirtAddr(info.wrapping_add(self.info.1))).ok()? & 0xffff;
-        let (begin, next) = (word(desc.wrapping_add(self.desc.1))?, word(desc.wrapping_add(self.desc.2))?);
+        let desc = word(ring(self.descs))?.wrapping_add(index * self.desc_size);
+        let info = word(ring(self.infos))?.wrapping_add(index * self.info_size);
+        let len = kernel.read_u32(ram, VirtAddr(info.wrapping_add(self.text_len))).ok()? & 0xffff;
+        let (begin, next) = (word(desc.wrapping_add(self.begin))?, word(desc.wrapping_add(self.next))?);
         let size_bits = bits(ring(self.size_bits))?;
         let at = place(begin, next, size_bits)?;
-        Some(kernel(tracker, word(ring(self.data))?.wrapping_add(at), (len as usize).min(MAX_RECORD)))
+        Some(kernel_text(kernel, ram, word(ring(self.data))?.wrapping_add(at), (len as usize).min(MAX_RECORD)))
     }
 }
 
-/// Where in a ring of `1 << size_bits` bytes the text lies whose block goes from one logical position to the other. A block
-/// that would go round the end lies at the start, and each starts with a word of the ring's own.
+/// The offset of a text in a ring of `1 << size_bits` bytes. Its block lies between the logical
+/// positions `begin` and `next`. A block that would wrap lies at the start of the ring. Each block
+/// starts with a word that is not text.
 fn place(begin: u64, next: u64, size_bits: u32) -> Option<u64> {
-    // A record without text.
+    // The record has no text.
     if begin & 1 != 0 {
         return None;
     }
@@ -224,7 +250,8 @@ mod tests {
     use super::*;
     use guest_symbols::memory::OwnedMemory;
 
-    /// Two pages of a process at 0x40_0000, the second of them somewhere else, and no third.
+    /// Two pages of a process at 0x40_0000, which are not adjacent in physical memory, and no
+    /// third.
     fn process() -> (OwnedMemory, PageTables) {
         let mut memory = OwnedMemory::zeroed(0, 0x1_0000);
         for (at, entry) in [(0x1000, 0x2001u64), (0x2000, 0x3001), (0x3010, 0x4001), (0x4000, 0x9001), (0x4008, 0x6001)]
@@ -252,7 +279,7 @@ mod tests {
     #[test]
     fn records_lie_where_the_ring_has_them() {
         assert_eq!(place(0x120, 0x140, 8), Some(0x28));
-        // The last of the ring, and one that does not fit there.
+        // The last block of the ring, and one that does not fit there.
         assert_eq!(place(0x1e0, 0x200, 8), Some(0xe8));
         assert_eq!(place(0x1e0, 0x230, 8), Some(8));
         assert_eq!(place(1, 1, 8), None);

@@ -1,7 +1,8 @@
-//! libleak's own memory: how much of it is in use, and what happens when there is no more.
+//! libleak's own memory: how much is in use, and what happens when there is no more.
 //!
-//! Rust ends the process when memory fails, which here is QEMU. So large tables ask first ([`may_have`]), and what is small gets its
-//! memory from a reserve that was set aside at start; that it had to is seen ([`is_short`]), and from then on nothing is tracked that needs more.
+//! When an allocation fails, Rust ends the process, which is QEMU. So large tables ask first
+//! ([`may_have`]). Small allocations fall back on a reserve that is set aside at start. Once the
+//! reserve was needed ([`is_short`]), no new objects are tracked.
 
 use parking_lot::Mutex;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,27 +12,32 @@ use std::time::{Duration, Instant};
 
 /// Bytes of the reserve.
 const RESERVE: usize = 8 << 20;
-/// More is not taken of it at once: who wants as much asks first.
+/// Largest piece of the reserve in bytes. Larger allocations ask first.
 const MAX_FROM_RESERVE: usize = 1 << 20;
-/// Counters. Memory of different threads is mostly of different arenas, and so of different counters.
+/// Number of counters. Threads mostly use different arenas, and so different counters.
 const COUNTERS: usize = 16;
 
-/// A counter in cache lines of its own.
+/// A counter in its own cache lines.
 #[repr(align(128))]
 struct Counter(AtomicI64);
 
+/// Bytes in use. The allocator belongs to the whole process, so its state is static.
 static USED: [Counter; COUNTERS] = [const { Counter(AtomicI64::new(0)) }; COUNTERS];
+/// The limit of `max-memory=` in bytes.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+/// The system was out of memory, and the reserve was needed.
 static SHORT: AtomicBool = AtomicBool::new(false);
-/// Where the reserve is; null before [`set_aside`].
+/// The start of the reserve; null before [`set_aside`].
 static RESERVED: AtomicPtr<u8> = AtomicPtr::new(null_mut());
-/// Of the reserve, in the upper half how many bytes are given out, and in the lower one how many pieces are in use. When it is none, all
-/// of it is free again. No lock: who waits for one may need memory for that.
+/// Upper half: bytes of the reserve that are given out. Lower half: pieces in use; when there are
+/// none, the whole reserve is free again. There is no lock, because waiting for a lock may
+/// allocate.
 static GIVEN: AtomicU64 = AtomicU64::new(0);
 
 /// The system's allocator, with a counter and a reserve.
 struct Counted;
 
+/// Rust's allocator in this library.
 #[global_allocator]
 static ALLOCATOR: Counted = Counted;
 
@@ -40,14 +46,14 @@ fn count(at: *mut u8, bytes: i64) {
     USED[(at as usize >> 12) % COUNTERS].0.fetch_add(bytes, Ordering::Relaxed);
 }
 
-/// The offset of a piece of the reserve.
+/// Whether an address lies in the reserve.
 #[inline]
 fn in_reserve(at: *mut u8) -> bool {
     let start = RESERVED.load(Ordering::Relaxed);
     !start.is_null() && (at as usize).wrapping_sub(start as usize) < RESERVE
 }
 
-/// A piece of the reserve; null if it has no room, or is not there.
+/// Takes a piece of the reserve; null if there is no room.
 #[cold]
 fn from_reserve(layout: Layout) -> *mut u8 {
     let start = RESERVED.load(Ordering::Relaxed);
@@ -70,9 +76,9 @@ fn to_reserve() {
     let _ = GIVEN.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
 }
 
-// SAFETY: memory is the system's own, handed on as it is; or a piece of the reserve, which is the system's too, belongs to nobody
-// else, is aligned as asked for, and overlaps no other piece that is in use, since pieces follow each other until none is in use. Nothing here
-// panics or allocates.
+// SAFETY: memory comes from the system's allocator unchanged, or is a piece of the reserve. A piece
+// is aligned as requested and overlaps no other piece in use: pieces follow each other until none
+// is in use. Nothing here panics or allocates.
 unsafe impl GlobalAlloc for Counted {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -95,7 +101,7 @@ unsafe impl GlobalAlloc for Counted {
         }
         let at = from_reserve(layout);
         if !at.is_null() {
-            // SAFETY: a piece of so many bytes, which nobody else has.
+            // SAFETY: the piece has this many bytes, and nothing else uses it.
             unsafe { at.write_bytes(0, layout.size()) };
         }
         at
@@ -107,14 +113,14 @@ unsafe impl GlobalAlloc for Counted {
             return to_reserve();
         }
         count(at, -(layout.size() as i64));
-        // SAFETY: by this function's own contract, and it is none of the reserve's.
+        // SAFETY: by this function's own contract; it is not a piece of the reserve.
         unsafe { System.dealloc(at, layout) }
     }
 
     #[inline]
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         if !in_reserve(at) {
-            // SAFETY: by this function's own contract, and it is none of the reserve's.
+            // SAFETY: by this function's own contract; it is not a piece of the reserve.
             let new = unsafe { System.realloc(at, layout, size) };
             if !new.is_null() {
                 count(at, -(layout.size() as i64));
@@ -122,8 +128,8 @@ unsafe impl GlobalAlloc for Counted {
                 return new;
             }
         }
-        // SAFETY: the alignment is one, and `size` is not too large for it, by this function's own contract. What is copied both
-        // have, and they are different pieces.
+        // SAFETY: by this function's own contract the alignment is valid and `size` is not too
+        // large. Both pieces have the copied bytes, and they do not overlap.
         unsafe {
             let new = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
             if !new.is_null() {
@@ -135,12 +141,12 @@ unsafe impl GlobalAlloc for Counted {
     }
 }
 
-/// Sets the reserve aside, for as long as QEMU lives, and the limit in bytes, if there is one.
+/// Sets the reserve aside for QEMU's lifetime, and sets the limit in bytes, if there is one.
 pub fn set_aside(limit: Option<u64>) {
     LIMIT.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
     let mut reserve = Vec::new();
     if RESERVED.load(Ordering::Relaxed).is_null() && reserve.try_reserve_exact(RESERVE).is_ok() {
-        // Written, so that it is there when the host itself runs out.
+        // Written, so that the host has really assigned the memory.
         reserve.resize(RESERVE, 1u8);
         RESERVED.store(reserve.leak().as_mut_ptr(), Ordering::Relaxed);
     }
@@ -151,29 +157,31 @@ pub fn used() -> u64 {
     USED.iter().map(|n| n.0.load(Ordering::Relaxed)).sum::<i64>().max(0) as u64
 }
 
-/// Whether the system had no memory for us, and the reserve was needed.
+/// Whether the system was out of memory, and the reserve was needed.
 pub fn is_short() -> bool {
     SHORT.load(Ordering::Relaxed)
 }
 
-/// Whether there are so many bytes more: within the limit, and of the system, with some to spare for QEMU itself.
+/// Whether this many bytes are available: within the limit, and from the system with some left for
+/// QEMU.
 pub fn may_have(bytes: u64) -> bool {
     let within = used().saturating_add(bytes) <= LIMIT.load(Ordering::Relaxed);
     let with_spare = usize::try_from(bytes).ok().and_then(|n| n.checked_add(RESERVE));
     within && with_spare.is_some_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok())
 }
 
-/// Has the system's allocator give back what is free, so that [`may_have`] finds it.
+/// Makes the system's allocator return free memory, so that [`may_have`] finds it.
 pub fn give_back() {
     let began = Instant::now();
-    // SAFETY: it takes no memory of ours, and none that is in use.
+    // SAFETY: it releases no memory that is in use.
     unsafe { libc::malloc_trim(0) };
     log::debug!("free memory given back in {:?}", began.elapsed());
 }
 
-/// As [`give_back`], once a minute at most. What checks took for a moment would stay with QEMU: the system's allocator keeps
-/// most of it, in an arena for each thread.
+/// As [`give_back`], at most once a minute. The system's allocator keeps most memory that a check
+/// has freed, in an arena for each thread.
 pub fn give_back_at_times() {
+    /// When this was done last. The arenas belong to the whole process.
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     let mut last = LAST.lock();
     if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
@@ -182,7 +190,7 @@ pub fn give_back_at_times() {
     }
 }
 
-/// The limit, where there is one.
+/// The limit in bytes, if there is one.
 pub fn limit() -> Option<u64> {
     Some(LIMIT.load(Ordering::Relaxed)).filter(|limit| *limit != u64::MAX)
 }
@@ -193,7 +201,7 @@ mod tests {
 
     #[test]
     fn memory_is_counted_and_the_reserve_comes_back() {
-        // Much more than all other tests together, which run meanwhile; nothing is written to it.
+        // Much more than all other tests use together. Nothing is written to it.
         const BIG: u64 = 4 << 30;
         let before = used();
         let big = std::hint::black_box(vec![0u8; BIG as usize]);
@@ -207,11 +215,11 @@ mod tests {
         let pieces: Vec<_> = (0..100).map(|_| from_reserve(layout)).collect();
         for (i, at) in pieces.iter().enumerate() {
             assert!(in_reserve(*at) && (*at as usize).is_multiple_of(64));
-            // SAFETY: a piece of 1000 bytes, of nobody else's.
+            // SAFETY: the piece has 1000 bytes, and nothing else uses it.
             unsafe { at.write_bytes(i as u8, 1000) };
         }
         for (i, at) in pieces.iter().enumerate() {
-            // SAFETY: as above; what grows is copied.
+            // SAFETY: as above; realloc copies the bytes.
             unsafe {
                 let grown = ALLOCATOR.realloc(*at, layout, 2000);
                 assert!(!in_reserve(grown) && *grown.add(999) == i as u8);

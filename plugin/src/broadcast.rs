@@ -1,4 +1,4 @@
-//! What subscribers are told. Whoever publishes is never blocked: a subscriber that does not read loses its place.
+//! Events for subscribers. Publishing never blocks: a subscriber that does not read is dropped.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use detector::control::{Event, GroupEvent, SCHEMA};
@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Lines that wait for one subscriber, at most.
+/// Most lines that wait for one subscriber.
 const MAX_LINES: usize = 64;
-/// Tests told of one scan.
+/// Most tests in the event of a scan.
 const MAX_TESTS: usize = 100;
-/// Groups told of one scan.
+/// Most groups in the event of a scan.
 const MAX_GROUPS: usize = 20;
 
-/// Those who are told.
+/// All subscribers. Any thread may publish.
 static SUBSCRIBERS: Mutex<Vec<Sender<Arc<str>>>> = Mutex::new(Vec::new());
-/// Lines that wait, of all subscribers.
+/// Lines that wait for all subscribers together. QEMU's exit waits for them.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Serialize)]
@@ -28,16 +28,16 @@ struct Line<'a> {
     event: &'a Event,
 }
 
-/// An event's line, with its end.
+/// The line of an event, with a newline.
 pub fn line(event: &Event) -> String {
-    // Text and numbers have no value that is none of JSON's.
+    // Serialising these types cannot fail.
     serde_json::to_string(&Line { schema: SCHEMA, event }).unwrap_or_default() + "\n"
 }
 
 /// Lines for one subscriber.
 pub struct Subscription(Receiver<Arc<str>>);
 
-/// Lines from now on.
+/// Subscribes to events from now on.
 pub fn subscribe() -> Subscription {
     let (sender, receiver) = crossbeam_channel::bounded(MAX_LINES);
     SUBSCRIBERS.lock().push(sender);
@@ -45,10 +45,10 @@ pub fn subscribe() -> Subscription {
 }
 
 impl Subscription {
-    /// Hands the next line to `write`; nothing if none comes in that time.
+    /// Waits at most `time` for the next line, and calls `write` with it.
     ///
     /// # Errors
-    /// [`RecvTimeoutError::Disconnected`] when lines were not taken fast enough, and the others are given.
+    /// [`RecvTimeoutError::Disconnected`] after the last line of a subscriber that was too slow.
     pub fn next<T>(&self, time: Duration, write: impl FnOnce(&str) -> T) -> Result<T, RecvTimeoutError> {
         let line = self.0.recv_timeout(time)?;
         let written = write(&line);
@@ -63,7 +63,7 @@ impl Drop for Subscription {
     }
 }
 
-/// Tells all subscribers. Costs nothing without any.
+/// Sends an event to all subscribers. Without subscribers it costs nothing.
 pub fn publish(event: impl FnOnce() -> Event) {
     let mut subscribers = SUBSCRIBERS.lock();
     if subscribers.is_empty() {
@@ -80,7 +80,7 @@ pub fn publish(event: impl FnOnce() -> Event) {
     });
 }
 
-/// Waits until all that was published is written, but not longer than that.
+/// Waits until all lines are written, but not longer than `limit`.
 pub fn flush(limit: Duration) {
     let began = Instant::now();
     while WAITING.load(Ordering::Relaxed) > 0 && began.elapsed() < limit {

@@ -1,13 +1,15 @@
-//! What speaks against the reports of a kernel, as far as the plugin itself knows: each is a line of every report from then
-//! on, and in snapshots. What a check finds out is in [`checker::Outcome::troubles`].
+//! Reasons not to trust the reports of a kernel, as far as the plugin knows them. Each is a line in
+//! every later report and in snapshots. Reasons found by a check are in
+//! [`checker::Outcome::troubles`].
 
+use crate::diagnostics;
 use parking_lot::Mutex;
 use std::mem::{Discriminant, discriminant};
 
-/// Why reports are not to be trusted.
+/// A reason not to trust reports.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// Functions that are to be hooked have other names.
+    /// No function of a family of allocators was found.
     #[error("this kernel has no known function of the families {}: such allocations or frees are not seen", .0.join(", "))]
     NoHook(Vec<&'static str>),
     /// The live map was full.
@@ -15,61 +17,61 @@ pub enum Trouble {
         "there were {0} live objects, as many as max-objects= allows: what was allocated while there was no room for more is searched for references, as far as the kernel's own books know of it, and never reported"
     )]
     Objects(usize),
-    /// Calls that do not return.
+    /// Too many calls did not return.
     #[error(
         "more than {0} calls of allocators did not return, and the first of them are not waited for any more: what they return is not tracked"
     )]
     Calls(usize),
-    /// Stacks are cut.
+    /// There were too many stacks.
     #[error(
         "there were more than {0} different backtraces: further ones are cut, and rules and suppressions may not fit them"
     )]
     Stacks(usize),
-    /// Names are not kept.
+    /// There were too many names of tasks.
     #[error("there were more than {0} different names of tasks: further ones are not told")]
     Comms(usize),
-    /// The clock went back, and no snapshot was loaded.
+    /// The guest's clock went back although no snapshot was loaded.
     #[error(
         "the guest's jiffies went back while it ran: its kernel has corrupted its memory, or was brought to another time in a way that is not known; what was allocated before is not reported"
     )]
     TimeWentBack,
-    /// What the kernel was found by is spoilt.
+    /// The data by which the kernel was found was overwritten.
     #[error(
         "the guest's kernel has overwritten its own symbols, types or unwind tables: this report was made with what they were before, but a check of a snapshot may fail or tell other names"
     )]
     Image,
-    /// The kernel may be another.
+    /// The kernel may have been replaced.
     #[error(
         "the tracked kernel's read-only data are not what they were: it has overwritten them itself, or a snapshot of another boot was loaded and QEMU did not tell of it, so that nothing is tracked since; start QEMU with -loadvm to track that boot"
     )]
     ReadOnlyData,
-    /// Modules are not kept.
+    /// There were too many modules.
     #[error(
         "there were more than {0} modules and BPF programs, or larger ones than there can be: the functions of further ones have no names, and suppressions do not fit them"
     )]
     Modules(usize),
-    /// A panic of ours.
+    /// libleak panicked.
     #[error(
         "an internal error ended the tracking {0} s before: what was allocated since is not known, and of what was freed since only what the kernel's own books tell"
     )]
     Halted(u64),
-    /// The live map could not grow, or memory failed.
+    /// There was too little memory.
     #[error("{why}, so of the objects allocated after the first {allocations} none is known")]
     NoMemory {
-        /// What was short.
+        /// What was exhausted.
         why: &'static str,
-        /// Allocations until then.
+        /// Number of allocations until then.
         allocations: u64,
     },
 }
 
-/// Troubles, in the order in which they came.
+/// Reasons, in the order in which they were found.
 #[derive(Debug, Default)]
 pub struct Troubles(Mutex<Vec<(Discriminant<Trouble>, String)>>);
 
 impl Troubles {
-    /// Enters one. The first of a kind is enough, since one makes the report as doubtful as many, and guests may make many.
-    /// Says whether it is that.
+    /// Adds a reason. Only the first of a kind is kept: a guest may cause any number. Returns
+    /// whether it was the first.
     pub fn enter(&self, trouble: &Trouble) -> bool {
         let mut all = self.0.lock();
         let kind = discriminant(trouble);
@@ -80,13 +82,20 @@ impl Troubles {
         is_new
     }
 
-    /// The guest is loaded from a snapshot: what it had spoilt of itself is whole again.
+    /// Adds a reason, and writes a warning if it is the first of its kind.
+    pub fn warn(&self, trouble: &Trouble) {
+        if self.enter(trouble) {
+            diagnostics::warning(&trouble.to_string());
+        }
+    }
+
+    /// Drops what a loaded snapshot repairs.
     pub fn forget_this_time(&self) {
         let gone = [Trouble::TimeWentBack, Trouble::Image, Trouble::ReadOnlyData].map(|trouble| discriminant(&trouble));
         self.0.lock().retain(|(kind, _)| !gone.contains(kind));
     }
 
-    /// All of them.
+    /// All reasons as text.
     pub fn all(&self) -> Vec<String> {
         self.0.lock().iter().map(|(_, why)| why.clone()).collect()
     }

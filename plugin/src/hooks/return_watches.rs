@@ -1,7 +1,7 @@
-//! How returns are watched, and what each thread remembers of it: it is looked up at every allocation, and hardly ever
-//! changes once a guest has booted.
+//! How return addresses are watched. Each allocation looks this up, and it hardly changes after
+//! boot, so each thread caches it.
 
-use super::tracker::AddressMap;
+use super::AddressMap;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::cell::RefCell;
@@ -10,20 +10,21 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// How the first instruction after a call is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watch {
-    /// An allocator was seen to return here, before it was translated.
+    /// An allocator will return here. The code is not translated yet.
     Wanted,
     Always,
-    /// Only while the flag is up.
+    /// Watched only while the flag is up.
     WhileArmed,
-    /// Translated without: what returns here was thought to be no allocator.
+    /// Translated without a watch: no allocator was expected to return here.
     Never,
 }
 
-/// Places that a thread remembers.
+/// Return addresses in a thread's cache.
 const PLACES: usize = 1 << 9;
-/// Most places in all, 24 bytes each. The largest kernels have a million calls; what a guest makes up beyond that is watched always.
+/// Most return addresses in all, 24 bytes each. The largest kernels have a million calls. Further
+/// addresses are always watched.
 const MAX_PLACES: usize = 1 << 22;
-/// Of so many calls of allocators by a thread one is the time to look at what grows with calls.
+/// A thread checks the number of pending calls once in this many calls of allocators.
 const CALLS: u32 = 1 << 12;
 
 #[derive(Clone, Copy)]
@@ -39,40 +40,46 @@ struct Remembered {
 }
 
 thread_local! {
+    /// This thread's cache. Each allocation looks up a return address without touching memory that
+    /// other threads write.
     static REMEMBERED: RefCell<Remembered> =
         const { RefCell::new(Remembered { calls: 0, places: [Place { ret: 0, generation: 0, watch: None }; PLACES] }) };
 }
 
-/// The places that calls return to, and how each is watched. Of what a thread remembers, nothing is believed after a change.
+/// The addresses that calls return to, and how each is watched. Any change invalidates the threads'
+/// caches.
 ///
-/// One vCPU may translate a place while another calls an allocator from there, so each decides by what the other has
-/// entered, while the place's shard is locked: either the translation finds that the place is wanted, or the caller how it is watched.
-pub(super) struct Watches {
+/// One vCPU may translate a return address while another calls an allocator that will return there.
+/// Both decide while they hold the lock of the address's shard. So either the translation finds
+/// that a watch is wanted, or the caller finds how the address is watched.
+pub(super) struct ReturnWatches {
     places: AddressMap<Watch>,
-    /// How many they are, and may be.
+    /// How many addresses there are.
     count: AtomicUsize,
     most: usize,
     generation: AtomicU64,
 }
 
-/// Generations of the next to be made: what threads remember of one is never taken for another's.
+/// The generation at which the next [`ReturnWatches`] starts. The process shares it, so that no
+/// thread takes its cache of one kernel for that of another.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-impl Default for Watches {
-    fn default() -> Watches {
-        Watches {
+impl Default for ReturnWatches {
+    fn default() -> ReturnWatches {
+        ReturnWatches {
             places: DashMap::with_capacity_and_hasher(1 << 16, Default::default()),
             count: AtomicUsize::new(0),
             most: MAX_PLACES,
-            // No guest is translated so often that they meet.
+            // No guest changes watches so often that generations overlap.
             generation: AtomicU64::new(NEXT.fetch_add(1 << 44, Ordering::Relaxed)),
         }
     }
 }
 
-impl Watches {
-    /// An allocator was called that will return to `ret`: how that is watched. What is not watched will be, once it is translated.
-    /// Says now and then that it is time to look at what grows with calls.
+impl ReturnWatches {
+    /// Returns how the return address `ret` of a call of an allocator is watched. If it is not
+    /// watched, it will be once it is translated. Also returns whether it is time to check the
+    /// number of pending calls.
     #[inline]
     pub fn called(&self, ret: u64) -> (Watch, bool) {
         let (watch, look) = self.remembered(ret);
@@ -81,7 +88,7 @@ impl Watches {
 
     #[inline]
     fn remembered(&self, ret: u64) -> (Option<Watch>, bool) {
-        // Read before it is looked up: a change meanwhile makes what is remembered old.
+        // Read before the lookup: a change in between then invalidates the cached value.
         let generation = self.generation.load(Ordering::Acquire);
         REMEMBERED.with_borrow_mut(|remembered| {
             remembered.calls = remembered.calls.wrapping_add(1);
@@ -113,12 +120,13 @@ impl Watches {
         self.count.load(Ordering::Relaxed) >= self.most
     }
 
-    /// Whether a place where no call is was told to be returned to.
+    /// Whether an allocator is known to return to an address that no call instruction precedes.
     pub fn is_wanted(&self, place: u64) -> bool {
         self.places.get(&place).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always))
     }
 
-    /// The place is being translated: how it is to be watched, if by its code alone it would be as `by_code` says.
+    /// Returns how an address that is being translated is to be watched. `by_code` is how its code
+    /// alone suggests.
     pub fn translated(&self, place: u64, by_code: Watch) -> Watch {
         let watch = match self.places.entry(place) {
             Entry::Vacant(_) if self.is_full() => return Watch::Always,
@@ -127,7 +135,7 @@ impl Watches {
                 *place.insert(by_code)
             }
             Entry::Occupied(mut place) => {
-                // Translated again, it may have been learnt meanwhile.
+                // Since the last translation a call may have shown that an allocator returns here.
                 let learnt = matches!(place.get(), Watch::Wanted | Watch::Always);
                 let watch = if learnt { Watch::Always } else { by_code };
                 if place.insert(watch) == watch {
@@ -140,7 +148,7 @@ impl Watches {
         watch
     }
 
-    /// Something was changed.
+    /// Invalidates the threads' caches.
     fn change(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -151,13 +159,13 @@ mod tests {
     use super::*;
     use std::sync::Barrier;
 
-    fn called(watches: &Watches, ret: u64) -> Watch {
+    fn called(watches: &ReturnWatches, ret: u64) -> Watch {
         watches.called(ret).0
     }
 
     #[test]
     fn what_there_is_no_room_for_is_watched_always() {
-        let watches = Watches { most: 100, ..Watches::default() };
+        let watches = ReturnWatches { most: 100, ..ReturnWatches::default() };
         assert!((0..100).all(|place| watches.translated(place, Watch::Never) == Watch::Never));
         assert_eq!((watches.translated(1000, Watch::Never), called(&watches, 1001)), (Watch::Always, Watch::Wanted));
         assert_eq!(
@@ -174,31 +182,31 @@ mod tests {
 
     #[test]
     fn remembered_until_something_changes() {
-        let watches = Watches::default();
+        let watches = ReturnWatches::default();
         assert_eq!(called(&watches, 0x1000), Watch::Wanted);
         assert_eq!(watches.translated(0x1000, Watch::WhileArmed), Watch::Always);
         assert_eq!((called(&watches, 0x1000), called(&watches, 0x1000)), (Watch::Always, Watch::Always));
         assert_eq!(watches.translated(0x2000, Watch::Never), Watch::Never);
-        // The call that comes first is not watched; it is wanted from then on.
+        // The first call is not watched. The address is wanted from then on.
         assert_eq!((called(&watches, 0x2000), called(&watches, 0x2000)), (Watch::Never, Watch::Wanted));
         assert_eq!(watches.translated(0x2000, Watch::Never), Watch::Always);
         assert_eq!(watches.translated(0x3000, Watch::WhileArmed), Watch::WhileArmed);
-        // More than there is room for.
+        // More addresses than a cache holds.
         for ret in 0..10_000 {
             watches.translated(ret * 5, Watch::WhileArmed);
             assert_eq!(called(&watches, ret * 5), Watch::WhileArmed);
         }
         assert_eq!((called(&watches, 5), called(&watches, 0x3000)), (Watch::WhileArmed, Watch::WhileArmed));
-        // Of another guest nothing is taken for this one's.
-        assert_eq!(called(&Watches::default(), 0x1000), Watch::Wanted);
+        // Nothing is taken from the cache of another guest.
+        assert_eq!(called(&ReturnWatches::default(), 0x1000), Watch::Wanted);
     }
 
-    /// A call that is told that the place is not translated must be seen when it returns there.
+    /// If a call finds that the address is not translated, its return must be seen.
     #[test]
     fn a_call_and_a_translation_at_once_agree() {
         const PLACES: u64 = 20_000;
         for by_code in [Watch::WhileArmed, Watch::Never] {
-            let (watches, start) = (Watches::default(), Barrier::new(2));
+            let (watches, start) = (ReturnWatches::default(), Barrier::new(2));
             let all = |watch: &(dyn Fn(u64) -> Watch + Sync)| {
                 start.wait();
                 (0..PLACES).map(watch).collect::<Vec<_>>()

@@ -1,6 +1,7 @@
-//! What a check takes of a stopped guest besides its memory, and the snapshot of all of it.
+//! What a check needs besides guest memory: registers and counters. And writing a snapshot.
 
-use crate::ffi::{host, regs};
+use crate::ffi::vcpu;
+use crate::ffi::witness::GuestStopped;
 use crate::hooks::tracker::Tracker;
 use checker::guest_state::{Counters, Moment};
 use guest_symbols::memory::StoppedMemory;
@@ -9,16 +10,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Words held in the registers of every vCPU; none where QEMU does not tell.
-pub fn registers() -> Vec<u64> {
-    // One that was unplugged leaves a gap.
-    host::with_cpus(|cpus| cpus.iter().filter_map(|&cpu| regs::stopped(cpu)).flatten().collect())
+/// The register contents of all vCPUs; empty if QEMU does not export the function.
+pub fn registers(stopped: &GuestStopped) -> Vec<u64> {
+    // Indexes of unplugged vCPUs are skipped.
+    vcpu::with_cpus(|cpus| cpus.iter().filter_map(|&cpu| vcpu::registers(cpu, stopped)).flatten().collect())
 }
 
-/// What the summary counts.
+/// The counters in the summary line.
 pub fn counters(tracker: &Tracker) -> Counters {
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-    let (c, d) = (tracker.live.counters(), &tracker.doubts);
+    let (c, d) = (tracker.objects.counters(), &tracker.calls.missed);
     let hooks = || tracker.hooks.iter().filter(|(hook, _)| hook.action.is_of_memory());
     Counters {
         allocations: c.allocations,
@@ -29,8 +30,8 @@ pub fn counters(tracker: &Tracker) -> Counters {
         unwatched_sites: get(&d.unwatched_returns) + get(&d.unreadable),
         hooks_hit: hooks().filter(|(_, seen)| seen.hit.load(Ordering::Relaxed)).count() as u64,
         hooks: hooks().count() as u64,
-        rewinds: tracker.rewinds(),
-        boot: tracker.boot,
+        rewinds: tracker.time.rewinds(),
+        boot: tracker.guest.boot,
     }
 }
 

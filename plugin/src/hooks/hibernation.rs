@@ -1,0 +1,78 @@
+//! Hibernation: what was live when the kernel copied its memory for the image is live again when the
+//! image is restored.
+//!
+//! The kernel goes on after the copy: it writes the image, and may be reset. This kernel or another one
+//! that boots for it restores the image later. The copy is put back if the image is of its moment.
+
+use super::image::Image;
+use super::tracker::Tracker;
+use crate::ffi::allocator;
+use guest_symbols::memory::GuestMemory;
+use std::hash::{DefaultHasher, Hasher};
+
+/// Bytes of each variable that distinguishes one moment of a kernel from another.
+const MOMENT: usize = 128;
+/// These variables: the registers of the CPU that hibernates (arch/x86/include/asm/suspend_64.h), and
+/// the clock (kernel/time/timekeeping.c; the last name from 7.0 on). The clock is stopped then, and
+/// contains a reading of the TSC.
+const OF_MOMENT: [&str; 3] = ["saved_context", "tk_core", "timekeeper_data"];
+
+impl Tracker {
+    /// Memory is about to be copied for an image, by the only CPU that runs: keeps what is live. Nothing
+    /// is kept if there is no room for it, or if not all live objects are known.
+    #[cold]
+    pub(super) fn keep_image(&self) {
+        let mut kept = self.time.hibernated();
+        *kept = None;
+        let bytes = Image::bytes(&self.objects);
+        if self.objects.is_closed() || !allocator::may_have(bytes) {
+            log::info!("the guest hibernates, and there is no room to keep what is live");
+            return;
+        }
+        let jiffies = self.check_time(false);
+        *kept = Some(Image::new(&self.objects, &self.calls, jiffies, self.moment()));
+        log::info!("the guest hibernates with {} objects; the copy has {bytes} bytes", self.objects.count());
+    }
+
+    /// Identifies this moment of the kernel. Everything that it depends on is in the image.
+    fn moment(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.guest.jiffies());
+        let kernel = &self.guest.kernel;
+        for symbol in OF_MOMENT.into_iter().filter_map(|name| kernel.symbol(name)) {
+            let mut bytes = [0; MOMENT];
+            // A variable that cannot be read is the same at both moments.
+            let _ = self.guest.ram.read(kernel.image_phys(symbol), &mut bytes);
+            hasher.write(&bytes);
+        }
+        hasher.finish()
+    }
+
+    /// Whether the kernel has hibernated, and what was live then is kept.
+    pub fn has_image(&self) -> bool {
+        self.time.hibernated().is_some()
+    }
+
+    /// The kernel is gone, and comes back only by its image: frees what is not needed for that.
+    pub fn keep_only_image(&self) {
+        if let Some(image) = &mut *self.time.hibernated() {
+            image.keep_alone(&self.objects);
+        }
+    }
+
+    /// An image was restored, and no code of it has run. If it is the image of this kernel, and of the
+    /// moment that was kept, makes what was live then live again. Returns whether it is.
+    pub fn restore_image(&self) -> bool {
+        let mut kept = self.time.hibernated();
+        let is_kept = |image: &mut Image| self.guest.is_there() && image.moment == self.moment();
+        let Some(image) = kept.take_if(is_kept) else { return false };
+        drop(kept);
+        let jiffies = image.jiffies;
+        image.put_back(&self.objects, &self.calls);
+        self.time.resume(jiffies);
+        self.tests.lock().forget(self.objects.sequence());
+        self.troubles.forget_this_time();
+        self.read_loaded();
+        true
+    }
+}

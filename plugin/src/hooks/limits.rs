@@ -1,0 +1,43 @@
+//! Limits for what a guest can make up: calls that do not return, and live objects. A healthy guest
+//! does not come near them. A corrupt or hostile guest must not exhaust the host's memory.
+//!
+//! Limits are checked now and then, off the hot path. These are limited elsewhere: return addresses
+//! ([`return_watches`](super::return_watches)), stacks and names of tasks
+//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules ([`modules`](super::modules)),
+//! readings of clocks, tests, and markers and console lines that wait.
+
+use super::pending::MAX_CALLS;
+use super::tracker::Tracker;
+use super::troubles::Trouble;
+use detector::{comms, stacks};
+
+impl Tracker {
+    /// Drops pending calls if there are too many.
+    #[cold]
+    pub(super) fn limit_calls(&self) {
+        if self.calls.drop_oldest_half() {
+            self.troubles.warn(&Trouble::Calls(MAX_CALLS));
+        }
+    }
+
+    /// Checks whether there is room for more objects.
+    #[cold]
+    pub(super) fn limit_objects(&self) {
+        for map in self.objects.maps() {
+            map.look_for_room();
+            if map.was_full() {
+                self.troubles.warn(&Trouble::Objects(map.most()));
+            }
+        }
+    }
+
+    /// Reports limits that were reached elsewhere.
+    pub fn report_limits(&self) {
+        if self.unwinder.is_cut() {
+            self.troubles.warn(&Trouble::Stacks(stacks::MAX));
+        }
+        if self.objects.are_comms_cut() {
+            self.troubles.warn(&Trouble::Comms(comms::MAX));
+        }
+    }
+}
