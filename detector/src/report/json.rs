@@ -43,7 +43,7 @@
 //! ```
 //! use detector::report::{Report, json};
 //!
-//! let report = Report { closing: "libleak: 0 unreferenced objects\n".into(), ..Report::default() };
+//! let report = Report { closing: "libleak: 0 objects\n".into(), ..Report::default() };
 //! let text = json::write(&report);
 //! assert!(text.starts_with(r#"{"type":"report","schema":1,"#));
 //! assert_eq!(json::read(&text)?, [report]);
@@ -63,7 +63,7 @@ pub const SCHEMA: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The line is not a line of a report.
-    #[error("line {line} is no part of a report: {why}; give a file that libleak wrote with format=jsonl")]
+    #[error("line {line} is not part of a report: {why}; give a file that libleak wrote with format=jsonl")]
     Line {
         /// The line, counted from 1.
         line: usize,
