@@ -23,7 +23,7 @@ pub struct Boot {
 
 impl Boot {
     /// Whether the guest's kernel died of a breakpoint that it had removed. QEMU with one thread
-    /// per vCPU may execute such a breakpoint, also without any plugin (README.md).
+    /// per vCPU may execute such a breakpoint, also without any plugin (tests/README.md).
     pub(crate) fn met_a_stale_breakpoint(&self) -> bool {
         self.console.contains("Oops: int3:") && self.console.contains("Kernel panic")
     }
