@@ -35,7 +35,7 @@ pub enum Error {
     #[error(transparent)]
     Lines(#[from] lines::Error),
     /// A file contains no result.
-    #[error("{path} is no result: {why}")]
+    #[error("{path} has no result: {why}")]
     NoResult {
         /// The file.
         path: PathBuf,

@@ -46,7 +46,7 @@ pub enum Error {
     #[error(transparent)]
     Write(#[from] WriteError),
     /// The new snapshot cannot get its name.
-    #[error("cannot name snapshot {path}: {why}; give a path that is no folder's")]
+    #[error("cannot name snapshot {path}: {why}; give a path that is not a folder")]
     Name {
         /// The path given.
         path: PathBuf,

@@ -29,7 +29,7 @@ pub enum LinesError {
         path: PathBuf,
     },
     /// The file is neither a vmlinux nor a module.
-    #[error("debug={path} is no vmlinux and no module of an x86-64 kernel: {why}")]
+    #[error("debug={path} is neither a vmlinux nor a module of an x86-64 kernel: {why}")]
     NoElf {
         /// The file.
         path: PathBuf,
@@ -114,7 +114,7 @@ pub enum SectionFlaw {
     #[error("{0} bytes when decompressed")]
     TooLarge(u64),
     /// The section ends behind the file.
-    #[error("it ends after the file")]
+    #[error("it extends past the end of the file")]
     BeyondFile,
     /// The kind of a relocation is not supported.
     #[error("a relocation of unknown type, {0:?}")]

@@ -48,7 +48,7 @@ pub enum ReadError {
         why: io::Error,
     },
     /// The file is not a snapshot.
-    #[error("{path} is no snapshot of libleak; give a file that the option snapshot= wrote")]
+    #[error("{path} is not a snapshot of libleak; give a file that the option snapshot= wrote")]
     NotSnapshot {
         /// The path given.
         path: PathBuf,
@@ -79,7 +79,7 @@ pub enum ReadError {
     },
     /// This machine has too little memory for the guest.
     #[error(
-        "the guest of snapshot {path} has {bytes} bytes of RAM, for which there is no room here; use a larger machine"
+        "the guest of snapshot {path} has {bytes} bytes of RAM, which do not fit into memory here; use a larger machine"
     )]
     NoRoom {
         /// The path given.

@@ -70,7 +70,7 @@ pub(crate) fn take(from: &mut Source<impl Read>) -> Result<OwnedMemory, TakeErro
     for _ in 0..from.count(MAX_RANGES)? {
         let range = from.u64()?..from.u64()?;
         if range.is_empty() || range.end > PHYS_END || ranges.last().is_some_and(|last| last.end > range.start) {
-            return Ok(from.flaw(format!("{range:x?} is no range of RAM after those before"))?);
+            return Ok(from.flaw(format!("{range:x?} is not a range of RAM behind the previous one"))?);
         }
         ranges.push(range);
     }

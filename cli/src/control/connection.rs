@@ -36,7 +36,7 @@ pub enum Error {
     #[error("{0}")]
     Refused(String),
     /// The answer is malformed.
-    #[error("the answer makes no sense: {0}; use the program of the same libleak as the plugin")]
+    #[error("the answer is malformed: {0}; use the program of the same libleak as the plugin")]
     Answer(String),
     /// A path is not UTF-8 or has no folder.
     #[error("{0} has no path that can be sent; give another file")]

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 pub enum Command {
     /// Stop a running guest and report new leaks
     ///
-    /// The status is 0 if there are no new leaks, 23 if there are, and 24 if libleak cannot be
+    /// The status is 0 if there are no new leaks and 23 if there are. It is 24 if libleak cannot be
     /// reached or does not work.
     Scan {
         #[command(flatten)]

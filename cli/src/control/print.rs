@@ -7,12 +7,12 @@ use std::fmt::Write;
 /// The answer to `mark`.
 pub fn marked(mark: &Marked) -> String {
     let Marked { name, live, .. } = mark;
-    format!("mark {name}: {}; none of it is in a later report\n", count(*live))
+    format!("mark {name}: {}; no later report has these\n", count(*live))
 }
 
 /// The answer to `clear`.
 pub fn cleared(cleared: Count) -> String {
-    format!("{} unreferenced; none of it is in a later report\n", count(cleared))
+    format!("{} unreferenced; no later report has these\n", count(cleared))
 }
 
 /// The answer to `diff`.

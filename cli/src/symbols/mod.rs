@@ -41,9 +41,7 @@ pub enum Error {
     #[error(transparent)]
     SymbolFile(#[from] SymbolFileError),
     /// The file is not a kernel image.
-    #[error(
-        "{path} is no kernel that can be read: {why}; give a snapshot, a bzImage, or the vmlinux that it was made of"
-    )]
+    #[error("{path} is not a readable kernel: {why}; give a snapshot, a bzImage, or the vmlinux that it was made of")]
     Image {
         /// The file.
         path: PathBuf,

@@ -13,7 +13,7 @@ pub(crate) mod hex {
         let text = String::deserialize(from)?;
         let number = text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
         let number = number.and_then(|n| N::try_from(n).ok());
-        number.ok_or_else(|| D::Error::custom(format!("\"{text}\" is no number of the form 0x...")))
+        number.ok_or_else(|| D::Error::custom(format!("\"{text}\" is not a number of the form 0x...")))
     }
 }
 
@@ -36,6 +36,6 @@ pub(crate) mod bytes {
         let (pairs, rest) = text.as_bytes().as_chunks::<2>();
         let byte = |pair: &[u8; 2]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
         let bytes = pairs.iter().map(byte).collect::<Option<Vec<u8>>>().filter(|_| rest.is_empty());
-        bytes.ok_or_else(|| D::Error::custom(format!("\"{text}\" is no row of bytes")))
+        bytes.ok_or_else(|| D::Error::custom(format!("\"{text}\" is not a row of bytes in hexadecimal")))
     }
 }

@@ -12,11 +12,11 @@
 //! |---|---|
 //! | `schema` | 1. A field that changes its meaning or goes changes it. New fields may appear at any time |
 //! | `release` | what `uname -r` prints in the guest |
-//! | [`test`] | the test that ran or ended when the check was made |
+//! | \[`test`] | the test that ran or ended when the check was made |
 //! | `groups` | the number of group lines that follow |
 //! | `tests` | the number of test lines after them |
 //! | `figures` | the figures of the summary by name, such as `unreferenced_objects`, `scan_microseconds` |
-//! | [`troubles`] | reasons not to trust the report, one string each |
+//! | \[`troubles`] | reasons not to trust the report, one string each |
 //! | `suppressed` | suppressions that were used: `template`, `file`, `line`, `objects`, `bytes` |
 //! | `unused_suppressions` | suppressions that no check used, in the last report: the same fields |
 //! | `summary` | the summary line |
@@ -24,13 +24,13 @@
 //!
 //! | a group | |
 //! |---|---|
-//! | [`test`] | the test during which its objects were allocated |
+//! | \[`test`] | the test during which its objects were allocated |
 //! | `direct` | true if nothing refers to its objects, false if only other leaks do |
 //! | `count`, `bytes` | objects and bytes of the group |
 //! | `first_age_ms`, `last_age_ms` | milliseconds since the first and the last allocation |
 //! | `retains` | indirect leaks that hang from it: `objects`, `bytes` |
-//! | `stack` | frames, innermost first: `address`, [`function`, `offset`, `size`, [`module`]], [`places`: [`function`], `file`, `line`, innermost inlined function first] |
-//! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), [`cache`], [`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), [`shown_cpu`], `crc`, `retains` |
+//! | `stack` | frames, innermost first: `address`, \[`function`, `offset`, `size`, \[`module`]], \[`places`: \[`function`], `file`, `line`, innermost inlined function first] |
+//! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), \[`cache`], \[`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), \[`shown_cpu`], `crc`, `retains` |
 //!
 //! | a test that ended since the previous report | |
 //! |---|---|
@@ -43,7 +43,7 @@
 //! ```
 //! use detector::report::{Report, json};
 //!
-//! let report = Report { closing: "libleak: 0 unreferenced objects\n".into(), ..Report::default() };
+//! let report = Report { closing: "libleak: 0 objects\n".into(), ..Report::default() };
 //! let text = json::write(&report);
 //! assert!(text.starts_with(r#"{"type":"report","schema":1,"#));
 //! assert_eq!(json::read(&text)?, [report]);
@@ -63,7 +63,7 @@ pub const SCHEMA: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The line is not a line of a report.
-    #[error("line {line} is no part of a report: {why}; give a file that libleak wrote with format=jsonl")]
+    #[error("line {line} is not part of a report: {why}; give a file that libleak wrote with format=jsonl")]
     Line {
         /// The line, counted from 1.
         line: usize,

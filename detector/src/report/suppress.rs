@@ -67,7 +67,7 @@ pub enum SuppressError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// The line has invalid UTF-8.
-    #[error("it is no UTF-8")]
+    #[error("it is not UTF-8")]
     Encoding,
     /// A line is not empty, not a comment and not a suppression.
     #[error("it does not start with leak:")]

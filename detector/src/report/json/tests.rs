@@ -102,16 +102,16 @@ fn flaws_are_named() {
     let error = |text: &str| read(text).unwrap_err().to_string();
     let text = write(&whole());
     let lines: Vec<&str> = text.lines().collect();
-    assert!(error("nonsense").contains("line 1 is no part"));
+    assert!(error("nonsense").contains("line 1 is not part"));
     assert!(error(&format!("{}\n{}", lines[0], lines[1])).contains("1 groups and 2 tests are missing"));
     assert!(error(&lines[..4].join("\n")).contains("0 groups and 1 tests are missing"));
     assert!(error(&format!("{}\n{}", lines[..4].join("\n"), lines[0])).contains("it should be a test"));
     assert!(error(lines[3]).contains("a test without a report"));
     assert!(error(lines[1]).contains("without a report"));
-    assert!(error(&format!("{}\n{}", lines[0], lines[0])).contains("line 2 is no part"));
+    assert!(error(&format!("{}\n{}", lines[0], lines[0])).contains("line 2 is not part"));
     assert!(error(&text[..text.len() - 9]).contains("line 5"));
     assert!(error(&lines[0].replace("\"schema\":1", "\"schema\":2")).contains("schema 2"));
-    assert!(error(&text.replace("0xbeef", "beef")).contains("no number of the form 0x"));
-    assert!(error(&text.replace("68656c", "68656")).contains("no row of bytes"));
+    assert!(error(&text.replace("0xbeef", "beef")).contains("not a number of the form 0x"));
+    assert!(error(&text.replace("68656c", "68656")).contains("not a row of bytes"));
     assert_eq!(read("\n").unwrap(), []);
 }
