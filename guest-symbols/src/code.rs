@@ -37,7 +37,8 @@ impl<'a, M: StoppedMemory> Code<'a, M> {
     /// `None` for a kernel without unwind tables.
     pub fn new(kernel: &'a Kernel, memory: &'a M) -> Option<Code<'a, M>> {
         let modules = modules::list(kernel, memory).into_iter();
-        let ranges = modules.map(|at| modules::ranges(kernel, memory, at).unwrap_or_default().into_iter().map(move |r| (r, at)));
+        let ranges =
+            modules.map(|at| modules::ranges(kernel, memory, at).unwrap_or_default().into_iter().map(move |r| (r, at)));
         Some(Code {
             kernel,
             memory,
