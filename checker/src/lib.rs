@@ -28,6 +28,7 @@ pub mod known;
 pub mod moment;
 pub mod names;
 mod page_blocks;
+mod prologue;
 pub mod report;
 pub mod roots;
 mod semaphores;
