@@ -28,6 +28,7 @@ mod guess;
 pub mod guest_state;
 pub mod names;
 pub mod not_leaks;
+mod prologue;
 pub mod report;
 pub mod roots;
 mod semaphores;

@@ -2,6 +2,7 @@
 
 use crate::blocks::Blocks;
 use crate::blocks::allocation_sites;
+use crate::prologue::{self, Register};
 use detector::objects::Kind;
 use guest_symbols::Kernel;
 use guest_symbols::code::Code;
@@ -20,8 +21,9 @@ const DEAD_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
 
 /// In `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// Bytes of a frame that has nothing else.
+/// Bytes of a frame that has nothing else, and of one that has the caller's frame pointer too.
 const RETURN_ADDRESS: u64 = 8;
+const FRAME_POINTER: i16 = 16;
 
 /// Only the part of a stack that is in use holds references: below, there is what returned functions left, which would
 /// hide leaks.
@@ -90,9 +92,6 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
         }
     }
 }
-
-/// A register that a function preserves for its caller, by its number in instructions.
-type Register = u8;
 
 /// rbx, rbp, r12 to r15 (System V ABI, x86-64).
 const PRESERVED: [Register; 6] = [3, 5, 12, 13, 14, 15];
@@ -167,7 +166,7 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         let mut unsaved = PRESERVED.to_vec();
         for frame in frames[..kthread].iter().rev() {
             let start = self.code.function(frame.ip.wrapping_sub(1));
-            let Some(saved) = start.and_then(|start| self.saved(kernel, memory, start, frame.ip)) else {
+            let Some((saved, all)) = start.and_then(|start| self.saved(kernel, memory, start, frame.ip)) else {
                 unsaved.clear();
                 break;
             };
@@ -178,6 +177,10 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
                 }
                 unsaved.retain(|&r| r != register);
             }
+            if !all {
+                unsaved.clear();
+                break;
+            }
         }
         // What a guest writes there may lead anywhere.
         dead.retain(|r| bottom <= r.start && r.end <= top);
@@ -186,20 +189,33 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
     }
 
     /// The registers that a function has saved when it runs at `ip`, each with the bytes from its slot up to the caller's
-    /// frame. `None` where that is not certain: where it counts from the frame pointer, saves one twice, or makes room for
-    /// itself in more than one way.
+    /// frame, and whether it has saved no other one. `None` where nothing is certain: where it saves one twice, or makes room
+    /// for itself in more than one way.
     fn saved(
         &self,
         kernel: &Kernel,
         memory: &impl GuestMemory,
         function: u64,
         ip: u64,
-    ) -> Option<Vec<(Register, u64)>> {
+    ) -> Option<(Vec<(Register, u64)>, bool)> {
         let room = |rule: Rule| u64::try_from(rule.sp_offset).ok().filter(|_| rule.sp == Base::Sp);
-        let now = room(self.code.rule(ip.checked_sub(1)?)?)?;
+        let has_frame_pointer = |rule: Rule| (rule.sp, rule.sp_offset) == (Base::Bp, FRAME_POINTER);
+        let last = self.code.rule(ip.checked_sub(1)?)?;
+        let now = if has_frame_pointer(last) { u64::MAX } else { room(last)? };
         let mut before = room(self.code.rule(function)?)?;
         let mut saved: Vec<(Register, u64)> = Vec::new();
         for (at, rule) in self.code.changes(function.saturating_add(1)..ip)? {
+            if has_frame_pointer(rule) && has_frame_pointer(last) {
+                let mut code = [0; prologue::SET_FRAME_POINTER.len() + prologue::LENGTH];
+                let from = at.checked_sub(prologue::SET_FRAME_POINTER.len() as u64)?;
+                let until = usize::try_from(ip - from).unwrap_or(usize::MAX).min(code.len());
+                kernel.read(memory, VirtAddr(from), &mut code[..until]).ok()?;
+                let pushes = code[..until].strip_prefix(&prologue::SET_FRAME_POINTER)?;
+                let (pushed, all) = prologue::pushes(pushes);
+                let places = (1..).map(|n| FRAME_POINTER as u64 + 8 * n);
+                saved.extend(pushed.into_iter().zip(places));
+                return Some((saved, all));
+            }
             let after = room(rule)?;
             let mut code = [0; 2];
             kernel.read(memory, VirtAddr(at.wrapping_sub(2)), &mut code).ok()?;
@@ -217,7 +233,7 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
             before = after;
         }
         saved.retain(|(_, at)| *at <= now);
-        Some(saved)
+        Some((saved, !has_frame_pointer(last)))
     }
 }
 
