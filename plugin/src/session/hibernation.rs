@@ -14,6 +14,9 @@ use crate::output;
 use libc::c_uint;
 use std::sync::Arc;
 
+/// Kernels that hibernated and are kept. One that restores an image may have hibernated itself.
+const MAX_HIBERNATED: usize = 2;
+
 /// A kernel that hibernated, and is gone.
 pub(super) struct Hibernated {
     tracker: Arc<Tracker>,
@@ -42,17 +45,18 @@ impl Session {
                 "the guest resumed from hibernation, and this QEMU cannot stop it for that: what had leaked until then and was not reported yet is lost",
             );
         }
-        let before = std::mem::take(&mut *self.search.hibernated.lock());
         self.restart(false);
-        self.search.hibernated.lock().extend(before);
         self.search.await_image();
     }
 
-    /// The current kernel goes: keeps what is needed should it be resumed. What was kept of others goes.
+    /// The current kernel goes: keeps what is needed should it be resumed, until it is, or others have hibernated since. Boots may come
+    /// between, as of a kernel that panics before it has found the image.
     pub(super) fn keep_hibernated(&self, marks: Marks) {
-        let tracker = current::tracker().filter(|tracker| tracker.has_image());
-        tracker.iter().for_each(|tracker| tracker.keep_only_image());
-        *self.search.hibernated.lock() = tracker.map(|tracker| Hibernated { tracker, marks }).into_iter().collect();
+        let Some(tracker) = current::tracker().filter(|tracker| tracker.has_image()) else { return };
+        tracker.keep_only_image();
+        let mut all = self.search.hibernated.lock();
+        all.truncate(MAX_HIBERNATED - 1);
+        all.insert(0, Hibernated { tracker, marks });
     }
 
     /// An image was restored: if it is of a kernel that was tracked, tracks that again, and says so. In a callback of the only vCPU that
