@@ -53,8 +53,9 @@ impl Maps {
     }
 }
 
-/// Of `system_state` (include/linux/kernel.h), the last at which descriptors may be unwritten.
-const SYSTEM_SCHEDULING: u64 = 1;
+/// Of `system_state` (include/linux/kernel.h), those at which all descriptors are written: SYSTEM_RUNNING, and SYSTEM_FREEING_INITMEM
+/// where there is one. A kernel that panics while it boots says SYSTEM_RESTART (emergency_restart()).
+const RUNS: std::ops::RangeInclusive<u64> = 2..=3;
 
 /// Whether the kernel has written all page descriptors. With CONFIG_DEFERRED_STRUCT_PAGE_INIT, as distributions have it, most
 /// are written when all CPUs are up (page_alloc_init_late() in mm/mm_init.c, `deferred_pages` in mm/page_alloc.c; 4.2 to 7.3).
@@ -63,7 +64,7 @@ fn are_written(kernel: &Kernel, memory: &impl GuestMemory) -> bool {
     let word = |name| kernel.variable(memory, name).map(|word| word & u64::from(u32::MAX));
     let deferred = word("deferred_pages").is_some_and(|enabled| enabled != 0);
     // It is never enabled again: later that is what was written over it.
-    !(deferred && word("system_state").is_some_and(|state| state <= SYSTEM_SCHEDULING))
+    !(deferred && word("system_state").is_some_and(|state| !RUNS.contains(&state)))
 }
 
 /// Why page frames could not be told apart.

@@ -105,6 +105,8 @@ guest_kernel() {
         esac
         cp "$vmlinuz" "$dir.new/vmlinuz"
         echo "$release" >"$dir.new/release"
+        # Of older series the mirror has no modules either.
+        mkdir -p "$root/usr/lib/modules/$release"
         ln -s "root/usr/lib/modules/$release" "$dir.new/modules"
         # The headers' makefiles name their parts by absolute path, which is not where they are here.
         local h

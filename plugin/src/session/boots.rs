@@ -36,8 +36,7 @@ pub(super) struct Search {
     pub is_loaded: AtomicBool,
     /// An image of hibernation is being restored: the next kernel starts in the middle.
     pub restoring: AtomicBool,
-    /// Kernels that hibernated and may come back. At most two: one that restores an image may have
-    /// hibernated itself.
+    /// Kernels that hibernated and may come back, the last one first.
     pub hibernated: Mutex<Vec<Hibernated>>,
     /// Kernels found.
     pub boots: AtomicU64,

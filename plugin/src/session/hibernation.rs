@@ -16,6 +16,9 @@ use crate::hooks::tracker::Tracker;
 use libc::c_uint;
 use std::sync::Arc;
 
+/// Kernels that hibernated and are kept. One that restores an image may have hibernated itself.
+const MAX_HIBERNATED: usize = 2;
+
 /// A kernel that hibernated, and is gone.
 pub(super) struct Hibernated {
     tracker: Arc<Tracker>,
@@ -43,17 +46,19 @@ impl Session {
                 "the guest resumed from hibernation, and this QEMU cannot stop it for that: leaks that were not reported before are lost; ask for a scan before the guest resumes (scan=, control=)",
             ),
         }
-        let before = std::mem::take(&mut *self.search.hibernated.lock());
         self.restart(false);
-        self.search.hibernated.lock().extend(before);
         self.search.await_image();
     }
 
-    /// The current kernel ends: keeps what is needed if it is resumed. Other kept kernels are dropped.
+    /// The current kernel ends: keeps what is needed if it is resumed. It is kept until it is resumed, or
+    /// until other kernels have hibernated. Other boots may come between, for example of a kernel that
+    /// panics before it has found the image.
     pub(super) fn keep_hibernated(&self, marks: Marks) {
-        let tracker = current::tracker().filter(|tracker| tracker.has_image());
-        tracker.iter().for_each(|tracker| tracker.keep_only_image());
-        *self.search.hibernated.lock() = tracker.map(|tracker| Hibernated { tracker, marks }).into_iter().collect();
+        let Some(tracker) = current::tracker().filter(|tracker| tracker.has_image()) else { return };
+        tracker.keep_only_image();
+        let mut all = self.search.hibernated.lock();
+        all.truncate(MAX_HIBERNATED - 1);
+        all.insert(0, Hibernated { tracker, marks });
     }
 
     /// An image was restored. If its kernel was tracked before, tracks it again. Returns whether it was.
