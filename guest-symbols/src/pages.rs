@@ -18,8 +18,8 @@ pub use slabs::Slab;
 const VMEMMAP_BASE: u64 = 0xffff_ea00_0000_0000;
 const PAGE_OFFSET_BASE: u64 = 0xffff_8880_0000_0000;
 
-/// So many page descriptors a `struct folio` takes at most (include/linux/mm_types.h); what is in those that follow is the
-/// address of the first.
+/// Page descriptors that a `struct folio` takes at most (include/linux/mm_types.h, 5.16 to 7.3). Those after them hold the
+/// address of the first and nothing else.
 const FOLIO_PAGES: u64 = 4;
 
 /// MAX_PAGE_ORDER (include/linux/mmzone.h).
@@ -201,7 +201,7 @@ impl Pages {
             let run = memory.run(t.phys, (count * size) as usize);
             let mut descriptors = run.chunks_exact(size as usize);
             while let Some(page) = descriptors.next() {
-                // A huge page begins where its descriptor has the next one beside it.
+                // A huge page's first two descriptors lie in one page, so one run has both.
                 let second = run.get(((pfn - first + 1) * size) as usize..).unwrap_or_default();
                 last = match self.layout.classify(page, second) {
                     Some(kind) => (kind, 0),
@@ -335,7 +335,7 @@ impl Pages {
             let pfn = first + i as u64;
             let is_used = match self.usage(pfn) {
                 Use::Free | Use::Absent => false,
-                // There may be a quarter of a million of them, which only lead to the first.
+                // A page of 1 GiB has 262,144 descriptors.
                 Use::Huge => u64::from(self.tails[pfn as usize]) < FOLIO_PAGES,
                 _ => true,
             };

@@ -3,18 +3,18 @@
 
 use tests::{Boot, Guest, planted};
 
-/// Swap on zram, and a process that needs it.
+/// Swap on zram, and a process that needs it. To 6.11 the module that compresses is one of its own.
 const ZRAM: &str = "#!/bin/sh
 modprobe zram || exit 1
 echo $((400 << 20)) >/sys/block/zram0/disksize
 mkswap /dev/zram0 >/dev/null && swapon /dev/zram0 || exit 1
-/guest/hog 260 || exit 1
+/guest/hog 280 || exit 1
 set -- $(cat /sys/block/zram0/mm_stat)
 echo \"zram: $1 bytes\"
 ";
 
-/// Compressed bytes that are enough: many zspages of each size.
-const COMPRESSED: u64 = 32 << 20;
+/// Bytes that zram must hold, before compression: hundreds of zspages of more than one page.
+const ENOUGH: u64 = 16 << 20;
 
 /// Number in the console's first line that begins with `before`.
 fn number(boot: &Boot, before: &str) -> u64 {
@@ -26,14 +26,14 @@ fn number(boot: &Boot, before: &str) -> u64 {
 fn pages_of_zram_are_not_lost(kernel: &str) {
     let boot = Guest::new(&format!("pages-zram-{kernel}"), kernel)
         .memory(320)
-        .kmods("zram")
+        .kmods("zram,lzo_rle")
         .program("hog")
         .script("zram", ZRAM)
         .option("pages=on")
         .run(&["zram"])
         .boot();
     boot.assert_ended_well();
-    assert!(number(&boot, "zram: ") > COMPRESSED, "{}", boot.hint());
+    assert!(number(&boot, "zram: ") > ENOUGH, "{}", boot.hint());
     assert_eq!(boot.report().objects, [], "{}", boot.hint());
     boot.assert_trustworthy();
 }

@@ -3,15 +3,18 @@
 //! A zspage is some single pages. `page.private` of each is the address of their `struct zspage`, a slab object, which has the
 //! address of the first one's descriptor. That of the next page stands where other pages have `index` (`page.freelist`
 //! in 5.10, `page.index` to 6.13, `zpdesc.next` after). The first page has PG_private.
+//!
+//! From 6.11 on a page type marks these pages. Before, `page.private` and `struct zspage` must agree. A page with a buffer head
+//! (`buffer_head.b_page`) that left its file looks the same: its file data holds no references either.
 
 use super::{Pages, Use};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
 
-/// `struct zspage` has no more bytes (40 to 56 in 5.10 to 7.3 without lockdep), and `first_page` is among the first three words.
+/// Bytes of `struct zspage` that are looked at. `first_page` is its third word (5.10 to 7.3).
 const ZSPAGE: usize = 64;
 
 impl Pages {
-    /// Notes a page of the kernel's own, whose descriptor is `page`, if it may be one of a zspage and no page type tells.
+    /// Notes the frame `pfn`, with descriptor `page`, if it may be of a zspage and no page type marks those.
     pub(super) fn may_be_zspage(&mut self, pfn: u64, page: &[u8]) {
         if self.layout.tells_zspages() {
             return;
@@ -22,7 +25,7 @@ impl Pages {
         }
     }
 
-    /// Tells which of the pages that were noted are of zspages: those for whose `struct zspage` the first page says the same.
+    /// Marks the noted frames that are of zspages.
     pub(super) fn settle_zspages(&mut self, memory: &impl StoppedMemory) {
         for pfn in std::mem::take(&mut self.maybe_zspages) {
             let private = self.descriptor_word(memory, u64::from(pfn), self.layout.private);
@@ -32,7 +35,7 @@ impl Pages {
         }
     }
 
-    /// Whether there is a `struct zspage` at an address.
+    /// Whether a `struct zspage` is at this virtual address: its first page must refer back to it.
     fn is_zspage(&self, memory: &impl StoppedMemory, at: VirtAddr) -> bool {
         let Some(phys) = self.direct(at).filter(|phys| self.usage(phys.pfn()) == Use::Slab) else { return false };
         // It may be the last object of its page, and smaller.
