@@ -1,40 +1,45 @@
-//! A dead word does not hide a lost object.
+//! Stale words do not hide lost objects.
+//!
+//! A word that equals an address by chance may hide one object now and then, which [`tests::hidden`]
+//! counts and bounds. The words here hid one object in every boot, on every kernel.
 
 use std::collections::BTreeSet;
-use tests::{Boot, Guest};
+use tests::{Guest, Lost};
 
-/// The addresses that a module says it lost, as "NAME: leak 0xADDRESS", perhaps with a word before the address.
-fn lost(boot: &Boot, module: &str) -> BTreeSet<u64> {
-    let start = format!("{module}: leak ");
-    let last = |line: &str| Some(line.split_once(&start)?.1.split_whitespace().last()?.strip_prefix("0x")?.to_owned());
-    boot.console.lines().filter_map(|line| u64::from_str_radix(&last(line)?, 16).ok()).collect()
+/// The addresses that the module `kthread_hides` prints as lost.
+fn lost(console: &str) -> BTreeSet<u64> {
+    let address = |line: &str| Some(line.split_once("kthread_hides: leak 0x")?.1.trim().to_owned());
+    console.lines().filter_map(|line| u64::from_str_radix(&address(line)?, 16).ok()).collect()
 }
 
-/// Boots once: what is hidden now and then is to be seen.
-fn nothing_is_hidden(kernel: &str, module: &str, objects: usize) {
-    let step = format!("insmod:{module}");
-    let boot = Guest::new(&format!("hidden-{kernel}-{module}"), kernel).module(module).run(&[&step]).boot();
+fn nothing_is_hidden(kernel: &str) {
+    let boot = Guest::new(&format!("hidden-{kernel}"), kernel)
+        .module("kthread_hides")
+        .losing(|console| lost(console).into_iter().map(Lost::alone).collect())
+        .run(&["insmod:kthread_hides"])
+        .boot();
     boot.assert_ended_well();
-    let lost = lost(&boot, module);
-    assert_eq!(lost.len(), objects, "{}", boot.hint());
+    let lost = lost(&boot.console);
+    assert_eq!(lost.len(), 24, "{}", boot.hint());
     let reported: BTreeSet<u64> = boot.report().objects.iter().map(|o| o.address).collect();
-    let (hidden, more): (Vec<_>, Vec<_>) = (lost.difference(&reported).collect(), reported.difference(&lost).collect());
-    assert!(hidden.is_empty() && more.is_empty(), "hidden {hidden:x?}, not lost {more:x?}; {}", boot.hint());
+    let more: Vec<_> = reported.difference(&lost).collect();
+    assert!(more.is_empty(), "reported and not lost: {more:x?}; {}", boot.hint());
     boot.assert_trustworthy();
 }
 
-/// What kthread() had in registers is saved by the thread's function, which is in a module.
+/// A thread's function saves kthread()'s registers. One of them is the freed `kthread_create_info`. The
+/// function is in a module.
 #[test]
 fn kthread_s_registers_hide_nothing_on_linux_6_1() {
-    nothing_is_hidden("bookworm", "kthread_hides", 24);
+    nothing_is_hidden("bookworm");
 }
 
 #[test]
 fn kthread_s_registers_hide_nothing_on_linux_6_12() {
-    nothing_is_hidden("bookworm-backports", "kthread_hides", 24);
+    nothing_is_hidden("bookworm-backports");
 }
 
 #[test]
 fn kthread_s_registers_hide_nothing_on_linux_7_3() {
-    nothing_is_hidden("trixie-backports", "kthread_hides", 24);
+    nothing_is_hidden("trixie-backports");
 }
