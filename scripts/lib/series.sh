@@ -52,11 +52,12 @@ suite_base() { suite_series "$1" | head -n 1; }
 # has_headers KERNELDIR: can modules be built for it?
 has_headers() { [ -d "$1/root/usr/src/linux-headers-$(cat "$1/release")" ]; }
 
-# why_hidden FOLDER SNAPSHOT: writes to FOLDER/why who refers to each leak that was planted and not reported.
+# why_hidden FOLDER SNAPSHOT MODULE: writes to FOLDER/why who refers to each leak that MODULE planted and that was not
+# reported.
 why_hidden() {
     local address
     [ -x "$CARGO_TARGET_DIR/release/leak" ] || cargo build --release --quiet --package cli
-    "$CARGO_TARGET_DIR/release/leak" check "$2" --why zoo --why leaky >"$1/check" 2>&1 || true
+    "$CARGO_TARGET_DIR/release/leak" check "$2" --why "$3" >"$1/check" 2>&1 || true
     for address in $(comm -23 "$1/planted" "$1/reported"); do
         # The object, and the lines after it that are indented further.
         awk -v "object=libleak: why: 0x$address " '
@@ -88,7 +89,7 @@ series_row() {
             grep -q "timer doesn't work" "$folder/console" || break
         done
         hidden=$((planted - found))
-        [ "$hidden" = 0 ] || [ ! -e "$snapshot" ] || why_hidden "$folder" "$snapshot"
+        [ "$hidden" = 0 ] || [ ! -e "$snapshot" ] || why_hidden "$folder" "$snapshot" "${MODULE[${arguments[0]}]:-zoo}"
         [ "$trouble" != "misses leaks" ] || [ "$hidden" -gt "$SERIES_HIDDEN" ] || trouble=''
         # Of what is wrong everything is kept.
         [ -n "$trouble" ] || rm -f "$snapshot"
