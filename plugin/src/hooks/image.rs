@@ -44,8 +44,8 @@ impl Image {
 }
 
 impl Tracker {
-    /// Memory is about to be copied for an image, by the only CPU that runs: keeps what is live. Where there is no room for it, or
-    /// something is not known already, nothing is kept.
+    /// The only CPU that runs is about to copy memory for an image: keeps what is live. Nothing is kept without room for the copy,
+    /// or when the live map is closed.
     #[cold]
     pub(super) fn keep_image(&self) {
         let mut kept = self.hibernated.lock();
