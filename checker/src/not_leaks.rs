@@ -1,6 +1,8 @@
-//! Objects that are unreferenced and no leak: where the kernel itself tells kmemleak so (kmemleak_not_leak,
-//! kmemleak_ignore), which from outside only the allocation site shows. What can be understood from the
-//! kernel's structures is no entry here.
+//! Unreferenced objects that are not leaks.
+//!
+//! The kernel declares them to kmemleak with kmemleak_not_leak() or kmemleak_ignore(). From
+//! outside, only the allocation site shows that. Objects that can be understood from the kernel's
+//! structures have no entry here.
 
 use crate::allocations::Allocations;
 use crate::blocks::{Block, Blocks};
@@ -9,26 +11,25 @@ use detector::scan::Marker;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
 
-/// When an entry applies.
+/// The allocations that an entry applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
-    /// Only to what the kernel allocates before it starts init: idle task, or pid 1 while it is still called
-    /// swapper.
+    /// Allocations before the kernel starts init: by the idle task, or by pid 1 while its name is
+    /// still swapper.
     Boot,
-    /// To all of its objects, as the kernel says of them.
+    /// All allocations of this site, as in the kernel's own declaration.
     Always,
 }
 
-/// One site.
+/// An allocation site whose objects are not leaks.
 pub struct Known {
-    /// Function that called the allocator.
+    /// The function that called the allocator.
     caller: &'static str,
     when: When,
-    /// Why it is no leak, and in which source.
+    /// Why its objects are not leaks, and the kernel source that shows it.
     pub reason: &'static str,
 }
 
-/// The table.
 const TABLE: &[Known] = &[
     Known {
         caller: "__register_sysctl_table",
@@ -92,14 +93,15 @@ const TABLE: &[Known] = &[
     },
 ];
 
-/// Marks the objects that the table explains as reachable, so that what they refer to is no leak either, and
-/// returns the reason of each that nothing else referred to. Call it when everything else is marked.
+/// Marks the unreferenced objects that the table explains, so that objects they refer to are not
+/// leaks either. Returns the reason for each object that nothing else referred to. Call it after
+/// everything else is marked.
 pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &mut Marker) -> Vec<&'static str> {
     let mut hits = Vec::new();
     let unmarked: Vec<u32> = marker.unmarked().filter(|&i| !blocks.rules.is_weak(i)).collect();
     for i in unmarked {
         let block = &blocks.blocks[i as usize];
-        // One of those before may have marked it.
+        // An object before it may have marked it.
         if marker.is_marked(i) {
             continue;
         }
@@ -117,8 +119,8 @@ pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &
 
 const SYSCTL_HEADER: &str = "sysctl headers that are registered in the first namespace live for ever";
 
-/// Whether an object whose allocation was not seen is a sysctl header: it refers to the root of all of them where headers
-/// do.
+/// Whether an object whose allocation was not seen is a sysctl header. A header has a pointer to
+/// the common root of all headers at a fixed offset.
 fn is_sysctl_header<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, block: &Block) -> bool {
     let root = kernel.offset_of("ctl_table_header", "root").filter(|o| o + 8 <= block.size);
     let at = root.and_then(|o| kernel.read_u64(blocks.memory, VirtAddr(block.addr).offset(o)).ok());

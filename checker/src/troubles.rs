@@ -1,17 +1,17 @@
-//! What a check finds out that speaks against its own result. Each is certain: a guest whose kernel is as it should be has none,
-//! whatever it does and whenever it is stopped.
+//! Reasons to doubt the result of a check, found by the check itself. Each is certain. A guest
+//! whose kernel is not corrupted has none, whatever it does and whenever it is stopped.
 
 use guest_symbols::corruption::{Nonsense, Unread};
 
-/// Why a result is not to be trusted.
+/// Why a result is unreliable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// Records of the kernel's make no sense.
+    /// The kernel's own records are corrupted.
     #[error(
         "{0}, so that the guest's kernel has corrupted its memory; what is referred to from there may be told wrongly"
     )]
     Nonsense(Nonsense),
-    /// Objects that the kernel's books have free.
+    /// Live objects that the kernel's allocator metadata shows as free.
     #[error(
         "{0} live objects are free by the kernel's own books: their frees were missed, or the guest's kernel has corrupted its slabs or page descriptors; what hangs from them may be reported wrongly"
     )]
@@ -26,36 +26,37 @@ pub enum Trouble {
         "{0} pages of live vmalloc blocks are not mapped: the guest's kernel has corrupted its page tables; what is referred to from there may be reported wrongly"
     )]
     Unmapped(u64),
-    /// Blocks all over the address space.
+    /// Blocks that are too far apart in the address space.
     #[error("live blocks lie too far apart for all to be looked at: calls of the guest's allocators were forged")]
     Spread,
 }
 
-/// The troubles of one check, each once.
+/// The troubles of one check, without duplicates.
 #[derive(Debug, Default)]
 pub struct Troubles(Vec<Trouble>);
 
 impl Troubles {
-    /// Enters one.
+    /// Adds one.
     pub fn enter(&mut self, trouble: Trouble) {
         if !self.0.contains(&trouble) {
             self.0.push(trouble);
         }
     }
 
-    /// Enters what makes no sense.
+    /// Adds corruptions.
     pub fn extend(&mut self, all: impl IntoIterator<Item = Nonsense>) {
         all.into_iter().for_each(|nonsense| self.enter(Trouble::Nonsense(nonsense)));
     }
 
-    /// Enters a number of things, if there are any.
+    /// Adds a trouble with a number, unless the number is zero.
     pub fn count(&mut self, number: u64, trouble: impl FnOnce(u64) -> Trouble) {
         if number > 0 {
             self.enter(trouble(number));
         }
     }
 
-    /// What was read; why not is entered, and that the kernel has no such thing is logged.
+    /// Returns what was read. On failure, a corruption is added as a trouble. A warning is logged
+    /// if the kernel's types do not describe it.
     pub fn read<T>(&mut self, what: &str, read: Result<T, Unread>) -> Option<T> {
         match read {
             Ok(read) => return Some(read),
@@ -65,7 +66,7 @@ impl Troubles {
         None
     }
 
-    /// All, in words.
+    /// All troubles as text.
     pub fn told(&self) -> Vec<String> {
         self.0.iter().map(Trouble::to_string).collect()
     }
