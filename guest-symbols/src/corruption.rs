@@ -1,7 +1,8 @@
-//! What of the kernel's own records makes no sense.
+//! Corruption in the kernel's own records.
 //!
-//! Guests are fuzzed, and their kernels corrupt their own memory. What is told here is true of no kernel that is as it should be, at
-//! whatever moment it is stopped: each is a law that the kernel keeps at every instruction, and no guess at what is usual.
+//! Guests are fuzzed, and their kernels may corrupt their own memory. No corruption is found in an
+//! intact kernel, at whatever instruction it is stopped. Each test is an invariant that the kernel
+//! keeps at every instruction, and not a guess at usual values.
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
@@ -19,10 +20,10 @@ pub enum Nonsense {
     /// `kmem_cache_cpu.freelist`.
     #[error("{0} freelists of CPUs lead out of their slab or in a circle")]
     CpuFreelists(u64),
-    /// `struct qlist_head`, more than CPUs can be about to change.
+    /// `struct qlist_head`. CPUs that are stopped while they change lists are allowed for.
     #[error("{0} lists of quarantined objects lead nowhere or in a circle")]
     Quarantine(u64),
-    /// `struct slab`, more than CPUs can be about to make.
+    /// `struct slab`. CPUs that are stopped while they make slabs are allowed for.
     #[error("{0} slabs have freelists, numbers of objects or caches that make no sense")]
     Slabs(u64),
     /// More objects than a check can hold.
@@ -46,7 +47,7 @@ pub enum Nonsense {
     /// `task_struct.tasks` and `signal_struct.thread_head`.
     #[error("the list of tasks leads nowhere or in a circle after {0} of them")]
     Tasks(usize),
-    /// A list by the name of its variable.
+    /// The list of this variable.
     #[error("the list {0} leads in a circle")]
     List(&'static str),
 }
@@ -54,9 +55,9 @@ pub enum Nonsense {
 /// Why something was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unread {
-    /// The kernel has no such thing, or its types are not known.
+    /// The kernel has no such structure, or its types are not known.
     NotDescribed,
-    /// It makes no sense.
+    /// It is corrupted.
     Nonsense(Nonsense),
 }
 
@@ -66,9 +67,11 @@ impl From<Nonsense> for Unread {
     }
 }
 
-/// The nodes of a circular list (`struct list_head`) whose head is at `head`, at most `most`, and whether that is all of
-/// them: the list comes back to its head, can be read, and visits no node twice. The kernel keeps that when it changes a list, since
-/// others walk it meanwhile.
+/// The nodes of a circular list (`struct list_head`), at most `most`, and whether the list is
+/// complete. `head` is the address of its head.
+///
+/// A list is complete if it can be read, visits no node twice, and returns to its head. The kernel
+/// keeps this true while it changes a list, because other CPUs may walk it.
 pub(crate) fn circle(kernel: &Kernel, memory: &impl GuestMemory, head: VirtAddr, most: usize) -> (Vec<VirtAddr>, bool) {
     let mut nodes = Vec::new();
     let mut seen = HashSet::new();
