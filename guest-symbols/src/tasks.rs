@@ -100,7 +100,7 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu, found: &mut
     for cpu in 0..percpu.offsets.len() {
         let at = |name, i| Some(percpu.address(cpu, kernel.symbol(name)?.0)?.offset(8 * i));
         if let Some(idle) = at("idle_threads", 0).and_then(read).filter(|&t| t != 0) {
-            // init_task is in the kernel's image.
+            // An idle task that cannot be read is a corruption.
             if add(found, VirtAddr(idle)).is_none() {
                 return Some(false);
             }
