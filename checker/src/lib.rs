@@ -68,16 +68,16 @@ pub enum CheckError {
     #[error(transparent)]
     Pages(#[from] PagesError),
     /// There are no roots. Without them every object would be reported.
-    #[error("no memory of the kernel's own was found to scan from; the page descriptors at this moment make no sense")]
+    #[error("no kernel memory was found to scan from; the page descriptors are not valid at this time")]
     NoRoots,
     /// A variable that holds the address of a mapping is wrong.
     #[error(
-        "{0} does not say where the kernel's memory is mapped: it is too early in its boot, or the kernel has corrupted its memory"
+        "{0} is not the address of the kernel's mapping: it is too early in its boot, or the kernel has corrupted its memory"
     )]
     Map(&'static str),
     /// The host, or the user's limit, gives too little memory.
     #[error(
-        "a check needs some {0} MiB of the host's memory, and there are not as many; give QEMU more, or raise max-memory="
+        "a check needs about {0} MiB of host memory, which are not available; give QEMU more, or raise max-memory="
     )]
     NoMemory(u64),
 }
@@ -176,7 +176,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     if marks.root_bytes == 0 {
         return Err(CheckError::NoRoots);
     }
-    steps.done("what is known and suppressed");
+    steps.done("objects that are not leaks or suppressed");
     let paths = request.wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.origins, wanted));
     let mut leaked: Vec<u32> = marks.marked.zeros().filter(|&i| may_leak(&blocks, i, request)).collect();
     leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence());

@@ -199,7 +199,7 @@ fn audit(audit: &Audit) -> String {
     lines("only the kernel holds, by cache,", &audit.unknown)
         + &lines("only libleak holds, by allocating function,", &audit.freed)
         + &format!(
-            "libleak: audit: {} slab objects, {} vmalloc blocks and {} per-CPU blocks compared, {} freelists make no sense\n",
+            "libleak: audit: {} slab objects, {} vmalloc blocks and {} per-CPU blocks compared, {} invalid freelists\n",
             audit.allocated, audit.blocks.0, audit.blocks.1, audit.broken
         )
 }

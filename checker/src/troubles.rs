@@ -8,26 +8,26 @@ use guest_symbols::corruption::{Nonsense, Unread};
 pub enum Trouble {
     /// The kernel's own records are corrupted.
     #[error(
-        "{0}, so that the guest's kernel has corrupted its memory; what is referred to from there may be told wrongly"
+        "{0}, so the guest's kernel has corrupted its memory; objects referenced from there may be reported wrongly"
     )]
     Nonsense(Nonsense),
     /// Live objects that the kernel's allocator metadata shows as free.
     #[error(
-        "{0} live objects are free by the kernel's own books: their frees were missed, or the guest's kernel has corrupted its slabs or page descriptors; what hangs from them may be reported wrongly"
+        "{0} live objects are free in the kernel's allocator metadata: their frees were missed, or the guest's kernel has corrupted its slabs or page descriptors; objects referenced from them may be reported wrongly"
     )]
     Freed(u64),
     /// Blocks in memory that is used otherwise.
     #[error(
-        "{0} live blocks lie in memory that the page descriptors have as free, as slabs or as none: the guest's kernel has corrupted them, or calls of its allocators were forged"
+        "{0} live blocks lie in memory that is free, absent or used by slabs, according to the page descriptors: the guest's kernel has corrupted them, or calls of its allocators were forged"
     )]
     Misplaced(u64),
     /// Blocks that are not mapped.
     #[error(
-        "{0} pages of live vmalloc blocks are not mapped: the guest's kernel has corrupted its page tables; what is referred to from there may be reported wrongly"
+        "{0} pages of live vmalloc blocks are not mapped: the guest's kernel has corrupted its page tables; objects referenced from there may be reported wrongly"
     )]
     Unmapped(u64),
     /// Blocks that are too far apart in the address space.
-    #[error("live blocks lie too far apart for all to be looked at: calls of the guest's allocators were forged")]
+    #[error("live blocks are too far apart in the address space to scan all of them: calls of the guest's allocators were forged")]
     Spread,
 }
 
@@ -61,7 +61,7 @@ impl Troubles {
         match read {
             Ok(read) => return Some(read),
             Err(Unread::Nonsense(nonsense)) => self.enter(Trouble::Nonsense(nonsense)),
-            Err(Unread::NotDescribed) => log::warn!("the kernel's types do not tell of its {what}"),
+            Err(Unread::NotDescribed) => log::warn!("the kernel's types do not describe its {what}"),
         }
         None
     }

@@ -12,19 +12,19 @@ use std::collections::HashSet;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Nonsense {
     /// `slab_caches`.
-    #[error("the kernel's list of slab caches leads nowhere or in a circle after {0} of them")]
+    #[error("the kernel's list of slab caches is invalid or circular after {0} entries")]
     CacheList(usize),
     /// `struct kmem_cache`.
     #[error("{0} slab caches have sizes that contradict each other")]
     Caches(u64),
     /// `kmem_cache_cpu.freelist`.
-    #[error("{0} freelists of CPUs lead out of their slab or in a circle")]
+    #[error("{0} freelists of CPUs leave their slab or are circular")]
     CpuFreelists(u64),
     /// `struct qlist_head`. CPUs that are stopped while they change lists are allowed for.
-    #[error("{0} lists of quarantined objects lead nowhere or in a circle")]
+    #[error("{0} lists of quarantined objects are invalid or circular")]
     Quarantine(u64),
     /// `struct slab`. CPUs that are stopped while they make slabs are allowed for.
-    #[error("{0} slabs have freelists, numbers of objects or caches that make no sense")]
+    #[error("{0} slabs have invalid freelists, object counts or caches")]
     Slabs(u64),
     /// More objects than a check can hold.
     #[error("the slabs count more than {0} objects as allocated")]
@@ -33,22 +33,22 @@ pub enum Nonsense {
     #[error("{0} page descriptors contradict themselves")]
     Descriptors(u64),
     /// `struct per_cpu_pages`.
-    #[error("the lists of the CPUs' free pages lead nowhere or in a circle")]
+    #[error("the lists of the CPUs' free pages are invalid or circular")]
     FreePages,
     /// `struct vmap_area`.
-    #[error("the tree of vmap areas is none: it leads nowhere, or areas overlap")]
+    #[error("the tree of vmap areas is invalid: a node cannot be read, or areas overlap")]
     Areas,
     /// `struct pcpu_chunk`.
-    #[error("the chunks of per-CPU memory cannot be read to their end")]
+    #[error("the chunks of per-CPU memory cannot be read completely")]
     Chunks,
     /// `__per_cpu_offset` and `nr_cpu_ids`.
     #[error("the tables of CPUs contradict each other: {0}")]
     Cpus(&'static str),
     /// `task_struct.tasks` and `signal_struct.thread_head`.
-    #[error("the list of tasks leads nowhere or in a circle after {0} of them")]
+    #[error("the list of tasks is invalid or circular after {0} entries")]
     Tasks(usize),
     /// The list of this variable.
-    #[error("the list {0} leads in a circle")]
+    #[error("the list {0} is circular")]
     List(&'static str),
 }
 

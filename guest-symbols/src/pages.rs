@@ -84,7 +84,7 @@ pub enum PagesError {
     NoDescriptors(VirtAddr),
     /// The host has no memory for this number of page frames.
     #[error(
-        "this machine has no memory for what {0} page frames are used for; check the guest with less RAM, or where there is more"
+        "the host has no memory for the use of {0} page frames; check the guest with less RAM, or on a larger host"
     )]
     NoRoom(usize),
 }
