@@ -57,7 +57,7 @@ impl Audit {
             match next.filter(|_| at == Some(addr)) {
                 Some(i) => {
                     next = ours.next();
-                    if !objects[i].1.is_dying() {
+                    if !objects[i].1.is_rcu_pending() {
                         each(addr, cache, Some(i));
                     }
                 }
@@ -80,7 +80,7 @@ impl Audit {
     /// Counts an object that the live map holds and the kernel does not. Objects that were passed
     /// to kfree_rcu() do not count. The kernel may free them through functions that are not hooked.
     pub(crate) fn freed(&mut self, kernel: &Kernel, ours: Allocations<'_>, object: &Object) {
-        if !object.is_dying() {
+        if !object.is_rcu_pending() {
             let caller = ours.caller(kernel, object.stack()).unwrap_or("?");
             *self.freed.entry(caller.to_owned()).or_default() += 1;
         }

@@ -86,11 +86,11 @@ pub struct Blocks<'a, M> {
     /// interrupt stack.
     pub(crate) stack_pointers: Vec<u64>,
     /// Virtual ranges outside all blocks whose words are stale.
-    pub(crate) dead: Vec<Range<u64>>,
+    pub(crate) stale_ranges: Vec<Range<u64>>,
     /// Slab caches whose objects have special rules, as addresses of their `struct kmem_cache`.
-    odd_caches: HashSet<VirtAddr>,
+    special_caches: HashSet<VirtAddr>,
     /// Blocks from these caches, each with its cache.
-    odd_objects: Vec<(u32, VirtAddr)>,
+    special_objects: Vec<(u32, VirtAddr)>,
     /// Objects that were left out because their memory is now used otherwise.
     pub stale: u64,
     /// The comparison of the live map with the slabs. `None` if the slabs cannot be walked.
@@ -122,17 +122,17 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             addresses: Index::new(Vec::new()),
             percpu_pointers: Index::new(Vec::new()),
             skip: Skips::default(),
-            dead: Vec::new(),
+            stale_ranges: Vec::new(),
             stack_pointers: registers.as_chunks::<REGISTERS>().0.iter().map(|cpu| cpu[RSP]).collect(),
-            odd_caches: HashSet::new(),
-            odd_objects: Vec::new(),
+            special_caches: HashSet::new(),
+            special_objects: Vec::new(),
             stale: 0,
             audit: None,
             troubles: Troubles::default(),
         };
-        this.troubles.extend(pages.nonsense.iter().chain(&this.percpu.nonsense).cloned());
-        this.odd_caches = special.untraced.keys().copied().collect();
-        this.odd_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
+        this.troubles.extend(pages.corruption.iter().chain(&this.percpu.corruption).cloned());
+        this.special_caches = special.untraced.keys().copied().collect();
+        this.special_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
         let others = (0..).zip(objects).filter(|(_, (_, o))| o.kind() != Kind::Slab).map(|(i, _)| i);
         let others: Vec<u32> = others.collect();
         this.take_slab_objects(kernel, objects, &special.sheaves);
@@ -141,7 +141,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         // Nearly all objects are slab objects. They are visited only once.
         let each = || others.iter().map(|&i| (i as usize, &objects[i as usize]));
         let shadow = kasan::shadow_of_kernel(kernel, memory);
-        let is_block = |at: u64, o: &Object| o.kind() != Kind::Pages && !o.is_dying() && !shadow.contains(&at);
+        let is_block = |at: u64, o: &Object| o.kind() != Kind::Pages && !o.is_rcu_pending() && !shadow.contains(&at);
         let blocks = each().filter(|(_, (addr, object))| is_block(*addr, object));
         for (i, (addr, object)) in blocks {
             match allocations.objects.size(*addr, object) {
@@ -189,19 +189,19 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         let Some(mut allocated) = self.troubles.read("slabs", allocated) else {
             return self.trust_live_map(kernel, objects);
         };
-        self.troubles.extend(allocated.nonsense.iter().cloned());
+        self.troubles.extend(allocated.corruption.iter().cloned());
         if let Some(pool) = &self.pages.kfence {
             allocated.add_kfence(kernel, self.memory, &kfence_objects(pool, objects));
         }
         let blocks = &mut self.blocks;
-        let odd: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.odd_caches.contains(at)).collect();
-        let odd_objects = &mut self.odd_objects;
+        let special: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.special_caches.contains(at)).collect();
+        let special_objects = &mut self.special_objects;
         let is_freed = allocated.is_freed(kernel, self.memory);
         self.audit =
             Some(Audit::compare(kernel, self.allocations, &allocated, is_freed, &mut |addr, cache, object| {
                 let size = allocated.caches[cache as usize].object_size;
-                if odd[cache as usize] {
-                    odd_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
+                if special[cache as usize] {
+                    special_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
                 }
                 blocks.push(match object {
                     Some(object) => Block::of(addr, size, Kind::Slab, object),
@@ -212,33 +212,33 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// Adds blocks of another kind, after a comparison with the kernel's allocator metadata.
     ///
-    /// `books` are that metadata: address and bytes of each block, and its vmap area if it has one.
+    /// `metadata` holds the address and bytes of each block, and its vmap area if it has one.
     /// Nothing is compared if they are empty. A block that is not in them stays if `is_busy` is
-    /// true for it. `ours` are the live map's addresses, including objects that were passed to
+    /// true for it. `seen` are the live map's addresses, including objects that were passed to
     /// kfree_rcu(). The areas of such objects stay busy until they are freed.
     fn take_blocks(
         &mut self,
         kernel: &Kernel,
         kind: Kind,
-        ours: HashSet<u64>,
-        books: Vec<((u64, u64), Option<&vmap::Area>)>,
+        seen: HashSet<u64>,
+        metadata: Vec<((u64, u64), Option<&vmap::Area>)>,
         is_busy: impl Fn(u64) -> bool,
     ) {
-        let Some(audit) = self.audit.as_mut().filter(|_| !books.is_empty()) else { return };
+        let Some(audit) = self.audit.as_mut().filter(|_| !metadata.is_empty()) else { return };
         match kind {
-            Kind::Vmalloc => audit.blocks.0 = books.len() as u64,
-            _ => audit.blocks.1 = books.len() as u64,
+            Kind::Vmalloc => audit.blocks.0 = metadata.len() as u64,
+            _ => audit.blocks.1 = metadata.len() as u64,
         }
-        let theirs: HashSet<u64> = books.iter().map(|((addr, _), _)| *addr).collect();
+        let allocated: HashSet<u64> = metadata.iter().map(|((addr, _), _)| *addr).collect();
         let objects = self.allocations.objects.list();
         self.blocks.retain(|b| {
-            let busy = b.kind != kind || theirs.contains(&b.addr) || is_busy(b.addr);
+            let busy = b.kind != kind || allocated.contains(&b.addr) || is_busy(b.addr);
             if let Some((_, object)) = objects.get(b.object as usize).filter(|_| !busy) {
                 audit.freed(kernel, self.allocations, object);
             }
             busy
         });
-        for ((addr, size), area) in books.into_iter().filter(|((addr, _), _)| !ours.contains(addr)) {
+        for ((addr, size), area) in metadata.into_iter().filter(|((addr, _), _)| !seen.contains(addr)) {
             audit.unknown(&match area {
                 Some(area) => format!("vmalloc by {}", area.caller(kernel, self.memory).unwrap_or("?")),
                 None => "percpu".to_owned(),
@@ -270,13 +270,14 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     /// Adds the slab objects of the live map. The slabs are only asked for their sizes.
     fn trust_live_map(&mut self, kernel: &Kernel, objects: &[(u64, Object)]) {
         let mut sizes = HashMap::new();
-        for (i, &(addr, _)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind() == Kind::Slab && !o.is_dying())
+        for (i, &(addr, _)) in
+            objects.iter().enumerate().filter(|(_, (_, o))| o.kind() == Kind::Slab && !o.is_rcu_pending())
         {
             let cache = self.pages.slab_cache(self.memory, VirtAddr(addr));
             let mut size_of =
                 |at| *sizes.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.object_size));
-            let odd = cache.filter(|cache| self.odd_caches.contains(cache));
-            self.odd_objects.extend(odd.map(|cache| (self.blocks.len() as u32, cache)));
+            let special = cache.filter(|cache| self.special_caches.contains(cache));
+            self.special_objects.extend(special.map(|cache| (self.blocks.len() as u32, cache)));
             match cache.and_then(&mut size_of) {
                 Some(size) => self.blocks.push(Block::of(addr, size, Kind::Slab, i)),
                 None => self.stale += 1,

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The state of a stopped guest.
-pub struct Moment<'a, M> {
+pub struct GuestState<'a, M> {
     /// The guest's kernel.
     pub kernel: &'a Kernel,
     /// Its RAM, which does not change.
@@ -55,13 +55,13 @@ pub struct Moment<'a, M> {
     pub halted: bool,
 }
 
-impl<'a, M> Moment<'a, M> {
+impl<'a, M> GuestState<'a, M> {
     /// The same state with another memory.
-    pub fn with_memory<'b, N>(&self, memory: &'b N) -> Moment<'b, N>
+    pub fn with_memory<'b, N>(&self, memory: &'b N) -> GuestState<'b, N>
     where
         'a: 'b,
     {
-        let &Moment {
+        let &GuestState {
             kernel,
             memory: _,
             objects,
@@ -77,7 +77,7 @@ impl<'a, M> Moment<'a, M> {
             unseen,
             halted,
         } = self;
-        Moment {
+        GuestState {
             kernel,
             memory,
             objects,
@@ -96,7 +96,7 @@ impl<'a, M> Moment<'a, M> {
     }
 }
 
-impl<'a, M: StoppedMemory> Moment<'a, M> {
+impl<'a, M: StoppedMemory> GuestState<'a, M> {
     /// Names of addresses.
     pub fn names(&self) -> Names<'a> {
         Names { kernel: self.kernel, modules: self.modules, stacks: self.stacks, lines: self.lines }
@@ -122,11 +122,11 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
         };
         let wanted: Option<&crate::Wanted> = if why.is_some() { Some(&wanted) } else { None };
         // One stack may have allocated a hundred thousand leaks.
-        let known: RefCell<HashMap<(StackId, u64), Option<usize>>> = RefCell::default();
+        let found: RefCell<HashMap<(StackId, u64), Option<usize>>> = RefCell::default();
         let suppressed = |object: &Object| {
             let loaded = names.loaded(object.sequence());
             let find = || suppressions.find(&names.frames(object));
-            *known.borrow_mut().entry((object.stack(), loaded)).or_insert_with(find)
+            *found.borrow_mut().entry((object.stack(), loaded)).or_insert_with(find)
         };
         let suppressed: Option<&crate::Suppressed> = if suppressions.is_empty() { None } else { Some(&suppressed) };
         let request = Request {

@@ -103,7 +103,7 @@ pub struct Outcome {
     pub stale: u64,
     /// The reason for each unreferenced object that was left out because the kernel declares it not
     /// to be a leak.
-    pub known: Vec<&'static str>,
+    pub not_leaks: Vec<&'static str>,
     /// Unreferenced objects that were suppressed: their number and bytes. The key is the number
     /// that [`Request::suppressed`] returned.
     pub suppressed: BTreeMap<usize, (u64, u64)>,
@@ -169,7 +169,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     steps.done("roots");
     marker.run(&blocks);
     steps.done("marking");
-    let known = not_leaks::mark(kernel, &blocks, &mut marker);
+    let not_leaks = not_leaks::mark(kernel, &blocks, &mut marker);
     marker.run(&blocks);
     let suppressed = suppress(&blocks, &mut marker, request);
     let marks = marker.finish(&blocks);
@@ -191,7 +191,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
         live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
         stale: blocks.stale,
         audit: blocks.audit,
-        known,
+        not_leaks,
         suppressed,
         paths: paths.unwrap_or_default(),
         tests: Tests::default(),

@@ -22,7 +22,7 @@ enum When {
 }
 
 /// An allocation site whose objects are not leaks.
-pub struct Known {
+pub struct NotLeak {
     /// The function that called the allocator.
     caller: &'static str,
     when: When,
@@ -30,63 +30,63 @@ pub struct Known {
     pub reason: &'static str,
 }
 
-const TABLE: &[Known] = &[
-    Known {
+const TABLE: &[NotLeak] = &[
+    NotLeak {
         caller: "__register_sysctl_table",
         when: When::Boot,
         reason: "sysctl headers registered at boot live for ever (register_sysctl_init, fs/proc/proc_sysctl.c, 5.18 on)",
     },
-    Known {
+    NotLeak {
         caller: "__register_sysctl_paths",
         when: When::Boot,
         reason: "sysctl headers registered at boot live for ever (register_sysctl_paths, fs/proc/proc_sysctl.c, to 6.4)",
     },
-    Known {
+    NotLeak {
         caller: "futex_init",
         when: When::Boot,
         reason: "the futex hash is referred to by patched instructions only (runtime_const_init, kernel/futex/core.c, 6.17 on)",
     },
-    Known {
+    NotLeak {
         caller: "nfs_readdir_copy_name",
         when: When::Always,
         reason: "names in cached NFS directories are referred to by page-cache pages alone (fs/nfs/dir.c, all)",
     },
-    Known {
+    NotLeak {
         caller: "nfs_readdir_folio_array_append",
         when: When::Always,
         reason: "names in cached NFS directories (the same inlined, in newer kernels)",
     },
-    Known {
+    NotLeak {
         caller: "nfs_readdir_page_array_append",
         when: When::Always,
         reason: "names in cached NFS directories (the same inlined, in older kernels)",
     },
-    Known {
+    NotLeak {
         caller: "nfs_readdir_add_to_array",
         when: When::Always,
         reason: "names in cached NFS directories (the same inlined, in 5.10)",
     },
-    Known {
+    NotLeak {
         caller: "alloc_page_ext",
         when: When::Always,
         reason: "page_ext is referred to by an address less its first frame's number (init_section_page_ext, mm/page_ext.c, all)",
     },
-    Known {
+    NotLeak {
         caller: "init_section_page_ext",
         when: When::Always,
         reason: "page_ext is referred to by an address less its first frame's number (the same inlined)",
     },
-    Known {
+    NotLeak {
         caller: "init_z3fold_page",
         when: When::Always,
         reason: "slots of z3fold pages are freed with their handles (alloc_slots inlined, mm/z3fold.c, to 6.14)",
     },
-    Known {
+    NotLeak {
         caller: "acpi_ut_allocate_object_desc_dbg",
         when: When::Always,
         reason: "ACPI's own objects are counted by ACPI (acpi_ut_create_internal_object_dbg, drivers/acpi/acpica/utobject.c, all)",
     },
-    Known {
+    NotLeak {
         caller: "acpi_ut_create_internal_object_dbg",
         when: When::Always,
         reason: "ACPI's own objects are counted by ACPI (the same, with the function above inlined)",
@@ -128,7 +128,7 @@ fn is_sysctl_header<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, b
 }
 
 /// The entry that explains an unreferenced object, if there is one.
-fn explain(kernel: &Kernel, allocations: Allocations<'_>, object: &Object) -> Option<&'static Known> {
+fn explain(kernel: &Kernel, allocations: Allocations<'_>, object: &Object) -> Option<&'static NotLeak> {
     let caller = allocations.caller(kernel, object.stack())?;
     let at_boot = allocations.objects.comm(object).starts_with(b"swapper") && object.pid() <= 1;
     TABLE.iter().find(|k| {

@@ -35,7 +35,7 @@ pub fn scan<M: StoppedMemory>(
     for range in &blocks.percpu.dynamic {
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
-    for range in &blocks.dead {
+    for range in &blocks.stale_ranges {
         blocks.runs(VirtAddr(range.start), range.end - range.start, &mut |phys, n| {
             part.holes.push(phys.0..phys.0.saturating_add(n))
         });

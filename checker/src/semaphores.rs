@@ -152,7 +152,7 @@ impl<'a, M: StoppedMemory> Semaphores<'a, M> {
 }
 
 impl<M: StoppedMemory> Surroundings for Semaphores<'_, M> {
-    fn is_dead(&self, word: u64, at: u64) -> bool {
+    fn is_stale(&self, word: u64, at: u64) -> bool {
         let Some(layout) = self.layout.filter(|_| word & READER != 0) else { return false };
         let at = PhysAddr(at);
         // This is the quick check. Nearly all of these words are not owners.
@@ -244,10 +244,10 @@ ffffffff81008000 B _end
         }
 
         /// Whether the owner of the semaphore at a physical address is stale.
-        fn is_dead(&self, semaphore: u64) -> bool {
+        fn is_stale(&self, semaphore: u64) -> bool {
             let at = semaphore + 8;
             let word = self.memory.read_u64(PhysAddr(at)).unwrap();
-            Semaphores::of(&self.kernel, &self.memory).is_dead(word, at)
+            Semaphores::of(&self.kernel, &self.memory).is_stale(word, at)
         }
     }
 
@@ -256,19 +256,19 @@ ffffffff81008000 B _end
         const AT: u64 = 0x1_2340;
         const LIST: u64 = DIRECT + AT + 24;
         let mut guest = Guest::new(WITH_LIST);
-        let mut is_dead = |words: [u64; 5]| guest.write(AT, &words).is_dead(AT);
-        assert!(is_dead([0, READER_GONE, 0, LIST, LIST]));
+        let mut is_stale = |words: [u64; 5]| guest.write(AT, &words).is_stale(AT);
+        assert!(is_stale([0, READER_GONE, 0, LIST, LIST]));
         // A reader or a writer holds it.
-        assert!(!is_dead([0x100, READER_GONE, 0, LIST, LIST]));
-        assert!(!is_dead([1, READER_GONE - READER, 0, LIST, LIST]));
+        assert!(!is_stale([0x100, READER_GONE, 0, LIST, LIST]));
+        assert!(!is_stale([1, READER_GONE - READER, 0, LIST, LIST]));
         // A task waits for it.
-        assert!(!is_dead([0, READER_GONE, 0, DIRECT + 0x7000, DIRECT + 0x7000]));
+        assert!(!is_stale([0, READER_GONE, 0, DIRECT + 0x7000, DIRECT + 0x7000]));
         // These are not semaphores: a pointer with a flag, and lists of other structs.
-        assert!(!is_dead([0, READER_GONE, 0, 0, 0]));
-        assert!(!is_dead([0, READER_GONE, 0, LIST, LIST + 0x1000]));
-        assert!(!is_dead([0, READER_GONE, 0, LIST + 0x1000, LIST + 0x1000]));
-        assert!(!is_dead([0, READER_GONE, LIST - 8, LIST - 8, 0]));
-        assert!(!is_dead([0, READER_GONE, 0, u64::MAX - 7, u64::MAX - 7]));
+        assert!(!is_stale([0, READER_GONE, 0, 0, 0]));
+        assert!(!is_stale([0, READER_GONE, 0, LIST, LIST + 0x1000]));
+        assert!(!is_stale([0, READER_GONE, 0, LIST + 0x1000, LIST + 0x1000]));
+        assert!(!is_stale([0, READER_GONE, LIST - 8, LIST - 8, 0]));
+        assert!(!is_stale([0, READER_GONE, 0, u64::MAX - 7, u64::MAX - 7]));
     }
 
     #[test]
@@ -279,13 +279,13 @@ ffffffff81008000 B _end
         let mut guest = Guest::new(WITH_FIRST);
         guest.write(UMOUNT, &[0, READER_GONE, 0, 0]);
         // Any word may look like this one.
-        assert!(!guest.is_dead(UMOUNT));
+        assert!(!guest.is_stale(UMOUNT));
         guest.write(AT + 64, &[DIRECT + DENTRY]).write(DENTRY + 40, &[DIRECT + AT]);
-        assert!(guest.is_dead(UMOUNT));
-        assert!(!guest.write(UMOUNT, &[0x100, READER_GONE, 0, 0]).is_dead(UMOUNT));
-        assert!(!guest.write(UMOUNT, &[0, READER_GONE, 0, DIRECT + 0x7000]).is_dead(UMOUNT));
+        assert!(guest.is_stale(UMOUNT));
+        assert!(!guest.write(UMOUNT, &[0x100, READER_GONE, 0, 0]).is_stale(UMOUNT));
+        assert!(!guest.write(UMOUNT, &[0, READER_GONE, 0, DIRECT + 0x7000]).is_stale(UMOUNT));
         guest.write(UMOUNT, &[0, READER_GONE, 0, 0]);
-        assert!(!guest.write(DENTRY + 40, &[DIRECT + AT + 8]).is_dead(UMOUNT));
+        assert!(!guest.write(DENTRY + 40, &[DIRECT + AT + 8]).is_stale(UMOUNT));
     }
 
     #[test]
@@ -294,15 +294,15 @@ ffffffff81008000 B _end
         for at in [0x6000, 0x6040] {
             guest.write(TEXT_PHYS + at, &[0, READER_GONE, 0, 0]);
         }
-        assert!(guest.is_dead(TEXT_PHYS + 0x6000));
-        assert!(!guest.is_dead(TEXT_PHYS + 0x6040));
-        assert!(!guest.write(TEXT_PHYS + 0x6000, &[0x100]).is_dead(TEXT_PHYS + 0x6000));
+        assert!(guest.is_stale(TEXT_PHYS + 0x6000));
+        assert!(!guest.is_stale(TEXT_PHYS + 0x6040));
+        assert!(!guest.write(TEXT_PHYS + 0x6000, &[0x100]).is_stale(TEXT_PHYS + 0x6000));
     }
 
     #[test]
     fn kernels_whose_semaphores_have_no_owner() {
         let mut guest = Guest::new(&[("rwbase", 0)]);
         let list = DIRECT + 0x1_2340 + 24;
-        assert!(!guest.write(0x1_2340, &[0, READER_GONE, 0, list, list]).is_dead(0x1_2340));
+        assert!(!guest.write(0x1_2340, &[0, READER_GONE, 0, list, list]).is_stale(0x1_2340));
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::CheckError;
 use crate::blocks;
-use crate::guest_state::Moment;
+use crate::guest_state::GuestState;
 use crate::names::Names;
 use detector::control::{By, Count, Place};
 use detector::objects::Object;
@@ -36,7 +36,7 @@ impl Sites {
     ///
     /// # Errors
     /// [`CheckError::Pages`].
-    pub fn of(moment: &Moment<'_, impl StoppedMemory>) -> Result<Sites, CheckError> {
+    pub fn of(moment: &GuestState<'_, impl StoppedMemory>) -> Result<Sites, CheckError> {
         let pages = Pages::read(moment.kernel, moment.memory)?;
         let blocks = blocks::lay_out(moment.kernel, moment.memory, &pages, moment.allocations(), moment.registers);
         let names = moment.names();

@@ -46,7 +46,7 @@ pub(crate) fn closing(
     text += &suppressions(report);
     if let Some(held) = outcome.audit.as_ref().filter(|_| asked.audit) {
         text += &audit(held);
-        text += &known(&outcome.known);
+        text += &not_leaks(&outcome.not_leaks);
     }
     if counters.boot > 1 {
         text += &format!(
@@ -112,7 +112,7 @@ fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, groups: &[Group], p
         c.unknown_frees,
         c.missed_frees,
         outcome.stale,
-        outcome.known.len(),
+        outcome.not_leaks.len(),
         suppressed(outcome),
         c.hooks_hit,
         c.hooks,
@@ -158,7 +158,7 @@ pub(crate) fn figures(outcome: &Outcome, groups: &[Group], c: &Counters, pause: 
         ("unknown_frees", c.unknown_frees),
         ("missed_frees", c.missed_frees),
         ("stale", outcome.stale),
-        ("known", outcome.known.len() as u64),
+        ("known", outcome.not_leaks.len() as u64),
         ("suppressed", suppressed(outcome)),
         ("hooks_hit", c.hooks_hit),
         ("hooks", c.hooks),
@@ -205,7 +205,7 @@ fn audit(audit: &Audit) -> String {
 }
 
 /// The reasons of objects that the kernel declares not to be leaks, with their counts.
-fn known(reasons: &[&'static str]) -> String {
+fn not_leaks(reasons: &[&'static str]) -> String {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     reasons.iter().for_each(|reason| *counts.entry(reason).or_default() += 1);
     counts

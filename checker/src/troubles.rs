@@ -1,7 +1,7 @@
 //! Reasons to doubt the result of a check, found by the check itself. Each is certain. A guest
 //! whose kernel is not corrupted has none, whatever it does and whenever it is stopped.
 
-use guest_symbols::corruption::{Nonsense, Unread};
+use guest_symbols::corruption::{Corruption, Unreadable};
 
 /// Why a result is unreliable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -10,7 +10,7 @@ pub enum Trouble {
     #[error(
         "{0}, so the guest's kernel has corrupted its memory; objects referenced from there may be reported wrongly"
     )]
-    Nonsense(Nonsense),
+    Corruption(Corruption),
     /// Live objects that the kernel's allocator metadata shows as free.
     #[error(
         "{0} live objects are free in the kernel's allocator metadata: their frees were missed, or the guest's kernel has corrupted its slabs or page descriptors; objects referenced from them may be reported wrongly"
@@ -27,7 +27,9 @@ pub enum Trouble {
     )]
     Unmapped(u64),
     /// Blocks that are too far apart in the address space.
-    #[error("live blocks are too far apart in the address space to scan all of them: calls of the guest's allocators were forged")]
+    #[error(
+        "live blocks are too far apart in the address space to scan all of them: calls of the guest's allocators were forged"
+    )]
     Spread,
 }
 
@@ -44,8 +46,8 @@ impl Troubles {
     }
 
     /// Adds corruptions.
-    pub fn extend(&mut self, all: impl IntoIterator<Item = Nonsense>) {
-        all.into_iter().for_each(|nonsense| self.enter(Trouble::Nonsense(nonsense)));
+    pub fn extend(&mut self, all: impl IntoIterator<Item = Corruption>) {
+        all.into_iter().for_each(|corruption| self.enter(Trouble::Corruption(corruption)));
     }
 
     /// Adds a trouble with a number, unless the number is zero.
@@ -57,11 +59,11 @@ impl Troubles {
 
     /// Returns what was read. On failure, a corruption is added as a trouble. A warning is logged
     /// if the kernel's types do not describe it.
-    pub fn read<T>(&mut self, what: &str, read: Result<T, Unread>) -> Option<T> {
+    pub fn read<T>(&mut self, what: &str, read: Result<T, Unreadable>) -> Option<T> {
         match read {
             Ok(read) => return Some(read),
-            Err(Unread::Nonsense(nonsense)) => self.enter(Trouble::Nonsense(nonsense)),
-            Err(Unread::NotDescribed) => log::warn!("the kernel's types do not describe its {what}"),
+            Err(Unreadable::Corruption(corruption)) => self.enter(Trouble::Corruption(corruption)),
+            Err(Unreadable::NotDescribed) => log::warn!("the kernel's types do not describe its {what}"),
         }
         None
     }
@@ -82,9 +84,9 @@ mod tests {
         troubles.count(0, Trouble::Freed);
         troubles.count(2, Trouble::Freed);
         troubles.count(2, Trouble::Freed);
-        troubles.extend([Nonsense::Areas, Nonsense::List("krc"), Nonsense::Areas]);
-        assert_eq!(troubles.read("tasks", Err::<(), _>(Unread::NotDescribed)), None);
-        assert_eq!(troubles.read("tasks", Err::<(), _>(Unread::Nonsense(Nonsense::Tasks(3)))), None);
+        troubles.extend([Corruption::Areas, Corruption::List("krc"), Corruption::Areas]);
+        assert_eq!(troubles.read("tasks", Err::<(), _>(Unreadable::NotDescribed)), None);
+        assert_eq!(troubles.read("tasks", Err::<(), _>(Unreadable::Corruption(Corruption::Tasks(3)))), None);
         assert_eq!(troubles.read("tasks", Ok(7)), Some(7));
         assert_eq!(troubles.told().len(), 4);
         assert!(troubles.told()[0].starts_with("2 live objects are free") && troubles.told()[2].contains("krc"));

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 /// A record that contradicts itself or another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Nonsense {
+pub enum Corruption {
     /// `slab_caches`.
     #[error("the kernel's list of slab caches is invalid or circular after {0} entries")]
     CacheList(usize),
@@ -54,16 +54,16 @@ pub enum Nonsense {
 
 /// Why something was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unread {
+pub enum Unreadable {
     /// The kernel has no such structure, or its types are not known.
     NotDescribed,
     /// It is corrupted.
-    Nonsense(Nonsense),
+    Corruption(Corruption),
 }
 
-impl From<Nonsense> for Unread {
-    fn from(nonsense: Nonsense) -> Unread {
-        Unread::Nonsense(nonsense)
+impl From<Corruption> for Unreadable {
+    fn from(corruption: Corruption) -> Unreadable {
+        Unreadable::Corruption(corruption)
     }
 }
 

@@ -5,7 +5,7 @@ mod slabs;
 mod zspages;
 
 use crate::allocators::kfence;
-use crate::corruption::Nonsense;
+use crate::corruption::Corruption;
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
 use crate::{Kernel, free_pages, image_pages, kasan};
 use layout::{Layout, MAPPING_FLAGS};
@@ -105,12 +105,12 @@ pub struct Pages {
     /// KFENCE's pool.
     pub kfence: Option<kfence::Pool>,
     /// Number of descriptors that contradict themselves.
-    odd: u64,
+    contradictory: u64,
     /// Frames that may belong to zspages, if no page type shows that. Only used while descriptors
     /// are read.
     maybe_zspages: Vec<u32>,
     /// Corruptions that were found.
-    pub nonsense: Vec<Nonsense>,
+    pub corruption: Vec<Corruption>,
 }
 
 impl Pages {
@@ -135,9 +135,9 @@ impl Pages {
             runs: Vec::new(),
             whole: are_written(kernel, memory),
             kfence: kfence::Pool::read(kernel, memory),
-            odd: 0,
+            contradictory: 0,
             maybe_zspages: Vec::new(),
-            nonsense: Vec::new(),
+            corruption: Vec::new(),
         };
         let mut seen = false;
         for range in memory.ranges() {
@@ -146,8 +146,8 @@ impl Pages {
         if !seen {
             return Err(PagesError::NoDescriptors(vmemmap));
         }
-        if pages.odd > 0 && pages.whole {
-            pages.nonsense.push(Nonsense::Descriptors(pages.odd));
+        if pages.contradictory > 0 && pages.whole {
+            pages.corruption.push(Corruption::Descriptors(pages.contradictory));
         }
         pages.settle_zspages(memory);
         pages.settle_idle(kernel, memory);
@@ -165,7 +165,7 @@ impl Pages {
         let pfn_of = |page: VirtAddr| page.0.wrapping_sub(vmemmap) / size;
         let free = free_pages::on_cpu_lists(kernel, memory, self.uses.len(), pfn_of);
         let free = free.map(|(free, whole)| {
-            self.nonsense.extend((!whole).then_some(Nonsense::FreePages));
+            self.corruption.extend((!whole).then_some(Corruption::FreePages));
             free
         });
         let rest = if free.is_some() { Use::Kernel } else { Use::Free };
@@ -214,7 +214,7 @@ impl Pages {
                 };
                 self.uses[pfn as usize] = last.0;
                 self.tails[pfn as usize] = last.1;
-                self.odd += u64::from(last.1 == 0 && self.is_odd(kernel, memory, pfn, page));
+                self.contradictory += u64::from(last.1 == 0 && self.is_contradictory(kernel, memory, pfn, page));
                 if last == (Use::Kernel, 0) {
                     self.may_be_zspage(pfn, page);
                 }
@@ -246,7 +246,7 @@ impl Pages {
     ///
     /// It may belong to a mapping that does not exist (`page.mapping` is a `struct address_space`
     /// or `struct anon_vma`). Or its free block may be too large or not aligned to its size.
-    fn is_odd(&self, kernel: &Kernel, memory: &impl StoppedMemory, pfn: u64, page: &[u8]) -> bool {
+    fn is_contradictory(&self, kernel: &Kernel, memory: &impl StoppedMemory, pfn: u64, page: &[u8]) -> bool {
         let word = |at| u64_at(page, at).unwrap_or(0);
         match self.uses[pfn as usize] {
             Use::Cache | Use::Anonymous => {

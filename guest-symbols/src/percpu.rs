@@ -2,7 +2,7 @@
 //! allocated from.
 
 use crate::Kernel;
-use crate::corruption::{self, Nonsense};
+use crate::corruption::{self, Corruption};
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -34,7 +34,7 @@ pub struct PerCpu {
     /// kernel's maps cannot be read.
     pub allocated: Option<Vec<(u64, u64)>>,
     /// Corruptions that were found.
-    pub nonsense: Vec<Nonsense>,
+    pub corruption: Vec<Corruption>,
 }
 
 /// Offsets in bytes of members of `struct pcpu_chunk` (mm/percpu-internal.h).
@@ -66,15 +66,15 @@ impl Chunk {
 impl PerCpu {
     /// Reads the layout. Parts that cannot be read stay empty.
     pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> PerCpu {
-        let (offsets, nonsense) = offsets(kernel, memory);
-        let mut this = PerCpu { offsets, nonsense: nonsense.into_iter().collect(), ..PerCpu::default() };
+        let (offsets, corruption) = offsets(kernel, memory);
+        let mut this = PerCpu { offsets, corruption: corruption.into_iter().collect(), ..PerCpu::default() };
         let Some((chunks, whole)) = chunks(kernel, memory) else { return this };
         let ranges = this.ranges(kernel, memory, &chunks);
         let base = kernel.offset_of("pcpu_chunk", "base_addr");
         this.bases = chunks.iter().filter_map(|c| Some(c.offset(base?))).collect();
         this.allocated = if whole { allocated(kernel, memory, &chunks) } else { None };
         if ranges.is_none() || this.allocated.is_none() {
-            this.nonsense.push(Nonsense::Chunks);
+            this.corruption.push(Corruption::Chunks);
         }
         this.dynamic = ranges.unwrap_or_default();
         this
@@ -180,9 +180,9 @@ fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) ->
 
 /// `__per_cpu_offset` of each possible CPU, compared with the values it was computed from
 /// (setup_per_cpu_areas(), arch/x86/kernel/setup_percpu.c, 5.10 to 7.3).
-pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, Option<Nonsense>) {
+pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, Option<Corruption>) {
     let Some(at) = kernel.symbol("__per_cpu_offset") else { return (Vec::new(), None) };
-    let mut nonsense = None;
+    let mut corruption = None;
     let mut count = kernel.variable(memory, "nr_cpu_ids").map_or(1, |n| (n as u32).clamp(1, MAX_CPUS)).into();
     let read = |at: VirtAddr, cpu: u64| kernel.read_u64(memory, at.offset(8 * cpu)).ok();
     // Before the kernel sets it, there are no units either.
@@ -192,7 +192,7 @@ pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, 
         // The same as in setup_nr_cpu_ids(), kernel/smp.c.
         let last = possible.iter().rposition(|&is| is).map_or(0, |last| last as u64 + 1);
         if last != count {
-            nonsense = Some(Nonsense::Cpus("nr_cpu_ids is not the number of possible ones"));
+            corruption = Some(Corruption::Cpus("nr_cpu_ids is not the number of possible ones"));
             count = last.clamp(1, count);
         }
     }
@@ -207,13 +207,13 @@ pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, 
         let is_other =
             |(cpu, offset): (usize, &u64)| possible.get(cpu) == Some(&true) && expected.get(cpu) != Some(offset);
         if offsets.iter().enumerate().any(is_other) {
-            nonsense = Some(Nonsense::Cpus("__per_cpu_offset is not where the CPUs' memory was set up"));
+            corruption = Some(Corruption::Cpus("__per_cpu_offset is not where the CPUs' memory was set up"));
         }
     }
     // Copies at the same address are listed once.
     let mut seen = HashSet::new();
     offsets.retain(|offset| seen.insert(*offset));
-    (offsets, nonsense)
+    (offsets, corruption)
 }
 
 /// Whether each CPU is possible (`cpu_possible_mask`).

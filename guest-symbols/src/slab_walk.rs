@@ -7,7 +7,7 @@ mod quarantine;
 
 use crate::Kernel;
 use crate::allocators::kfence::{self, STEP};
-use crate::corruption::{Nonsense, Unread};
+use crate::corruption::{Corruption, Unreadable};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::pages::{Pages, Slab};
 use crate::percpu::PerCpu;
@@ -113,7 +113,7 @@ pub struct Allocated {
     /// Corrupted freelists of CPUs.
     broken_cpu: u64,
     /// Corruptions that were found.
-    pub nonsense: Vec<Nonsense>,
+    pub corruption: Vec<Corruption>,
 }
 
 impl Allocated {
@@ -143,15 +143,15 @@ impl Allocated {
 /// Walks every slab. `sheaves` are the addresses of all `struct slab_sheaf`.
 ///
 /// # Errors
-/// [`Unread`].
+/// [`Unreadable`].
 pub fn allocated(
     kernel: &Kernel,
     memory: &impl StoppedMemory,
     pages: &Pages,
     percpu: &PerCpu,
     sheaves: &[VirtAddr],
-) -> Result<Allocated, Unread> {
-    let layout = Layout::of(kernel).ok_or(Unread::NotDescribed)?;
+) -> Result<Allocated, Unreadable> {
+    let layout = Layout::of(kernel).ok_or(Unreadable::NotDescribed)?;
     let mut walk =
         Walk { kernel, memory, pages, layout, links: HashMap::new(), free: Vec::new(), out: Allocated::default() };
     walk.read_sheaves(sheaves);
@@ -161,10 +161,10 @@ pub fn allocated(
     walk.read_slabs()?;
     let mut out = walk.out;
     if out.broken_cpu > 0 {
-        out.nonsense.push(Nonsense::CpuFreelists(out.broken_cpu));
+        out.corruption.push(Corruption::CpuFreelists(out.broken_cpu));
     }
     if pages.whole && out.broken > IN_THE_MAKING * percpu.offsets.len() as u64 {
-        out.nonsense.push(Nonsense::Slabs(out.broken));
+        out.corruption.push(Corruption::Slabs(out.broken));
     }
     Ok(out)
 }
@@ -229,13 +229,13 @@ impl<M: StoppedMemory> Walk<'_, M> {
     fn read_caches(&mut self, percpu: &PerCpu) {
         let Some((caches, whole)) = slab::cache_list(self.kernel, self.memory) else { return };
         if !whole {
-            self.out.nonsense.push(Nonsense::CacheList(caches.len()));
+            self.out.corruption.push(Corruption::CacheList(caches.len()));
         }
-        let mut odd = 0;
+        let mut invalid = 0;
         for cache in caches {
             self.learn(cache.0);
             // A cache in the list is fully set up.
-            odd += u64::from(self.links.get(&cache.0).is_none_or(Option::is_none));
+            invalid += u64::from(self.links.get(&cache.0).is_none_or(Option::is_none));
             let (Some(cpu_slab), Some(freelist)) = (self.layout.cpu_slab, self.layout.cpu_freelist) else { continue };
             let Some(pointer) = self.word(cache.offset(cpu_slab)) else { continue };
             for at in (0..percpu.offsets.len()).filter_map(|cpu| percpu.address(cpu, pointer)) {
@@ -246,8 +246,8 @@ impl<M: StoppedMemory> Walk<'_, M> {
                 }
             }
         }
-        if odd > 0 {
-            self.out.nonsense.push(Nonsense::Caches(odd));
+        if invalid > 0 {
+            self.out.corruption.push(Corruption::Caches(invalid));
         }
     }
 
@@ -290,7 +290,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
         true
     }
 
-    fn read_slabs(&mut self) -> Result<(), Nonsense> {
+    fn read_slabs(&mut self) -> Result<(), Corruption> {
         let mut free = Vec::new();
         let mut elsewhere = 0;
         for slab in self.pages.slabs() {
@@ -325,7 +325,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
             let used = free.iter().zip(0..).filter(|(free, _)| !**free);
             self.out.objects.extend(used.map(|(_, i)| (slots.first + i * slots.stride, *index)));
             if self.out.objects.len() > MAX_ALLOCATED {
-                return Err(Nonsense::TooManyObjects(MAX_ALLOCATED as u64));
+                return Err(Corruption::TooManyObjects(MAX_ALLOCATED as u64));
             }
         }
         Ok(())

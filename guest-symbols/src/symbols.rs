@@ -78,8 +78,8 @@ impl SymbolTableBuilder {
     /// one word are left out.
     pub fn push(&mut self, addr: u64, kind: u8, name: &str) {
         // All bytes are tested without an early exit, which the compiler vectorizes.
-        let odd = name.bytes().fold(false, |odd, b| odd | !(b' '..0x7f).contains(&b));
-        if odd && name.contains(char::is_control) {
+        let unprintable = name.bytes().fold(false, |unprintable, b| unprintable | !(b' '..0x7f).contains(&b));
+        if unprintable && name.contains(char::is_control) {
             return;
         }
         let (Ok(at), Ok(len)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {

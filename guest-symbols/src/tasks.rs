@@ -1,7 +1,7 @@
 //! Tasks and their stacks (include/linux/sched.h).
 
 use crate::Kernel;
-use crate::corruption::{self, Nonsense, Unread};
+use crate::corruption::{self, Corruption, Unreadable};
 use crate::memory::{GuestMemory, VirtAddr};
 use crate::percpu::PerCpu;
 use std::collections::HashSet;
@@ -45,13 +45,13 @@ pub struct TaskStack {
 /// Walks the task lists.
 ///
 /// # Errors
-/// [`Unread`] if a list is corrupted.
-pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Result<Tasks, Unread> {
+/// [`Unreadable`] if a list is corrupted.
+pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Result<Tasks, Unreadable> {
     let mut found = Tasks::default();
     match walk(kernel, memory, percpu, &mut found) {
         Some(true) => Ok(found),
-        Some(false) => Err(Nonsense::Tasks(found.tasks.len()).into()),
-        None => Err(Unread::NotDescribed),
+        Some(false) => Err(Corruption::Tasks(found.tasks.len()).into()),
+        None => Err(Unreadable::NotDescribed),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The kernel's records of vmalloc space (mm/vmalloc.c): busy `vmap_area`s and their `vm_struct`s.
 
 use crate::Kernel;
-use crate::corruption::{Nonsense, Unread};
+use crate::corruption::{Corruption, Unreadable};
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -56,10 +56,10 @@ impl Area {
 /// All busy areas, from the trees of every node (6.9 on) or from the single tree before.
 ///
 /// # Errors
-/// [`Unread`] if a tree is corrupted.
-pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Result<Vec<Area>, Unread> {
+/// [`Unreadable`] if a tree is corrupted.
+pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Result<Vec<Area>, Unreadable> {
     let mut areas = Vec::new();
-    for root in roots(kernel, memory).ok_or(Unread::NotDescribed)? {
+    for root in roots(kernel, memory).ok_or(Unreadable::NotDescribed)? {
         walk(kernel, memory, root, &mut areas)?;
     }
     Ok(areas)
@@ -109,7 +109,7 @@ fn block(kernel: &Kernel, memory: &impl GuestMemory, area: &Area) -> Option<(u64
 /// In order, areas ascend and do not overlap. The kernel keeps this true at every instruction,
 /// because others walk the tree while it changes (lib/rbtree.c). Each node is therefore visited
 /// once.
-fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Result<(), Unread> {
+fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Result<(), Unreadable> {
     let fields = || {
         let field = |name| kernel.offset_of("vmap_area", name);
         let child = |name| Some(field("rb_node")? + kernel.offset_of("rb_node", name)?);
@@ -122,8 +122,8 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut 
             child("rb_right")?,
         ])
     };
-    let [node_at, start, end, vm, left, right] = fields().ok_or(Unread::NotDescribed)?;
-    let read = |at: VirtAddr| kernel.read_u64(memory, at).map_err(|_| Nonsense::Areas);
+    let [node_at, start, end, vm, left, right] = fields().ok_or(Unreadable::NotDescribed)?;
+    let read = |at: VirtAddr| kernel.read_u64(memory, at).map_err(|_| Corruption::Areas);
     // A node, and the bounds of its area.
     let mut todo: Vec<(u64, Range<u64>)> = vec![(read(root)?, 0..u64::MAX)];
     while let Some((node, within)) = todo.pop() {
@@ -135,7 +135,7 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut 
         let mut found = Area { area, start: word(start)?, end: word(end)?, vm: VirtAddr(word(vm)?), block: None };
         let fits = within.start <= found.start && found.start < found.end && found.end <= within.end;
         if !fits || areas.len() >= MAX_AREAS {
-            return Err(Nonsense::Areas.into());
+            return Err(Corruption::Areas.into());
         }
         found.block = block(kernel, memory, &found);
         areas.push(found);

@@ -45,11 +45,11 @@ const MAX_PAGE_EXT: u64 = 4096;
 
 /// Virtual ranges that hold no references.
 pub(crate) fn ranges<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Range<u64>> {
-    let mut dead = lock_tables(kernel);
-    dead.extend(registered_keys(kernel, blocks));
-    dead.extend(stack_pools(kernel, blocks));
-    dead.extend(page_extensions(kernel, blocks).unwrap_or_default());
-    dead
+    let mut ranges = lock_tables(kernel);
+    ranges.extend(registered_keys(kernel, blocks));
+    ranges.extend(stack_pools(kernel, blocks));
+    ranges.extend(page_extensions(kernel, blocks).unwrap_or_default());
+    ranges
 }
 
 /// The virtual range of a variable of the image. The range may include padding up to the next
@@ -74,20 +74,20 @@ fn lock_tables(kernel: &Kernel) -> Vec<Range<u64>> {
 /// The links of keys that objects have registered (lockdep_register_key(), 5.1 on). Each link is
 /// the address of the next key, which is in another object.
 fn registered_keys<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Range<u64>> {
-    let mut dead = Vec::new();
+    let mut ranges = Vec::new();
     let (Some(table), Some(next)) = (variable(kernel, "lock_keys_hash"), kernel.offset_of("hlist_node", "next")) else {
-        return dead;
+        return ranges;
     };
     // Each key has its own address. More keys than this mean a circular list.
     let most = blocks.blocks.len() + 1;
     for head in table.step_by(8) {
         let mut at = kernel.read_u64(blocks.memory, VirtAddr(head)).unwrap_or(0);
-        while at != 0 && dead.len() < most {
-            dead.push(at..at.saturating_add(16));
+        while at != 0 && ranges.len() < most {
+            ranges.push(at..at.saturating_add(16));
             at = kernel.read_u64(blocks.memory, VirtAddr(at).offset(next)).unwrap_or(0);
         }
     }
-    dead
+    ranges
 }
 
 fn stack_pools<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<Range<u64>> {

@@ -24,7 +24,7 @@ pub fn lay_out<'a, M: StoppedMemory>(
     blocks.apply_sheaf_rules(kernel, &special.sheaves);
     blocks.apply_vmap_rules(kernel, special.areas.as_deref());
     blocks.apply_leak_tracer_rules(kernel, &special.untraced);
-    blocks.dead = stale_words::skip(kernel, &mut blocks);
+    blocks.stale_ranges = stale_words::skip(kernel, &mut blocks);
     stacks::apply_rules(&mut blocks, kernel);
     blocks
 }

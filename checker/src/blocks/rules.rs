@@ -72,7 +72,7 @@ impl<M: StoppedMemory> Blocks<'_, M> {
         let mut is_vmap_area_site = allocation_sites::vmap_area_sites(kernel, self.allocations);
         // This is rarely needed, because the allocation of nearly every area was seen.
         let space = LazyCell::new(|| Space::new(kernel.variable(self.memory, "vmalloc_base"), areas));
-        for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
+        for &(i, _) in self.special_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
             let b = &self.blocks[i as usize];
             let is_area = match b.seen() {
                 true => is_vmap_area_site(self.object(b)),
@@ -121,7 +121,7 @@ impl<M: StoppedMemory> Blocks<'_, M> {
         // A kmemleak object that is no longer used waits for a grace period. Its rcu_head then
         // links it to other objects that wait.
         let link = kernel.offset_of("kmemleak_object", "flags").zip(kernel.offset_of("kmemleak_object", "rcu.next"));
-        for (i, cache) in &self.odd_objects {
+        for (i, cache) in &self.special_objects {
             let (b, Some(is_kmemleak)) = (&self.blocks[*i as usize], caches.get(cache)) else { continue };
             let link = link.filter(|(flags, _)| {
                 // OBJECT_ALLOCATED, mm/kmemleak.c

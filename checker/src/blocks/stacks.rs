@@ -20,7 +20,7 @@ use std::ops::Range;
 ///   (lib/rbtree.c).
 /// - `held_locks` are lockdep's records of locks that the task holds or held (lock_release,
 ///   kernel/locking/lockdep.c). The owner of a lock has other references to it.
-const DEAD_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
+const STALE_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
 
 /// A flag in `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -33,7 +33,7 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
     // If tasks cannot be read, whole stacks are scanned, which may hide leaks.
     let tasks = tasks::read(kernel, blocks.memory, &blocks.percpu);
     let Some(tasks) = blocks.troubles.read("tasks", tasks) else { return };
-    skip_dead_members(blocks, kernel, &tasks);
+    skip_stale_members(blocks, kernel, &tasks);
     skip_stacks_of_nobody(blocks, kernel, &tasks);
     let threads = Threads::of(kernel, blocks.memory);
     for stack in &tasks.stacks {
@@ -43,30 +43,30 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
             continue;
         }
         let size = b.size;
-        let mut dead: Vec<Range<u64>> = Vec::new();
+        let mut stale: Vec<Range<u64>> = Vec::new();
         match stack.state {
-            Stack::From(sp) if sp.wrapping_sub(stack.base) < size => dead.push(0..(sp - stack.base) & !7),
+            Stack::From(sp) if sp.wrapping_sub(stack.base) < size => stale.push(0..(sp - stack.base) & !7),
             // The task has not run yet, or its stack pointer is corrupted. The whole stack is read.
             Stack::From(_) => {}
             // If no stack pointer is in it, the whole stack is read. The task may be in the middle
             // of a switch.
             Stack::Running => {
                 let sp = blocks.stack_pointer_in(&(stack.base..stack.base + size));
-                dead.extend(sp.map(|sp| 0..sp - stack.base));
+                stale.extend(sp.map(|sp| 0..sp - stack.base));
             }
-            Stack::Cached => dead.push(0..size),
+            Stack::Cached => stale.push(0..size),
         }
         if let (Some(threads), Stack::From(sp)) = (&threads, stack.state) {
-            let words = threads.dead_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
-            dead.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
+            let words = threads.stale_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
+            stale.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
         }
-        blocks.skip.extend(block, dead);
+        blocks.skip.extend(block, stale);
     }
 }
 
-fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
+fn skip_stale_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
     let Some(btf) = kernel.btf.as_ref() else { return };
-    for member in DEAD_IN_TASKS.iter().filter_map(|name| btf.member("task_struct", name)) {
+    for member in STALE_IN_TASKS.iter().filter_map(|name| btf.member("task_struct", name)) {
         let Some(len) = btf.type_size(member.type_id) else { continue };
         for task in &tasks.tasks {
             let at = task.0.wrapping_add(member.offset());
@@ -76,7 +76,7 @@ fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kern
                     blocks.skip.push(block, at..at + len);
                 }
                 // The first idle task (init_task) is in no block.
-                None => blocks.dead.push(at..at.saturating_add(len)),
+                None => blocks.stale_ranges.push(at..at.saturating_add(len)),
             }
         }
     }
@@ -143,7 +143,7 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
 
     /// The virtual ranges of a stack that are stale for this reason. The task sleeps with its stack
     /// pointer at `sp`.
-    fn dead_words(
+    fn stale_words(
         &self,
         blocks: &Blocks<'_, M>,
         kernel: &Kernel,
@@ -171,8 +171,8 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
             Call::Other => return None,
         }
         // Nothing above the return address into kthread() is needed any more.
-        let mut dead: Vec<Range<u64>> = Vec::new();
-        dead.push(frames[kthread.checked_sub(1)?].cfa..top);
+        let mut stale: Vec<Range<u64>> = Vec::new();
+        stale.push(frames[kthread.checked_sub(1)?].cfa..top);
         // The first function below kthread() that saves a register saves kthread()'s value.
         let mut unsaved = PRESERVED.to_vec();
         for frame in frames[..kthread].iter().rev() {
@@ -184,15 +184,15 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
             for (register, below) in saved {
                 if unsaved.contains(&register) {
                     let at = frame.cfa.wrapping_sub(below);
-                    dead.push(at..at.saturating_add(8));
+                    stale.push(at..at.saturating_add(8));
                 }
                 unsaved.retain(|&r| r != register);
             }
         }
         // The guest controls these values, so they may be any address.
-        dead.retain(|r| bottom <= r.start && r.end <= top);
-        dead.extend(SWITCH_FRAME.iter().filter(|(r, _)| unsaved.contains(r)).map(|(_, at)| sp + at..sp + at + 8));
-        Some(dead)
+        stale.retain(|r| bottom <= r.start && r.end <= top);
+        stale.extend(SWITCH_FRAME.iter().filter(|(r, _)| unsaved.contains(r)).map(|(_, at)| sp + at..sp + at + 8));
+        Some(stale)
     }
 
     /// The registers that a function has saved when it executes `ip`, each with the distance in

@@ -8,7 +8,7 @@ use super::debug_options;
 use crate::blocks::Blocks;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
-use guest_symbols::corruption::Nonsense;
+use guest_symbols::corruption::Corruption;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
 use guest_symbols::slab;
 use std::collections::HashSet;
@@ -46,7 +46,7 @@ const RECORDS_OF_BATCHES: (&str, &str, [&str; 2]) =
 
 /// Lists of objects whose memory waits to be freed: the variable, the struct, and its member that
 /// is the link.
-const DEAD_OBJECTS: [(&str, &str, &str); 1] = [
+const STALE_OBJECTS: [(&str, &str, &str); 1] = [
     // net_complete_free(), net/core/net_namespace.c, 6.13 on and in stable kernels before. A
     // namespace stays listed until the next one is destroyed.
     ("defer_free_list", "net", "defer_free_list"),
@@ -99,7 +99,7 @@ fn nodes<M: StoppedMemory>(
         && next != head.0
     {
         if !seen.insert(next) {
-            blocks.troubles.extend([Nonsense::List(name)]);
+            blocks.troubles.extend([Corruption::List(name)]);
             break;
         }
         nodes.push(VirtAddr(next));
@@ -114,7 +114,7 @@ fn ranges<M: StoppedMemory>(
     blocks: &mut Blocks<'_, M>,
     interrupt_stacks: &[InterruptStack],
 ) -> Vec<Range<u64>> {
-    let mut dead = Vec::new();
+    let mut stale = Vec::new();
     let offsets = blocks.percpu.offsets.clone();
     let every_cpu = |name: &str| {
         let at = kernel.symbol(name);
@@ -130,11 +130,11 @@ fn ranges<M: StoppedMemory>(
             if kernel.read(blocks.memory, at.offset(count.offset()), &mut value[..width]).is_ok() {
                 let array = at.0.wrapping_add(array.offset());
                 let from = array.wrapping_add(u64::from_le_bytes(value).saturating_mul(8).min(size));
-                dead.push(from..array.wrapping_add(size));
+                stale.push(from..array.wrapping_add(size));
             }
         }
     }
-    dead.extend(interrupt_stacks.iter().map(|stack| stack.dead.clone()));
+    stale.extend(interrupt_stacks.iter().map(|stack| stack.stale.clone()));
     let (name, of, _) = RECORDS;
     // If events ended before the check, calls of kvfree_rcu() were not seen. These lists are then
     // the only record of the objects.
@@ -144,7 +144,7 @@ fn ranges<M: StoppedMemory>(
         for &(list, link) in &lists {
             for page in nodes(kernel, blocks, name, at.offset(list), link) {
                 // The links at the start of the page stay references.
-                dead.push(page.0.wrapping_add(16)..(page.0 | (PAGE_SIZE - 1)).wrapping_add(1));
+                stale.push(page.0.wrapping_add(16)..(page.0 | (PAGE_SIZE - 1)).wrapping_add(1));
             }
         }
     }
@@ -154,29 +154,29 @@ fn ranges<M: StoppedMemory>(
     {
         for node in nodes(kernel, blocks, name, head, 0) {
             let at = node.0.wrapping_sub(link).wrapping_add(data);
-            dead.push(at..at.saturating_add(8));
+            stale.push(at..at.saturating_add(8));
         }
     }
     let of_semaphore = |member| kernel.offset_of("percpu_rw_semaphore", member);
     if let (Some(state), Some(link)) = (of_semaphore("rss.gp_state"), of_semaphore("rss.cb_head.next")) {
         for at in SEMAPHORES.iter().filter_map(|name| kernel.symbol(name)) {
             if kernel.read_u32(blocks.memory, at.offset(state)).is_ok_and(|s| NOT_QUEUED.contains(&s)) {
-                dead.push(at.0 + link..at.0 + link + 8);
+                stale.push(at.0 + link..at.0 + link + 8);
             }
         }
     }
-    dead.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
-    dead.extend(blocks.pages.kfence.iter().flat_map(|pool| pool.not_references.iter().cloned()));
-    dead.extend(debug_options::ranges(kernel, blocks));
-    dead.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
-    dead.retain(|range| range.start < range.end);
-    dead
+    stale.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
+    stale.extend(blocks.pages.kfence.iter().flat_map(|pool| pool.not_references.iter().cloned()));
+    stale.extend(debug_options::ranges(kernel, blocks));
+    stale.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
+    stale.retain(|range| range.start < range.end);
+    stale
 }
 
 /// An interrupt stack.
 struct InterruptStack {
     /// The part that is not in use.
-    dead: Range<u64>,
+    stale: Range<u64>,
     /// The stack pointer that the CPU had before it switched to this stack.
     before: Option<u64>,
 }
@@ -193,13 +193,13 @@ fn interrupt_stacks<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -
         let mut up = [1];
         kernel.read(blocks.memory, at(flag)?, &mut up).ok()?;
         if up == [0] {
-            return Some(InterruptStack { dead: start..start + size, before: None });
+            return Some(InterruptStack { stale: start..start + size, before: None });
         }
         let last = kernel.read_u64(blocks.memory, at(last)?).ok()?;
         let mapped = last.checked_sub(size - 8)?;
         let used_from = blocks.stack_pointer_in(&(mapped..mapped + size))?;
         let before = kernel.read_u64(blocks.memory, VirtAddr(last)).ok();
-        Some(InterruptStack { dead: start..start + (used_from - mapped), before })
+        Some(InterruptStack { stale: start..start + (used_from - mapped), before })
     };
     (0..blocks.percpu.offsets.len()).filter_map(of_cpu).collect()
 }
@@ -235,9 +235,9 @@ fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
 /// link to the next stays. Returns the virtual ranges that are in no block.
 pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) -> Vec<Range<u64>> {
     let interrupt_stacks = interrupt_stacks(kernel, blocks);
-    let mut dead = ranges(kernel, blocks, &interrupt_stacks);
+    let mut stale = ranges(kernel, blocks, &interrupt_stacks);
     blocks.stack_pointers.extend(interrupt_stacks.iter().filter_map(|stack| stack.before));
-    dead.retain(|range| {
+    stale.retain(|range| {
         let block = blocks.addresses.find(range.start);
         // A per-CPU block's address is not an address of memory.
         if let Some(block) = block.filter(|block| blocks.blocks[*block as usize].kind != Kind::Percpu) {
@@ -247,7 +247,7 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
         block.is_none()
     });
     skip_numbers_of_caches(kernel, blocks);
-    for (list, of, link) in DEAD_OBJECTS {
+    for (list, of, link) in STALE_OBJECTS {
         let (Some(head), Some(link)) = (kernel.symbol(list), kernel.offset_of(of, link)) else { continue };
         let mut found = Vec::new();
         for node in nodes(kernel, blocks, list, head, 0) {
@@ -259,11 +259,11 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
                 }
             }
         }
-        for (block, dead) in found {
-            blocks.skip.extend(block, dead);
+        for (block, stale) in found {
+            blocks.skip.extend(block, stale);
         }
     }
-    dead
+    stale
 }
 
 /// Leaves out the members of `struct kmem_cache` that are not pointers. Up to 6.14 a `__percpu`

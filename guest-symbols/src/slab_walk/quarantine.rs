@@ -4,7 +4,7 @@
 //! keeps them for a grace period (mm/slub.c, 6.12 on).
 
 use super::{Allocated, IN_THE_MAKING, Walk};
-use crate::corruption::Nonsense;
+use crate::corruption::Corruption;
 use crate::kasan::Quarantine;
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::percpu::PerCpu;
@@ -20,13 +20,13 @@ impl<M: StoppedMemory> Walk<'_, M> {
     /// Adds the objects in quarantine to the free objects.
     pub(super) fn read_quarantine(&mut self, percpu: &PerCpu) {
         let Some(quarantine) = Quarantine::of(self.kernel, percpu) else { return };
-        let (mut odd, mut seen) = (0, HashSet::new());
+        let (mut invalid, mut seen) = (0, HashSet::new());
         for list in &quarantine.lists {
-            odd += u64::from(!self.read_quarantined(&quarantine, *list, &mut seen));
+            invalid += u64::from(!self.read_quarantined(&quarantine, *list, &mut seen));
         }
         // A CPU that is stopped while it adds an object may have linked it in part.
-        if odd > IN_THE_MAKING * percpu.offsets.len() as u64 {
-            self.out.nonsense.push(Nonsense::Quarantine(odd));
+        if invalid > IN_THE_MAKING * percpu.offsets.len() as u64 {
+            self.out.corruption.push(Corruption::Quarantine(invalid));
         }
     }
 
