@@ -36,9 +36,9 @@ use std::ops::Range;
 /// (include/linux/percpu-refcount.h).
 ///
 /// Up to 6.14 a `__percpu` pointer is a small number, like sizes and flags. Interior pointers would
-/// match many words that are not pointers. Blocks whose parts are referenced one by one, such as
-/// arrays of percpu_counter and xt counters, are also referenced by their start. A reference must
-/// therefore be the start of the block, plus at most these flags.
+/// match many words that are not pointers. Some blocks are referenced part by part, such as arrays
+/// of percpu_counter and xt counters. These blocks are also referenced by their start. A reference
+/// must therefore be the start of the block, plus at most these flags.
 const POINTER_FLAGS: u64 = 4;
 
 /// The largest per-CPU block in bytes: PCPU_MIN_UNIT_SIZE (include/linux/percpu.h).

@@ -93,7 +93,7 @@ const TABLE: &[NotLeak] = &[
     },
 ];
 
-/// Marks the unreferenced objects that the table explains, so that objects they refer to are not
+/// Marks the objects that the table explains as reachable, so that objects they refer to are not
 /// leaks either. Returns the reason for each object that nothing else referred to. Call it after
 /// everything else is marked.
 pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &mut Marker) -> Vec<&'static str> {

@@ -187,7 +187,7 @@ pub fn entries(kernel: &Kernel, memory: &impl GuestMemory, head: &str, links: Op
         .collect()
 }
 
-/// A table with the ends of all parts, so that the last symbol of a part ends with it, as in
+/// A table with the ends of all parts. The last symbol of a part then ends with it, as in
 /// find_kallsyms_symbol().
 fn ends(ranges: &[Range<u64>]) -> SymbolTableBuilder {
     let mut symbols = SymbolTableBuilder::default();

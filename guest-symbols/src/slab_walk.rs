@@ -1,7 +1,7 @@
 //! Slab objects that the kernel itself counts as allocated (mm/slub.c, 5.10 to 7.3).
 //!
-//! These are all slots of all slabs, except objects on a freelist of a slab or of a CPU, in a
-//! sheaf, or in KASAN's quarantine.
+//! These are all slots of all slabs, except free objects. Free objects are on a freelist of a slab
+//! or of a CPU, in a sheaf, or in KASAN's quarantine.
 
 mod quarantine;
 

@@ -6,7 +6,7 @@ use crate::paging::{PageTables, Translation};
 /// The direct map and the kernel's page tables.
 ///
 /// The direct map's address is read once, when this is made. Early boot sets it. Page tables are
-/// read each time, so that new mappings are never missed.
+/// read each time, so that an old mapping is never used after it has changed.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, M> {
     memory: &'a M,

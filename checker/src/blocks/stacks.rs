@@ -195,11 +195,14 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         Some(stale)
     }
 
-    /// The registers that a function has saved when it executes `ip`, each with the distance in
+    /// The registers that a function has saved when it executes `ip`. Each has the distance in
     /// bytes from its slot to the caller's frame.
     ///
-    /// `None` if that is not certain: the function's frame is relative to the frame pointer, it
-    /// saves a register twice, or it adjusts the stack pointer in more than one way.
+    /// `None` if that is not certain:
+    ///
+    /// - the function's frame is relative to the frame pointer
+    /// - it saves a register twice
+    /// - it adjusts the stack pointer in more than one way
     fn saved(
         &self,
         kernel: &Kernel,

@@ -46,7 +46,7 @@ const PID: Field = Field { at: 0, bits: 22 };
 const TGID: Field = Field { at: 22, bits: 22 };
 const CPU: Field = Field { at: 44, bits: 13 };
 const KIND: Field = Field { at: 57, bits: 3 };
-const DYING: Field = Field { at: 60, bits: 1 };
+const RCU_PENDING: Field = Field { at: 60, bits: 1 };
 const REPORTED: Field = Field { at: 61, bits: 1 };
 /// 40 bits last for 12 days at a million allocations a second.
 const SEQUENCE: Field = Field { at: 0, bits: 40 };
@@ -111,7 +111,7 @@ impl Object {
     /// not free.
     #[inline]
     pub fn is_rcu_pending(&self) -> bool {
-        DYING.get(self.who) != 0
+        RCU_PENDING.get(self.who) != 0
     }
 
     /// Whether the object was reported before.
@@ -120,7 +120,7 @@ impl Object {
     }
 
     pub(crate) fn set_rcu_pending(&mut self) {
-        self.who |= DYING.put(1);
+        self.who |= RCU_PENDING.put(1);
     }
 
     pub(crate) fn set_reported(&mut self) {
