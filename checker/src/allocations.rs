@@ -1,4 +1,4 @@
-//! What the live map knows, and who called the allocators.
+//! The allocations of the live map, and the functions that called the allocators.
 
 use detector::frozen::Objects;
 use detector::objects::Object;
@@ -6,19 +6,20 @@ use detector::stacks::{StackId, Stacks};
 use guest_symbols::Kernel;
 use std::collections::HashMap;
 
-/// The live objects of a moment, and the stacks that they were allocated with.
+/// The live objects at the time of a check, and the stacks of their allocations.
 #[derive(Clone, Copy)]
 pub struct Allocations<'a> {
     /// The live map's snapshot.
     pub objects: &'a Objects,
-    /// By number.
+    /// Indexed by stack number.
     pub stacks: &'a Stacks,
-    /// Whether the events ended before the moment: of what was freed since, only the kernel's own books tell.
+    /// Whether events ended before the check. Frees after that show only in the kernel's allocator
+    /// metadata.
     pub halted: bool,
 }
 
-/// Starts of the names of functions that do nothing but allocate what they return (mm/slub.c, mm/util.c, mm/vmalloc.c and their
-/// headers, 5.10 to 7.3): who called them is of interest.
+/// Prefixes of functions that only allocate what they return (mm/slub.c, mm/util.c, mm/vmalloc.c
+/// and their headers, 5.10 to 7.3). Their callers are the allocation sites.
 const WRAPPERS: [&str; 12] = [
     "kmalloc",
     "__kmalloc",
@@ -34,13 +35,13 @@ const WRAPPERS: [&str; 12] = [
     "kstrdup",
 ];
 
-/// Whether a function does nothing but allocate what it returns.
+/// Whether a function only allocates what it returns.
 pub(crate) fn is_wrapper(function: &str) -> bool {
     WRAPPERS.iter().any(|start| function.starts_with(start))
 }
 
-/// Of frames, innermost first, the number of the first that is no allocator, or where there is none the second; the first is the
-/// allocator that was entered.
+/// The index of the first frame that is not an allocator. Frames are given innermost first. Frame 0
+/// is the allocator that was entered. The result is 1 if all frames are allocators.
 pub(crate) fn caller_of<'n>(frames: &[u64], mut name: impl FnMut(u64) -> Option<&'n str>) -> Option<usize> {
     let found = (1..frames.len()).find(|&i| !name(frames[i]).is_some_and(is_wrapper));
     found.or_else(|| (frames.len() > 1).then_some(1))
@@ -52,19 +53,19 @@ fn function(kernel: &Kernel, at: u64) -> Option<&str> {
 }
 
 impl<'a> Allocations<'a> {
-    /// The function of the kernel that called the allocator.
+    /// The kernel function that called the allocator.
     pub(crate) fn caller<'k>(&self, kernel: &'k Kernel, stack: StackId) -> Option<&'k str> {
         let frames = self.stacks.frames(stack);
         caller_of(&frames, |at| function(kernel, at)).and_then(|i| function(kernel, frames[i]))
     }
 
-    /// Tells objects by the function that called the allocator. Names are looked up once for each place of call: there are a few
-    /// thousand of them, and a hundred times as many objects.
+    /// Returns a predicate on objects, by the function that called the allocator. Each call site is
+    /// looked up once. There are a few thousand of them, and a hundred times as many objects.
     pub(crate) fn by_caller(self, kernel: &'a Kernel, is: fn(&str) -> bool) -> impl FnMut(&Object) -> bool + 'a {
-        let mut known: HashMap<StackId, bool> = HashMap::new();
+        let mut found: HashMap<StackId, bool> = HashMap::new();
         let mut names: HashMap<u64, Option<&'a str>> = HashMap::new();
         move |object| {
-            *known.entry(object.stack()).or_insert_with(|| {
+            *found.entry(object.stack()).or_insert_with(|| {
                 let frames = self.stacks.frames(object.stack());
                 let mut name = |at| *names.entry(at).or_insert_with(|| function(kernel, at));
                 caller_of(&frames, &mut name).and_then(|i| name(frames[i])).is_some_and(is)
@@ -90,7 +91,7 @@ mod tests {
         assert_eq!(caller_of(&[1, 9], name), Some(1), "a module's function");
         assert_eq!(caller_of(&[1, 2, 2], name), Some(1), "nobody else is known");
         assert_eq!(caller_of(&[1], name), None);
-        // Who makes caches allocates their sheaves.
+        // Functions that create caches allocate their sheaves, so they are not wrappers.
         assert!(["kmem_cache_init", "__kmem_cache_create", "pcpu_alloc_chunk"].iter().all(|name| !is_wrapper(name)));
     }
 }

@@ -1,8 +1,10 @@
-//! The live map held against the kernel's own books: which slab objects the slabs count as allocated.
+//! The audit: the live map compared with the kernel's own allocator metadata. The slabs show which
+//! of their objects are allocated.
 //!
-//! An object the kernel holds and we do not know was allocated before the first hook or through a function
-//! that is not hooked; it may hold references, and is never a leak. One that we hold and the kernel has freed is a free that was
-//! missed; it is no object any more.
+//! An unknown object is one that the kernel holds and the live map does not. It was allocated
+//! before the first hook, or through a function that is not hooked. It may hold references, and is
+//! never a leak. If the live map holds an object that the kernel has freed, its free was missed. It
+//! is no longer an object.
 
 use crate::allocations::Allocations;
 use detector::objects::{Kind, Object};
@@ -10,25 +12,28 @@ use guest_symbols::Kernel;
 use guest_symbols::slab_walk::Allocated;
 use std::collections::BTreeMap;
 
-/// The result of an audit. Empty maps are what it should find.
+/// The result of an audit. Both maps are empty if nothing is wrong.
 #[derive(Debug, Default)]
 pub struct Audit {
     /// Objects that the slabs count as allocated.
     pub allocated: u64,
-    /// Allocated, but not in the live map: how many, by cache.
+    /// Objects that are allocated but not in the live map: their number, by cache.
     pub unknown: BTreeMap<String, u64>,
-    /// In the live map, but free: how many, by the function that allocated them.
+    /// Objects that are in the live map but free: their number, by the function that allocated
+    /// them.
     pub freed: BTreeMap<String, u64>,
-    /// Freelists that make no sense.
+    /// Corrupted freelists.
     pub broken: u64,
-    /// Blocks that the kernel counts as allocated besides slab objects: of vmalloc(), and per-CPU ones.
+    /// Blocks of vmalloc() and per-CPU blocks that the kernel counts as allocated.
     pub blocks: (u64, u64),
 }
 
 impl Audit {
-    /// Compares `ours`, as far as it is slab objects, with what the slabs count. Calls `each` with every
-    /// object that is one: address, the number of its cache, and its place in the live map's list, if it has one.
-    /// Objects that are not in the live map are none if they were freed.
+    /// Compares the slab objects of `ours` with the slabs.
+    ///
+    /// Calls `each` with every object that is allocated: its address, the number of its cache, and
+    /// its index in the live map's list, if it has one. Objects that are not in the live map are
+    /// skipped if `is_freed` is true for them.
     pub(crate) fn compare(
         kernel: &Kernel,
         ours: Allocations<'_>,
@@ -52,7 +57,7 @@ impl Audit {
             match next.filter(|_| at == Some(addr)) {
                 Some(i) => {
                     next = ours.next();
-                    if !objects[i].1.is_dying() {
+                    if !objects[i].1.is_rcu_pending() {
                         each(addr, cache, Some(i));
                     }
                 }
@@ -67,21 +72,21 @@ impl Audit {
         audit
     }
 
-    /// Counts an object that the kernel holds and we do not know.
+    /// Counts an object that the kernel holds and the live map does not.
     pub(crate) fn unknown(&mut self, cache: &str) {
         *self.unknown.entry(cache.to_owned()).or_default() += 1;
     }
 
-    /// Counts an object that we hold and the kernel does not; what kfree_rcu() was given may be freed where we
-    /// do not look.
+    /// Counts an object that the live map holds and the kernel does not. Objects that were passed
+    /// to kfree_rcu() do not count. The kernel may free them through functions that are not hooked.
     pub(crate) fn freed(&mut self, kernel: &Kernel, ours: Allocations<'_>, object: &Object) {
-        if !object.is_dying() {
+        if !object.is_rcu_pending() {
             let caller = ours.caller(kernel, object.stack()).unwrap_or("?");
             *self.freed.entry(caller.to_owned()).or_default() += 1;
         }
     }
 
-    /// How many are unknown, and how many free.
+    /// How many objects are unknown, and how many are free.
     pub fn counts(&self) -> (u64, u64) {
         (self.unknown.values().sum(), self.freed.values().sum())
     }

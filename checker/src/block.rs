@@ -1,39 +1,39 @@
-//! A live object as a block of guest memory. There may be millions.
+//! A live object as a block of guest memory. There may be millions of them, so a block is small.
 
 use detector::objects::{Kind, Object};
 
-/// A live object whose place and size are known.
+/// A live object whose address and size are known.
 pub struct Block {
     /// Virtual address, or `__percpu` pointer.
     pub addr: u64,
-    /// Bytes, as kmemleak counts them.
+    /// Size in bytes, as kmemleak counts it.
     pub size: u64,
-    /// What it is made of.
+    /// The allocator that it comes from.
     pub kind: Kind,
-    /// Its place in the live map's snapshot.
+    /// Its index in the live map's snapshot, or [`UNSEEN`].
     pub(crate) object: u32,
 }
 
 impl Block {
-    /// No place: what only the kernel's books know.
+    /// The index of blocks whose allocation was not seen.
     const UNSEEN: u32 = u32::MAX;
 
-    /// A block of the live map's object number `object`.
+    /// A block for the live map's object number `object`.
     pub(crate) fn of(addr: u64, size: u64, kind: Kind, object: usize) -> Block {
         Block { addr, size, kind, object: u32::try_from(object).unwrap_or(Block::UNSEEN) }
     }
 
-    /// A block that only the kernel's books know.
+    /// A block that only the kernel's allocator metadata shows.
     pub(crate) fn unseen(addr: u64, size: u64, kind: Kind) -> Block {
         Block { addr, size, kind, object: Block::UNSEEN }
     }
 
-    /// Whether its allocation was seen: what only the kernel's books know is never a leak.
+    /// Whether its allocation was seen. An unseen block is never a leak by default.
     pub fn seen(&self) -> bool {
         self.object != Block::UNSEEN
     }
 
-    /// What the live map knows of it; `objects` is its snapshot.
+    /// Its entry in the live map. `objects` is the snapshot.
     pub(crate) fn object<'a>(&self, objects: &'a [(u64, Object)]) -> &'a Object {
         match objects.get(self.object as usize) {
             Some((_, object)) => object,
@@ -42,7 +42,7 @@ impl Block {
     }
 }
 
-/// By kind, what is known of an object whose allocation was not seen.
+/// Entries for objects whose allocation was not seen, indexed by kind.
 static UNSEEN: [Object; 5] = [
     Object::unseen(Kind::Slab),
     Object::unseen(Kind::Large),

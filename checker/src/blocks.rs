@@ -1,4 +1,5 @@
-//! Live objects as blocks of guest memory: where their bytes lie, and which of them are no references.
+//! Live objects as blocks of guest memory: where their bytes are, and which bytes are not
+//! references.
 
 mod allocation_sites;
 mod debug_options;
@@ -31,70 +32,76 @@ pub use layout::lay_out;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-/// To 6.14 a `__percpu` pointer is a small number, as are sizes and flags, and interior ones would match many
-/// words that are none. In the field every block whose parts are referred to one by one (arrays of
-/// percpu_counter, xt counters) is referred to by its start as well, so the start is asked for, give or
-/// take the flags in low bits that percpu_ref keeps (include/linux/percpu-refcount.h).
+/// The flag bits that `percpu_ref` keeps in the low bits of a `__percpu` pointer
+/// (include/linux/percpu-refcount.h).
+///
+/// Up to 6.14 a `__percpu` pointer is a small number, like sizes and flags. Interior pointers would
+/// match many words that are not pointers. Some blocks are referenced part by part, such as arrays
+/// of percpu_counter and xt counters. These blocks are also referenced by their start. A reference
+/// must therefore be the start of the block, plus at most these flags.
 const POINTER_FLAGS: u64 = 4;
 
 /// The largest per-CPU block in bytes: PCPU_MIN_UNIT_SIZE (include/linux/percpu.h).
 const MAX_PERCPU: u64 = 32 << 10;
 
-/// Words of each CPU in [`Request::registers`](crate::Request::registers), and which of them is the stack pointer.
+/// Words of each CPU in [`Request::registers`](crate::Request::registers), and the index of the
+/// stack pointer.
 const REGISTERS: usize = 17;
 const RSP: usize = 7;
 
 /// Names of slab caches by the virtual address of their `struct kmem_cache`.
 pub type Caches = HashMap<VirtAddr, Option<String>>;
 
-/// Objects of the kernel's own for which there are rules.
+/// The kernel's own objects that have rules.
 struct Special {
     /// Virtual addresses of every `struct slab_sheaf`.
     sheaves: Vec<VirtAddr>,
-    /// Caches that kmemleak does not look into, each with whether it is the one of kmemleak's objects.
+    /// Caches that kmemleak does not scan. The value is whether the cache holds kmemleak's own
+    /// objects.
     untraced: HashMap<VirtAddr, bool>,
-    /// Busy vmap areas, where they can be read.
+    /// Busy vmap areas. `None` if they cannot be read.
     areas: Option<Vec<vmap::Area>>,
 }
 
-/// All blocks, with what the scan needs to know of them.
+/// All blocks, with what the scan needs to know about them.
 pub struct Blocks<'a, M> {
     pub(crate) memory: &'a M,
-    /// The live map.
+    /// Snapshot of the live map.
     pub(crate) allocations: Allocations<'a>,
     pub(crate) pages: &'a Pages,
     tables: PageTables,
     /// Per-CPU memory.
     pub percpu: PerCpu,
-    /// By number.
+    /// Indexed by block number.
     pub blocks: Vec<Block>,
-    /// By number.
+    /// Indexed by block number.
     pub rules: Rules,
-    /// Finds blocks by virtual address, per-CPU ones by that of each CPU's copy.
+    /// Finds blocks by virtual address. A per-CPU block has one address for each CPU's copy.
     pub addresses: Index,
     /// Finds per-CPU blocks by `__percpu` pointer.
     pub percpu_pointers: Index,
     /// Byte ranges within a block that are not references.
     pub(crate) skip: Skips,
-    /// The CPUs' stack pointers, and those that they left for an interrupt stack.
+    /// The CPUs' stack pointers, and the stack pointers that they had before they switched to an
+    /// interrupt stack.
     pub(crate) stack_pointers: Vec<u64>,
-    /// Virtual ranges in no block that hold nothing.
-    pub(crate) dead: Vec<Range<u64>>,
-    /// Slab caches (addresses of their `struct kmem_cache`s) for whose objects there are rules of their own.
-    odd_caches: HashSet<VirtAddr>,
-    /// Blocks from these, each with its cache.
-    odd_objects: Vec<(u32, VirtAddr)>,
-    /// Objects left out because their memory is no longer what it was.
+    /// Virtual ranges outside all blocks whose words are stale.
+    pub(crate) stale_ranges: Vec<Range<u64>>,
+    /// Slab caches whose objects have special rules, as addresses of their `struct kmem_cache`.
+    special_caches: HashSet<VirtAddr>,
+    /// Blocks from these caches, each with its cache.
+    special_objects: Vec<(u32, VirtAddr)>,
+    /// Objects that were left out because their memory is now used otherwise.
     pub stale: u64,
-    /// The live map against the slabs, where those can be walked.
+    /// The comparison of the live map with the slabs. `None` if the slabs cannot be walked.
     pub audit: Option<Audit>,
-    /// What speaks against all of this.
+    /// Reasons to doubt the result.
     pub troubles: Troubles,
 }
 
 impl<'a, M: StoppedMemory> Blocks<'a, M> {
-    /// Makes the blocks and their index. [`lay_out`] applies the rules afterwards. `registers` are as in
-    /// [`Request`](crate::Request).
+    /// Makes the blocks and their index. [`lay_out`] applies the rules afterwards. `registers` are
+    /// as in [`Request`](crate::Request).
     fn new(
         kernel: &Kernel,
         memory: &'a M,
@@ -115,30 +122,30 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             addresses: Index::new(Vec::new()),
             percpu_pointers: Index::new(Vec::new()),
             skip: Skips::default(),
-            dead: Vec::new(),
+            stale_ranges: Vec::new(),
             stack_pointers: registers.as_chunks::<REGISTERS>().0.iter().map(|cpu| cpu[RSP]).collect(),
-            odd_caches: HashSet::new(),
-            odd_objects: Vec::new(),
+            special_caches: HashSet::new(),
+            special_objects: Vec::new(),
             stale: 0,
             audit: None,
             troubles: Troubles::default(),
         };
-        this.troubles.extend(pages.nonsense.iter().chain(&this.percpu.nonsense).cloned());
-        this.odd_caches = special.untraced.keys().copied().collect();
-        this.odd_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
+        this.troubles.extend(pages.corruption.iter().chain(&this.percpu.corruption).cloned());
+        this.special_caches = special.untraced.keys().copied().collect();
+        this.special_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
         let others = (0..).zip(objects).filter(|(_, (_, o))| o.kind() != Kind::Slab).map(|(i, _)| i);
         let others: Vec<u32> = others.collect();
         this.take_slab_objects(kernel, objects, &special.sheaves);
         special.areas = this.troubles.read("vmap areas", vmap::areas(kernel, memory));
         let areas = &special.areas;
-        // Slab objects are nearly all, and looked at once.
+        // Nearly all objects are slab objects. They are visited only once.
         let each = || others.iter().map(|&i| (i as usize, &objects[i as usize]));
         let shadow = kasan::shadow_of_kernel(kernel, memory);
-        let is_block = |at: u64, o: &Object| o.kind() != Kind::Pages && !o.is_dying() && !shadow.contains(&at);
+        let is_block = |at: u64, o: &Object| o.kind() != Kind::Pages && !o.is_rcu_pending() && !shadow.contains(&at);
         let blocks = each().filter(|(_, (addr, object))| is_block(*addr, object));
         for (i, (addr, object)) in blocks {
             match allocations.objects.size(*addr, object) {
-                // Of an event that was half done.
+                // The event of this object was not complete.
                 0 => {}
                 _ if object.kind() == Kind::Large && !self::pages::may_be_large(pages, *addr) => {
                     let audit = this.audit.as_mut();
@@ -149,10 +156,11 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
         this.drop_misplaced();
         let of_kind = |kind| each().filter(move |(_, (_, o))| o.kind() == kind).map(|(_, (addr, _))| *addr).collect();
-        // Without CONFIG_KASAN_VMALLOC the sanitizer's shadow of a module is made by vmalloc, and nobody refers to it.
+        // Without CONFIG_KASAN_VMALLOC, vmalloc() allocates the KASAN shadow of modules, and
+        // nothing refers to it.
         let areas_of_blocks = areas.iter().flatten().filter(|area| !shadow.contains(&area.start));
         let areas_of_blocks = areas_of_blocks.filter_map(|a| Some((a.block?, Some(a))));
-        // While a tree is rebalanced, a part of it is in no place, but still mapped.
+        // While a tree is rebalanced, some areas are not in it, but they are still mapped.
         let tables = this.tables;
         let in_no_area = |addr: u64| !areas.iter().flatten().any(|area| (area.start..area.end).contains(&addr));
         let is_busy = |addr| in_no_area(addr) && tables.translate(memory, VirtAddr(addr)).is_ok();
@@ -174,26 +182,26 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         this
     }
 
-    /// Slab objects, held against the slabs: what the kernel has freed is left out, and what it holds and we have
-    /// not seen comes in.
+    /// Adds the slab objects, after a comparison with the slabs. Objects that the kernel has freed
+    /// are left out. Objects that the kernel holds, but whose allocation was not seen, are added.
     fn take_slab_objects(&mut self, kernel: &Kernel, objects: &[(u64, Object)], sheaves: &[VirtAddr]) {
         let allocated = slab_walk::allocated(kernel, self.memory, self.pages, &self.percpu, sheaves);
         let Some(mut allocated) = self.troubles.read("slabs", allocated) else {
             return self.trust_live_map(kernel, objects);
         };
-        self.troubles.extend(allocated.nonsense.iter().cloned());
+        self.troubles.extend(allocated.corruption.iter().cloned());
         if let Some(pool) = &self.pages.kfence {
             allocated.add_kfence(kernel, self.memory, &kfence_objects(pool, objects));
         }
         let blocks = &mut self.blocks;
-        let odd: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.odd_caches.contains(at)).collect();
-        let odd_objects = &mut self.odd_objects;
+        let special: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.special_caches.contains(at)).collect();
+        let special_objects = &mut self.special_objects;
         let is_freed = allocated.is_freed(kernel, self.memory);
         self.audit =
             Some(Audit::compare(kernel, self.allocations, &allocated, is_freed, &mut |addr, cache, object| {
                 let size = allocated.caches[cache as usize].object_size;
-                if odd[cache as usize] {
-                    odd_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
+                if special[cache as usize] {
+                    special_objects.push((blocks.len() as u32, allocated.cache_addresses[cache as usize]));
                 }
                 blocks.push(match object {
                     Some(object) => Block::of(addr, size, Kind::Slab, object),
@@ -202,32 +210,35 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             }));
     }
 
-    /// Blocks of another kind, held in the same way against the kernel's books on them: address and bytes, and the area
-    /// where there is one. No books, no comparison. What is in no book and `is_busy` all the same stays. `ours` are the live map's addresses, with those that kfree_rcu() was given:
-    /// their areas are busy until they are freed.
+    /// Adds blocks of another kind, after a comparison with the kernel's allocator metadata.
+    ///
+    /// `metadata` holds the address and bytes of each block, and its vmap area if it has one.
+    /// Nothing is compared if they are empty. A block that is not in them stays if `is_busy` is
+    /// true for it. `seen` are the live map's addresses, including objects that were passed to
+    /// kfree_rcu(). The areas of such objects stay busy until they are freed.
     fn take_blocks(
         &mut self,
         kernel: &Kernel,
         kind: Kind,
-        ours: HashSet<u64>,
-        books: Vec<((u64, u64), Option<&vmap::Area>)>,
+        seen: HashSet<u64>,
+        metadata: Vec<((u64, u64), Option<&vmap::Area>)>,
         is_busy: impl Fn(u64) -> bool,
     ) {
-        let Some(audit) = self.audit.as_mut().filter(|_| !books.is_empty()) else { return };
+        let Some(audit) = self.audit.as_mut().filter(|_| !metadata.is_empty()) else { return };
         match kind {
-            Kind::Vmalloc => audit.blocks.0 = books.len() as u64,
-            _ => audit.blocks.1 = books.len() as u64,
+            Kind::Vmalloc => audit.blocks.0 = metadata.len() as u64,
+            _ => audit.blocks.1 = metadata.len() as u64,
         }
-        let theirs: HashSet<u64> = books.iter().map(|((addr, _), _)| *addr).collect();
+        let allocated: HashSet<u64> = metadata.iter().map(|((addr, _), _)| *addr).collect();
         let objects = self.allocations.objects.list();
         self.blocks.retain(|b| {
-            let busy = b.kind != kind || theirs.contains(&b.addr) || is_busy(b.addr);
+            let busy = b.kind != kind || allocated.contains(&b.addr) || is_busy(b.addr);
             if let Some((_, object)) = objects.get(b.object as usize).filter(|_| !busy) {
                 audit.freed(kernel, self.allocations, object);
             }
             busy
         });
-        for ((addr, size), area) in books.into_iter().filter(|((addr, _), _)| !ours.contains(addr)) {
+        for ((addr, size), area) in metadata.into_iter().filter(|((addr, _), _)| !seen.contains(addr)) {
             audit.unknown(&match area {
                 Some(area) => format!("vmalloc by {}", area.caller(kernel, self.memory).unwrap_or("?")),
                 None => "percpu".to_owned(),
@@ -236,8 +247,8 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
     }
 
-    /// Leaves out what lies where no such block can: forged, or in memory whose descriptors are spoilt. All that is left is no larger
-    /// than RAM.
+    /// Leaves out blocks that are where no such block can be. Such blocks are forged, or their page
+    /// descriptors are corrupted. No block that is left is larger than RAM.
     fn drop_misplaced(&mut self) {
         let (pages, before) = (self.pages, self.blocks.len());
         let in_use = |at: u64| {
@@ -256,16 +267,17 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         self.troubles.count(dropped, Trouble::Misplaced);
     }
 
-    /// Slab objects as the live map has them; the slabs only say their sizes.
+    /// Adds the slab objects of the live map. The slabs are only asked for their sizes.
     fn trust_live_map(&mut self, kernel: &Kernel, objects: &[(u64, Object)]) {
         let mut sizes = HashMap::new();
-        for (i, &(addr, _)) in objects.iter().enumerate().filter(|(_, (_, o))| o.kind() == Kind::Slab && !o.is_dying())
+        for (i, &(addr, _)) in
+            objects.iter().enumerate().filter(|(_, (_, o))| o.kind() == Kind::Slab && !o.is_rcu_pending())
         {
             let cache = self.pages.slab_cache(self.memory, VirtAddr(addr));
             let mut size_of =
                 |at| *sizes.entry(at).or_insert_with(|| Cache::read(kernel, self.memory, at).map(|c| c.object_size));
-            let odd = cache.filter(|cache| self.odd_caches.contains(cache));
-            self.odd_objects.extend(odd.map(|cache| (self.blocks.len() as u32, cache)));
+            let special = cache.filter(|cache| self.special_caches.contains(cache));
+            self.special_objects.extend(special.map(|cache| (self.blocks.len() as u32, cache)));
             match cache.and_then(&mut size_of) {
                 Some(size) => self.blocks.push(Block::of(addr, size, Kind::Slab, i)),
                 None => self.stale += 1,
@@ -301,7 +313,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         self.addresses = addresses;
     }
 
-    /// One past the highest page frame.
+    /// One past the highest page frame number.
     pub(crate) fn frames_end(&self) -> u64 {
         self.pages.end()
     }
@@ -311,13 +323,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         block.object(self.allocations.objects.list())
     }
 
-    /// From where on a stack is in use, if a CPU is on it.
+    /// The stack pointer of the CPU that runs on this stack, if one does.
     pub(crate) fn stack_pointer_in(&self, stack: &Range<u64>) -> Option<u64> {
         self.stack_pointers.iter().filter(|sp| stack.contains(sp)).min().map(|sp| sp & !7)
     }
 
-    /// Calls `each` with the physical runs of virtual range `[start, start + len)`; what is not mapped is
-    /// left out.
+    /// Calls `each` with the physical runs of virtual range `[start, start + len)`. Pages that are
+    /// not mapped are left out.
     pub fn runs(&self, start: VirtAddr, len: u64, each: &mut dyn FnMut(PhysAddr, u64)) {
         let mut done = 0;
         while done < len {
@@ -333,7 +345,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
     }
 
-    /// Calls `each` with the virtual ranges of a block: one, or one for each CPU.
+    /// Calls `each` with the virtual start of a block, or of each CPU's copy of a per-CPU block.
     pub fn places(&self, block: &Block, each: &mut dyn FnMut(VirtAddr)) {
         if block.kind == Kind::Percpu {
             self.percpu.offsets.iter().for_each(|o| each(VirtAddr(block.addr.wrapping_add(*o))));
@@ -342,7 +354,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
     }
 
-    /// First frame and number of frames of a block that is pages of its own.
+    /// First frame and number of frames, for a block that consists of whole pages.
     pub fn frames(&self, block: &Block) -> Option<(u64, u64)> {
         let first = self.pages.direct(VirtAddr(block.addr)).filter(|_| block.kind == Kind::Pages)?;
         Some((first.pfn(), block.size / PAGE_SIZE))
@@ -362,7 +374,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
     }
 
-    /// The name of the slab cache that a block comes from. `caches` keeps those that were read.
+    /// The name of the slab cache that a block comes from. `caches` keeps the names that were read.
     pub fn cache(&self, kernel: &Kernel, caches: &mut Caches, block: &Block) -> Option<String> {
         let slab = Some(block.addr).filter(|_| block.kind == Kind::Slab)?;
         let at = self.pages.slab_cache(self.memory, VirtAddr(slab))?;
@@ -372,7 +384,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             .clone()
     }
 
-    /// Every byte of a block, CPU after CPU.
+    /// Calls `each` with all bytes of a block, one CPU's copy after the other.
     pub fn bytes(&self, number: u32, each: &mut dyn FnMut(&[u8])) {
         self.located_bytes(number, &mut |_, bytes| each(bytes));
     }
@@ -382,14 +394,15 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         self.places(b, &mut |at| self.virtual_bytes(b.kind, at, b.size, each));
     }
 
-    /// The bytes of a block that may hold references, and where they are.
+    /// Calls `each` with the bytes of a block that may hold references, and their physical
+    /// addresses.
     pub fn references(&self, number: u32, each: &mut dyn FnMut(PhysAddr, &[u8])) {
         let b = &self.blocks[number as usize];
-        // What is chained through its descriptor is held by it.
+        // The words of its page descriptors count as part of the block.
         for pfn in self.frames(b).into_iter().flat_map(|(first, count)| first..first + count) {
             self.pages.descriptor_of(self.memory, pfn, &mut *each);
         }
-        // Compressed data.
+        // Zspages hold compressed data.
         if self.frames(b).is_some_and(|(first, _)| self.pages.usage(first) == Use::Zspage) {
             return;
         }
@@ -407,8 +420,8 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     }
 }
 
-/// KFENCE's objects, by ascending address. A zombie is one that the live map still has: an object that
-/// is being freed has left it.
+/// KFENCE's objects, by ascending address. An object that is being freed has already left the live
+/// map. An object that KFENCE has freed, but that is in the live map, is a zombie.
 fn kfence_objects(pool: &kfence::Pool, objects: &[(u64, Object)]) -> Vec<kfence::Object> {
     let is_live = |o: &&kfence::Object| objects.binary_search_by_key(&o.addr, |(addr, _)| *addr).is_ok();
     let mut all: Vec<kfence::Object> =

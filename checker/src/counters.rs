@@ -1,26 +1,26 @@
-//! How many events of each kind a report rests on.
+//! Numbers of events that a report is based on.
 
-/// Events until the moment.
+/// Events before the check.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Allocations entered into the live map.
     pub allocations: u64,
-    /// Frees of what was in it.
+    /// Frees of objects that were in the live map.
     pub frees: u64,
-    /// Frees of what was not.
+    /// Frees of objects that were not in the live map.
     pub unknown_frees: u64,
     /// Allocations at an address that was still live.
     pub missed_frees: u64,
     /// Calls whose return was not seen.
     pub unmatched_returns: u64,
-    /// Calls that return where nothing watches, or whose stack could not be read.
+    /// Calls that return to an address that is not watched, or whose stack could not be read.
     pub unwatched_sites: u64,
-    /// Hooks whose function was entered.
+    /// Hooks whose function was entered at least once.
     pub hooks_hit: u64,
-    /// Hooks.
+    /// All hooks.
     pub hooks: u64,
-    /// How often the guest was brought to another time, by loadvm for one, or came from elsewhere.
+    /// How often the guest's state was replaced (loadvm, resume from disk, -loadvm, -incoming).
     pub rewinds: u64,
-    /// Which kernel it is of those that ran in this QEMU one after the other, counted from 1.
+    /// Number of this kernel's boot among those that ran in this QEMU, counted from 1.
     pub boot: u64,
 }

@@ -1,18 +1,19 @@
-//! What type an object seems to be of, where one name says so.
+//! Guesses the type of an object from names.
 
 use crate::names::Names;
 use detector::report::{Frame, Leak};
 use guest_symbols::Kernel;
 
-/// `struct NAME`, as far as something names it: its own slab cache, or the first function on its stack that returns a pointer to a
-/// struct of a size that needs just such an object.
+/// The type of an object as `struct NAME`, if a name shows it. That is the name of its own slab
+/// cache. Otherwise it is the first function on its stack that returns a pointer to a struct of the
+/// right size.
 pub(crate) fn guess(names: Names<'_>, leak: &Leak, frames: &[Frame]) -> Option<String> {
     by_cache(names.kernel, leak)
         .or_else(|| by_prototype(names.kernel, leak, frames))
         .map(|name| format!("struct {name}"))
 }
 
-/// A cache is named after the struct it is for (KMEM_CACHE(), include/linux/slab.h), often with a suffix.
+/// A cache is named after its struct (KMEM_CACHE(), include/linux/slab.h), often with a suffix.
 fn by_cache(kernel: &Kernel, leak: &Leak) -> Option<String> {
     let (cache, btf) = (leak.cache.as_deref()?, kernel.btf.as_ref()?);
     let stem = cache.strip_suffix("_cache").or_else(|| cache.strip_suffix("_cachep"));
@@ -27,7 +28,7 @@ fn by_prototype(kernel: &Kernel, leak: &Leak, frames: &[Frame]) -> Option<String
     // Frame 0 is the allocator, which returns void *.
     frames.iter().skip(1).filter_map(|f| f.function.as_ref()).filter(|f| f.module.is_none()).take(3).find_map(|f| {
         let (name, size) = btf.returns_pointer_to(&f.name)?;
-        // The size class that kmalloc() takes for it (kmalloc_index(), include/linux/slab.h).
+        // The size class that kmalloc() uses for it (kmalloc_index(), include/linux/slab.h).
         let class = match size {
             0 => return None,
             65..=96 => 96,

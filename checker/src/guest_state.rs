@@ -1,5 +1,5 @@
-//! A guest at one moment, with everything that its report depends on: what the plugin sees when it has stopped the
-//! guest, and what a snapshot keeps. Either way the same report comes of it.
+//! A guest at one time, with everything that its report depends on. The plugin has it when it has
+//! stopped the guest, and a snapshot saves it. Both make the same report.
 
 use crate::allocations::Allocations;
 use crate::blocks::Block;
@@ -23,11 +23,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The moment.
-pub struct Moment<'a, M> {
+/// The state of a stopped guest.
+pub struct GuestState<'a, M> {
     /// The guest's kernel.
     pub kernel: &'a Kernel,
-    /// Its RAM, in which nothing changes.
+    /// Its RAM, which does not change.
     pub memory: &'a M,
     /// The live map's snapshot.
     pub objects: &'a Objects,
@@ -35,33 +35,33 @@ pub struct Moment<'a, M> {
     pub registers: &'a [u64],
     /// The stacks of allocations.
     pub stacks: &'a Stacks,
-    /// Debugging information that the user gave, of this kernel.
+    /// The user's debugging information for this kernel.
     pub lines: Option<&'a Lines>,
     /// Modules as they were loaded, each with the sequence number of that load.
     pub modules: &'a [(u64, Arc<Module>)],
-    /// The tests that the guest ran until then.
+    /// The tests that the guest has run before the check.
     pub tests: &'a Tests,
-    /// What happened until then.
+    /// Events before the check.
     pub counters: Counters,
-    /// What speaks against the report, as far as whoever watched the guest knows.
+    /// Reasons to doubt the report that the plugin found while it traced the guest.
     pub troubles: &'a [String],
-    /// Milliseconds since the start of tracking, as [`Objects::millis`] counts them.
+    /// Milliseconds since the start of tracking, as in [`Objects::millis`].
     pub millis: u64,
     /// Objects younger than this are not reported.
     pub min_age: Duration,
-    /// Whether objects that only the kernel's own books know may be leaks too.
+    /// Whether objects whose allocation was not seen may be leaks.
     pub unseen: bool,
-    /// Whether the watching had ended before: [`Allocations::halted`].
+    /// Whether tracing had ended before the check. See [`Allocations::halted`].
     pub halted: bool,
 }
 
-impl<'a, M> Moment<'a, M> {
-    /// The same moment with another memory.
-    pub fn with_memory<'b, N>(&self, memory: &'b N) -> Moment<'b, N>
+impl<'a, M> GuestState<'a, M> {
+    /// The same state with another memory.
+    pub fn with_memory<'b, N>(&self, memory: &'b N) -> GuestState<'b, N>
     where
         'a: 'b,
     {
-        let &Moment {
+        let &GuestState {
             kernel,
             memory: _,
             objects,
@@ -77,7 +77,7 @@ impl<'a, M> Moment<'a, M> {
             unseen,
             halted,
         } = self;
-        Moment {
+        GuestState {
             kernel,
             memory,
             objects,
@@ -96,19 +96,20 @@ impl<'a, M> Moment<'a, M> {
     }
 }
 
-impl<'a, M: StoppedMemory> Moment<'a, M> {
-    /// What addresses are called.
+impl<'a, M: StoppedMemory> GuestState<'a, M> {
+    /// Names of addresses.
     pub fn names(&self) -> Names<'a> {
         Names { kernel: self.kernel, modules: self.modules, stacks: self.stacks, lines: self.lines }
     }
 
-    /// The live map.
+    /// The live map with its stacks.
     pub fn allocations(&self) -> Allocations<'a> {
         Allocations { objects: self.objects, stacks: self.stacks, halted: self.halted }
     }
 
-    /// Makes the check, and leaves out what was reported before or is too young, and what `suppressions` fit, with all
-    /// that hangs from it. `why` is a part of the names of the functions, modules or tasks whose live objects are explained.
+    /// Makes the check. Objects that were reported before, are too young, or match `suppressions`
+    /// are left out, with everything reachable from them. If `why` is given, live objects whose
+    /// function, module or task name contains it are explained.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -120,12 +121,12 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
             block.seen() && why.is_some_and(named)
         };
         let wanted: Option<&crate::Wanted> = if why.is_some() { Some(&wanted) } else { None };
-        // A leak may have come from one stack a hundred thousand times.
-        let known: RefCell<HashMap<(StackId, u64), Option<usize>>> = RefCell::default();
+        // One stack may have allocated a hundred thousand leaks.
+        let found: RefCell<HashMap<(StackId, u64), Option<usize>>> = RefCell::default();
         let suppressed = |object: &Object| {
             let loaded = names.loaded(object.sequence());
             let find = || suppressions.find(&names.frames(object));
-            *known.borrow_mut().entry((object.stack(), loaded)).or_insert_with(find)
+            *found.borrow_mut().entry((object.stack(), loaded)).or_insert_with(find)
         };
         let suppressed: Option<&crate::Suppressed> = if suppressions.is_empty() { None } else { Some(&suppressed) };
         let request = Request {
@@ -146,8 +147,8 @@ impl<'a, M: StoppedMemory> Moment<'a, M> {
         Ok(outcome)
     }
 
-    /// Who refers to the live objects that have virtual address or `__percpu` pointer `address` in them: none if there is no
-    /// such object, and two where pages that were allocated as such are around another.
+    /// The paths to the live objects that contain virtual address or `__percpu` pointer `address`.
+    /// There are two if pages that were allocated as such contain another object.
     ///
     /// # Errors
     /// [`CheckError`].

@@ -1,21 +1,21 @@
-//! One leak check: lays a stopped Linux guest out as blocks, roots and rules, lets the detector mark what is
-//! referenced, and collects the rest.
+//! One leak check. It lays out a stopped Linux guest as blocks, roots and rules. The detector then
+//! marks what is referenced, and the rest is collected.
 //!
-//! It needs no QEMU: a snapshot of memory and the live objects are enough.
+//! A check needs no QEMU. A snapshot of memory and the live objects are enough.
 //!
-//! - [`audit`]: the live map against the slabs
-//! - [`not_leaks`]: what the kernel declares no leak
+//! - [`audit`]: the live map compared with the slabs
+//! - [`not_leaks`]: objects that the kernel declares not to be leaks
 //! - [`blocks`]: live objects as blocks of guest memory
-//! - [`roots`]: what the kernel owns besides them
-//! - [`why`]: who keeps an object alive
-//! - [`guest_state`]: all that a report depends on, and the check of it
-//! - [`counters`]: the events that it rests on
-//! - [`names`]: what addresses are called
+//! - [`roots`]: memory that the kernel owns besides objects
+//! - [`why`]: the references that keep an object alive
+//! - [`guest_state`]: everything that a report depends on, and the check of it
+//! - [`counters`]: the numbers of events before the check
+//! - [`names`]: names of addresses
 //! - [`report`]: the result, ready to be written
-//! - [`sites`]: live objects by the place of their allocation, and what grows
-//! - [`text`]: the summary line and what follows it
-//! - [`threads`]: who makes the check
-//! - [`troubles`]: what speaks against its result
+//! - [`sites`]: live objects by allocation site, and the growth of sites
+//! - [`text`]: the summary line and the lines after it
+//! - [`threads`]: the threads that make the check
+//! - [`troubles`]: reasons to doubt the result
 
 #![forbid(unsafe_code)]
 
@@ -56,7 +56,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use troubles::Trouble;
 
-/// Of an object that is read soon so many lines are fetched; those behind follow by themselves.
+/// Cache lines to prefetch of an object that is read soon. The CPU prefetches the lines after them
+/// by itself.
 const PREFETCH_LINES: usize = 4;
 /// In bytes.
 const CACHE_LINE: usize = 64;
@@ -64,20 +65,20 @@ const CACHE_LINE: usize = 64;
 /// Why a check could not be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CheckError {
-    /// Page frames cannot be told apart.
+    /// The page frames cannot be classified.
     #[error(transparent)]
     Pages(#[from] PagesError),
-    /// Nothing to start from: the result would be that everything leaks.
-    #[error("no memory of the kernel's own was found to scan from; the page descriptors at this moment make no sense")]
+    /// There are no roots. Without them every object would be reported.
+    #[error("no kernel memory was found to scan from; the page descriptors are not valid at this time")]
     NoRoots,
-    /// A variable that tells where memory is mapped does not tell the truth.
+    /// A variable that holds the address of a mapping is wrong.
     #[error(
-        "{0} does not say where the kernel's memory is mapped: it is too early in its boot, or the kernel has corrupted its memory"
+        "{0} is not the address of the kernel's mapping: it is too early in its boot, or the kernel has corrupted its memory"
     )]
     Map(&'static str),
-    /// The host, or the user, gives too little.
+    /// The host, or the user's limit, gives too little memory.
     #[error(
-        "a check needs some {0} MiB of the host's memory, and there are not as many; give QEMU more, or raise max-memory="
+        "a check needs about {0} MiB of host memory, which are not available; give QEMU more, or raise max-memory="
     )]
     NoMemory(u64),
 }
@@ -86,61 +87,65 @@ pub enum CheckError {
 pub struct Unreferenced {
     /// What the live map knows of it.
     pub object: Object,
-    /// Whether no other leak refers to it either.
+    /// Whether no other leak refers to it.
     pub direct: bool,
-    /// What a report says of it, but for its stack, type and age.
+    /// Its part of the report, without stack, type and age.
     pub leak: Leak,
 }
 
 /// The result of a check.
 #[derive(Default)]
 pub struct Outcome {
-    /// Every unreferenced object, in the order of allocation.
+    /// Every unreferenced object, in order of allocation.
     pub unreferenced: Vec<Unreferenced>,
-    /// Live objects, and their bytes.
+    /// Number of live objects, and their bytes.
     pub live: (u64, u64),
-    /// Objects in the live map that lie in no slab any more: their free was missed.
+    /// Objects in the live map that are in no slab any more. Their frees were missed.
     pub stale: u64,
-    /// Unreferenced objects left out because the kernel declares them no leak, each with the reason.
-    pub known: Vec<&'static str>,
-    /// Unreferenced objects left out because the user wants it, by the number that [`Request::suppressed`] gave: how many,
-    /// and their bytes.
+    /// The reason for each unreferenced object that was left out because the kernel declares it not
+    /// to be a leak.
+    pub not_leaks: Vec<&'static str>,
+    /// Unreferenced objects that were suppressed: their number and bytes. The key is the number
+    /// that [`Request::suppressed`] returned.
     pub suppressed: BTreeMap<usize, (u64, u64)>,
-    /// The live map held against the slabs, where those can be walked.
+    /// The comparison of the live map with the slabs. `None` if the slabs cannot be walked.
     pub audit: Option<Audit>,
-    /// Of every object that was asked for, who refers to it.
+    /// The path of references to each object that was asked for.
     pub paths: Vec<why::Path>,
-    /// The tests that the guest ran until then.
+    /// The tests that the guest has run before the check.
     pub tests: Tests,
-    /// Why the result is not to be trusted, a sentence each without its full stop; empty for a guest that is as it should be.
+    /// Why the result is unreliable. Each is a sentence without its full stop. Empty for a guest
+    /// that is not corrupted.
     pub troubles: Vec<String>,
-    /// Bytes of roots read.
+    /// Bytes of roots that were read.
     pub root_bytes: u64,
-    /// Bytes of live objects read.
+    /// Bytes of live objects that were read.
     pub heap_bytes: u64,
-    /// Time of the whole check.
+    /// Duration of the whole check.
     pub time: Duration,
 }
 
-/// Whether the path to a block is wanted, of which the live map knows an object.
+/// Whether the path to a block is wanted. The second argument is the block's object in the live
+/// map.
 pub type Wanted<'a> = dyn Fn(&Block, &Object) -> bool + 'a;
 
-/// The number of the reason to leave an unreferenced object out, if there is one.
+/// The number of the suppression that matches an unreferenced object, if there is one.
 pub type Suppressed<'a> = dyn Fn(&Object) -> Option<usize> + 'a;
 
-/// What a check is to be made of.
+/// The input of a check.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
-    /// The live map.
+    /// Snapshot of the live map.
     pub allocations: Allocations<'a>,
-    /// The CPUs' registers, 17 words each: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip. Empty where they are not
-    /// known.
+    /// The CPUs' registers, 17 words each: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip.
+    /// Empty if they are not known.
     pub registers: &'a [u64],
-    /// Whether objects that only the kernel's own books know may be leaks too.
+    /// Whether objects whose allocation was not seen may be leaks.
     pub unseen: bool,
-    /// Picks the objects whose [`why::Path`] is to be told.
+    /// Picks the objects whose [`why::Path`] is wanted.
     pub wanted: Option<&'a Wanted<'a>>,
-    /// Picks unreferenced objects that are to be left out, and all that hangs from them, with the number of the reason.
+    /// Picks the unreferenced objects to suppress. Objects that are reachable from them are
+    /// suppressed too.
     pub suppressed: Option<&'a Suppressed<'a>>,
 }
 
@@ -165,14 +170,14 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     steps.done("roots");
     marker.run(&blocks);
     steps.done("marking");
-    let known = not_leaks::mark(kernel, &blocks, &mut marker);
+    let not_leaks = not_leaks::mark(kernel, &blocks, &mut marker);
     marker.run(&blocks);
     let suppressed = suppress(&blocks, &mut marker, request);
     let marks = marker.finish(&blocks);
     if marks.root_bytes == 0 {
         return Err(CheckError::NoRoots);
     }
-    steps.done("what is known and suppressed");
+    steps.done("objects that are not leaks or suppressed");
     let paths = request.wanted.map(|wanted| why::paths(kernel, memory, &pages, &blocks, &marks.origins, wanted));
     let mut leaked: Vec<u32> = marks.marked.zeros().filter(|&i| may_leak(&blocks, i, request)).collect();
     leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence());
@@ -187,7 +192,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
         live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
         stale: blocks.stale,
         audit: blocks.audit,
-        known,
+        not_leaks,
         suppressed,
         paths: paths.unwrap_or_default(),
         tests: Tests::default(),
@@ -198,8 +203,9 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     })
 }
 
-/// Whether the direct map and the page descriptors are where the kernel's variables say: the frame of its own page tables is
-/// mapped in the first, and reserved by the second.
+/// Whether the direct map and the page descriptors are where the kernel's variables place them. The
+/// frame of the kernel's page tables must be mapped in the direct map. Its page descriptor must be
+/// reserved.
 fn is_mapped(kernel: &Kernel, memory: &impl StoppedMemory, pages: &Pages) -> Result<(), CheckError> {
     let tables = kernel.page_tables(memory);
     let direct = VirtAddr(Maps::read(kernel, memory).direct_map.wrapping_add(tables.root.0));
@@ -212,7 +218,7 @@ fn is_mapped(kernel: &Kernel, memory: &impl StoppedMemory, pages: &Pages) -> Res
     }
 }
 
-/// Tells how long each step took.
+/// Logs how long each step took.
 struct Steps(Instant);
 
 impl Steps {
@@ -227,7 +233,7 @@ fn may_leak<M: StoppedMemory>(blocks: &Blocks<'_, M>, number: u32, request: Requ
     !blocks.rules.is_weak(number) && (blocks.blocks[number as usize].seen() || request.unseen)
 }
 
-/// Takes unreferenced objects that the user does not want to hear of as reachable.
+/// Marks the unreferenced objects that suppressions match as reachable.
 fn suppress<M: StoppedMemory>(
     blocks: &Blocks<'_, M>,
     marker: &mut Marker,
@@ -247,7 +253,7 @@ fn suppress<M: StoppedMemory>(
     counts
 }
 
-/// Tells direct from indirect leaks.
+/// Distinguishes direct from indirect leaks.
 fn judge<M: StoppedMemory>(blocks: &Blocks<'_, M>, leaked: &[u32]) -> Vec<Verdict> {
     let leak = |&block: &u32| Leaked { block, bytes: blocks.blocks[block as usize].size };
     let leaks: Vec<Leaked> = leaked.iter().map(leak).collect();
@@ -299,7 +305,7 @@ fn describe<M: StoppedMemory>(
     Unreferenced { object, direct: verdict.direct, leak }
 }
 
-// The detector reads blocks through the rules; reports read them whole.
+// The detector reads blocks with the rules applied. Reports read them whole.
 impl<M: StoppedMemory> Contents for Blocks<'_, M> {
     fn read(&self, block: u32, each: &mut dyn FnMut(u64, &[u8])) {
         self.references(block, &mut |at, bytes| each(at.0, bytes));
@@ -307,7 +313,7 @@ impl<M: StoppedMemory> Contents for Blocks<'_, M> {
 
     fn place(&self, block: u32) -> Range<u64> {
         let block = &self.blocks[block as usize];
-        // Where blocks overlap, an address may be another's.
+        // If blocks overlap, an address may belong to another block.
         let is_its_own = block.kind != Kind::Percpu && !self.addresses.overlaps();
         if is_its_own { block.addr..block.addr.saturating_add(block.size) } else { 0..0 }
     }

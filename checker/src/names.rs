@@ -1,4 +1,4 @@
-//! What addresses are called, in the kernel and in its modules.
+//! Names of addresses, in the kernel and in its modules.
 
 use crate::allocations::caller_of;
 use detector::guest_tests::shown;
@@ -11,7 +11,7 @@ use guest_symbols::symbols::Resolved;
 use lines::Lines;
 use std::sync::Arc;
 
-/// Names of a moment.
+/// Names at the time of a check.
 #[derive(Clone, Copy)]
 pub struct Names<'a> {
     /// The kernel.
@@ -20,12 +20,13 @@ pub struct Names<'a> {
     pub modules: &'a [(u64, Arc<Module>)],
     /// The stacks of allocations.
     pub stacks: &'a Stacks,
-    /// Debugging information that the user gave, of this kernel.
+    /// The user's debugging information for this kernel.
     pub lines: Option<&'a Lines>,
 }
 
 impl Names<'_> {
-    /// The frames of an allocation: the allocator, whose own place of call is not known from outside, and its callers.
+    /// The frames of an allocation: the allocator and its callers. The call site within the
+    /// allocator is not known.
     pub fn frames(&self, object: &Object) -> Vec<Frame> {
         match object.stack() {
             StackId::NONE => vec![Frame::default()],
@@ -42,8 +43,8 @@ impl Names<'_> {
         }
     }
 
-    /// Where in the source a frame is: the call before its return address, or for the allocator, of which only the start is
-    /// known, that.
+    /// The source location of a frame, which is the call before its return address. Of the
+    /// allocator only the start is known, so that is its location.
     fn places(&self, frame: &Frame, is_start: bool) -> Vec<Place> {
         let (Some(lines), Some(function)) = (self.lines, &frame.function) else { return Vec::new() };
         let after = u64::from(is_start);
@@ -54,27 +55,31 @@ impl Names<'_> {
         places.into_iter().map(|p| Place { function: p.function, file: p.file, line: p.line }).collect()
     }
 
-    /// The last module that had been loaded at allocation `sequence`, by the sequence number of its load; 0 for none. Equal stacks
-    /// have equal names as long as that is the same, also when modules have been forgotten that stand in none of them.
+    /// The last module that was loaded before allocation `sequence`, by the sequence number of its
+    /// load. 0 if there is none.
+    ///
+    /// Equal stacks have equal names as long as this number is the same. Forgotten modules that are
+    /// in none of these stacks make no difference.
     pub fn loaded(&self, sequence: u64) -> u64 {
         let after = self.modules.partition_point(|(load, _)| *load <= sequence);
         self.modules[..after].last().map_or(0, |(load, _)| *load)
     }
 
-    /// Who called the allocator: of what allocates and nothing else the outermost. `None` if the allocation was not seen.
+    /// The caller of the allocator and of the wrappers around it. `None` if the allocation was not
+    /// seen.
     pub fn caller(&self, object: &Object) -> Option<Frame> {
         let frames = self.stacks.frames(object.stack());
         let name = |at| self.kernel.symbols.resolve(at).map(|r| r.name);
         caller_of(&frames, name).map(|i| self.frame(frames[i], object.sequence()))
     }
 
-    /// The allocator and who called it; empty if the allocation was not seen.
+    /// The allocator and its caller. Empty if the allocation was not seen.
     pub fn site(&self, object: &Object) -> Vec<Frame> {
         let allocator = self.stacks.frames(object.stack()).first().map(|&at| self.frame(at, object.sequence()));
         allocator.into_iter().chain(self.caller(object)).collect()
     }
 
-    /// An address as it was called at the time of allocation `sequence`.
+    /// The name of an address at the time of allocation `sequence`.
     pub fn frame(&self, at: u64, sequence: u64) -> Frame {
         let function = |r: Resolved, module: Option<&str>| Function {
             name: shown(r.name).into_owned(),
@@ -83,7 +88,7 @@ impl Names<'_> {
             module: module.filter(|name| !name.is_empty()).map(|name| shown(name).into_owned()),
         };
         let frame = |function| Frame { address: at, function, places: Vec::new() };
-        // The last module that was loaded there before: space is used again after rmmod.
+        // The last module that was loaded there before. After rmmod, the kernel reuses the space.
         let module = self.modules.iter().rev().filter(|(loaded, _)| *loaded <= sequence);
         for (_, module) in module {
             if module.ranges.iter().any(|r| r.contains(&at)) {

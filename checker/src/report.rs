@@ -11,13 +11,14 @@ use detector::suppress::Suppression;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-/// Leaks of one test whose stacks are called the same are of one group, wherever their module was loaded.
+/// Groups the leaks. Leaks of one test whose stacks have equal names are one group, wherever their
+/// module was loaded.
 fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut by_name: HashMap<(bool, Option<&str>, Vec<String>), usize> = HashMap::new();
     let mut by_stack: HashMap<(bool, Option<&str>, StackId, u64), usize> = HashMap::new();
     for u in &outcome.unreferenced {
-        // An allocation that was not seen is of no time.
+        // An allocation that was not seen belongs to no test.
         let seen = u.object.stack() != StackId::NONE;
         let test = outcome.tests.of(u.object.sequence()).filter(|_| seen).map(|name| &**name);
         let stack = (u.direct, test, u.object.stack(), names.loaded(u.object.sequence()));
@@ -32,7 +33,7 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
         let group = &mut groups[group];
         let mut leak = u.leak.clone();
         leak.guess = match group.leaks.last() {
-            // Equal stacks allocate equal things.
+            // Equal stacks allocate objects of equal type.
             Some(other) if other.cache == leak.cache && other.size == leak.size => other.guess.clone(),
             _ => guess::guess(names, &leak, &group.frames),
         };
@@ -43,7 +44,7 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     groups
 }
 
-/// Puts leaks with equal stacks together.
+/// Makes the report. Leaks with equal stacks are grouped.
 pub fn report(names: Names<'_>, outcome: &Outcome, counters: &Counters, asked: Asked<'_>) -> Report {
     let groups = groups(names, outcome);
     let entry = |s: &Suppression, (objects, bytes)| Suppressed {

@@ -1,5 +1,7 @@
-//! Roots: memory that the kernel owns and that is no tracked object. Page-allocator pages, the image's data,
-//! memblock allocations, static per-CPU variables, and the page descriptors in use.
+//! Roots: memory that the kernel owns and that is no tracked object.
+//!
+//! These are page-allocator pages, the image's data, memblock allocations, static per-CPU
+//! variables, and the descriptors of pages in use.
 
 use crate::blocks::Blocks;
 use detector::bits::Bits;
@@ -10,11 +12,12 @@ use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Pages, Use};
 use std::ops::Range;
 
-/// Variables of kmemleak's, where the kernel has it, that tell addresses of objects and hold none: the lowest and the
-/// highest of all, and its own objects from the time when there are no slabs. Those in slabs have rules as blocks.
+/// Variables of kmemleak that hold addresses of objects without keeping them alive. They are the
+/// lowest and highest address, and kmemleak's own objects from before the slab allocator is ready.
+/// Its objects in slabs have rules as blocks.
 const LEAK_TRACER: [&str; 5] = ["mem_pool", "min_addr", "max_addr", "min_percpu_addr", "max_percpu_addr"];
 
-/// Pages of roots handed to the scan at a time.
+/// Most pages of roots in one unit of the scan.
 const RUN: u64 = 512;
 
 /// Scans every root. Returns how many pages of live vmalloc blocks are not mapped.
@@ -32,7 +35,7 @@ pub fn scan<M: StoppedMemory>(
     for range in &blocks.percpu.dynamic {
         part.leave_out(blocks, VirtAddr(range.start), range.end - range.start);
     }
-    for range in &blocks.dead {
+    for range in &blocks.stale_ranges {
         blocks.runs(VirtAddr(range.start), range.end - range.start, &mut |phys, n| {
             part.holes.push(phys.0..phys.0.saturating_add(n))
         });
@@ -51,17 +54,17 @@ pub fn scan<M: StoppedMemory>(
     unmapped
 }
 
-/// The bytes of a physical range. RAM may end within one only where the machine's does.
+/// The bytes of a physical range. It is shorter only where the machine's RAM ends.
 fn run<'a>(memory: &'a impl StoppedMemory, range: &Range<u64>) -> &'a [u8] {
     memory.run(PhysAddr(range.start), (range.end - range.start) as usize)
 }
 
-/// For each page frame, how much of it is root memory: a page may start as static per-CPU variables and end
-/// as dynamic ones.
+/// The part of each page frame that is root memory. A page may start with static per-CPU variables
+/// and end with dynamic ones.
 struct Part {
-    /// Bytes from the page's start that are root memory.
+    /// Bytes from the start of each page that are root memory.
     keep: Vec<u16>,
-    /// Physical ranges that are none, within pages that are.
+    /// Physical ranges within root pages that are not root memory.
     holes: Vec<Range<u64>>,
 }
 
@@ -87,8 +90,9 @@ impl Part {
         blocks.runs(start, len, &mut |phys, n| self.cut(phys, n));
     }
 
-    /// Text and read-only data hold no pointers to what is allocated, but for what is only written during
-    /// boot. They do hold much that looks like per-CPU pointers: offsets, sizes, BTF.
+    /// Leaves out text and read-only data. They hold no pointers to allocated objects, except data
+    /// that is written only during boot. They hold many words that look like per-CPU pointers:
+    /// offsets, sizes, BTF.
     fn leave_out_read_only(&mut self, kernel: &Kernel) {
         let mut leave_out = |from: &str, to: &str| {
             if let (Some(start), Some(end)) = (kernel.symbol(from), kernel.symbol(to)) {
@@ -101,7 +105,7 @@ impl Part {
         leave_out("__end_ro_after_init", "__end_rodata");
     }
 
-    /// See [`LEAK_TRACER`].
+    /// Leaves out the variables in [`LEAK_TRACER`].
     fn leave_out_leak_tracer(&mut self, kernel: &Kernel) {
         if kernel.symbol("kmemleak_scan").is_none() {
             return;
@@ -112,8 +116,11 @@ impl Part {
         }
     }
 
-    /// Pages of tracked objects are read only where the object is reachable. Returns how many of vmalloc blocks are not mapped,
-    /// or to what is nobody's: they are the block's from before it is given out to after vfree() is called.
+    /// Leaves out pages of tracked objects. They are scanned only if the object is reachable.
+    ///
+    /// Returns how many pages of vmalloc blocks are not mapped, or are mapped to frames that are
+    /// free. The kernel maps these pages before it hands out the block, and until after the call of
+    /// vfree().
     fn leave_out_blocks<M: StoppedMemory>(&mut self, pages: &Pages, blocks: &Blocks<'_, M>) -> u64 {
         let mut unmapped = 0;
         let is_used = |pfn: u64| !matches!(pages.usage(pfn), Use::Absent | Use::Free | Use::Slab);
@@ -135,7 +142,7 @@ impl Part {
         unmapped
     }
 
-    /// What is left, in runs of some pages at most: physical ranges.
+    /// The physical ranges that are left, each at most [`RUN`] pages long.
     fn runs(&mut self) -> Vec<Range<u64>> {
         self.holes.sort_unstable_by_key(|h| h.start);
         let mut runs = Vec::new();
@@ -154,7 +161,7 @@ impl Part {
         runs
     }
 
-    /// A physical range but for the holes in it.
+    /// Adds a physical range without the holes in it.
     fn without_holes(&self, run: Range<u64>, runs: &mut Vec<Range<u64>>) {
         let mut at = run.start;
         let first = self.holes.partition_point(|h| h.end <= at);

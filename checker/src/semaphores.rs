@@ -1,23 +1,29 @@
-//! Reader/writer semaphores that nobody holds. In `rw_semaphore.owner` the task stays that was the last to read
-//! (rwsem_set_reader_owned, kernel/locking/rwsem.c, 5.3 to 7.3); it may be gone, and its memory another object's.
+//! Reader/writer semaphores that nobody holds.
 //!
-//! There are tens of thousands, in objects of all kinds. They are not looked for: a word that would be the first
-//! reference to an object, and has the bit of such an owner, is looked at where it stands.
+//! `rw_semaphore.owner` keeps the task that read last (rwsem_set_reader_owned,
+//! kernel/locking/rwsem.c, 5.3 to 7.3). That task may be gone, and its memory may be another
+//! object's.
+//!
+//! There are tens of thousands of semaphores, in objects of all kinds, so they are not enumerated.
+//! Only a word that would be the first reference to an object is examined. It must have the flag
+//! bit of such an owner.
 
 use detector::scan::Surroundings;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PhysAddr, StoppedMemory, VirtAddr};
 
-/// In `owner`: it is one who reads, or did (RWSEM_READER_OWNED).
+/// Flag in `owner`: the owner is, or was, a reader (RWSEM_READER_OWNED).
 const READER: u64 = 1;
 
-/// Structs that have semaphores, and how such a struct is told: by what points back to it from where it points.
+/// A struct with a semaphore. Such a struct is recognized by a pointer to another struct that
+/// points back.
 struct Home {
     name: &'static str,
     semaphores: &'static [&'static str],
-    /// Member that points into another struct, which it is, and the member of that which it points at, if not the start.
+    /// A member that points to another struct: its name, the other struct, and the member that it
+    /// points to, if not the start.
     pointer: (&'static str, &'static str, Option<&'static str>),
-    /// Member of the other struct that points to the start of this one.
+    /// The member of the other struct that points to the start of this one.
     back: &'static str,
 }
 
@@ -44,7 +50,7 @@ const HOMES: [Home; 5] = [
     },
 ];
 
-/// What the names of semaphores that are variables of the kernel end in.
+/// The suffix of the names of semaphores that are variables of the kernel.
 const VARIABLE: &str = "sem";
 
 /// Offsets of members of `struct rw_semaphore`.
@@ -55,26 +61,28 @@ struct Layout {
     waiters: Waiters,
 }
 
-/// Who waits: a list, which is then the semaphore's alone to point to, or from 7.x on the first of them.
+/// The waiters. They are a list whose empty head points to itself, or from 7.x on a pointer to the
+/// first waiter.
 #[derive(Clone, Copy)]
 enum Waiters {
     List(u64),
     First(u64),
 }
 
-/// Offsets for a [`Home`]'s semaphore, from the start of the struct: of the semaphore, and of the pointer. Then from
-/// where that points to the pointer back.
+/// Offsets for a [`Home`]. The first two are from the start of its struct: the semaphore, and the
+/// pointer. The last is from the pointer's target to the pointer back.
 struct Place {
     semaphore: u64,
     pointer: u64,
     back: u64,
 }
 
-/// Tells the owners of semaphores that are not held.
+/// Recognizes stale owners of semaphores that are not held.
 pub(crate) struct Semaphores<'a, M> {
     kernel: &'a Kernel,
     memory: &'a M,
-    /// `None` where the kernel's semaphores are made in another way (CONFIG_PREEMPT_RT), and keep nobody.
+    /// `None` if the kernel's semaphores have another layout without such owners
+    /// (CONFIG_PREEMPT_RT).
     layout: Option<Layout>,
     places: Vec<Place>,
 }
@@ -101,24 +109,25 @@ impl<'a, M: StoppedMemory> Semaphores<'a, M> {
         self.kernel.read_u64(self.memory, at).ok()
     }
 
-    /// The word that is so many bytes before `from`, and then so many after that.
+    /// The word at the physical address `from - less + plus`.
     fn word_before(&self, from: PhysAddr, less: u64, plus: u64) -> Option<u64> {
         self.memory.read_u64(PhysAddr(from.0.checked_sub(less)?.checked_add(plus)?)).ok()
     }
 
-    /// A semaphore whose owner would be at `at` and whose list of waiters is empty, which says where it is.
+    /// The semaphore whose owner would be at `at`, if its list of waiters is empty. The list head
+    /// then points to itself, which gives its virtual address.
     fn by_its_list(&self, layout: Layout, at: PhysAddr) -> Option<VirtAddr> {
         let Waiters::List(list) = layout.waiters else { return None };
         Some(VirtAddr(self.word_before(at, layout.owner, list)?.wrapping_sub(list)))
     }
 
-    /// One in a struct that something else points to.
+    /// The semaphore in a struct that another struct points to.
     fn by_its_home(&self, layout: Layout, at: PhysAddr, place: &Place) -> Option<VirtAddr> {
         let other = self.word_before(at, layout.owner + place.semaphore, place.pointer)?;
         Some(VirtAddr(self.word(VirtAddr(other).offset(place.back))?).offset(place.semaphore))
     }
 
-    /// One that is a variable.
+    /// The semaphore that is a variable.
     fn by_its_name(&self, layout: Layout, at: PhysAddr) -> Option<VirtAddr> {
         let (text, end) = (self.kernel.symbol("_text")?, self.kernel.symbol("_end")?);
         let owner = text.offset(at.0.wrapping_sub(self.kernel.image_phys(text).0));
@@ -127,7 +136,7 @@ impl<'a, M: StoppedMemory> Semaphores<'a, M> {
         is_semaphore.then(|| VirtAddr(owner.0.wrapping_sub(layout.owner)))
     }
 
-    /// Whether it has its owner there, nobody holds it, and nobody waits for it.
+    /// Whether its owner is at `at`, nobody holds it, and nobody waits for it.
     fn is_idle(&self, layout: Layout, semaphore: VirtAddr, owner: u64, at: PhysAddr) -> bool {
         let word = |offset| self.word(semaphore.offset(offset));
         let there = self.kernel.translate(self.memory, semaphore.offset(layout.owner)).is_ok_and(|t| t.phys == at);
@@ -143,10 +152,10 @@ impl<'a, M: StoppedMemory> Semaphores<'a, M> {
 }
 
 impl<M: StoppedMemory> Surroundings for Semaphores<'_, M> {
-    fn is_dead(&self, word: u64, at: u64) -> bool {
+    fn is_stale(&self, word: u64, at: u64) -> bool {
         let Some(layout) = self.layout.filter(|_| word & READER != 0) else { return false };
         let at = PhysAddr(at);
-        // Nearly all of these words are no owners, and end here.
+        // This is the quick check. Nearly all of these words are not owners.
         if self.word_before(at, layout.owner, layout.count) != Some(0) {
             return false;
         }
@@ -166,7 +175,7 @@ mod tests {
 
     const TEXT: u64 = 0xffff_ffff_8100_0000;
     const TEXT_PHYS: u64 = 0x20_0000;
-    /// Where a sleeping reader's task was.
+    /// The stale owner: the former task of a reader.
     const READER_GONE: u64 = DIRECT + 0x9_8765_4340 + READER;
     const DIRECT: u64 = 0xffff_8880_0000_0000;
     const MAP: &str = "\
@@ -178,7 +187,7 @@ ffffffff81006040 D test_other
 ffffffff81008000 B _end
 ";
 
-    /// BTF with these structs: names, and members with their offsets.
+    /// Builds BTF with these structs: names, and members with their offsets.
     fn btf(structs: &[(&str, &[(&str, u32)])]) -> Vec<u8> {
         let mut strings = vec![0u8];
         let mut name = |s: &str| {
@@ -200,10 +209,10 @@ ffffffff81008000 B _end
     const WITH_LIST: &[(&str, u32)] = &[("count", 0), ("owner", 8), ("wait_list", 24)];
     const WITH_FIRST: &[(&str, u32)] = &[("count", 0), ("owner", 8), ("first_waiter", 24)];
 
-    /// Bytes of RAM. The kernel is looked for in what follows its image, which takes Miri long.
+    /// Bytes of RAM. The kernel is searched after its image, which is slow under Miri.
     const RAM: usize = if cfg!(miri) { 0x21_0000 } else { 0x80_0000 };
 
-    /// A kernel that has such semaphores, and its memory, which is in the direct map.
+    /// A kernel that has such semaphores, and its memory, which the direct map covers.
     struct Guest {
         kernel: Kernel,
         memory: OwnedMemory,
@@ -213,7 +222,7 @@ ffffffff81008000 B _end
         fn new(semaphore: &[(&str, u32)]) -> Guest {
             let mut memory = OwnedMemory::zeroed(0, RAM);
             memory.write(TEXT_PHYS + 0x1000, b"Linux version 6.1.0-test (gcc) #1");
-            // Large pages: the direct map by one of 1 GiB, the image by one of 2 MiB.
+            // Large pages: one of 1 GiB for the direct map, one of 2 MiB for the image.
             let table = |n: u64| TEXT_PHYS + 0x2000 + 0x1000 * n;
             let mut entry = |at: u64, i: u64, value: u64| memory.write(at + 8 * i, &value.to_le_bytes());
             entry(table(0), 0x111, table(1) | 1);
@@ -234,11 +243,11 @@ ffffffff81008000 B _end
             self
         }
 
-        /// Whether the owner of the semaphore at a physical address is nobody's reference.
-        fn is_dead(&self, semaphore: u64) -> bool {
+        /// Whether the owner of the semaphore at a physical address is stale.
+        fn is_stale(&self, semaphore: u64) -> bool {
             let at = semaphore + 8;
             let word = self.memory.read_u64(PhysAddr(at)).unwrap();
-            Semaphores::of(&self.kernel, &self.memory).is_dead(word, at)
+            Semaphores::of(&self.kernel, &self.memory).is_stale(word, at)
         }
     }
 
@@ -247,19 +256,19 @@ ffffffff81008000 B _end
         const AT: u64 = 0x1_2340;
         const LIST: u64 = DIRECT + AT + 24;
         let mut guest = Guest::new(WITH_LIST);
-        let mut is_dead = |words: [u64; 5]| guest.write(AT, &words).is_dead(AT);
-        assert!(is_dead([0, READER_GONE, 0, LIST, LIST]));
-        // One holds it, who reads or writes.
-        assert!(!is_dead([0x100, READER_GONE, 0, LIST, LIST]));
-        assert!(!is_dead([1, READER_GONE - READER, 0, LIST, LIST]));
-        // One waits.
-        assert!(!is_dead([0, READER_GONE, 0, DIRECT + 0x7000, DIRECT + 0x7000]));
-        // No semaphores: a pointer with a flag, and lists of others.
-        assert!(!is_dead([0, READER_GONE, 0, 0, 0]));
-        assert!(!is_dead([0, READER_GONE, 0, LIST, LIST + 0x1000]));
-        assert!(!is_dead([0, READER_GONE, 0, LIST + 0x1000, LIST + 0x1000]));
-        assert!(!is_dead([0, READER_GONE, LIST - 8, LIST - 8, 0]));
-        assert!(!is_dead([0, READER_GONE, 0, u64::MAX - 7, u64::MAX - 7]));
+        let mut is_stale = |words: [u64; 5]| guest.write(AT, &words).is_stale(AT);
+        assert!(is_stale([0, READER_GONE, 0, LIST, LIST]));
+        // A reader or a writer holds it.
+        assert!(!is_stale([0x100, READER_GONE, 0, LIST, LIST]));
+        assert!(!is_stale([1, READER_GONE - READER, 0, LIST, LIST]));
+        // A task waits for it.
+        assert!(!is_stale([0, READER_GONE, 0, DIRECT + 0x7000, DIRECT + 0x7000]));
+        // These are not semaphores: a pointer with a flag, and lists of other structs.
+        assert!(!is_stale([0, READER_GONE, 0, 0, 0]));
+        assert!(!is_stale([0, READER_GONE, 0, LIST, LIST + 0x1000]));
+        assert!(!is_stale([0, READER_GONE, 0, LIST + 0x1000, LIST + 0x1000]));
+        assert!(!is_stale([0, READER_GONE, LIST - 8, LIST - 8, 0]));
+        assert!(!is_stale([0, READER_GONE, 0, u64::MAX - 7, u64::MAX - 7]));
     }
 
     #[test]
@@ -269,14 +278,14 @@ ffffffff81008000 B _end
         const UMOUNT: u64 = AT + 128;
         let mut guest = Guest::new(WITH_FIRST);
         guest.write(UMOUNT, &[0, READER_GONE, 0, 0]);
-        // Anything may look like this.
-        assert!(!guest.is_dead(UMOUNT));
+        // Any word may look like this one.
+        assert!(!guest.is_stale(UMOUNT));
         guest.write(AT + 64, &[DIRECT + DENTRY]).write(DENTRY + 40, &[DIRECT + AT]);
-        assert!(guest.is_dead(UMOUNT));
-        assert!(!guest.write(UMOUNT, &[0x100, READER_GONE, 0, 0]).is_dead(UMOUNT));
-        assert!(!guest.write(UMOUNT, &[0, READER_GONE, 0, DIRECT + 0x7000]).is_dead(UMOUNT));
+        assert!(guest.is_stale(UMOUNT));
+        assert!(!guest.write(UMOUNT, &[0x100, READER_GONE, 0, 0]).is_stale(UMOUNT));
+        assert!(!guest.write(UMOUNT, &[0, READER_GONE, 0, DIRECT + 0x7000]).is_stale(UMOUNT));
         guest.write(UMOUNT, &[0, READER_GONE, 0, 0]);
-        assert!(!guest.write(DENTRY + 40, &[DIRECT + AT + 8]).is_dead(UMOUNT));
+        assert!(!guest.write(DENTRY + 40, &[DIRECT + AT + 8]).is_stale(UMOUNT));
     }
 
     #[test]
@@ -285,15 +294,15 @@ ffffffff81008000 B _end
         for at in [0x6000, 0x6040] {
             guest.write(TEXT_PHYS + at, &[0, READER_GONE, 0, 0]);
         }
-        assert!(guest.is_dead(TEXT_PHYS + 0x6000));
-        assert!(!guest.is_dead(TEXT_PHYS + 0x6040));
-        assert!(!guest.write(TEXT_PHYS + 0x6000, &[0x100]).is_dead(TEXT_PHYS + 0x6000));
+        assert!(guest.is_stale(TEXT_PHYS + 0x6000));
+        assert!(!guest.is_stale(TEXT_PHYS + 0x6040));
+        assert!(!guest.write(TEXT_PHYS + 0x6000, &[0x100]).is_stale(TEXT_PHYS + 0x6000));
     }
 
     #[test]
     fn kernels_whose_semaphores_have_no_owner() {
         let mut guest = Guest::new(&[("rwbase", 0)]);
         let list = DIRECT + 0x1_2340 + 24;
-        assert!(!guest.write(0x1_2340, &[0, READER_GONE, 0, list, list]).is_dead(0x1_2340));
+        assert!(!guest.write(0x1_2340, &[0, READER_GONE, 0, list, list]).is_stale(0x1_2340));
     }
 }

@@ -1,9 +1,9 @@
-//! Live objects counted by the place of their allocation, and what has grown since such a count: the leaks that something
-//! still refers to, as a list that is only ever added to.
+//! Live objects counted by allocation site, and the growth of sites between two counts. Growth
+//! shows leaks that are still referenced, such as a list to which entries are only added.
 
 use crate::CheckError;
 use crate::blocks;
-use crate::guest_state::Moment;
+use crate::guest_state::GuestState;
 use crate::names::Names;
 use detector::control::{By, Count, Place};
 use detector::objects::Object;
@@ -16,27 +16,27 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Live objects by stack. Where code was loaded, an address may have been another function's before: the last module that had
-/// been loaded tells them apart.
+/// Identifies an allocation site: the stack, and the last module loaded before the allocation. An
+/// address may belong to different modules at different times.
 type Key = (StackId, u64);
 
-/// Live objects of one moment, reachable or not.
+/// Counts of the live objects at one time, reachable or not.
 #[derive(Default)]
 pub struct Sites {
-    /// Counts, each with one of its objects.
+    /// The count of each site, with one of its objects.
     counts: HashMap<Key, (Count, Object)>,
     total: Count,
     at_ms: u64,
-    /// As they were then: of those that are gone, some may be forgotten.
+    /// The modules at that time. Some of them may be forgotten later.
     modules: Vec<(u64, Arc<Module>)>,
 }
 
 impl Sites {
-    /// Counts the live objects of a moment.
+    /// Counts the live objects.
     ///
     /// # Errors
     /// [`CheckError::Pages`].
-    pub fn of(moment: &Moment<'_, impl StoppedMemory>) -> Result<Sites, CheckError> {
+    pub fn of(moment: &GuestState<'_, impl StoppedMemory>) -> Result<Sites, CheckError> {
         let pages = Pages::read(moment.kernel, moment.memory)?;
         let blocks = blocks::lay_out(moment.kernel, moment.memory, &pages, moment.allocations(), moment.registers);
         let names = moment.names();
@@ -55,17 +55,17 @@ impl Sites {
         }
     }
 
-    /// All of them.
+    /// The count of all objects.
     pub fn total(&self) -> Count {
         self.total
     }
 
-    /// When it was, in milliseconds since the start of tracking.
+    /// The time of the count, in milliseconds since the start of tracking.
     pub fn at_ms(&self) -> u64 {
         self.at_ms
     }
 
-    /// Places by their live bytes, the most first.
+    /// Sites with the most live bytes first.
     pub fn top(&self, names: Names<'_>, by: By) -> Vec<Place> {
         let counts = self.counts.values().map(|(now, object)| (names, Count::default(), *now, *object));
         let mut places = merge(by, counts);
@@ -73,14 +73,14 @@ impl Sites {
         places
     }
 
-    /// Places of which there is more than there was, by how many bytes more, the most first.
+    /// Sites that have grown, with the largest growth in bytes first.
     pub fn grown_since(&self, then: &Sites, names: Names<'_>, by: By) -> Vec<Place> {
         let of = |sites: &Sites, key: &Key| sites.counts.get(key).map_or(Count::default(), |(count, _)| *count);
         let now = self.counts.iter().map(|(key, (now, object))| (names, of(then, key), *now, *object));
         let gone = then.counts.iter().filter(|(key, _)| !self.counts.contains_key(key));
         let before = Names { modules: &then.modules, ..names };
         let gone = gone.map(|(_, (then, object))| (before, *then, Count::default(), *object));
-        // What has not changed need not be named, but where it is a part of a larger place.
+        // Unchanged sites need no name, unless they are part of a larger place.
         let changed = now.chain(gone).filter(|(_, then, now, _)| then != now || by == By::Site);
         let mut places = merge(by, changed);
         places.retain(|p| p.now.bytes > p.then.bytes || p.now.objects > p.then.objects);
@@ -89,7 +89,7 @@ impl Sites {
     }
 }
 
-/// Places that are called the same are one, wherever their module was loaded.
+/// Merges sites with equal names, wherever their module was loaded.
 fn merge<'a>(by: By, counts: impl Iterator<Item = (Names<'a>, Count, Count, Object)>) -> Vec<Place> {
     let mut places: Vec<Place> = Vec::new();
     let mut by_name: HashMap<Vec<String>, usize> = HashMap::new();

@@ -12,7 +12,7 @@ pub(crate) struct Skips {
 }
 
 impl Skips {
-    /// None yet, of so many blocks.
+    /// Makes an empty set of ranges for `blocks` blocks.
     pub(crate) fn new(blocks: usize) -> Skips {
         Skips { has: Bits::new(blocks), of: HashMap::new() }
     }
@@ -23,13 +23,13 @@ impl Skips {
         self.of.entry(block).or_default().push(range);
     }
 
-    /// Adds ranges of a block, as bytes from its start.
+    /// Adds ranges of a block, in bytes from its start.
     pub(crate) fn extend(&mut self, block: u32, ranges: impl IntoIterator<Item = Range<u64>>) {
         self.has.set(block);
         self.of.entry(block).or_default().extend(ranges);
     }
 
-    /// The ranges of a block, in no order.
+    /// The ranges of a block, unsorted.
     pub(crate) fn get(&self, block: u32) -> Option<&[Range<u64>]> {
         self.has.get(block).then(|| self.of.get(&block).map(Vec::as_slice)).flatten()
     }

@@ -1,4 +1,5 @@
-//! What follows the objects of a report: the summary line, suppressions, the audit, and paths of references.
+//! The text after the objects of a report: the summary line, suppressions, the audit, and paths of
+//! references.
 
 use crate::Outcome;
 use crate::audit::Audit;
@@ -15,24 +16,24 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Unused suppressions told by name in the text; a structured report has all of them.
+/// Most unused suppressions that the text lists. A structured report lists all.
 const MAX_UNUSED: usize = 20;
 
-/// What is asked of a report, besides what leaked.
+/// The optional parts of a report.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
-    /// The audit, in the closing lines.
+    /// Whether the closing lines include the audit.
     pub audit: bool,
-    /// How long the guest stood still, if it ran at all.
+    /// How long the guest was stopped. `None` if it did not run.
     pub pause: Option<Duration>,
     /// The suppressions that the check was made with.
     pub suppressions: &'a Suppressions,
-    /// Those of them that no check used: this is the last one.
+    /// Whether to list suppressions that no check used. This is set for the last check.
     pub unused: bool,
 }
 
-/// What follows the objects of a report: the summary, what speaks against it, suppressions, where it was asked for the audit, notes, and the paths.
-/// `report` lacks nothing but these lines.
+/// The text after the objects of a report. It holds the summary, reasons to doubt it, suppressions,
+/// the audit if asked for, notes, and paths. `report` is complete except for this text.
 pub(crate) fn closing(
     names: Names<'_>,
     outcome: &Outcome,
@@ -45,7 +46,7 @@ pub(crate) fn closing(
     text += &suppressions(report);
     if let Some(held) = outcome.audit.as_ref().filter(|_| asked.audit) {
         text += &audit(held);
-        text += &known(&outcome.known);
+        text += &not_leaks(&outcome.not_leaks);
     }
     if counters.boot > 1 {
         text += &format!(
@@ -71,7 +72,7 @@ pub(crate) fn closing(
     text
 }
 
-/// The name of the task that allocated an object, as far as it is text, and as it can be printed.
+/// The name of the task that allocated an object. Bytes that are not printable text are replaced.
 pub fn comm(objects: &Objects, object: &Object) -> String {
     let comm = objects.comm(object);
     shown(&String::from_utf8_lossy(comm.split(|&b| b == 0).next().unwrap_or_default())).into_owned()
@@ -81,7 +82,7 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1 << 20) as f64
 }
 
-/// The line after a report.
+/// The summary line.
 fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, groups: &[Group], pause: Option<Duration>) -> String {
     let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
     let pause = pause.map_or(String::new(), |p| format!(", pause {:.1} ms", p.as_secs_f64() * 1e3));
@@ -111,7 +112,7 @@ fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, groups: &[Group], p
         c.unknown_frees,
         c.missed_frees,
         outcome.stale,
-        outcome.known.len(),
+        outcome.not_leaks.len(),
         suppressed(outcome),
         c.hooks_hit,
         c.hooks,
@@ -119,7 +120,7 @@ fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, groups: &[Group], p
     )
 }
 
-/// Bytes of what is reported.
+/// Total bytes of the reported objects.
 fn leaked(outcome: &Outcome) -> u64 {
     outcome.unreferenced.iter().map(|u| u.leak.size).sum()
 }
@@ -129,12 +130,12 @@ fn direct(outcome: &Outcome) -> u64 {
     outcome.unreferenced.iter().filter(|u| u.direct).count() as u64
 }
 
-/// How many objects suppressions fit.
+/// How many objects suppressions match.
 fn suppressed(outcome: &Outcome) -> u64 {
     outcome.suppressed.values().map(|(objects, _)| objects).sum()
 }
 
-/// The figures of the summary line, for reports that are read by programs.
+/// The numbers of the summary line, for structured reports.
 pub(crate) fn figures(outcome: &Outcome, groups: &[Group], c: &Counters, pause: Option<Duration>) -> Figures {
     let (unknown, freed) = outcome.audit.as_ref().map_or((0, 0), |a| a.counts());
     let figures = [
@@ -157,7 +158,7 @@ pub(crate) fn figures(outcome: &Outcome, groups: &[Group], c: &Counters, pause: 
         ("unknown_frees", c.unknown_frees),
         ("missed_frees", c.missed_frees),
         ("stale", outcome.stale),
-        ("known", outcome.known.len() as u64),
+        ("known", outcome.not_leaks.len() as u64),
         ("suppressed", suppressed(outcome)),
         ("hooks_hit", c.hooks_hit),
         ("hooks", c.hooks),
@@ -168,7 +169,8 @@ pub(crate) fn figures(outcome: &Outcome, groups: &[Group], c: &Counters, pause: 
     figures.into_iter().chain(pause).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// What suppressions left out, in LeakSanitizer's own words and columns, and which of them nothing used.
+/// The objects that each suppression matched, in LeakSanitizer's format, and the suppressions that
+/// matched nothing.
 fn suppressions(report: &Report) -> String {
     const RULE: &str = "-----------------------------------------------------\n";
     let mut text = String::new();
@@ -197,13 +199,13 @@ fn audit(audit: &Audit) -> String {
     lines("only the kernel holds, by cache,", &audit.unknown)
         + &lines("only libleak holds, by allocating function,", &audit.freed)
         + &format!(
-            "libleak: audit: {} slab objects, {} vmalloc blocks and {} per-CPU blocks compared, {} freelists make no sense\n",
+            "libleak: audit: {} slab objects, {} vmalloc blocks and {} per-CPU blocks compared, {} invalid freelists\n",
             audit.allocated, audit.blocks.0, audit.blocks.1, audit.broken
         )
 }
 
-/// The entries of the table of what the kernel declares no leak that were of use.
-fn known(reasons: &[&'static str]) -> String {
+/// The reasons of objects that the kernel declares not to be leaks, with their counts.
+fn not_leaks(reasons: &[&'static str]) -> String {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     reasons.iter().for_each(|reason| *counts.entry(reason).or_default() += 1);
     counts
@@ -212,7 +214,7 @@ fn known(reasons: &[&'static str]) -> String {
         .collect()
 }
 
-/// Who refers to an object, a line for each step towards the root.
+/// The references to an object, one line for each step towards the root.
 pub fn path(names: Names<'_>, path: &Path) -> String {
     let site = |object: &Object| match names.caller(object) {
         None => "allocation not seen".to_owned(),

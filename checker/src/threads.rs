@@ -4,13 +4,14 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
-/// Threads at most, unless more are asked for: reading memory does not get faster with every further one.
+/// Most threads by default. More threads do not make reading memory faster.
 const MAX_THREADS: usize = 8;
 
-/// A pool of as many threads as are `wanted`, or else as many as this machine has processors, up to 8. A check that is made in it
-/// ([`ThreadPool::install`]) is shared by them, and finds the same. `None` where one thread is to do it, or where the system gives no threads.
+/// Starts a pool of `wanted` threads, or of one thread for each processor, up to 8. They share a
+/// check that runs in it ([`ThreadPool::install`]). The result is the same as with one thread.
 ///
-/// The threads block the signals that the calling thread does.
+/// `None` if one thread is enough or the system cannot start threads. The threads block the same
+/// signals as the calling thread.
 pub fn pool(wanted: Option<NonZeroUsize>) -> Option<ThreadPool> {
     let processors = || available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let count = wanted.map_or_else(processors, usize::from);

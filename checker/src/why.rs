@@ -1,6 +1,7 @@
-//! Who keeps an object alive: the path of references from a root that a scan found first.
+//! Why an object counts as referenced: the path of references from a root that the scan found
+//! first.
 //!
-//! A leak that is not reported has some word somewhere that looks like a reference to it. This tells which.
+//! If a leak is not reported, some word looks like a reference to it. The path shows that word.
 
 use crate::blocks::Blocks;
 use detector::guest_tests::shown;
@@ -12,56 +13,58 @@ use guest_symbols::pages::{Maps, Pages, Use};
 use guest_symbols::percpu::PerCpu;
 use guest_symbols::slab::Cache;
 
-/// Steps told of one path.
+/// Most steps that are shown of one path.
 const MAX_STEPS: usize = 16;
-/// Words told around a reference: in an object as many, around a root's word as many on each side.
+/// Words that are shown around a reference. In an object these are so many in total, in a root so
+/// many on each side.
 const AROUND: u64 = 4;
 
 /// One place on the path.
 #[derive(Debug, Clone)]
 pub enum Holder {
-    /// Another live object, `offset` bytes into which the reference stands.
+    /// Another live object. The reference is `offset` bytes into it.
     Object {
         /// Virtual address, or `__percpu` pointer.
         addr: u64,
         /// Bytes.
         size: u64,
-        /// What the live map knows of it.
+        /// Its entry in the live map.
         object: Object,
-        /// Its slab cache.
+        /// The name of its slab cache.
         cache: Option<String>,
-        /// Where in it the reference stands; `None` if only a rule leads on from it.
+        /// Offset of the reference in bytes. `None` if a rule leads from it, not a word.
         offset: Option<u64>,
-        /// The aligned run of words that the reference stands in.
+        /// The aligned group of words that the reference is in.
         words: Vec<u64>,
     },
     /// Memory that the kernel owns and that is no object.
     Root {
         /// Guest physical address of the word.
         phys: PhysAddr,
-        /// What the page is used for.
+        /// Use of its page.
         usage: Use,
-        /// The variable, static or per-CPU, that it lies in, with the offset.
+        /// The static or per-CPU variable that it is in, with the offset in bytes.
         symbol: Option<(String, u64)>,
-        /// The words around it, the first [`AROUND`] of them before it.
+        /// The words around it. The first [`AROUND`] of them precede it.
         words: Vec<u64>,
     },
     /// A register of a CPU.
     Register,
-    /// The table of what the kernel declares no leak, or a suppression.
+    /// The table of objects that the kernel declares not to be leaks, or a suppression.
     Known,
 }
 
 /// An object, and why it counts as referenced.
 #[derive(Debug, Clone)]
 pub struct Path {
-    /// Its address, its size in bytes, and what the live map knows of it.
+    /// Its address, its size in bytes, and its entry in the live map.
     pub of: (u64, u64, Object),
-    /// Who refers to it, who refers to that, and so on to the root. Empty if nobody does.
+    /// What refers to it, what refers to that, and so on up to the root. Empty if nothing refers to
+    /// it.
     pub holders: Vec<Holder>,
 }
 
-/// Tells the path of every object that `wanted` picks.
+/// Finds the path of every object that `wanted` picks.
 pub(crate) fn paths<M: StoppedMemory>(
     kernel: &Kernel,
     memory: &M,
@@ -109,7 +112,7 @@ pub(crate) fn paths<M: StoppedMemory>(
     paths
 }
 
-/// Block `number`, and where in it the first reference to block `to` stands.
+/// Describes block `number`, with the offset of its first reference to block `to`.
 fn object<M: StoppedMemory>(
     kernel: &Kernel,
     memory: &M,
@@ -150,7 +153,7 @@ fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, percpu: &P
         let text = kernel.symbol("_text")?;
         name(text.offset(phys.0.wrapping_sub(kernel.image_phys(text).0)), "_text", "_end")
     };
-    // Static per-CPU variables, where they are one run of memory.
+    // Static per-CPU variables, if each CPU's are contiguous memory.
     let in_percpu = || {
         let at = Maps::read(kernel, memory).direct_map.wrapping_add(phys.0);
         let mut variables = percpu.offsets.iter().map(|o| VirtAddr(at.wrapping_sub(*o)));

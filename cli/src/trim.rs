@@ -1,6 +1,6 @@
 //! `leak trim`.
 
-use checker::guest_state::Moment;
+use checker::guest_state::GuestState;
 use checker::report::Asked;
 use checker::{CheckError, Outcome};
 use detector::report::Format;
@@ -101,7 +101,7 @@ impl Trim {
 }
 
 /// Everything that a report can contain, except for durations.
-fn report(moment: &Moment<'_, OwnedMemory>, outcome: Outcome) -> String {
+fn report(moment: &GuestState<'_, OwnedMemory>, outcome: Outcome) -> String {
     let outcome = Outcome { time: Duration::ZERO, ..outcome };
     let asked = Asked { audit: true, pause: None, suppressions: &Suppressions::default(), unused: false };
     Format::default().write(&checker::report::report(moment.names(), &outcome, &moment.counters, asked), true)

@@ -65,7 +65,7 @@ impl Contents for Nothing {
 }
 
 impl Surroundings for Nothing {
-    fn is_dead(&self, _: u64, _: u64) -> bool {
+    fn is_stale(&self, _: u64, _: u64) -> bool {
         false
     }
 }

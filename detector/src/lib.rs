@@ -44,7 +44,7 @@
 //! }
 //!
 //! impl Surroundings for Guest {
-//!     fn is_dead(&self, _word: u64, _at: u64) -> bool {
+//!     fn is_stale(&self, _word: u64, _at: u64) -> bool {
 //!         false
 //!     }
 //! }

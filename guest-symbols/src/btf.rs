@@ -1,8 +1,9 @@
-//! BPF Type Format: the types and function prototypes that the kernel carries in its own image
-//! (Documentation/bpf/btf.rst). Read in one pass into a table of offsets; names are compared in place.
+//! BPF Type Format: the types and function prototypes in the kernel's own image
+//! (Documentation/bpf/btf.rst). They are read in one pass into a table of offsets. Names are
+//! compared in place.
 //!
-//! Written here rather than taken from a crate because the image is untrusted: nothing in it may cost
-//! more than its length, and a kind that is not known yet ends the reading instead of failing it.
+//! This is not a crate because the image is untrusted. The time to read it must be bounded by its
+//! length. An unknown kind ends the table there, and what precedes it stays usable.
 
 use crate::memory::u32_at;
 use hashbrown::HashTable;
@@ -13,11 +14,11 @@ mod numbers;
 const MAGIC: u16 = 0xeb9f;
 /// `sizeof(struct btf_header)` (include/uapi/linux/btf.h), which may grow.
 const HEADER: usize = 24;
-/// Modifiers and typedefs followed before a chain counts as a loop.
+/// The most modifiers and typedefs that are followed. A longer chain is a loop.
 const MAX_CHAIN: usize = 32;
-/// Depth of anonymous structs searched for a member, and of arrays of arrays.
+/// The deepest nesting of anonymous structs in the search for a member, and of arrays of arrays.
 const MAX_DEPTH: usize = 8;
-/// Members looked at in search of one. Kernels' largest structs have some 300.
+/// The most members that one search examines. The largest structs of kernels have about 300.
 const MAX_MEMBERS: usize = 1 << 16;
 
 mod kind {
@@ -42,30 +43,30 @@ mod kind {
     pub const ENUM64: u32 = 19;
 }
 
-/// Why a BTF blob was not taken.
+/// Why a BTF blob was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BtfError {
     /// It does not start with a BTF header of version 1.
     #[error("no BTF header")]
     Header,
-    /// The header's sections lie outside the blob, which has this many bytes.
+    /// The header's sections are outside the blob, which has this many bytes.
     #[error("the BTF header points outside its {0} bytes")]
     Truncated(usize),
 }
 
-/// A struct member found by name.
+/// A struct member that was found by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
-    /// Bits from the start of the struct.
+    /// Offset in bits from the start of the struct.
     pub bit_offset: u64,
-    /// Width in bits, where the member is a bit field.
+    /// Width in bits, if the member is a bit field.
     pub bits: Option<u32>,
-    /// Its type's id.
+    /// The id of its type.
     pub type_id: u32,
 }
 
 impl Member {
-    /// Bytes from the start of the struct; a bit field's first byte.
+    /// Offset in bytes from the start of the struct. For a bit field it is the first byte.
     pub fn offset(&self) -> u64 {
         self.bit_offset / 8
     }
@@ -73,11 +74,11 @@ impl Member {
 
 #[derive(Clone, Copy)]
 struct Type {
-    /// Offset of the record into `data`.
+    /// Offset of the record in `data`.
     at: u32,
     name: u32,
     info: u32,
-    /// Size in bytes, or the id of the type referred to.
+    /// Size in bytes, or the id of the type that it refers to.
     size_or_type: u32,
 }
 
@@ -123,15 +124,15 @@ pub struct Btf {
 }
 
 impl Btf {
-    /// The length in bytes of the BTF blob that starts `data`, from its header.
+    /// The length in bytes of the BTF blob at the start of `data`, from its header.
     ///
     /// # Errors
-    /// [`BtfError::Header`], or [`BtfError::Truncated`] where `data` ends before it does.
+    /// [`BtfError::Header`], or [`BtfError::Truncated`] if `data` is shorter than the blob.
     pub fn blob_len(data: &[u8]) -> Result<usize, BtfError> {
         Ok(Self::sections(data)?.2)
     }
 
-    /// Offsets of types, strings, and the end.
+    /// Offsets of the types, of the strings, and of the end.
     fn sections(data: &[u8]) -> Result<(usize, usize, usize), BtfError> {
         if data.get(..2) != Some(&MAGIC.to_le_bytes()) || data.get(2) != Some(&1) {
             return Err(BtfError::Header);
@@ -147,10 +148,10 @@ impl Btf {
         Ok((types, strings, end))
     }
 
-    /// Reads a BTF blob; bytes after its end are ignored.
+    /// Reads a BTF blob. Bytes after its end are ignored.
     ///
     /// # Errors
-    /// [`BtfError`] where the header does not fit. A record of an unknown kind ends the table there.
+    /// [`BtfError`] if the header is wrong. A record of an unknown kind ends the table there.
     pub fn parse(data: &[u8]) -> Result<Btf, BtfError> {
         let (types_at, strings, end) = Self::sections(data)?;
         let types_end = types_at + u32_at(data, 12).ok_or(BtfError::Header)? as usize;
@@ -178,7 +179,7 @@ impl Btf {
         Ok(btf)
     }
 
-    /// The blob, as [`Btf::parse`] reads it.
+    /// The blob that [`Btf::parse`] read.
     pub fn blob(&self) -> &[u8] {
         &self.data
     }
@@ -190,7 +191,7 @@ impl Btf {
             let wanted = matches!(ty.kind(), kind::STRUCT | kind::UNION | kind::FUNC | kind::ENUM | kind::ENUM64);
             let id = id as u32;
             if wanted && ty.name != 0 {
-                // Of several of one name the first, each time.
+                // The first of several types with the same name always wins.
                 let same = |&j: &u32| types[j as usize].kind() == ty.kind() && name(j) == name(id);
                 by_name.entry(hasher.hash_one(name(id)), same, |&j| hasher.hash_one(name(j))).or_insert(id);
             }
@@ -210,12 +211,12 @@ impl Btf {
         Some(&self.types[*id as usize])
     }
 
-    /// How many types there are.
+    /// Number of types.
     pub fn len(&self) -> usize {
         self.types.len()
     }
 
-    /// Whether there are none but void.
+    /// Whether there are no types except void.
     pub fn is_empty(&self) -> bool {
         self.types.len() <= 1
     }
@@ -225,8 +226,8 @@ impl Btf {
         Some(self.find(name, &[kind::STRUCT, kind::UNION])?.size_or_type.into())
     }
 
-    /// A member of a struct or union by a dotted path (`cpu_cache`, `pcp.lists`), looking into anonymous
-    /// members as C does.
+    /// Finds a member of a struct or union by a dotted path (`cpu_cache`, `pcp.lists`). Anonymous
+    /// members are searched as in C.
     pub fn member(&self, name: &str, path: &str) -> Option<Member> {
         let mut ty = self.find(name, &[kind::STRUCT, kind::UNION])?;
         let mut found = Member { bit_offset: 0, bits: None, type_id: 0 };
@@ -241,7 +242,7 @@ impl Btf {
         Some(found)
     }
 
-    /// Byte offset of a member, as [`Btf::member`] finds it.
+    /// Byte offset of a member. See [`Btf::member`].
     pub fn offset_of(&self, name: &str, path: &str) -> Option<u64> {
         Some(self.member(name, path)?.offset())
     }
@@ -266,7 +267,7 @@ impl Btf {
         }
     }
 
-    /// How many elements the array type `id` has.
+    /// Number of elements of array type `id`.
     pub fn array_len(&self, id: u32) -> Option<u64> {
         let ty = self.strip(id).filter(|t| t.kind() == kind::ARRAY)?;
         u32_at(&self.data, ty.at as usize + 20).map(u64::from)
@@ -283,7 +284,8 @@ impl Btf {
         })
     }
 
-    /// As [`Btf::member`], of one name. `left` is how many members may yet be looked at: structs may be parts of each other in any number.
+    /// Finds one name of a path, as in [`Btf::member`]. `left` is the number of members that may
+    /// still be examined. Structs may contain each other many times.
     fn member_of(&self, ty: &Type, wanted: &[u8], depth: usize, left: &mut usize) -> Option<Member> {
         if depth > MAX_DEPTH || !matches!(ty.kind(), kind::STRUCT | kind::UNION) {
             return None;
@@ -312,7 +314,7 @@ impl Btf {
         None
     }
 
-    /// The parameter names of a kernel function, in order; unnamed ones are empty.
+    /// The parameter names of a kernel function, in order. Unnamed parameters are empty.
     pub fn parameters(&self, function: &str) -> Option<Vec<&str>> {
         let func = self.find(function, &[kind::FUNC])?;
         let proto = self.types.get(func.size_or_type as usize)?;
@@ -327,7 +329,7 @@ impl Btf {
             .collect()
     }
 
-    /// Size in bytes of what a function returns; 0 for void.
+    /// Size in bytes of a function's return type. 0 for void.
     pub fn return_size(&self, function: &str) -> Option<u64> {
         let func = self.find(function, &[kind::FUNC])?;
         let proto = self.types.get(func.size_or_type as usize)?;

@@ -1,4 +1,4 @@
-//! The code of a kernel that stands still, its modules' included: how frames are left, and where functions start.
+//! The code of a stopped kernel and of its modules: unwind rules, and the starts of functions.
 
 use crate::Kernel;
 use crate::memory::{StoppedMemory, VirtAddr, u64_at};
@@ -12,29 +12,30 @@ use std::rc::Rc;
 /// `sizeof(Elf64_Sym)`, and the type of a function in `st_info` (include/uapi/linux/elf.h).
 const ELF_SYM: usize = 24;
 const STT_FUNC: u8 = 2;
-/// Symbols and unwind entries of modules that are read in all. A booted kernel needs those of the few modules whose
-/// functions kernel threads run.
+/// The most symbols and unwind entries of modules that are read in total. A booted kernel needs
+/// those of a few modules, whose functions kernel threads run.
 const MAX_READ: u64 = 4 << 20;
 
-/// A function that holds an address, or none; kept since many threads run one function.
+/// The function that contains an address, or `None`. Results are kept because many threads run the
+/// same function.
 type Functions = HashMap<u64, Option<Range<u64>>>;
 
-/// Code by its addresses. What it tells of modules is read from the guest when it is asked for.
+/// Code by virtual address. The tables of modules are read from the guest on demand.
 pub struct Code<'a, M> {
     kernel: &'a Kernel,
     memory: &'a M,
     orc: &'a Orc,
     image: Range<u64>,
-    /// Virtual ranges of modules, each with the address of the `struct module`.
+    /// Virtual ranges of modules, each with the address of its `struct module`.
     modules: Vec<(Range<u64>, VirtAddr)>,
     tables: RefCell<HashMap<VirtAddr, Option<Rc<Table>>>>,
     functions: RefCell<Functions>,
-    /// How much of [`MAX_READ`] is left.
+    /// What is left of [`MAX_READ`].
     left: Cell<u64>,
 }
 
 impl<'a, M: StoppedMemory> Code<'a, M> {
-    /// `None` for a kernel without unwind tables.
+    /// Returns `None` for a kernel without unwind tables.
     pub fn new(kernel: &'a Kernel, memory: &'a M) -> Option<Code<'a, M>> {
         let modules = modules::list(kernel, memory).into_iter();
         let ranges =
@@ -51,7 +52,7 @@ impl<'a, M: StoppedMemory> Code<'a, M> {
         })
     }
 
-    /// What holds at a virtual address of code.
+    /// The unwind rule at a virtual address of code.
     pub fn rule(&self, at: u64) -> Option<Rule> {
         match self.image.contains(&at) {
             true => self.orc.lookup(at),
@@ -59,7 +60,7 @@ impl<'a, M: StoppedMemory> Code<'a, M> {
         }
     }
 
-    /// The addresses in a range of one function at which something else begins to hold, each with what does.
+    /// The addresses in a range of one function at which the rule changes, each with the new rule.
     pub fn changes(&self, range: Range<u64>) -> Option<Vec<(u64, Rule)>> {
         Some(match self.image.contains(&range.start) {
             true => self.orc.changes(range).collect(),
@@ -67,7 +68,7 @@ impl<'a, M: StoppedMemory> Code<'a, M> {
         })
     }
 
-    /// Where the function starts that a virtual address lies in.
+    /// The start of the function that contains a virtual address.
     pub fn function(&self, at: u64) -> Option<u64> {
         if self.image.contains(&at) {
             return Some(at.wrapping_sub(self.kernel.symbols.resolve(at)?.offset));
@@ -95,7 +96,7 @@ impl<'a, M: StoppedMemory> Code<'a, M> {
         tables.entry(module).or_insert_with(read).clone()
     }
 
-    /// The function of a module that holds an address, by the module's own symbols.
+    /// The function of a module that contains an address, by the module's own symbols.
     fn function_in(&self, module: VirtAddr, at: u64) -> Option<Range<u64>> {
         let (table, count) = modules::symbol_table(self.kernel, self.memory, module)?;
         self.take(count)?;
@@ -107,7 +108,7 @@ impl<'a, M: StoppedMemory> Code<'a, M> {
         })
     }
 
-    /// Takes so much of what may be read.
+    /// Reduces what may still be read by `count`. `None` if it is not enough.
     fn take(&self, count: u64) -> Option<()> {
         self.left.set(self.left.get().checked_sub(count)?);
         Some(())

@@ -1,7 +1,8 @@
-//! What of the kernel's own records makes no sense.
+//! Corruption in the kernel's own records.
 //!
-//! Guests are fuzzed, and their kernels corrupt their own memory. What is told here is true of no kernel that is as it should be, at
-//! whatever moment it is stopped: each is a law that the kernel keeps at every instruction, and no guess at what is usual.
+//! Guests are fuzzed, and their kernels may corrupt their own memory. No corruption is found in an
+//! intact kernel, at whatever instruction it is stopped. Each test is an invariant that the kernel
+//! keeps at every instruction, and not a guess at usual values.
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
@@ -9,21 +10,21 @@ use std::collections::HashSet;
 
 /// A record that contradicts itself or another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Nonsense {
+pub enum Corruption {
     /// `slab_caches`.
-    #[error("the kernel's list of slab caches leads nowhere or in a circle after {0} of them")]
+    #[error("the kernel's list of slab caches is invalid or circular after {0} entries")]
     CacheList(usize),
     /// `struct kmem_cache`.
     #[error("{0} slab caches have sizes that contradict each other")]
     Caches(u64),
     /// `kmem_cache_cpu.freelist`.
-    #[error("{0} freelists of CPUs lead out of their slab or in a circle")]
+    #[error("{0} freelists of CPUs leave their slab or are circular")]
     CpuFreelists(u64),
-    /// `struct qlist_head`, more than CPUs can be about to change.
-    #[error("{0} lists of quarantined objects lead nowhere or in a circle")]
+    /// `struct qlist_head`. CPUs that are stopped while they change lists are allowed for.
+    #[error("{0} lists of quarantined objects are invalid or circular")]
     Quarantine(u64),
-    /// `struct slab`, more than CPUs can be about to make.
-    #[error("{0} slabs have freelists, numbers of objects or caches that make no sense")]
+    /// `struct slab`. CPUs that are stopped while they make slabs are allowed for.
+    #[error("{0} slabs have invalid freelists, object counts or caches")]
     Slabs(u64),
     /// More objects than a check can hold.
     #[error("the slabs count more than {0} objects as allocated")]
@@ -32,43 +33,45 @@ pub enum Nonsense {
     #[error("{0} page descriptors contradict themselves")]
     Descriptors(u64),
     /// `struct per_cpu_pages`.
-    #[error("the lists of the CPUs' free pages lead nowhere or in a circle")]
+    #[error("the lists of the CPUs' free pages are invalid or circular")]
     FreePages,
     /// `struct vmap_area`.
-    #[error("the tree of vmap areas is none: it leads nowhere, or areas overlap")]
+    #[error("the tree of vmap areas is invalid: a node cannot be read, or areas overlap")]
     Areas,
     /// `struct pcpu_chunk`.
-    #[error("the chunks of per-CPU memory cannot be read to their end")]
+    #[error("the chunks of per-CPU memory cannot be read completely")]
     Chunks,
     /// `__per_cpu_offset` and `nr_cpu_ids`.
     #[error("the tables of CPUs contradict each other: {0}")]
     Cpus(&'static str),
     /// `task_struct.tasks` and `signal_struct.thread_head`.
-    #[error("the list of tasks leads nowhere or in a circle after {0} of them")]
+    #[error("the list of tasks is invalid or circular after {0} entries")]
     Tasks(usize),
-    /// A list by the name of its variable.
-    #[error("the list {0} leads in a circle")]
+    /// The list of this variable.
+    #[error("the list {0} is circular")]
     List(&'static str),
 }
 
 /// Why something was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unread {
-    /// The kernel has no such thing, or its types are not known.
+pub enum Unreadable {
+    /// The kernel has no such structure, or its types are not known.
     NotDescribed,
-    /// It makes no sense.
-    Nonsense(Nonsense),
+    /// It is corrupted.
+    Corruption(Corruption),
 }
 
-impl From<Nonsense> for Unread {
-    fn from(nonsense: Nonsense) -> Unread {
-        Unread::Nonsense(nonsense)
+impl From<Corruption> for Unreadable {
+    fn from(corruption: Corruption) -> Unreadable {
+        Unreadable::Corruption(corruption)
     }
 }
 
-/// The nodes of a circular list (`struct list_head`) whose head is at `head`, at most `most`, and whether that is all of
-/// them: the list comes back to its head, can be read, and visits no node twice. The kernel keeps that when it changes a list, since
-/// others walk it meanwhile.
+/// The nodes of a circular list (`struct list_head`), at most `most`, and whether the list is
+/// complete. `head` is the address of its head.
+///
+/// A list is complete if it can be read, visits no node twice, and returns to its head. The kernel
+/// keeps this true while it changes a list, because other CPUs may walk it.
 pub(crate) fn circle(kernel: &Kernel, memory: &impl GuestMemory, head: VirtAddr, most: usize) -> (Vec<VirtAddr>, bool) {
     let mut nodes = Vec::new();
     let mut seen = HashSet::new();

@@ -1,4 +1,5 @@
-//! Free pages that do not say so themselves: those that wait on the lists of CPUs (`struct per_cpu_pages`, mm/page_alloc.c).
+//! Free pages whose descriptors do not show it: the pages on the CPUs' lists (`struct
+//! per_cpu_pages`, mm/page_alloc.c).
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};
@@ -6,16 +7,19 @@ use crate::percpu;
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// More nodes than this are not believed.
+/// The most nodes that are read.
 const MAX_NODES: u64 = 1024;
 /// Lists of one order: MIGRATE_PCPTYPES (include/linux/mmzone.h).
 const TYPES: u64 = 3;
-/// Orders that have lists of their own: PAGE_ALLOC_COSTLY_ORDER and less. What follows is of huge pages.
+/// Orders with their own lists: 0 to PAGE_ALLOC_COSTLY_ORDER. The lists after these are for huge
+/// pages.
 const ORDERS: u64 = 4;
 const HUGE_ORDER: u64 = 9;
 
-/// Runs of free page frames on CPUs' lists, and whether these are all. `pfn_of` gives the frame of a `struct page`, of which there are
-/// `frames`. `None` where the lists are not described.
+/// Runs of free page frames on the CPUs' lists, and whether all lists could be read.
+///
+/// `pfn_of` gives the frame of a `struct page`. `frames` is the number of frames. `None` if BTF
+/// does not describe the lists.
 pub fn on_cpu_lists(
     kernel: &Kernel,
     memory: &impl GuestMemory,
@@ -26,7 +30,7 @@ pub fn on_cpu_lists(
     let read = |at: VirtAddr| kernel.read_u64(memory, at).ok();
     let zones = btf.member("pglist_data", "node_zones")?;
     let (zone_size, zone_count) = (btf.size_of("zone")?, btf.array_len(zones.type_id)?);
-    // One list each before 5.13, in a struct around it.
+    // Before 5.13 there was one set of lists, inside another struct.
     let sets = btf.offset_of("zone", "per_cpu_pageset").or_else(|| btf.offset_of("zone", "pageset"))?;
     let inner = btf.offset_of("per_cpu_pageset", "pcp").unwrap_or(0);
     let lists = btf.member("per_cpu_pages", "lists")?;
@@ -34,7 +38,7 @@ pub fn on_cpu_lists(
     let link = btf.offset_of("page", "pcp_list").or_else(|| btf.offset_of("page", "lru"))?;
     let (cpus, _) = percpu::offsets(kernel, memory);
     let mut runs = Vec::new();
-    // A page is on one list alone, and once.
+    // A page is on one list only, and once.
     let mut seen = vec![false; frames];
     let mut whole = true;
     let mut walked = HashSet::new();
@@ -44,7 +48,8 @@ pub fn on_cpu_lists(
                 whole = false;
                 continue;
             };
-            // Zones without memory have none, or `boot_pageset`, which all zones share until setup_per_cpu_pageset().
+            // Zones without memory have no lists. Before setup_per_cpu_pageset() all zones share
+            // `boot_pageset`.
             if set == 0 || !walked.insert(set) {
                 continue;
             }

@@ -1,8 +1,9 @@
-//! Pages that hibernation has taken for itself: copies of other pages, and where each belongs.
+//! Pages that hibernation has allocated: copies of other pages, and records of where they belong.
 //!
-//! They are there while an image is made, written or restored. Copies of slabs refer to whatever their originals refer to, and
-//! nobody refers to the copies but bitmaps of frames. kernel/power/snapshot.c (5.10 to 7.3) marks each such page in two
-//! `struct memory_bitmap`, and frees what is marked in both (swsusp_free()).
+//! They exist while an image is made, written or restored. Copies of slabs hold the same pointers
+//! as their originals. Only bitmaps of frames refer to the copies. The kernel marks each such page
+//! in two `struct memory_bitmap` (kernel/power/snapshot.c, 5.10 to 7.3). swsusp_free() frees the
+//! pages that are marked in both.
 
 use crate::Kernel;
 use crate::corruption::circle;
@@ -11,16 +12,16 @@ use std::collections::HashMap;
 
 /// The two bitmaps.
 const MAPS: [&str; 2] = ["forbidden_pages_map", "free_pages_map"];
-/// Zones of a bitmap that are believed: each is a range of one of the machine's zones.
+/// The most zones of a bitmap that are read. Each is a range of one of the machine's zones.
 const MAX_ZONES: usize = 1 << 8;
-/// Bits of a leaf of a bitmap (BM_BITS_PER_BLOCK).
+/// Bits in one leaf of a bitmap (BM_BITS_PER_BLOCK).
 const BITS: u64 = PAGE_SIZE * 8;
 
-/// By the first frame, the bits of each leaf.
+/// The bits of each leaf, by its first frame.
 type Leaves = HashMap<u64, Vec<u8>>;
 
-/// Calls `each` with the frame number of every page below `frames` that hibernation has taken; with none where the kernel does not
-/// hibernate, or its types are not known.
+/// Calls `each` with the frame number of every page below `frames` that hibernation has allocated.
+/// There are none if the kernel does not hibernate, or its types are not known.
 pub(crate) fn for_each(kernel: &Kernel, memory: &impl GuestMemory, frames: u64, mut each: impl FnMut(u64)) {
     let [Some(forbidden), Some(free)] = MAPS.map(|name| leaves(kernel, memory, name, frames)) else { return };
     for (first, bits) in &forbidden {
@@ -32,7 +33,7 @@ pub(crate) fn for_each(kernel: &Kernel, memory: &impl GuestMemory, frames: u64, 
     }
 }
 
-/// The leaves of the bitmap that the variable `name` points to, as far as they can be read.
+/// The leaves of the bitmap that variable `name` points to, as far as they can be read.
 fn leaves(kernel: &Kernel, memory: &impl GuestMemory, name: &str, frames: u64) -> Option<Leaves> {
     let map = VirtAddr(kernel.variable(memory, name).filter(|&map| map != 0)?);
     let zone_field = |field| kernel.offset_of("mem_zone_bm_rtree", field);

@@ -1,7 +1,7 @@
-//! The kernel's own compressed symbol table, as scripts/kallsyms.c lays it out, found in a kernel image
-//! by its shape alone.
+//! The kernel's own compressed symbol table, in the layout of scripts/kallsyms.c. It is found in a
+//! kernel image by its structure alone.
 //!
-//! Four layouts are in the field; all are runs of the same parts in the read-only data:
+//! There are four layouts. All consist of the same parts in the read-only data:
 //!
 //! | kernels | order | address of symbol i |
 //! |---|---|---|
@@ -10,36 +10,37 @@
 //! | 6.4 to 7.2 | num_syms, names, markers, token_table, token_index, offsets, relative_base, seqs | same |
 //! | 7.3 on | the same without relative_base; names 4 bytes after num_syms | relative to the offset's own place |
 //!
-//! No version is asked: the token table is found by its digits, the names before it are found by
-//! decoding them all and comparing with the markers, and that reading of the addresses is taken under
-//! which text symbols are in order and inside the image.
+//! The layout is not chosen by version. The token table is found by its tokens for digits. The
+//! names before it are found by decoding all of them and comparing with the markers. The layout of
+//! the addresses is the one in which text symbols ascend and are inside the image.
 
 use crate::memory::{u32_at, u64_at};
 use crate::symbols::{SymbolTable, SymbolTableBuilder};
 use memchr::memmem;
 use std::ops::Range;
 
-/// Fewest and most symbols believed. A tinyconfig kernel has some 20,000, allyesconfig below 400,000.
+/// The fewest and most symbols that are accepted. A tinyconfig kernel has about 20,000, and
+/// allyesconfig fewer than 400,000.
 const SYMBOLS: std::ops::RangeInclusive<u32> = 1_000..=4_000_000;
-/// How far before the token table the names may start, in bytes.
+/// The largest distance in bytes from the start of the names to the token table.
 const MAX_NAMES: usize = 32 << 20;
-/// The longest name the kernel can hold (KSYM_NAME_LEN), with its type letter.
+/// The longest name of the kernel (KSYM_NAME_LEN), with its type letter.
 const MAX_NAME: usize = 513;
-/// Most bytes of all names: stock kernels have some 5 MiB.
+/// The most bytes of all names together. Stock kernels have about 5 MiB.
 const MAX_TEXT: usize = 128 << 20;
-/// Tokens and names looked at in search of a table. Of a kernel it takes some millions.
+/// The most tokens and names that a search examines. A kernel needs a few million.
 const MAX_STEPS: usize = 1 << 27;
 
-/// Why no symbol table came of an image.
+/// Why an image has no usable symbol table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KallsymsError {
-    /// No token table: a kernel built without CONFIG_KALLSYMS, or not Linux.
+    /// There is no token table. The kernel has no CONFIG_KALLSYMS, or it is not Linux.
     #[error("no kallsyms token table")]
     NoTokens,
-    /// A token table (at this offset into the image), but no names that fit it.
+    /// There is a token table at this offset in the image, but there are no matching names.
     #[error("a kallsyms token table at image offset {0:#x}, but no names before it")]
     NoNames(usize),
-    /// Names, but no reading of the addresses makes sense.
+    /// There are names, but no layout of the addresses fits.
     #[error("{0} kallsyms names, but no addresses that fit them")]
     NoAddresses(u32),
 }
@@ -47,27 +48,28 @@ pub enum KallsymsError {
 /// The 256 strings that names are made of.
 struct Tokens<'a> {
     strings: Vec<&'a [u8]>,
-    /// Offsets into the image of the table, and of the end of the index after it.
+    /// Offsets in the image of the table, and of the end of the index after it.
     start: usize,
     end: usize,
 }
 
-/// The names' place in the image.
+/// The location of the names in the image.
 struct Names {
-    /// Of num_syms.
+    /// Offset of num_syms.
     count_at: usize,
     count: u32,
     first: usize,
 }
 
-/// How an `i32` becomes an address.
+/// How an `i32` is converted to an address.
 #[derive(Debug, Clone, Copy)]
 enum Base {
-    /// Negative: `base - 1 - offset`; else the value itself is absolute (CONFIG_KALLSYMS_ABSOLUTE_PERCPU).
+    /// A negative value is `base - 1 - value`. Other values are absolute
+    /// (CONFIG_KALLSYMS_ABSOLUTE_PERCPU).
     AbsolutePercpu(u64),
-    /// `base + offset`, unsigned.
+    /// `base + value`, unsigned.
     Relative(u64),
-    /// The virtual address of the offset itself plus its signed value.
+    /// The virtual address of the value itself plus the signed value.
     OwnPlace(u64),
 }
 
@@ -84,9 +86,9 @@ impl Base {
     }
 }
 
-/// The table, decoded.
+/// The decoded table.
 pub struct Kallsyms {
-    /// What is in it.
+    /// Its symbols.
     pub symbols: SymbolTable,
     /// The part of the image that it was read from, in bytes from the image's start.
     pub place: Range<usize>,
@@ -94,12 +96,13 @@ pub struct Kallsyms {
 
 /// Finds and decodes kallsyms in a kernel image.
 ///
-/// `image` is the kernel's memory from virtual address `base` on (slide included); it may start before
-/// the kernel and end after it, and should hold its read-only data. `at` is the virtual address of some of that kernel's
-/// code, where one is known: by it the kernel is told from an earlier one that left its memory behind.
+/// `image` is the kernel's memory from virtual address `base` on, with the slide included. It may
+/// start before the kernel and end after it. It should contain the kernel's read-only data. `at` is
+/// the virtual address of some code of that kernel, if known. It distinguishes the kernel from an
+/// earlier one that is still in memory.
 ///
 /// # Errors
-/// [`KallsymsError`], by how far it came. Bounded in time for any content.
+/// [`KallsymsError`], which shows how far decoding came. The time is bounded for any content.
 pub fn decode(image: &[u8], base: u64, at: Option<u64>) -> Result<Kallsyms, KallsymsError> {
     let mut error = KallsymsError::NoTokens;
     let mut steps = MAX_STEPS;
@@ -120,7 +123,8 @@ pub fn decode(image: &[u8], base: u64, at: Option<u64>) -> Result<Kallsyms, Kall
             .find(|(table, _)| is_true(table, image, base) && at.is_none_or(|at| has_code(table, at)))
         {
             Some((symbols, offsets)) => {
-                // After the offsets comes the address that they are relative to, or it is just before the names.
+                // The address that offsets are relative to is after the offsets or just before the
+                // names.
                 let after = (offsets + 4 * names.count as usize).next_multiple_of(8) + 8;
                 return Ok(Kallsyms { symbols, place: offsets.min(names.count_at)..after.max(tokens.end) });
             }
@@ -130,13 +134,15 @@ pub fn decode(image: &[u8], base: u64, at: Option<u64>) -> Result<Kallsyms, Kall
     Err(error)
 }
 
-/// `digits` is where the token for the digit 0 lies, which is always token 48: digits stand for themselves.
+/// `digits` is the location of the token for the digit 0, which is always token 48. The tokens of
+/// digits are the digits themselves.
 fn find_tokens(image: &[u8], digits: usize) -> Option<Tokens<'_>> {
     let mut end = digits;
     for _ in b'0' as usize..256 {
         end += memchr::memchr(0, image.get(end..(end + MAX_NAME).min(image.len()))?)? + 1;
     }
-    // The index follows at the next multiple of 8 (4 in old kernels: the padding is zeroes, and index[0] is 0).
+    // The index follows at the next multiple of 8, or of 4 in old kernels. The padding is zeroes,
+    // and index[0] is 0.
     [end.next_multiple_of(8), end.next_multiple_of(4)].into_iter().find_map(|index_at| {
         let index = |i: usize| {
             let b = image.get(index_at + 2 * i..index_at + 2 * i + 2)?;
@@ -146,7 +152,7 @@ fn find_tokens(image: &[u8], digits: usize) -> Option<Tokens<'_>> {
         let mut strings = Vec::with_capacity(256);
         for i in 0..256 {
             let at = index(i)?;
-            // Each token starts where the one before it ended.
+            // Each token starts where the previous one ends.
             if i > 0 && (at <= index(i - 1)? || image.get(start + at - 1) != Some(&0)) || i == 0 && at != 0 {
                 return None;
             }
@@ -157,7 +163,8 @@ fn find_tokens(image: &[u8], digits: usize) -> Option<Tokens<'_>> {
     })
 }
 
-/// Length of the compressed name at `at`, and where its bytes start. Two-byte lengths came with 6.1.
+/// Length of the compressed name at `at`, and the start of its bytes. Two-byte lengths exist from
+/// 6.1 on.
 fn name_len(image: &[u8], at: usize) -> Option<(usize, usize)> {
     let low = *image.get(at)? as usize;
     if low & 0x80 == 0 {
@@ -168,7 +175,7 @@ fn name_len(image: &[u8], at: usize) -> Option<(usize, usize)> {
 }
 
 fn find_names(image: &[u8], tokens: &Tokens, steps: &mut usize) -> Option<Names> {
-    // The nearest candidate wins: what lies between the names and the tokens is small.
+    // The nearest candidate wins, because the parts between names and tokens are small.
     let lowest = tokens.start.saturating_sub(MAX_NAMES);
     let mut count_at = tokens.start.checked_sub(8)? & !3;
     while count_at > lowest && *steps > 0 {
@@ -186,7 +193,7 @@ fn find_names(image: &[u8], tokens: &Tokens, steps: &mut usize) -> Option<Names>
     None
 }
 
-/// Whether `count` names from `first` on decode, and the markers after them agree.
+/// Whether `count` names from `first` on can be decoded and agree with the markers.
 fn names_fit(image: &[u8], tokens: &Tokens, first: usize, count: u32, steps: &mut usize) -> bool {
     let mut at = first;
     let mut markers = Vec::new();
@@ -211,7 +218,7 @@ fn names_fit(image: &[u8], tokens: &Tokens, first: usize, count: u32, steps: &mu
     })
 }
 
-/// Where the offsets may lie and how to read them: every way in which the text is in order.
+/// All possible places of the offsets, and layouts of them, in which the text symbols ascend.
 fn addresses<'a>(
     image: &'a [u8],
     base: u64,
@@ -220,7 +227,7 @@ fn addresses<'a>(
 ) -> impl Iterator<Item = (usize, Base)> + 'a {
     let n = names.count as usize;
     let mut candidates = Vec::new();
-    // Tables are aligned to 8, and to 4 from 7.x on (output_label, scripts/kallsyms.c).
+    // Tables are aligned to 8 bytes, and to 4 from 7.x on (output_label, scripts/kallsyms.c).
     for after in [tokens.end.next_multiple_of(8), tokens.end.next_multiple_of(4)] {
         if let Some(b) = u64_at(image, (after + 4 * n).next_multiple_of(8)) {
             candidates.push((after, Base::AbsolutePercpu(b)));
@@ -238,7 +245,8 @@ fn addresses<'a>(
     candidates.into_iter().filter(move |&(at, how)| text_is_in_order(image, base, tokens, names, at, how))
 }
 
-/// Whether the table is not one symbol off, which leaves the text in order: there is a banner where it says so.
+/// Whether the table gives the right address for the banner. If the table were off by one symbol,
+/// text symbols would ascend as well.
 fn is_true(table: &SymbolTable, image: &[u8], base: u64) -> bool {
     table.lookup("linux_banner").is_none_or(|at| {
         let at = at.wrapping_sub(base) as usize;
@@ -254,7 +262,7 @@ pub(crate) fn has_code(table: &SymbolTable, at: u64) -> bool {
     }
 }
 
-/// Whether nearly all text symbols lie in the image, in ascending order.
+/// Whether nearly all text symbols are in the image, in ascending order.
 fn text_is_in_order(image: &[u8], base: u64, tokens: &Tokens, names: &Names, offsets: usize, how: Base) -> bool {
     let (mut text, mut good, mut last, mut at) = (0u32, 0u32, 0u64, names.first);
     for i in 0..names.count as usize {
@@ -274,7 +282,7 @@ fn text_is_in_order(image: &[u8], base: u64, tokens: &Tokens, names: &Names, off
     text > 100 && good >= text / 10 * 9
 }
 
-/// The table; `None` if no kernel has such names.
+/// Builds the table. `None` if no kernel has such names.
 fn build(image: &[u8], tokens: &Tokens, names: &Names, offsets: usize, how: Base) -> Option<SymbolTable> {
     let mut table = SymbolTableBuilder::with_capacity(names.count as usize);
     let mut name = Vec::with_capacity(MAX_NAME);

@@ -1,9 +1,9 @@
-//! The running kernel, found in RAM from the first block of it that was executed.
+//! The running kernel, found in RAM from the first block of its code that was executed.
 //!
-//! A kernel image is one run of physical memory, mapped linearly at `__START_KERNEL_map`
-//! (arch/x86/include/asm/page_64_types.h). One instruction whose virtual and physical address are both
-//! known therefore places all of it: the KASLR slide (virtual) and phys_base (physical), which KASLR
-//! chooses independently, need not be guessed.
+//! A kernel image is contiguous in physical memory, and is mapped linearly at `__START_KERNEL_map`
+//! (arch/x86/include/asm/page_64_types.h). One instruction with a known virtual and physical
+//! address therefore locates the image. KASLR chooses the virtual slide and phys_base
+//! independently. Neither has to be guessed.
 
 use crate::btf::Btf;
 use crate::kallsyms::{self, KallsymsError};
@@ -18,26 +18,26 @@ use std::ops::Range;
 
 /// `__START_KERNEL_map`: where the image mapping starts.
 pub const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
-/// KERNEL_IMAGE_SIZE with KASLR: the image lies within this many bytes.
+/// KERNEL_IMAGE_SIZE with KASLR: the image is within this many bytes.
 const KERNEL_IMAGE_SIZE: u64 = 1 << 30;
-/// Windows around the first block that are searched, in bytes before and after it: a small one that
-/// holds every distribution's kernel, then all that it could be.
+/// The windows around the first block that are searched, in bytes before and after it. The first is
+/// small and contains every distribution's kernel. The second contains all possible locations.
 const WINDOWS: [(u64, u64); 2] = [(32 << 20, 96 << 20), (KERNEL_IMAGE_SIZE, KERNEL_IMAGE_SIZE)];
-/// Fewer types than this is a module's BTF or an accident.
+/// A blob with fewer types is the BTF of a module or not BTF at all.
 const MIN_TYPES: usize = 5_000;
 
-/// Why the running kernel could not be understood.
+/// Why the running kernel was not recognized.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// Nothing like Linux around the block.
+    /// There is no Linux kernel around the block.
     #[error("no Linux kernel around {0:?}")]
     NotLinux(VirtAddr),
-    /// Linux, but without its symbols.
+    /// Linux, but its symbols cannot be read.
     #[error("Linux {release} has no usable kallsyms ({why}); pass symbols=PATH with its vmlinux or System.map")]
     NoSymbols {
-        /// What `uname -r` says there.
+        /// Its release, as in `uname -r`.
         release: String,
-        /// What was found instead.
+        /// Why its symbol table is not usable.
         why: KallsymsError,
     },
     /// Linux without CONFIG_KALLSYMS_ALL.
@@ -45,53 +45,55 @@ pub enum KernelError {
         "Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); pass symbols=PATH with its vmlinux or System.map"
     )]
     NoDataSymbols {
-        /// What `uname -r` says there.
+        /// Its release, as in `uname -r`.
         release: String,
-        /// The first one that is missing.
+        /// The first symbol that is missing.
         symbol: &'static str,
     },
-    /// The file given does not fit.
+    /// The user's symbol file does not match.
     #[error(transparent)]
     File(#[from] SymbolFileError),
 }
 
 /// A Linux kernel in guest RAM.
 pub struct Kernel {
-    /// Names and addresses, slide included.
+    /// Names and addresses, with the slide included.
     pub symbols: SymbolTable,
-    /// Types; absent in kernels without CONFIG_DEBUG_INFO_BTF.
+    /// Types. `None` for kernels without CONFIG_DEBUG_INFO_BTF.
     pub btf: Option<Btf>,
     /// Its unwind table.
     pub orc: Option<Orc>,
-    /// What `uname -r` prints.
+    /// Its release, as in `uname -r`.
     pub release: String,
-    /// Whether the symbols are those of a file, and not the kernel's own.
+    /// Whether the symbols are from the user's file and not the kernel's own.
     pub from_file: bool,
-    /// What of the image all this was made of, as ranges of physical addresses: where there is nothing else, the
-    /// same kernel is found again.
+    /// The parts of the image that this was read from, as ranges of physical addresses. The same
+    /// kernel is found again if only these are kept.
     pub parts: Vec<Range<u64>>,
     /// Physical minus virtual address of the image.
     image_offset: u64,
-    /// Physical address of the kernel's own page table root (`init_top_pgt`, swapper).
+    /// Physical address of the kernel's own top-level page table (`init_top_pgt`).
     root: PhysAddr,
-    /// Virtual address of the variable that tells the depth of the tables.
+    /// Virtual address of the variable that holds the direct map's address. It also shows the depth
+    /// of the tables.
     page_offset_base: Option<u64>,
 }
 
-/// Bytes of `linux_banner` that are looked at, at most.
+/// The most bytes of `linux_banner` that are read.
 const MAX_BANNER: usize = 128;
-/// What [`Orc::read`] reads: first symbol, and the one after the end.
+/// The tables that [`Orc::read`] reads: first symbol, and the symbol at the end.
 const UNWIND_TABLES: [(&str, &str); 2] =
     [("__start_orc_unwind_ip", "__stop_orc_unwind_ip"), ("__start_orc_unwind", "__stop_orc_unwind")];
 
-/// Symbols without which nothing works, and which CONFIG_KALLSYMS_ALL brings.
+/// Symbols that are always needed and that require CONFIG_KALLSYMS_ALL.
 const DATA_SYMBOLS: [&str; 1] = ["init_top_pgt"];
 
 impl Kernel {
     /// Reads the kernel that executes a block at virtual address `at`, physical address `phys`.
     ///
     /// # Errors
-    /// [`KernelError`]; `NotLinux` may only mean that it is too early, or that it is another system.
+    /// [`KernelError`]. `NotLinux` may only mean that it is too early, or that the code belongs to
+    /// another system.
     pub fn find(
         memory: &impl StoppedMemory,
         at: VirtAddr,
@@ -107,7 +109,7 @@ impl Kernel {
             let Some(release) = find_release(image) else { continue };
             let release = release.to_owned();
             let own = kallsyms::decode(image, base, Some(at.0));
-            // As offsets into the window.
+            // These are offsets in the window.
             let mut parts = Vec::new();
             let symbols = match (file, own) {
                 (Some(file), own) => {
@@ -125,7 +127,7 @@ impl Kernel {
             if let Some(symbol) = DATA_SYMBOLS.into_iter().find(|s| symbols.lookup(s).is_none()) {
                 return Err(KernelError::NoDataSymbols { release, symbol });
             }
-            // Of the kernel before, which may lie about still, the banner may come first.
+            // The banner of an earlier kernel that is still in memory may come first.
             let release = symbols
                 .lookup("linux_banner")
                 .and_then(|at| image.get(at.wrapping_sub(base) as usize..))
@@ -169,7 +171,7 @@ impl Kernel {
         PhysAddr(at.0.wrapping_add(self.image_offset))
     }
 
-    /// A checksum of [`Kernel::parts`], which no kernel ever changes.
+    /// A checksum of [`Kernel::parts`]. An intact kernel never changes them.
     pub fn checksum(&self, memory: &impl StoppedMemory) -> u32 {
         let mut sum = crc32fast::Hasher::new();
         self.parts
@@ -178,59 +180,59 @@ impl Kernel {
         sum.finalize()
     }
 
-    /// The value of a `u64` variable of the image, or `None` where there is no such symbol or RAM.
+    /// The value of a `u64` variable of the image. `None` if there is no such symbol or no RAM.
     pub fn variable(&self, memory: &impl GuestMemory, name: &str) -> Option<u64> {
         memory.read_u64(self.image_phys(self.symbol(name)?)).ok()
     }
 
-    /// Kernel virtual memory as it is mapped now.
+    /// Kernel virtual memory with its current mappings.
     #[inline]
     pub fn view<'a, M: GuestMemory>(&self, memory: &'a M) -> View<'a, M> {
         let direct_map = self.page_offset_base.and_then(|at| memory.read_u64(self.image_phys(VirtAddr(at))).ok());
         View::new(memory, direct_map, self.root)
     }
 
-    /// The kernel's own page tables. The depth is read anew each time: it is decided during early boot.
+    /// The kernel's own page tables. Their depth is read each time, because early boot sets it.
     #[inline]
     pub fn page_tables(&self, memory: &impl GuestMemory) -> PageTables {
         self.view(memory).tables()
     }
 
-    /// As [`View::translate`].
+    /// See [`View::translate`].
     ///
     /// # Errors
-    /// As there.
+    /// The same.
     #[inline]
     pub fn translate(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
         self.view(memory).translate(at)
     }
 
-    /// As [`View::read`].
+    /// See [`View::read`].
     ///
     /// # Errors
-    /// As there.
+    /// The same.
     pub fn read(&self, memory: &impl GuestMemory, at: VirtAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         self.view(memory).read(at, buf)
     }
 
-    /// As [`View::read_u64`].
+    /// See [`View::read_u64`].
     ///
     /// # Errors
-    /// As there.
+    /// The same.
     pub fn read_u64(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<u64, MemoryError> {
         self.view(memory).read_u64(at)
     }
 
-    /// As [`View::read_u32`].
+    /// See [`View::read_u32`].
     ///
     /// # Errors
-    /// As there.
+    /// The same.
     pub fn read_u32(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<u32, MemoryError> {
         self.view(memory).read_u32(at)
     }
 
-    /// A NUL-terminated string of at most `max` bytes in kernel virtual memory; what is no text
-    /// is replaced, as [`readable`] says. Empty where it cannot be read.
+    /// A NUL-terminated string of at most `max` bytes in kernel virtual memory. Bytes that are not
+    /// text are replaced as in [`readable`]. Empty if it cannot be read.
     pub fn read_string(&self, memory: &impl GuestMemory, at: VirtAddr, max: usize) -> String {
         let mut bytes = Vec::new();
         while bytes.len() < max {
@@ -254,7 +256,7 @@ impl Kernel {
     }
 }
 
-/// The physical memory around the block that is mapped as the image, and the virtual address it starts at.
+/// The physical memory around the block that the image mapping maps, and its virtual start address.
 fn image_window(
     memory: &impl StoppedMemory,
     at: VirtAddr,
@@ -263,7 +265,7 @@ fn image_window(
 ) -> (&[u8], u64) {
     let Some(ram) = memory.ranges().iter().find(|r| r.contains(&phys.0)) else { return (&[], at.0) };
     let before = before.min(phys.0 - ram.start).min(at.0 - START_KERNEL_MAP);
-    // What is searched for is aligned, so the window starts with a page.
+    // The tables are aligned, so the window starts at a page boundary.
     let before = before - (phys.0 - before).wrapping_neg() % PAGE_SIZE;
     let end = START_KERNEL_MAP.saturating_add(KERNEL_IMAGE_SIZE);
     let after = after.min(ram.end - phys.0).min(end.saturating_sub(at.0));
@@ -271,7 +273,7 @@ fn image_window(
     (image.unwrap_or(&[]), at.0 - before)
 }
 
-/// The kernel's types, and where in the image they are.
+/// The kernel's types, and their location in the image.
 fn find_btf(image: &[u8], base: u64, symbols: &SymbolTable) -> Option<(Range<usize>, Btf)> {
     let parse = |at: usize| {
         let blob = image.get(at..)?;

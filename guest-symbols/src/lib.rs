@@ -1,19 +1,22 @@
-//! A Linux guest seen from outside: everything here reads guest physical memory through one trait,
-//! [`GuestMemory`], and needs neither the guest's help nor a file of it.
+//! A Linux guest seen from outside.
+//!
+//! This crate reads guest physical memory through one trait, [`GuestMemory`]. It needs no help from
+//! the guest and no file of it.
 //!
 //! - [`memory`]: addresses, the trait, and a memory made of byte slices for tests
-//! - [`paging`], [`view`]: virtual to physical
+//! - [`paging`], [`view`]: virtual to physical addresses
 //! - [`kallsyms`], [`symbols`], [`symbol_file`]: names and addresses
 //! - [`btf`]: types and function prototypes
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
-//! - [`code`]: the code of the kernel and its modules, for these
-//! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
-//! - [`allocators`]: allocators beside the slab
-//! - [`kasan`]: those of its address sanitizer
-//! - [`corruption`]: what of these makes no sense
+//! - [`code`]: the code of the kernel and its modules, for unwinding
+//! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`],
+//!   [`modules`]: the kernel's own structures
+//! - [`allocators`]: allocators besides the slab
+//! - [`kasan`]: structures of the kernel's address sanitizer
+//! - [`corruption`]: corruption found in these structures
 //!
-//! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
+//! Guest memory is untrusted input. Every length, count and pointer read from it is bounded. No
 //! function here panics on any content.
 
 #![forbid(unsafe_code)]

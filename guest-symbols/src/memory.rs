@@ -1,4 +1,4 @@
-//! Guest physical memory: the one door through which everything else looks at the guest.
+//! Guest physical memory. All other modules access the guest through it.
 
 use std::collections::TryReserveError;
 use std::fmt;
@@ -35,13 +35,13 @@ impl PhysAddr {
 }
 
 impl VirtAddr {
-    /// Whether the address is in the upper, that is the kernel's, half of the address space, and not
-    /// the vsyscall page, which user space executes.
+    /// Whether the address is in the kernel's half of the address space, which is the upper one.
+    /// User space executes the vsyscall page, so it does not count.
     pub fn is_kernel(self) -> bool {
         (self.0 as i64) < 0 && (self.0 & !0xfff) != 0xffff_ffff_ff60_0000
     }
 
-    /// The address `n` bytes further on, wrapping as the CPU does.
+    /// The address `n` bytes further on. It wraps around as on the CPU.
     pub fn offset(self, n: u64) -> VirtAddr {
         VirtAddr(self.0.wrapping_add(n))
     }
@@ -60,29 +60,30 @@ pub enum MemoryError {
 
 /// Guest RAM, addressed by guest physical address.
 ///
-/// Reads may race with a running guest; they then see some mixture of old and new bytes, never
+/// Reads may race with a running guest. They then return a mixture of old and new bytes, without
 /// undefined behaviour.
 pub trait GuestMemory {
     /// Fills `buf` from the physical address `at`.
     ///
     /// # Errors
-    /// [`MemoryError::NoRam`] with the first address that is not RAM; `buf` is then unspecified.
+    /// [`MemoryError::NoRam`] with the first address that is not RAM. The content of `buf` is then
+    /// unspecified.
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError>;
 
     /// The ranges of physical addresses that are RAM, ascending and disjoint.
     fn ranges(&self) -> &[Range<u64>];
 
-    /// Whether an address is one of RAM.
+    /// Whether an address is in RAM.
     #[inline]
     fn contains(&self, at: PhysAddr) -> bool {
         self.ranges().iter().any(|r| r.contains(&at.0))
     }
 
-    /// The little-endian `u64` at `at`, which should be 8-byte aligned so that a running guest cannot
-    /// tear it.
+    /// The little-endian `u64` at `at`. The address should be 8-byte aligned, so that a running
+    /// guest cannot tear it.
     ///
     /// # Errors
-    /// As [`GuestMemory::read`].
+    /// As in [`GuestMemory::read`].
     fn read_u64(&self, at: PhysAddr) -> Result<u64, MemoryError> {
         let mut buf = [0; 8];
         self.read(at, &mut buf)?;
@@ -90,12 +91,13 @@ pub trait GuestMemory {
     }
 }
 
-/// Guest RAM while nothing writes to it: the vCPUs are stopped, or it is a copy. Several threads may read it.
+/// Guest RAM that nothing writes to: the vCPUs are stopped, or it is a copy. Several threads may
+/// read it.
 pub trait StoppedMemory: GuestMemory + Sync {
-    /// `len` bytes at `at` without a copy, or `None` where they are not one run of RAM.
+    /// `len` bytes at `at` without a copy. `None` if they are not contiguous RAM.
     fn slice(&self, at: PhysAddr, len: usize) -> Option<&[u8]>;
 
-    /// The longest run of RAM that starts at `at`, cut to `max` bytes; empty where there is no RAM.
+    /// The longest run of RAM from `at` on, at most `max` bytes. Empty if there is no RAM at `at`.
     fn run(&self, at: PhysAddr, max: usize) -> &[u8] {
         let Some(range) = self.ranges().iter().find(|r| r.contains(&at.0)) else {
             return &[];
@@ -105,7 +107,7 @@ pub trait StoppedMemory: GuestMemory + Sync {
     }
 }
 
-/// Physical memory made of owned bytes: for tests and for copies.
+/// Physical memory made of owned bytes, for tests and copies.
 #[derive(Default)]
 pub struct OwnedMemory {
     ranges: Vec<Range<u64>>,
@@ -119,24 +121,24 @@ impl OwnedMemory {
         OwnedMemory { ranges: vec![range], bytes: vec![vec![0; len]] }
     }
 
-    /// A memory of zeroes with these ranges of physical addresses, which are ascending and disjoint. Host memory
-    /// is taken for what is written later, not for the zeroes.
+    /// A memory of zeroes with these ranges of physical addresses, which must be ascending and
+    /// disjoint. Only pages that are written later use host memory.
     ///
     /// # Errors
-    /// The host has not that much memory.
+    /// The host does not have that much memory.
     pub fn sparse(ranges: Vec<Range<u64>>) -> Result<Self, TryReserveError> {
         let mut bytes = Vec::with_capacity(ranges.len());
         for range in &ranges {
             let len = (range.end - range.start) as usize;
-            // Asked for first, since vec! ends the process where there is not as much; only vec! gets zeroes
-            // from the system that cost nothing.
+            // vec! aborts the process if memory is short, so the size is tried first. Only vec!
+            // gets zeroed pages from the system without touching them.
             Vec::<u8>::new().try_reserve_exact(len)?;
             bytes.push(vec![0; len]);
         }
         Ok(OwnedMemory { ranges, bytes })
     }
 
-    /// `len` bytes at `at`, to be written, or `None` where they are not one run of this memory.
+    /// `len` writable bytes at `at`. `None` if they are not in one range of this memory.
     pub fn slice_mut(&mut self, at: PhysAddr, len: usize) -> Option<&mut [u8]> {
         let i = self.ranges.iter().position(|r| r.contains(&at.0))?;
         let start = (at.0 - self.ranges[i].start) as usize;
@@ -146,7 +148,7 @@ impl OwnedMemory {
     /// Overwrites bytes at a physical address.
     ///
     /// # Panics
-    /// Where the bytes do not lie wholly within one range.
+    /// If the bytes are not within one range.
     pub fn write(&mut self, at: u64, bytes: &[u8]) {
         self.slice_mut(PhysAddr(at), bytes.len()).expect("address in memory").copy_from_slice(bytes);
     }

@@ -1,4 +1,4 @@
-//! Loadable modules: where their code lies and what it is called (include/linux/module.h).
+//! Loadable modules: where their code is, and its symbols (include/linux/module.h).
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr, u32_at, u64_at};
@@ -10,27 +10,28 @@ use std::sync::Arc;
 
 /// MODULE_NAME_LEN.
 const NAME_LEN: usize = 56;
-/// A module with more symbols or names than this is not believed.
+/// The most symbols or names of a module that are accepted.
 const MAX_SYMBOLS: u64 = 1 << 20;
 const MAX_STRINGS: usize = 64 << 20;
-/// KSYM_NAME_LEN, as it is since 6.1; it was 128.
+/// KSYM_NAME_LEN since 6.1. Before that it was 128.
 const MAX_NAME: usize = 512;
-/// Entries of a list that are looked at, at most.
+/// The most entries of a list that are read.
 const MAX_LISTED: usize = 1 << 12;
-/// Nor is one with more unwind entries.
+/// The most unwind entries of a module that are accepted.
 const MAX_ORCS: u64 = 1 << 20;
 /// `sizeof(struct orc_entry)`.
 const ORC_ENTRY: usize = 6;
 /// `sizeof(Elf64_Sym)`.
 const ELF_SYM: usize = 24;
 
-/// One module as it was when read.
+/// One module at the time when it was read.
 pub struct Module {
-    /// Its name; empty for generated code.
+    /// Its name. Empty for generated code.
     pub name: String,
-    /// Virtual ranges of all its parts, the init parts too while they exist.
+    /// Virtual ranges of all its parts, including the init parts while they exist.
     pub ranges: Vec<Range<u64>>,
-    /// Its unwind table, where the kernel unwinds by ORC. Not kept in snapshots, whose stacks are unwound.
+    /// Its unwind table, if the kernel uses ORC. Snapshots do not keep it, because their stacks are
+    /// already unwound.
     pub orc: Option<Arc<Table>>,
     symbols: SymbolTable,
 }
@@ -50,8 +51,8 @@ impl Module {
         })
     }
 
-    /// Reads `struct bpf_ksym` at `at` (include/linux/bpf.h, 5.8 on): a piece of generated code as a module without a name, as
-    /// `%pS` prints its symbol.
+    /// Reads `struct bpf_ksym` at `at` (include/linux/bpf.h, 5.8 on). This is generated code, read
+    /// as a module without a name. Its symbol is named as `%pS` prints it.
     pub fn read_bpf(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Module> {
         let field = |name| Some(at.offset(kernel.offset_of("bpf_ksym", name)?));
         let word = |name| kernel.read_u64(memory, field(name)?).ok();
@@ -64,7 +65,8 @@ impl Module {
         Some(Module::from_parts(String::new(), std::iter::once(start..end).collect(), [symbol]))
     }
 
-    /// A module that was read before, from what [`Module::symbols`] gave then.
+    /// Makes a module from the parts of an earlier one. `symbols` are those that
+    /// [`Module::symbols`] returned.
     pub fn from_parts<'a>(
         name: String,
         ranges: Vec<Range<u64>>,
@@ -88,30 +90,31 @@ impl Module {
         self.symbols.resolve(addr).filter(|r| !r.name.is_empty())
     }
 
-    /// Whether it is the same code in the same place.
+    /// Whether both are the same code at the same address.
     pub fn is_same(&self, other: &Module) -> bool {
         self.name == other.name && self.ranges == other.ranges && self.symbols.iter().eq(other.symbols.iter())
     }
 
-    /// Whether it lies where another one does.
+    /// Whether their ranges overlap.
     pub fn overlaps(&self, other: &Module) -> bool {
         self.ranges.iter().any(|a| other.ranges.iter().any(|b| a.start < b.end && b.start < a.end))
     }
 
-    /// Bytes of the host that it takes, but for its unwind table.
+    /// Host memory that it uses, in bytes, without its unwind table.
     pub fn size(&self) -> usize {
         size_of::<Module>() + self.ranges.len() * size_of::<Range<u64>>() + self.symbols.size()
     }
 
-    /// How many symbols it has.
+    /// Number of its symbols.
     pub fn symbol_count(&self) -> usize {
         self.symbols.len() - self.ranges.len()
     }
 }
 
-/// Of modules in the order in which they were loaded, whether others lie by now wherever one lay: it was unloaded then.
+/// Whether later modules cover all ranges of each module, so that it must have been unloaded.
+/// `modules` are in load order.
 pub fn replaced<'a>(modules: impl DoubleEndedIterator<Item = &'a Module>) -> Vec<bool> {
-    // Ranges that do not touch, by their starts.
+    // Disjoint ranges, by their starts.
     let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
     let mut take = |range: &Range<u64>| {
         let before = taken.range(..=range.start).next_back().map(|(s, e)| (*s, *e)).filter(|b| b.1 >= range.start);
@@ -130,8 +133,9 @@ pub fn replaced<'a>(modules: impl DoubleEndedIterator<Item = &'a Module>) -> Vec
     replaced
 }
 
-/// Of modules in the order in which they were loaded, those in which addresses lay: each of the `places` is an address and how many of the
-/// modules had been loaded then, of which the last that has the address is meant.
+/// The modules that contained the given addresses. `modules` are in load order. Each of the
+/// `places` is an address, and the number of modules that were loaded at that time. The last of
+/// those that contains the address is meant.
 pub fn at_places<'a>(modules: impl Iterator<Item = &'a Module>, places: Vec<(u64, usize)>) -> HashSet<usize> {
     #[derive(PartialEq, Eq, PartialOrd, Ord)]
     enum Event {
@@ -146,7 +150,7 @@ pub fn at_places<'a>(modules: impl Iterator<Item = &'a Module>, places: Vec<(u64
         }
     }
     events.sort_unstable();
-    // Modules that have the address, and in how many of their parts.
+    // Modules that contain the address, and in how many of their parts.
     let mut here: BTreeMap<usize, u32> = BTreeMap::new();
     let mut found = HashSet::new();
     for (_, event) in events {
@@ -165,13 +169,14 @@ pub fn at_places<'a>(modules: impl Iterator<Item = &'a Module>, places: Vec<(u64
     found
 }
 
-/// The modules that are loaded, as the virtual addresses of their `struct module`s (`modules`, kernel/module/main.c; to 5.18
-/// kernel/module.c).
+/// Virtual addresses of the `struct module` of all loaded modules (`modules`, kernel/module/main.c;
+/// up to 5.18 kernel/module.c).
 pub fn list(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<VirtAddr> {
     entries(kernel, memory, "modules", kernel.offset_of("module", "list"))
 }
 
-/// The entries of the list whose head is the variable `head`, by where in each the links are.
+/// The entries of the list whose head is the variable `head`. `links` is the offset of the links in
+/// an entry.
 pub fn entries(kernel: &Kernel, memory: &impl GuestMemory, head: &str, links: Option<u64>) -> Vec<VirtAddr> {
     let (Some(head), Some(links)) = (kernel.symbol(head), links) else { return Vec::new() };
     let next = |at: &VirtAddr| kernel.read_u64(memory, *at).ok().map(VirtAddr);
@@ -182,7 +187,7 @@ pub fn entries(kernel: &Kernel, memory: &impl GuestMemory, head: &str, links: Op
         .collect()
 }
 
-/// A table with the ends of all parts, so that the last symbol's size ends with its part, as in
+/// A table with the ends of all parts. The last symbol of a part then ends with it, as in
 /// find_kallsyms_symbol().
 fn ends(ranges: &[Range<u64>]) -> SymbolTableBuilder {
     let mut symbols = SymbolTableBuilder::default();
@@ -190,7 +195,8 @@ fn ends(ranges: &[Range<u64>]) -> SymbolTableBuilder {
     symbols
 }
 
-/// Base and size of each part: `mem[]` from 6.4 on, `core_layout` and `init_layout` before.
+/// Base and size of each part. They are in `mem[]` from 6.4 on, and in `core_layout` and
+/// `init_layout` before.
 pub(crate) fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Vec<Range<u64>>> {
     let btf = kernel.btf.as_ref()?;
     let mut places = Vec::new();
@@ -219,14 +225,14 @@ pub(crate) fn ranges(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -
     Some(ranges)
 }
 
-/// How many unwind entries the `struct module` at `at` has; `None` for none, or more than is believed.
+/// Number of unwind entries of the `struct module` at `at`. `None` if there are none or too many.
 pub(crate) fn orc_count(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<u64> {
     let count = kernel.read_u32(memory, at.offset(kernel.offset_of("module", "arch.num_orcs")?)).ok()?;
     Some(u64::from(count)).filter(|count| (1..=MAX_ORCS).contains(count))
 }
 
-/// `struct mod_arch_specific` (arch/x86/include/asm/module.h): the table, sorted by unwind_module_init() before the module's
-/// code runs.
+/// Reads the unwind table in `struct mod_arch_specific` (arch/x86/include/asm/module.h).
+/// unwind_module_init() sorts it before the module's code runs.
 pub(crate) fn read_orc(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<Table> {
     let field = |path| Some(at.offset(kernel.offset_of("module", path)?));
     let count = orc_count(kernel, memory, at)?;
@@ -239,7 +245,7 @@ pub(crate) fn read_orc(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr)
     Table::new(ips_at.0, &ips, &entries)
 }
 
-/// Where the symbols (`Elf64_Sym`) of the `struct module` at `at` lie, and how many they are.
+/// Address and number of the symbols (`Elf64_Sym`) of the `struct module` at `at`.
 pub(crate) fn symbol_table(kernel: &Kernel, memory: &impl GuestMemory, at: VirtAddr) -> Option<(VirtAddr, u64)> {
     let field = |path| kernel.offset_of("mod_kallsyms", path);
     let kallsyms = VirtAddr(kernel.read_u64(memory, at.offset(kernel.offset_of("module", "kallsyms")?)).ok()?);
@@ -261,7 +267,7 @@ fn read_symbols(
     let strtab = VirtAddr(kernel.read_u64(memory, kallsyms.offset(field("strtab")?)).ok()?);
     let mut table = vec![0; count as usize * ELF_SYM];
     kernel.read(memory, symtab, &mut table).ok()?;
-    // The string table's length is kept nowhere: read as far as the names used reach.
+    // The length of the string table is not stored. It is read up to the end of the last name.
     let last_name = table.chunks_exact(ELF_SYM).filter_map(|s| u32_at(s, 0)).max()? as usize;
     if last_name > MAX_STRINGS {
         return None;
@@ -269,7 +275,7 @@ fn read_symbols(
     let mut strings = vec![0; last_name];
     kernel.read(memory, strtab, &mut strings).ok()?;
     strings.extend(kernel.read_string(memory, strtab.offset(last_name as u64), 512).bytes());
-    // Many symbols may have one name.
+    // Many symbols may share one name.
     let mut left = MAX_STRINGS;
     for sym in table.chunks_exact(ELF_SYM) {
         let (name, value) = (u32_at(sym, 0)? as usize, u64_at(sym, 8)?);
@@ -277,7 +283,7 @@ fn read_symbols(
         let bytes = strings.get(name..).unwrap_or(&[]);
         let bytes = &bytes[..bytes.len().min(MAX_NAME)];
         let bytes = &bytes[..memchr::memchr(0, bytes).unwrap_or(bytes.len())];
-        // As is_mapping_symbol() and find_kallsyms_symbol() leave out: unnamed ones and .L labels.
+        // find_kallsyms_symbol() and is_mapping_symbol() skip unnamed symbols and .L labels too.
         if !defined || bytes.is_empty() || bytes.starts_with(b".L") || !ranges.iter().any(|r| r.contains(&value)) {
             continue;
         }
@@ -301,7 +307,7 @@ mod tests {
     fn what_others_lie_on_is_replaced() {
         let of = |modules: &[Module]| replaced(modules.iter());
         assert_eq!(of(&[module(&[(10, 20)]), module(&[(10, 20)])]), [true, false]);
-        // The init part alone, of one that is still there.
+        // Only the init part of a module that is still loaded.
         assert_eq!(of(&[module(&[(10, 20), (30, 40)]), module(&[(30, 50)])]), [false, false]);
         assert_eq!(
             of(&[module(&[(10, 20), (30, 40)]), module(&[(30, 50)]), module(&[(5, 15)]), module(&[(15, 25)])]),
@@ -310,7 +316,7 @@ mod tests {
         assert_eq!(of(&[module(&[(10, 20)]), module(&[(10, 19)]), module(&[(20, 30)])]), [false, false, false]);
     }
 
-    /// Held against byte by byte.
+    /// The result is compared with a search byte by byte.
     #[test]
     fn any_ranges() {
         let mut seed = 1u64;

@@ -1,11 +1,11 @@
-//! What each page frame is used for, from its `struct page` (include/linux/mm_types.h, page-flags.h).
+//! The use of each page frame, from its `struct page` (include/linux/mm_types.h, page-flags.h).
 
 mod layout;
 mod slabs;
 mod zspages;
 
 use crate::allocators::kfence;
-use crate::corruption::Nonsense;
+use crate::corruption::Corruption;
 use crate::memory::{GuestMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
 use crate::{Kernel, free_pages, image_pages, kasan};
 use layout::{Layout, MAPPING_FLAGS};
@@ -13,19 +13,19 @@ use layout::{Layout, MAPPING_FLAGS};
 pub use layout::Use;
 pub use slabs::Slab;
 
-/// `vmemmap_base` and `page_offset_base` of kernels without CONFIG_RANDOMIZE_MEMORY
+/// `vmemmap_base` and `page_offset_base` in kernels without CONFIG_RANDOMIZE_MEMORY
 /// (arch/x86/include/asm/pgtable_64_types.h, page_64_types.h).
 const VMEMMAP_BASE: u64 = 0xffff_ea00_0000_0000;
 const PAGE_OFFSET_BASE: u64 = 0xffff_8880_0000_0000;
 
-/// Page descriptors that a `struct folio` takes at most (include/linux/mm_types.h, 5.16 to 7.3). Those after them hold the
-/// address of the first and nothing else.
+/// The most page descriptors that a `struct folio` covers (include/linux/mm_types.h). Later
+/// descriptors only hold the address of the first.
 const FOLIO_PAGES: u64 = 4;
 
 /// MAX_PAGE_ORDER (include/linux/mmzone.h).
 const MAX_ORDER: u64 = 10;
 
-/// Where page descriptors and the direct map lie, which is decided in early boot.
+/// Virtual addresses of the page descriptors and of the direct map. Early boot sets them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Maps {
     /// Virtual address of the descriptor of frame 0.
@@ -35,7 +35,7 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Reads them.
+    /// Reads both from the kernel's variables.
     pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> Maps {
         Maps {
             vmemmap: VirtAddr(kernel.variable(memory, "vmemmap_base").unwrap_or(VMEMMAP_BASE)),
@@ -43,8 +43,8 @@ impl Maps {
         }
     }
 
-    /// The direct-map address of the page that `page` is the descriptor of, whose size in bytes is `size`; or `page`
-    /// itself, if it is below all descriptors.
+    /// The direct-map address of the page whose descriptor is at `page`. `size` is the size of a
+    /// descriptor in bytes. Returns `page` itself if it is below all descriptors.
     pub fn address_of(&self, page: u64, size: u64) -> u64 {
         match page.checked_sub(self.vmemmap.0) {
             Some(at) => self.direct_map.wrapping_add(at / size.max(1) * PAGE_SIZE),
@@ -53,24 +53,28 @@ impl Maps {
     }
 }
 
-/// Of `system_state` (include/linux/kernel.h), those at which all descriptors are written: SYSTEM_RUNNING, and SYSTEM_FREEING_INITMEM
-/// where there is one. A kernel that panics while it boots says SYSTEM_RESTART (emergency_restart()).
+/// Values of `system_state` at which all descriptors are written (include/linux/kernel.h):
+/// SYSTEM_RUNNING, and SYSTEM_FREEING_INITMEM where it exists. A kernel that panics while it boots has
+/// SYSTEM_RESTART (emergency_restart()).
 const RUNS: std::ops::RangeInclusive<u64> = 2..=3;
 
-/// Whether the kernel has written all page descriptors. With CONFIG_DEFERRED_STRUCT_PAGE_INIT, as distributions have it, most
-/// are written when all CPUs are up (page_alloc_init_late() in mm/mm_init.c, `deferred_pages` in mm/page_alloc.c; 4.2 to 7.3).
-/// Nobody uses the frames of the others, and these hold what was there before: those of the kernel that ran before a reset.
+/// Whether the kernel has written all page descriptors.
+///
+/// With CONFIG_DEFERRED_STRUCT_PAGE_INIT, which distributions enable, most are written after all
+/// CPUs are up (page_alloc_init_late() in mm/mm_init.c, `deferred_pages` in mm/page_alloc.c; 4.2 to
+/// 7.3). The frames of unwritten descriptors are unused. Unwritten descriptors hold old memory,
+/// such as the descriptors of the kernel before a reset.
 fn are_written(kernel: &Kernel, memory: &impl GuestMemory) -> bool {
     let word = |name| kernel.variable(memory, name).map(|word| word & u64::from(u32::MAX));
     let deferred = word("deferred_pages").is_some_and(|enabled| enabled != 0);
-    // It is never enabled again: later that is what was written over it.
+    // The key is never enabled again. If it is set later, the kernel has overwritten it.
     !(deferred && word("system_state").is_some_and(|state| !RUNS.contains(&state)))
 }
 
-/// Why page frames could not be told apart.
+/// Why page frames could not be classified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PagesError {
-    /// No BTF, or not the members needed.
+    /// There is no BTF, or it lacks a member that is needed.
     #[error(
         "the kernel's BTF does not describe struct page (CONFIG_DEBUG_INFO_BTF is off); pass symbols=PATH with its vmlinux"
     )]
@@ -80,33 +84,35 @@ pub enum PagesError {
         "the kernel has no page descriptors at {0:?}: it is too early in its boot, or the kernel has corrupted its memory"
     )]
     NoDescriptors(VirtAddr),
-    /// RAM ends at an address that no machine of this size has.
+    /// The host has no memory for this number of page frames.
     #[error(
-        "this machine has no memory for what {0} page frames are used for; check the guest with less RAM, or where there is more"
+        "the host has no memory for the use of {0} page frames; check the guest with less RAM, or on a larger host"
     )]
     NoRoom(usize),
 }
 
-/// The use of every page frame, at one moment.
+/// The use of every page frame at one time.
 pub struct Pages {
     uses: Vec<Use>,
-    /// Frames back to the compound page's head.
+    /// Distance in frames from each page to the head of its compound page.
     tails: Vec<u16>,
     layout: Layout,
     vmemmap: VirtAddr,
     direct_map: u64,
-    /// Where descriptors lie: first frame, how many, and the physical address of the first's. Ascending.
+    /// Runs of descriptors: first frame, number of frames, and physical address of the first
+    /// descriptor. Ascending.
     runs: Vec<(u64, u64, PhysAddr)>,
     /// Whether the kernel has written all descriptors.
     pub whole: bool,
     /// KFENCE's pool.
     pub kfence: Option<kfence::Pool>,
-    /// Descriptors that contradict themselves.
-    odd: u64,
-    /// Frames that may be of zspages, where no page type tells. Only while descriptors are read.
+    /// Number of descriptors that contradict themselves.
+    contradictory: u64,
+    /// Frames that may belong to zspages, if no page type shows that. Only used while descriptors
+    /// are read.
     maybe_zspages: Vec<u32>,
-    /// What makes no sense.
-    pub nonsense: Vec<Nonsense>,
+    /// Corruptions that were found.
+    pub corruption: Vec<Corruption>,
 }
 
 impl Pages {
@@ -118,7 +124,7 @@ impl Pages {
         let layout = Layout::of(kernel).ok_or(PagesError::Layout)?;
         let Maps { vmemmap, direct_map } = Maps::read(kernel, memory);
         let frames = memory.ranges().last().map_or(0, |r| r.end / PAGE_SIZE) as usize;
-        // Asked for first, since vec! ends the process where there is not as much.
+        // vec! aborts the process if memory is short, so the size is tried first.
         if Vec::<u16>::new().try_reserve_exact(frames).is_err() {
             return Err(PagesError::NoRoom(frames));
         }
@@ -131,9 +137,9 @@ impl Pages {
             runs: Vec::new(),
             whole: are_written(kernel, memory),
             kfence: kfence::Pool::read(kernel, memory),
-            odd: 0,
+            contradictory: 0,
             maybe_zspages: Vec::new(),
-            nonsense: Vec::new(),
+            corruption: Vec::new(),
         };
         let mut seen = false;
         for range in memory.ranges() {
@@ -142,8 +148,8 @@ impl Pages {
         if !seen {
             return Err(PagesError::NoDescriptors(vmemmap));
         }
-        if pages.odd > 0 && pages.whole {
-            pages.nonsense.push(Nonsense::Descriptors(pages.odd));
+        if pages.contradictory > 0 && pages.whole {
+            pages.corruption.push(Corruption::Descriptors(pages.contradictory));
         }
         pages.settle_zspages(memory);
         pages.settle_idle(kernel, memory);
@@ -154,13 +160,14 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Idle pages on CPUs' lists are free; the others belong to the block before them, whose content counts.
+    /// Classifies idle pages. Those on the CPUs' lists are free. The others belong to the block
+    /// before them, whose content counts.
     fn settle_idle(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
         let (vmemmap, size) = (self.vmemmap.0, self.layout.size);
         let pfn_of = |page: VirtAddr| page.0.wrapping_sub(vmemmap) / size;
         let free = free_pages::on_cpu_lists(kernel, memory, self.uses.len(), pfn_of);
         let free = free.map(|(free, whole)| {
-            self.nonsense.extend((!whole).then_some(Nonsense::FreePages));
+            self.corruption.extend((!whole).then_some(Corruption::FreePages));
             free
         });
         let rest = if free.is_some() { Use::Kernel } else { Use::Free };
@@ -173,7 +180,7 @@ impl Pages {
         self.uses.iter_mut().filter(|u| **u == Use::Idle).for_each(|u| *u = rest);
     }
 
-    /// What hibernation has taken is nobody else's.
+    /// Marks the pages that hibernation has allocated.
     fn mark_images(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
         image_pages::for_each(kernel, memory, self.uses.len() as u64, |pfn| match self.uses.get_mut(pfn as usize) {
             Some(u) if *u == Use::Kernel => *u = Use::Image,
@@ -185,13 +192,13 @@ impl Pages {
         let size = self.layout.size;
         let tables = kernel.page_tables(memory);
         let mut last = (Use::Absent, 0u16);
-        // One past the last page of the free block that began last.
+        // One past the last page of the latest free block.
         let mut free_to = 0;
         let mut pfn = first;
         while pfn < end {
             let at = self.descriptor(pfn);
             let Ok(t) = tables.translate(memory, at) else {
-                // A hole in vmemmap is a section (128 MiB) or at least a page of descriptors.
+                // A hole in vmemmap is a section (128 MiB), or at least one page of descriptors.
                 pfn += ((PAGE_SIZE - at.0 % PAGE_SIZE) / size).max(1);
                 continue;
             };
@@ -201,7 +208,7 @@ impl Pages {
             let run = memory.run(t.phys, (count * size) as usize);
             let mut descriptors = run.chunks_exact(size as usize);
             while let Some(page) = descriptors.next() {
-                // A huge page's first two descriptors lie in one page, so one run has both.
+                // The descriptor after the first one of a huge page is in the same run.
                 let second = run.get(((pfn - first + 1) * size) as usize..).unwrap_or_default();
                 last = match self.layout.classify(page, second) {
                     Some(kind) => (kind, 0),
@@ -209,18 +216,19 @@ impl Pages {
                 };
                 self.uses[pfn as usize] = last.0;
                 self.tails[pfn as usize] = last.1;
-                self.odd += u64::from(last.1 == 0 && self.is_odd(kernel, memory, pfn, page));
+                self.contradictory += u64::from(last.1 == 0 && self.is_contradictory(kernel, memory, pfn, page));
                 if last == (Use::Kernel, 0) {
                     self.may_be_zspage(pfn, page);
                 }
                 pfn += 1;
-                // Only there: what a balloon holds is free too (PG_offline), and has a pointer in `private`.
+                // Only the first page of a buddy block has an order. Pages that a balloon holds are
+                // also free (PG_offline), but have a pointer in `private`.
                 if last == (Use::Free, 0) && self.layout.is_buddy(page) {
                     let order = u64_at(page, self.layout.private).unwrap_or(0);
                     free_to = pfn - 1 + (1 << order.min(MAX_ORDER));
                 }
                 if pfn < free_to {
-                    // What is in a free block is free. There may be gigabytes of it.
+                    // All pages of a free block are free. A block may be gigabytes in size.
                     let rest = (free_to - pfn).min(descriptors.len() as u64);
                     self.uses[pfn as usize..(pfn + rest) as usize].fill(Use::Free);
                     pfn += rest;
@@ -236,9 +244,11 @@ impl Pages {
         }
     }
 
-    /// Whether a descriptor, which is no compound page's tail, says what cannot be: a page of somebody's mapping of which there is
-    /// none (`page.mapping` is a `struct address_space` or `struct anon_vma`), or a free block that is too large or not aligned to its size.
-    fn is_odd(&self, kernel: &Kernel, memory: &impl StoppedMemory, pfn: u64, page: &[u8]) -> bool {
+    /// Whether the descriptor of a page that is no tail contradicts itself.
+    ///
+    /// It may belong to a mapping that does not exist (`page.mapping` is a `struct address_space`
+    /// or `struct anon_vma`). Or its free block may be too large or not aligned to its size.
+    fn is_contradictory(&self, kernel: &Kernel, memory: &impl StoppedMemory, pfn: u64, page: &[u8]) -> bool {
         let word = |at| u64_at(page, at).unwrap_or(0);
         match self.uses[pfn as usize] {
             Use::Cache | Use::Anonymous => {
@@ -253,8 +263,8 @@ impl Pages {
         }
     }
 
-    /// Tells the pages of KFENCE's pool apart, whose descriptors say slab or reserved. A pool that does not
-    /// lie in RAM is dropped.
+    /// Marks the pages of KFENCE's pool, whose descriptors show them as slab or reserved. A pool
+    /// that is not in RAM is dropped.
     fn mark_kfence(&mut self) {
         let Some(range) = self.kfence.as_ref().map(|pool| pool.range.clone()) else { return };
         let frame = |at: u64| (at.wrapping_sub(self.direct_map) / PAGE_SIZE) as usize;
@@ -264,8 +274,9 @@ impl Pages {
         }
     }
 
-    /// The memory of the descriptors themselves is not to be read as kernel memory: those of free pages hold
-    /// stale pointers. [`Pages::descriptors`] gives the others.
+    /// Excludes the memory of the descriptors from ordinary kernel memory, because descriptors of
+    /// free pages hold stale pointers. [`Pages::descriptors`] gives the descriptors of pages in
+    /// use.
     fn mark_descriptors(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
         let tables = kernel.page_tables(memory);
         for range in memory.ranges() {
@@ -287,7 +298,7 @@ impl Pages {
         }
     }
 
-    /// The address sanitizer's shadow is an eighth of the kernel's memory and holds no pointers.
+    /// Excludes KASAN's shadow, which is an eighth of the kernel's memory and holds no pointers.
     fn mark_shadow(&mut self, kernel: &Kernel, memory: &impl StoppedMemory) {
         if !kasan::is_built_in(kernel) {
             return;
@@ -314,13 +325,13 @@ impl Pages {
         self.layout.slab_cache
     }
 
-    /// How many runs of descriptors there are.
+    /// Number of runs of descriptors.
     pub fn descriptor_runs(&self) -> usize {
         self.runs.len()
     }
 
-    /// Calls `each` with what may be references, and its address, in the descriptor of every page of a run that is in use, but
-    /// for those of frames that `leave_out` names.
+    /// Calls `each` with the possible references in the descriptors of a run, and their physical
+    /// addresses. Only pages in use count, except frames for which `leave_out` is true.
     pub fn descriptors(
         &self,
         memory: &impl StoppedMemory,
@@ -335,7 +346,8 @@ impl Pages {
             let pfn = first + i as u64;
             let is_used = match self.usage(pfn) {
                 Use::Free | Use::Absent => false,
-                // A page of 1 GiB has 262,144 descriptors.
+                // A huge page may have a quarter of a million of them, which only lead to the
+                // first.
                 Use::Huge => u64::from(self.tails[pfn as usize]) < FOLIO_PAGES,
                 _ => true,
             };
@@ -345,7 +357,7 @@ impl Pages {
         }
     }
 
-    /// As [`Pages::descriptors`], of one frame.
+    /// The same as [`Pages::descriptors`] for one frame.
     pub fn descriptor_of(&self, memory: &impl StoppedMemory, pfn: u64, mut each: impl FnMut(PhysAddr, &[u8])) {
         if let Some(at) = self.descriptor_phys(pfn)
             && let Some(page) = memory.slice(at, self.layout.size as usize)
@@ -356,13 +368,14 @@ impl Pages {
 
     fn descriptor_references(&self, pfn: u64, at: PhysAddr, page: &[u8], each: &mut impl FnMut(PhysAddr, &[u8])) {
         let (before, after) = match self.usage(pfn) {
-            // The pool's refer to `kfence_metadata`.
+            // Descriptors of the pool refer to `kfence_metadata`.
             Use::Free | Use::Absent | Use::Kfence => return,
-            // A slab's is the head's alone; in the others an older slab's freelist may still stand.
+            // Only the head's descriptor belongs to the slab. The others may hold the freelist of
+            // an older slab.
             Use::Slab if self.tails[pfn as usize] != 0 => return,
-            // Here `index` is the next page's descriptor, or a handle.
+            // `index` is here the next page's descriptor, or a handle.
             Use::Zspage if self.next_of_zspage(page).is_some() => (page, &page[..0]),
-            // What was a slab's freelist may still stand in `index`.
+            // `index` may still hold the freelist of a former slab.
             Use::Kernel | Use::Zspage => match self.layout.index.filter(|index| index + 8 <= page.len()) {
                 Some(index) => (&page[..index], &page[index + 8..]),
                 None => (page, &page[..0]),
@@ -378,7 +391,7 @@ impl Pages {
         self.descriptor(pfn).0..self.descriptor(pfn + count).0
     }
 
-    /// Whether a frame is a further one of a compound page.
+    /// Whether a frame is a tail page of a compound page.
     pub fn is_tail(&self, pfn: u64) -> bool {
         self.tails.get(pfn as usize).is_some_and(|&t| t != 0)
     }
@@ -398,7 +411,7 @@ impl Pages {
         self.uses.len() as u64
     }
 
-    /// Physical address of a direct-map address, or `None` where it is not one of RAM.
+    /// Physical address of a direct-map address. `None` if it is not in RAM.
     pub fn direct(&self, at: VirtAddr) -> Option<PhysAddr> {
         let phys = at.0.wrapping_sub(self.direct_map);
         (phys / PAGE_SIZE < self.end()).then_some(PhysAddr(phys))

@@ -1,4 +1,4 @@
-//! Virtual to physical: x86-64 page tables with four or five levels (Intel SDM vol. 3A, 5.5).
+//! Address translation with x86-64 page tables of four or five levels (Intel SDM vol. 3A, 5.5).
 
 use crate::memory::{GuestMemory, MemoryError, PhysAddr, VirtAddr};
 
@@ -16,21 +16,21 @@ pub struct PageTables {
     pub levels: u32,
 }
 
-/// Where a virtual address leads, and how far the same page goes on.
+/// The physical address of a virtual address, and what follows it in the same page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Translation {
-    /// Physical address of the byte asked for.
+    /// Physical address of the translated byte.
     pub phys: PhysAddr,
-    /// Bytes from there to the end of the page, which may be of 4 KiB, 2 MiB or 1 GiB.
+    /// Bytes from there to the end of the page, which is 4 KiB, 2 MiB or 1 GiB large.
     pub len: u64,
 }
 
 impl PageTables {
-    /// Walks the tables for `at`.
+    /// Walks the tables for `at`. It reads one entry per level, whatever the tables contain.
     ///
     /// # Errors
-    /// [`MemoryError::NotMapped`] where an entry is not present, [`MemoryError::NoRam`] where a table
-    /// does not lie in RAM. Terminates on any content: one read a level.
+    /// [`MemoryError::NotMapped`] if an entry is not present. [`MemoryError::NoRam`] if a table is
+    /// not in RAM.
     #[inline]
     pub fn translate(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
         let mut table = self.root.0 & FRAME;
@@ -41,7 +41,7 @@ impl PageTables {
             if entry & PRESENT == 0 {
                 return Err(MemoryError::NotMapped(at));
             }
-            // Only the three lowest levels map pages; bit 7 of a PGD or P4D entry is reserved.
+            // Only the three lowest levels map pages. Bit 7 of a PGD or P4D entry is reserved.
             if level == 0 || (level <= 2 && entry & HUGE != 0) {
                 let size = 1u64 << shift;
                 let within = at.0 & (size - 1);
@@ -55,11 +55,13 @@ impl PageTables {
 }
 
 impl PageTables {
-    /// Walks all tables below the top-level entries that `wanted` picks by the lowest virtual address they map, and
-    /// calls `each` with every run of frames that they use: of tables, without an address, and of what is mapped, with
-    /// the virtual address.
-    /// Terminates on any content: `is_new` tells of the frame of each table whether it is to be read, which it is asked once, and says
-    /// so of each frame once.
+    /// Walks all tables below the top-level entries that `wanted` picks by their lowest virtual
+    /// address.
+    ///
+    /// Calls `each` with every run of frames: of tables without an address, and of mapped pages
+    /// with their virtual address. `is_new` is asked once for each table, by its frame, whether to
+    /// read it. It must return true at most once for a frame. The walk therefore ends on any
+    /// content.
     pub fn frames(
         &self,
         memory: &impl GuestMemory,
@@ -78,7 +80,7 @@ impl PageTables {
             for index in 0..512u64 {
                 let shift = 12 + 9 * level;
                 let at = base | index << shift;
-                // Bits above the highest that is translated are copies of it.
+                // Bits above the highest translated bit are copies of it.
                 let unused = 64 - (12 + 9 * self.levels);
                 let at = if level == top { ((at << unused) as i64 >> unused) as u64 } else { at };
                 if level == top && !wanted(VirtAddr(at)) {
@@ -105,7 +107,7 @@ mod tests {
     use super::*;
     use crate::memory::OwnedMemory;
 
-    /// Tables at 0x1000, 0x2000, ... that map one 4 KiB page, one 2 MiB page and one 1 GiB page.
+    /// Tables at 0x1000, 0x2000 and so on, which map one page each of 4 KiB, 2 MiB and 1 GiB.
     fn tables(levels: u32) -> (OwnedMemory, PageTables) {
         let mut m = OwnedMemory::zeroed(0, 0x10000);
         let mut put = |at: u64, v: u64| m.write(at, &v.to_le_bytes());

@@ -1,37 +1,40 @@
-//! Per-CPU memory (mm/percpu.c): where each CPU's copy lies, and which parts are handed out piecemeal.
+//! Per-CPU memory (mm/percpu.c): the place of each CPU's copy, and the parts that blocks are
+//! allocated from.
 
 use crate::Kernel;
-use crate::corruption::{self, Nonsense};
+use crate::corruption::{self, Corruption};
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// More CPUs and chunks than this are not believed.
+/// The most CPUs and chunks that are read.
 const MAX_CPUS: u32 = 8192;
 const MAX_CHUNKS: usize = 65_536;
-/// Pages of one CPU in a chunk, at most.
+/// The most pages of one CPU in a chunk.
 const MAX_CHUNK_PAGES: u64 = 65_536;
-/// Bytes of a CPU's copy of a chunk, and of all of them, at most.
+/// The most bytes of a CPU's copy of a chunk, and of all copies.
 const MAX_UNIT: u64 = 1 << 28;
 const MAX_UNITS: u64 = 1 << 36;
-/// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h): the bytes that a bit of a chunk's maps stands for.
+/// PCPU_MIN_ALLOC_SIZE (include/linux/percpu.h): the bytes for each bit of a chunk's maps.
 const MIN_ALLOC: u64 = 4;
 
 /// The layout of per-CPU memory.
 #[derive(Debug, Clone, Default)]
 pub struct PerCpu {
-    /// `__per_cpu_offset` of each possible CPU: add it to a `__percpu` pointer or symbol.
+    /// `__per_cpu_offset` of each possible CPU. Adding it to a `__percpu` pointer or symbol gives a
+    /// virtual address.
     pub offsets: Vec<u64>,
-    /// Virtual ranges from which per-CPU blocks are allocated, every CPU's: only live blocks in them hold
-    /// anything.
+    /// Virtual ranges from which per-CPU blocks are allocated, for every CPU. Only live blocks in
+    /// them hold references.
     pub dynamic: Vec<Range<u64>>,
-    /// Addresses of the words that tell where chunks lie (`pcpu_chunk.base_addr`), which is where a block may be.
+    /// Addresses of the words that hold the chunks' addresses (`pcpu_chunk.base_addr`). A block may
+    /// have the same address as a chunk.
     pub bases: Vec<VirtAddr>,
-    /// Every block that the kernel counts as allocated: `__percpu` pointer and bytes. `None` where its maps cannot be
-    /// read.
+    /// Every block that the kernel counts as allocated: `__percpu` pointer and bytes. `None` if the
+    /// kernel's maps cannot be read.
     pub allocated: Option<Vec<(u64, u64)>>,
-    /// What of it makes no sense.
-    pub nonsense: Vec<Nonsense>,
+    /// Corruptions that were found.
+    pub corruption: Vec<Corruption>,
 }
 
 /// Offsets in bytes of members of `struct pcpu_chunk` (mm/percpu-internal.h).
@@ -61,17 +64,17 @@ impl Chunk {
 }
 
 impl PerCpu {
-    /// Reads the layout; what cannot be read is left empty.
+    /// Reads the layout. Parts that cannot be read stay empty.
     pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> PerCpu {
-        let (offsets, nonsense) = offsets(kernel, memory);
-        let mut this = PerCpu { offsets, nonsense: nonsense.into_iter().collect(), ..PerCpu::default() };
+        let (offsets, corruption) = offsets(kernel, memory);
+        let mut this = PerCpu { offsets, corruption: corruption.into_iter().collect(), ..PerCpu::default() };
         let Some((chunks, whole)) = chunks(kernel, memory) else { return this };
         let ranges = this.ranges(kernel, memory, &chunks);
         let base = kernel.offset_of("pcpu_chunk", "base_addr");
         this.bases = chunks.iter().filter_map(|c| Some(c.offset(base?))).collect();
         this.allocated = if whole { allocated(kernel, memory, &chunks) } else { None };
         if ranges.is_none() || this.allocated.is_none() {
-            this.nonsense.push(Nonsense::Chunks);
+            this.corruption.push(Corruption::Chunks);
         }
         this.dynamic = ranges.unwrap_or_default();
         this
@@ -82,7 +85,7 @@ impl PerCpu {
         Some(VirtAddr(pointer.wrapping_add(*self.offsets.get(cpu)?)))
     }
 
-    /// Where in every CPU's memory the chunks lie.
+    /// Virtual ranges of the chunks in every CPU's memory.
     fn ranges(&self, kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) -> Option<Vec<Range<u64>>> {
         let variable = |name: &str| kernel.variable(memory, name);
         let unit_size = variable("pcpu_unit_size")? & 0xffff_ffff;
@@ -97,7 +100,7 @@ impl PerCpu {
         }
         let base_at = kernel.offset_of("pcpu_chunk", "base_addr")?;
         let first = VirtAddr(variable("pcpu_base_addr")?);
-        // The first chunk starts with the static variables, which are the kernel's own.
+        // The first chunk starts with the static variables, which belong to the kernel itself.
         let static_size = kernel.symbol("__per_cpu_end")?.0.wrapping_sub(kernel.symbol("__per_cpu_start")?.0);
         let mut ranges: Vec<_> = unit
             .iter()
@@ -106,7 +109,8 @@ impl PerCpu {
             .collect();
         for chunk in chunks {
             let base = kernel.read_u64(memory, chunk.offset(base_at)).ok()?;
-            // The first chunk's base is that of its dynamic part, within the first unit's range above.
+            // The first chunk's base is that of its dynamic part, inside the first unit's range
+            // above.
             if !(first.0..first.0.wrapping_add(unit_size)).contains(&base) {
                 ranges.extend(unit.iter().map(|u| base.wrapping_add(*u)).map(|u| u..u.wrapping_add(unit_size)));
             }
@@ -116,8 +120,9 @@ impl PerCpu {
     }
 }
 
-/// Addresses of every `struct pcpu_chunk`, that for modules' variables (`pcpu_reserved_chunk`) too, and whether that is all of
-/// them. `None` where the kernel has none yet, or they are not described.
+/// Addresses of every `struct pcpu_chunk`, including the one for modules' variables
+/// (`pcpu_reserved_chunk`), and whether the list is complete. `None` if the kernel has none yet, or
+/// BTF does not describe them.
 fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, bool)> {
     let slots = (kernel.variable(memory, "pcpu_nr_slots")? & 0xffff_ffff).min(256);
     let lists = kernel.variable(memory, "pcpu_chunk_lists").filter(|&at| at != 0).map(VirtAddr)?;
@@ -128,7 +133,7 @@ fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, 
         chunks.extend(nodes.iter().map(|node| VirtAddr(node.0.wrapping_sub(list_at))));
         all_whole &= whole;
     }
-    // A chunk is in one list alone.
+    // A chunk is in one list only.
     let mut seen = HashSet::new();
     chunks.retain(|chunk| seen.insert(*chunk));
     let reserved = kernel.variable(memory, "pcpu_reserved_chunk").filter(|&at| at != 0);
@@ -137,11 +142,12 @@ fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, 
     Some((chunks, all_whole))
 }
 
-/// Every block of the chunks: from where both maps have a bit to the next bit of the map of bounds
-/// (pcpu_alloc_area(), mm/percpu.c).
+/// Every block of the chunks. A block starts where both maps have a bit, and ends at the next bit
+/// of the bound map (pcpu_alloc_area(), mm/percpu.c).
 fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) -> Option<Vec<(u64, u64)>> {
     let layout = Chunk::of(kernel)?;
-    // `__percpu` pointers are counted from the first chunk's start as static variables are (__addr_to_pcpu_ptr).
+    // Like static variables, `__percpu` pointers count from the first chunk's start
+    // (__addr_to_pcpu_ptr).
     let to_pointer = kernel.symbol("__per_cpu_start")?.0.wrapping_sub(kernel.variable(memory, "pcpu_base_addr")?);
     let mut blocks = Vec::new();
     for chunk in chunks {
@@ -153,7 +159,7 @@ fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) ->
             kernel.read(memory, VirtAddr(word(at)?), &mut bytes).ok()?;
             Some(move |bit: u64| bytes.get(bit as usize / 8).is_some_and(|b| b >> (bit % 8) & 1 != 0))
         };
-        // The parts of a chunk that are not its own are hidden as if they were allocated.
+        // Parts that do not belong to a chunk are marked as allocated in its map.
         let own = int(layout.start_offset)?..size.saturating_sub(int(layout.end_offset)?);
         let is_allocated = map(layout.alloc_map, size / MIN_ALLOC)?;
         let is_bound = map(layout.bound_map, size / MIN_ALLOC + 1)?;
@@ -172,21 +178,21 @@ fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) ->
     Some(blocks)
 }
 
-/// `__per_cpu_offset` of each possible CPU, held against what it was made of (setup_per_cpu_areas(),
-/// arch/x86/kernel/setup_percpu.c, 5.10 to 7.3).
-pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, Option<Nonsense>) {
+/// `__per_cpu_offset` of each possible CPU, compared with the values it was computed from
+/// (setup_per_cpu_areas(), arch/x86/kernel/setup_percpu.c, 5.10 to 7.3).
+pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, Option<Corruption>) {
     let Some(at) = kernel.symbol("__per_cpu_offset") else { return (Vec::new(), None) };
-    let mut nonsense = None;
+    let mut corruption = None;
     let mut count = kernel.variable(memory, "nr_cpu_ids").map_or(1, |n| (n as u32).clamp(1, MAX_CPUS)).into();
     let read = |at: VirtAddr, cpu: u64| kernel.read_u64(memory, at.offset(8 * cpu)).ok();
-    // Before it is known, there are no units either.
+    // Before the kernel sets it, there are no units either.
     let units = kernel.variable(memory, "pcpu_unit_offsets").filter(|&at| at != 0).map(VirtAddr);
     let possible = possible_cpus(kernel, memory).filter(|_| units.is_some());
     if let Some(possible) = &possible {
-        // setup_nr_cpu_ids(), kernel/smp.c.
+        // The same as in setup_nr_cpu_ids(), kernel/smp.c.
         let last = possible.iter().rposition(|&is| is).map_or(0, |last| last as u64 + 1);
         if last != count {
-            nonsense = Some(Nonsense::Cpus("nr_cpu_ids is not the number of possible ones"));
+            corruption = Some(Corruption::Cpus("nr_cpu_ids is not the number of possible ones"));
             count = last.clamp(1, count);
         }
     }
@@ -201,16 +207,16 @@ pub(crate) fn offsets(kernel: &Kernel, memory: &impl GuestMemory) -> (Vec<u64>, 
         let is_other =
             |(cpu, offset): (usize, &u64)| possible.get(cpu) == Some(&true) && expected.get(cpu) != Some(offset);
         if offsets.iter().enumerate().any(is_other) {
-            nonsense = Some(Nonsense::Cpus("__per_cpu_offset is not where the CPUs' memory was set up"));
+            corruption = Some(Corruption::Cpus("__per_cpu_offset is not where the CPUs' memory was set up"));
         }
     }
-    // Of copies in the same place one is enough.
+    // Copies at the same address are listed once.
     let mut seen = HashSet::new();
     offsets.retain(|offset| seen.insert(*offset));
-    (offsets, nonsense)
+    (offsets, corruption)
 }
 
-/// Of each CPU whether it may exist (`cpu_possible_mask`).
+/// Whether each CPU is possible (`cpu_possible_mask`).
 fn possible_cpus(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<bool>> {
     let at = kernel.symbol("__cpu_possible_mask")?;
     let size = kernel.symbols.resolve(at.0)?.size.clamp(8, u64::from(MAX_CPUS) / 8);

@@ -1,41 +1,44 @@
-//! Which slab objects the kernel itself counts as allocated: every slot of every slab (mm/slub.c, 5.10 to 7.3), less
-//! what is on a freelist of the slab or of a CPU, or waits in a sheaf or in KASAN's quarantine.
+//! Slab objects that the kernel itself counts as allocated (mm/slub.c, 5.10 to 7.3).
+//!
+//! These are all slots of all slabs, except free objects. Free objects are on a freelist of a slab
+//! or of a CPU, in a sheaf, or in KASAN's quarantine.
 
 mod quarantine;
 
 use crate::Kernel;
 use crate::allocators::kfence::{self, STEP};
-use crate::corruption::{Nonsense, Unread};
+use crate::corruption::{Corruption, Unreadable};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::pages::{Pages, Slab};
 use crate::percpu::PerCpu;
 use crate::slab::{self, Cache};
 use std::collections::HashMap;
 
-/// More objects than this are not believed: the check would take some 4 GiB.
+/// The most objects that are accepted. A check of more would need about 4 GiB.
 const MAX_ALLOCATED: usize = 1 << 26;
-/// Slabs that a CPU may be about to make when it is stopped, one in an interrupt: nothing of them need be right.
+/// Slabs that a CPU may be making when it is stopped, one of them in an interrupt. Their content
+/// may be incomplete.
 const IN_THE_MAKING: u64 = 2;
-/// A sheaf with more objects than this is not believed.
+/// The most objects of a sheaf that are accepted.
 const MAX_SHEAF: u64 = 4096;
 
-/// Where things are in this kernel's structures; offsets in bytes.
+/// Offsets in bytes in this kernel's structures.
 struct Layout {
     freelist: u64,
-    /// Word that holds the count of objects, shift, and mask.
+    /// The word that holds the number of objects, with shift and mask.
     objects: (u64, u64, u64),
-    /// In `kmem_cache`: `offset` of the free pointer, `random`, `cpu_slab`.
+    /// Members of `kmem_cache`: `offset` of the free pointer, `random`, `cpu_slab`.
     free_pointer: u64,
     random: Option<u64>,
     cpu_slab: Option<u64>,
-    /// In `kmem_cache_cpu`.
+    /// Members of `kmem_cache_cpu`.
     cpu_freelist: Option<u64>,
 }
 
 impl Layout {
     fn of(kernel: &Kernel) -> Option<Layout> {
         let btf = kernel.btf.as_ref()?;
-        // Before 5.17 a slab was a struct page.
+        // Before 5.17 a slab was a `struct page`.
         let slab = if btf.size_of("slab").is_some() { "slab" } else { "page" };
         let objects = btf.member(slab, "objects")?;
         let bits = objects.bits?;
@@ -50,26 +53,26 @@ impl Layout {
     }
 }
 
-/// What of a cache is needed to follow its freelists.
+/// The parts of a cache that are needed to follow its freelists.
 struct Links {
     cache: Cache,
     offset: u64,
-    /// `random` with CONFIG_SLAB_FREELIST_HARDENED.
+    /// `random`, with CONFIG_SLAB_FREELIST_HARDENED.
     random: Option<u64>,
 }
 
 impl Links {
-    /// Where the objects of a slab lie, of which it says that there are `count`.
+    /// The slots of a slab. `count` is the slab's own number of objects.
     fn slots(&self, slab: &Slab, count: u64) -> Slots {
         Slots { first: slab.start.0.wrapping_add(self.cache.left_pad), stride: self.cache.stride, count }
     }
 }
 
-/// Where the objects of a slab lie.
+/// The places of the objects in a slab.
 struct Slots {
     /// Virtual address of the first.
     first: u64,
-    /// Bytes from one to the next, which are not 0.
+    /// Bytes from one to the next, never 0.
     stride: u64,
     count: u64,
 }
@@ -79,7 +82,8 @@ impl Slots {
         self.first.wrapping_add(self.count * self.stride)
     }
 
-    /// Whether all objects lie in the slab's pages. The first is behind its left red zone, which is a part of what one takes.
+    /// Whether all objects are in the slab's pages. The first object follows its left red zone,
+    /// which is part of its slot.
     fn fit(&self, slab: &Slab) -> bool {
         let pad = self.first.wrapping_sub(slab.start.0);
         let bytes = self.count.checked_mul(self.stride);
@@ -94,33 +98,34 @@ impl Slots {
     }
 }
 
-/// The kernel's own count.
+/// The objects that the kernel counts as allocated.
 #[derive(Default)]
 pub struct Allocated {
     /// Virtual addresses of allocated objects, ascending, each with the index of its cache.
     pub objects: Vec<(u64, u32)>,
-    /// Caches.
+    /// Their caches.
     pub caches: Vec<Cache>,
     /// Virtual addresses of their `struct kmem_cache`s, in the same order.
     pub cache_addresses: Vec<VirtAddr>,
-    /// Slabs whose freelist leads out of them or in a circle, and those that cannot be what they say they are.
+    /// Slabs whose freelist leaves the slab or is circular, and slabs whose descriptor contradicts
+    /// itself.
     pub broken: u64,
-    /// Freelists of CPUs that do.
+    /// Corrupted freelists of CPUs.
     broken_cpu: u64,
-    /// What makes no sense.
-    pub nonsense: Vec<Nonsense>,
+    /// Corruptions that were found.
+    pub corruption: Vec<Corruption>,
 }
 
 impl Allocated {
-    /// Adds KFENCE's objects, which are slab objects to whoever uses them. `objects` lie in its pool, by
-    /// ascending address, and no slab does.
+    /// Adds KFENCE's objects, which callers use like slab objects. `objects` are in its pool, by
+    /// ascending address. No slab is in the pool.
     pub fn add_kfence(&mut self, kernel: &Kernel, memory: &impl StoppedMemory, objects: &[kfence::Object]) {
         let mut numbers: HashMap<(VirtAddr, u64), u32> = HashMap::new();
         let mut added = Vec::with_capacity(objects.len());
         for object in objects {
             let number = *numbers.entry((object.cache, object.size)).or_insert_with(|| {
                 let cache = Cache::read(kernel, memory, object.cache);
-                // Their size is what was asked for.
+                // Their size is the requested size.
                 let name = cache.map_or_else(|| "of a destroyed cache".to_owned(), |cache| cache.name);
                 self.caches.push(Cache { name, object_size: object.size, stride: STEP, left_pad: 0 });
                 self.cache_addresses.push(object.cache);
@@ -135,18 +140,18 @@ impl Allocated {
     }
 }
 
-/// Walks every slab. `sheaves` are the addresses of all `struct slab_sheaf`s.
+/// Walks every slab. `sheaves` are the addresses of all `struct slab_sheaf`.
 ///
 /// # Errors
-/// [`Unread`].
+/// [`Unreadable`].
 pub fn allocated(
     kernel: &Kernel,
     memory: &impl StoppedMemory,
     pages: &Pages,
     percpu: &PerCpu,
     sheaves: &[VirtAddr],
-) -> Result<Allocated, Unread> {
-    let layout = Layout::of(kernel).ok_or(Unread::NotDescribed)?;
+) -> Result<Allocated, Unreadable> {
+    let layout = Layout::of(kernel).ok_or(Unreadable::NotDescribed)?;
     let mut walk =
         Walk { kernel, memory, pages, layout, links: HashMap::new(), free: Vec::new(), out: Allocated::default() };
     walk.read_sheaves(sheaves);
@@ -156,10 +161,10 @@ pub fn allocated(
     walk.read_slabs()?;
     let mut out = walk.out;
     if out.broken_cpu > 0 {
-        out.nonsense.push(Nonsense::CpuFreelists(out.broken_cpu));
+        out.corruption.push(Corruption::CpuFreelists(out.broken_cpu));
     }
     if pages.whole && out.broken > IN_THE_MAKING * percpu.offsets.len() as u64 {
-        out.nonsense.push(Nonsense::Slabs(out.broken));
+        out.corruption.push(Corruption::Slabs(out.broken));
     }
     Ok(out)
 }
@@ -169,16 +174,17 @@ struct Walk<'a, M> {
     memory: &'a M,
     pages: &'a Pages,
     layout: Layout,
-    /// By address of the kmem_cache: its index in `out.caches` with what belongs to it.
+    /// The index in `out.caches` and the freelist data of each cache, by the address of its
+    /// `kmem_cache`.
     links: HashMap<u64, Option<(u32, Links)>>,
-    /// Objects that no slab's own freelist shows as free; ascending once all are known.
+    /// Free objects that are not on the freelist of their slab. Sorted once all are known.
     free: Vec<u64>,
     out: Allocated,
 }
 
 impl<M: StoppedMemory> Walk<'_, M> {
     fn word(&self, at: VirtAddr) -> Option<u64> {
-        // Slabs, and nearly all else here, lie in the direct map.
+        // Slabs and most other structures here are in the direct map.
         match self.pages.direct(at) {
             Some(phys) => self.memory.read_u64(phys).ok(),
             None => self.kernel.read_u64(self.memory, at).ok(),
@@ -218,17 +224,18 @@ impl<M: StoppedMemory> Walk<'_, M> {
         }
     }
 
-    /// Every cache, and `kmem_cache_cpu.freelist` of each and of every CPU; kernels with sheaves alone have none.
+    /// Reads every cache, and `kmem_cache_cpu.freelist` of each cache and CPU. Kernels that only
+    /// use sheaves have no such freelist.
     fn read_caches(&mut self, percpu: &PerCpu) {
         let Some((caches, whole)) = slab::cache_list(self.kernel, self.memory) else { return };
         if !whole {
-            self.out.nonsense.push(Nonsense::CacheList(caches.len()));
+            self.out.corruption.push(Corruption::CacheList(caches.len()));
         }
-        let mut odd = 0;
+        let mut invalid = 0;
         for cache in caches {
             self.learn(cache.0);
-            // Those in the list are made.
-            odd += u64::from(self.links.get(&cache.0).is_none_or(Option::is_none));
+            // A cache in the list is fully set up.
+            invalid += u64::from(self.links.get(&cache.0).is_none_or(Option::is_none));
             let (Some(cpu_slab), Some(freelist)) = (self.layout.cpu_slab, self.layout.cpu_freelist) else { continue };
             let Some(pointer) = self.word(cache.offset(cpu_slab)) else { continue };
             for at in (0..percpu.offsets.len()).filter_map(|cpu| percpu.address(cpu, pointer)) {
@@ -239,12 +246,12 @@ impl<M: StoppedMemory> Walk<'_, M> {
                 }
             }
         }
-        if odd > 0 {
-            self.out.nonsense.push(Nonsense::Caches(odd));
+        if invalid > 0 {
+            self.out.corruption.push(Corruption::Caches(invalid));
         }
     }
 
-    /// A freelist of a CPU, all of which is of one slab.
+    /// Reads a freelist of a CPU. All of its objects are in one slab.
     fn read_cpu_freelist(&mut self, cache: u64, first: u64) {
         let slab = self.pages.slab_of(VirtAddr(first));
         let of = slab
@@ -262,17 +269,19 @@ impl<M: StoppedMemory> Walk<'_, M> {
         self.free.extend(free.map(|(_, i)| slots.first + i * slots.stride));
     }
 
-    /// Marks the slots of a freelist that begins with the object `object`; whether it ends within its slots, without a circle.
+    /// Marks the slots of a freelist that starts at `object`. Returns whether it ends within these
+    /// slots and is not circular.
     fn chain(&self, links: &Links, slots: &Slots, mut object: u64, free: &mut [bool]) -> bool {
         while object != 0 {
             let slot = slots.of(object).and_then(|slot| free.get_mut(slot));
-            // In a circle, one comes again.
+            // In a circular list an object comes twice.
             if slot.is_none_or(|slot| std::mem::replace(slot, true)) {
                 return false;
             }
             let at = object.wrapping_add(links.offset);
             let Some(stored) = self.word(VirtAddr(at)) else { return false };
-            // freelist_ptr_decode(): the pointer's own address, its bytes swapped, and a number of the cache's.
+            // freelist_ptr_decode() combines the stored value, the pointer's own byte-swapped
+            // address, and the cache's random number.
             object = match links.random {
                 Some(random) => stored ^ random ^ at.swap_bytes(),
                 None => stored,
@@ -281,7 +290,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
         true
     }
 
-    fn read_slabs(&mut self) -> Result<(), Nonsense> {
+    fn read_slabs(&mut self) -> Result<(), Corruption> {
         let mut free = Vec::new();
         let mut elsewhere = 0;
         for slab in self.pages.slabs() {
@@ -290,7 +299,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
             let (Some(cache), Some(freelist), Some(counters)) = (
                 descriptor(self.pages.slab_cache_offset()),
                 descriptor(self.layout.freelist),
-                // Read as the 8 bytes it lies in: counters share a word.
+                // It is read as an aligned word, because counters share a word.
                 descriptor(word & !7).map(|w| w >> (8 * (word & 7)) >> shift),
             ) else {
                 continue;
@@ -305,7 +314,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
             free.clear();
             free.resize(slots.count as usize, false);
             let whole = self.chain(links, &slots, freelist, &mut free);
-            // Slabs ascend, and so does what is free elsewhere.
+            // Slabs ascend, and so do the other free objects.
             while let Some(&object) = self.free.get(elsewhere).filter(|&&o| o < slots.end()) {
                 elsewhere += 1;
                 if let Some(slot) = slots.of(object).and_then(|slot| free.get_mut(slot)) {
@@ -316,7 +325,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
             let used = free.iter().zip(0..).filter(|(free, _)| !**free);
             self.out.objects.extend(used.map(|(_, i)| (slots.first + i * slots.stride, *index)));
             if self.out.objects.len() > MAX_ALLOCATED {
-                return Err(Nonsense::TooManyObjects(MAX_ALLOCATED as u64));
+                return Err(Corruption::TooManyObjects(MAX_ALLOCATED as u64));
             }
         }
         Ok(())

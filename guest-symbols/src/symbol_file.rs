@@ -1,6 +1,7 @@
-//! Symbols from a file the user gives: a vmlinux ELF, a System.map, or a saved /proc/kallsyms. For kernels
-//! whose own table is missing or lacks data symbols. A file of another kernel is refused: wrong symbols
-//! are worse than none.
+//! Symbols from the user's file: a vmlinux ELF, a System.map, or a saved /proc/kallsyms.
+//!
+//! They are for kernels whose own table is missing or lacks data symbols. A file of another kernel
+//! is rejected, because wrong symbols are worse than none.
 
 use crate::kallsyms::has_code;
 use crate::memory::VirtAddr;
@@ -12,13 +13,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// Text slides by multiples of CONFIG_PHYSICAL_ALIGN, at least 2 MiB on x86-64.
+/// The slide of text is a multiple of CONFIG_PHYSICAL_ALIGN, which is at least 2 MiB on x86-64.
 const SLIDE_ALIGN: u64 = 2 << 20;
 
-/// Larger files are refused; a vmlinux with all debugging information has some 1 GiB.
+/// The largest file in bytes. A vmlinux with all debugging information has about 1 GiB.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// Why a symbol file was not taken.
+/// Why a symbol file was rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum SymbolFileError {
     /// The file cannot be read.
@@ -26,47 +27,47 @@ pub enum SymbolFileError {
         "cannot read symbols={path}: {why}; give the vmlinux, System.map or saved /proc/kallsyms of the guest's kernel"
     )]
     Unreadable {
-        /// The path given.
+        /// The path from the user.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: std::io::Error,
     },
-    /// It is none of the three kinds.
+    /// It has none of the three formats.
     #[error(
         "symbols={path} is neither an x86-64 vmlinux with a symbol table, nor a System.map, nor a saved /proc/kallsyms: {why}"
     )]
     Format {
-        /// The path given.
+        /// The path from the user.
         path: PathBuf,
-        /// What was wrong with it.
+        /// What is wrong with it.
         why: String,
     },
-    /// Symbols of another kernel.
+    /// It has the symbols of another kernel.
     #[error(
         "symbols={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
     )]
     OtherKernel {
-        /// The path given.
+        /// The path from the user.
         path: PathBuf,
-        /// Version, and build id where known, of the file.
+        /// Version of the file, and build id if known.
         theirs: String,
-        /// The same of the guest.
+        /// Version of the guest, and build id if known.
         ours: String,
     },
 }
 
-/// Symbols read from a file, at the addresses the file gives.
+/// Symbols read from a file, at the file's addresses.
 pub struct SymbolFile {
     path: PathBuf,
     symbols: Vec<(u64, u8, String)>,
-    /// The whole `linux_banner`, in a vmlinux.
+    /// The whole `linux_banner` of a vmlinux.
     banner: Option<String>,
     build_id: Option<Vec<u8>>,
     /// The `.BTF` section of a vmlinux.
     pub btf: Option<Vec<u8>>,
 }
 
-/// The bytes of a file, whose size must be known: a pipe or a device may have no end.
+/// The bytes of a file. Its size must be known, because a pipe or a device may have no end.
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     let about = fs::metadata(path)?;
     if !about.is_file() {
@@ -90,7 +91,7 @@ impl SymbolFile {
         SymbolFile::parse(path, &data)
     }
 
-    /// As [`SymbolFile::open`], of a file's contents; `path` names it in errors.
+    /// Parses the content of a file, as in [`SymbolFile::open`]. `path` is only for errors.
     ///
     /// # Errors
     /// [`SymbolFileError::Format`].
@@ -101,7 +102,8 @@ impl SymbolFile {
             .map_err(|why| SymbolFileError::Format { path: path.into(), why })
     }
 
-    /// A file made of a System.map's text, and of the types that went with it. `path` names it in errors.
+    /// Makes a file from the text of a System.map and from the matching types. `path` is only for
+    /// errors.
     ///
     /// # Errors
     /// [`SymbolFileError::Format`].
@@ -111,12 +113,13 @@ impl SymbolFile {
             .map_err(|why| SymbolFileError::Format { path: path.into(), why })
     }
 
-    /// The file's symbols at the addresses of the running kernel, whose memory from `base` on is `image`, and which runs code at `at`.
-    /// `own` is what the kernel's own table has, to compare with.
+    /// The file's symbols at the addresses of the running kernel. `image` is the kernel's memory
+    /// from `base` on. The kernel runs code at `at`. `own` is the kernel's own table, for
+    /// comparison.
     ///
     /// # Errors
-    /// [`SymbolFileError::OtherKernel`] unless the banner, the build id where both have one, and every
-    /// function that both name agree.
+    /// [`SymbolFileError::OtherKernel`] if the banner, the build id or a function differs. Only
+    /// build ids and functions that both have are compared.
     pub fn for_kernel(
         &self,
         image: &[u8],
@@ -133,9 +136,10 @@ impl SymbolFile {
         {
             return Err(other(self.name_of(theirs), format!("Linux {release}")));
         }
-        // Where the banner lies tells the slide. There may be a second one, of init/version.c, that is no
-        // symbol's, and one that an earlier kernel left behind; a slide that no kernel has, or that leaves no code where the
-        // kernel runs, tells them apart.
+        // The address of the banner gives the slide.
+        //
+        // There may be a second banner, which init/version.c has without a symbol, and one of an
+        // earlier kernel. Their slides are not valid, or leave no code at `at`.
         let unknown = || other("another kernel".to_owned() + &self.hint(), format!("Linux {release}"));
         let theirs = table.lookup("linux_banner").filter(|at| VirtAddr(*at).is_kernel()).ok_or_else(unknown)?;
         let slide = memmem::find_iter(image, b"Linux version ")
@@ -145,7 +149,7 @@ impl SymbolFile {
             .find(|slide| has_code(&table, at.wrapping_sub(*slide)))
             .ok_or_else(unknown)?;
         table.slide(slide);
-        // Some would lie beyond the end of the address space.
+        // Some symbols would be beyond the end of the address space.
         if !table.is_sorted() {
             return Err(unknown());
         }
@@ -159,7 +163,8 @@ impl SymbolFile {
         if let Some(own) = own {
             let functions = own.iter().filter(|s| matches!(s.kind, b'T'));
             let wrong = functions.filter(|s| table.lookup(s.name).is_some_and(|at| at != s.addr)).count();
-            // Names that several functions share may differ in which comes first; 'T' names are unique but for a few weak ones.
+            // If several functions share a name, their order may differ. 'T' names are unique
+            // except for a few weak ones.
             if wrong > own.len() / 1000 {
                 return Err(unknown());
             }
@@ -167,7 +172,7 @@ impl SymbolFile {
         Ok(table)
     }
 
-    /// The file's symbols, at the addresses that it gives.
+    /// The file's symbols at the file's addresses.
     pub fn table(&self) -> SymbolTable {
         let mut table = SymbolTableBuilder::with_capacity(self.symbols.len());
         for (addr, kind, name) in &self.symbols {
@@ -184,7 +189,8 @@ impl SymbolFile {
         }
     }
 
-    /// A System.map does not say what it is of, but its name usually does.
+    /// Text for errors: the name of a System.map usually shows its kernel, and its content does
+    /// not.
     fn hint(&self) -> String {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         match name.split_once("System.map-") {
@@ -194,9 +200,9 @@ impl SymbolFile {
     }
 }
 
-/// A table as a System.map that [`SymbolFile::from_map`] reads.
+/// Writes a table as a System.map that [`SymbolFile::from_map`] can read.
 pub fn to_map(table: &SymbolTable) -> String {
-    // A name that is no word could not be read back; compilers and assemblers make none.
+    // A name with white space could not be read back. Compilers and assemblers make no such names.
     let words = table.iter().filter(|s| !s.name.contains(|c: char| c.is_ascii_whitespace()));
     words.map(|s| format!("{:016x} {} {}\n", s.addr, char::from(s.kind), s.name)).collect()
 }
@@ -205,7 +211,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The description of the first NT_GNU_BUILD_ID note in `notes`.
+/// The descriptor of the first NT_GNU_BUILD_ID note in `notes`.
 fn find_build_id(notes: &[u8]) -> Option<&[u8]> {
     // namesz 4, descsz 20, type 3, "GNU\0".
     let head = [4, 0, 0, 0, 20, 0, 0, 0, 3, 0, 0, 0, b'G', b'N', b'U', 0];
@@ -236,7 +242,7 @@ fn parse_elf(data: &[u8]) -> Result<SymbolFile, String> {
     }
     let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(addr, ..)| {
         let section = elf.sections().find(|s| addr.checked_sub(s.address()).is_some_and(|at| at < s.size()))?;
-        // A section that takes no room in the file has no data.
+        // A section without content in the file has no data.
         let bytes = section.data().ok()?.get((addr - section.address()) as usize..)?;
         let end = memchr::memchr2(b'\n', 0, bytes)?;
         Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
@@ -250,7 +256,8 @@ fn parse_elf(data: &[u8]) -> Result<SymbolFile, String> {
     })
 }
 
-/// System.map and /proc/kallsyms: `ADDRESS LETTER NAME`, the latter with `[module]` after module symbols.
+/// Parses a System.map or /proc/kallsyms: `ADDRESS LETTER NAME`. The latter has `[module]` after
+/// module symbols.
 fn parse_text(data: &[u8]) -> Result<SymbolFile, String> {
     let text = std::str::from_utf8(data).map_err(|_| "it is not text".to_owned())?;
     let mut symbols = Vec::new();
@@ -299,7 +306,7 @@ mod tests {
     fn a_map_of_this_kernel_is_slid() {
         let map = file("ffffffff81000000 T _text\nffffffff81001000 R linux_banner\n0000000000001000 A percpu\n");
         let mut image = image();
-        // A left-over of the same shape comes first.
+        // An old banner precedes the real one.
         image[512..512 + BANNER.len()].copy_from_slice(BANNER);
         let table = map.for_kernel(&image, BASE, BASE, "6.1.0-test", None).unwrap();
         assert_eq!(table.lookup("_text"), Some(BASE));
@@ -313,7 +320,8 @@ mod tests {
         assert!(error.to_string().contains("6.1.0-test"), "{error}");
     }
 
-    /// Where the banner lies tells how far symbols are moved, so it must be where they are moved; and not round the end of the address space.
+    /// The banner's address gives the slide, so the slid symbol must be at that address. The slide
+    /// must not wrap symbols around the end of the address space.
     #[test]
     fn a_map_whose_banner_is_no_address_of_a_kernel() {
         let refused = |map: &str| file(map).for_kernel(&image(), BASE, BASE, "6.1.0-test", None).is_err();

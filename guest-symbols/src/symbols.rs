@@ -1,4 +1,4 @@
-//! The kernel's symbols: by name, and the one an address belongs to.
+//! The kernel's symbols, by name and by address.
 
 use hashbrown::HashTable;
 use memchr::memmem;
@@ -7,10 +7,10 @@ use std::hash::BuildHasher;
 /// One symbol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Symbol<'a> {
-    /// Virtual address in the running kernel (slide included). Per-CPU symbols of kernels before 6.15
-    /// are offsets into the per-CPU area instead.
+    /// Virtual address in the running kernel, with the slide included. Per-CPU symbols of kernels
+    /// before 6.15 are offsets into the per-CPU area.
     pub addr: u64,
-    /// nm's letter: `T`, `t`, `D`, ...
+    /// The letter of nm: `T`, `t`, `D`, ...
     pub kind: u8,
     /// Its name.
     pub name: &'a str,
@@ -27,7 +27,7 @@ struct Entry {
 /// An address as the kernel's `%pS` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resolved<'a> {
-    /// The symbol.
+    /// The name of the symbol.
     pub name: &'a str,
     /// Bytes from the symbol to the address.
     pub offset: u64,
@@ -35,17 +35,17 @@ pub struct Resolved<'a> {
     pub size: u64,
 }
 
-/// A symbol table, immutable once built.
+/// A symbol table. It does not change once it is built.
 #[derive(Default)]
 pub struct SymbolTable {
-    /// Ascending by address; aliases keep the order they were added in, as kallsyms does.
+    /// Ascending by address. Aliases keep the order in which they were added, as in kallsyms.
     entries: Vec<Entry>,
     names: String,
     by_name: HashTable<u32>,
     hasher: hashbrown::DefaultHashBuilder,
 }
 
-/// Text of a guest's, in which what is none, and what would control a terminal or end a line, is U+FFFD.
+/// Text from a guest. Invalid UTF-8, terminal control characters and line ends become U+FFFD.
 pub fn readable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace(char::is_control, "\u{fffd}")
 }
@@ -69,16 +69,17 @@ pub struct SymbolTableBuilder {
 }
 
 impl SymbolTableBuilder {
-    /// Room for `n` symbols.
+    /// A builder with room for `n` symbols.
     pub fn with_capacity(n: usize) -> Self {
         SymbolTableBuilder { entries: Vec::with_capacity(n), names: String::with_capacity(n * 24) }
     }
 
-    /// Adds a symbol. Names over 64 KiB, names past 4 GiB in all, and what would not be one word of a line are left out.
+    /// Adds a symbol. Names longer than 64 KiB, names beyond 4 GiB in total, and names that are not
+    /// one word are left out.
     pub fn push(&mut self, addr: u64, kind: u8, name: &str) {
-        // All of them, without a way out, which is many at once.
-        let odd = name.bytes().fold(false, |odd, b| odd | !(b' '..0x7f).contains(&b));
-        if odd && name.contains(char::is_control) {
+        // All bytes are tested without an early exit, which the compiler vectorizes.
+        let unprintable = name.bytes().fold(false, |unprintable, b| unprintable | !(b' '..0x7f).contains(&b));
+        if unprintable && name.contains(char::is_control) {
             return;
         }
         let (Ok(at), Ok(len)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {
@@ -88,9 +89,9 @@ impl SymbolTableBuilder {
         self.entries.push(Entry { addr, name: at, len, kind });
     }
 
-    /// Sorts and indexes.
+    /// Sorts and indexes the symbols.
     pub fn build(mut self) -> SymbolTable {
-        // Stable: the first of several names at one address is the one kallsyms prints.
+        // The sort is stable. kallsyms prints the first of several names at one address.
         self.entries.sort_by_key(|e| e.addr);
         let mut table = SymbolTable {
             by_name: HashTable::with_capacity(self.entries.len()),
@@ -101,7 +102,7 @@ impl SymbolTableBuilder {
         for i in 0..table.entries.len() {
             let name = table.name(&table.entries[i]);
             let hash = table.hasher.hash_one(name);
-            // The first wins; `all` finds the others.
+            // The first symbol of a name wins. `all` finds the others.
             let SymbolTable { by_name, entries, names, hasher } = &mut table;
             let of = |i: u32| {
                 let e = &entries[i as usize];
@@ -123,7 +124,7 @@ impl SymbolTable {
         Symbol { addr: e.addr, kind: e.kind, name: self.name(e) }
     }
 
-    /// How many symbols there are.
+    /// Number of symbols.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -133,7 +134,7 @@ impl SymbolTable {
         self.entries.is_empty()
     }
 
-    /// Bytes of the host that it takes.
+    /// Host memory that it uses, in bytes.
     pub fn size(&self) -> usize {
         self.names.capacity()
             + self.entries.capacity() * size_of::<Entry>()
@@ -152,8 +153,8 @@ impl SymbolTable {
             .map(|&i| self.entries[i as usize].addr)
     }
 
-    /// The symbol that `addr` lies in, as the kernel's own `kallsyms_lookup` chooses it
-    /// (kernel/kallsyms.c): the last symbol at or below, the first of its aliases.
+    /// The symbol that contains `addr`, chosen as in kallsyms_lookup() (kernel/kallsyms.c). It is
+    /// the last symbol at or below the address, and the first of its aliases.
     pub fn resolve(&self, addr: u64) -> Option<Resolved<'_>> {
         let after = self.entries.partition_point(|e| e.addr <= addr);
         let found = self.entries[..after].last()?.addr;
@@ -162,21 +163,22 @@ impl SymbolTable {
         Some(Resolved { name: self.name(&self.entries[first]), offset: addr - found, size })
     }
 
-    /// The names of what lies at an address: there may be several, of which [`SymbolTable::resolve`] gives the first.
+    /// All names at an address. [`SymbolTable::resolve`] returns the first of them.
     pub fn names(&self, addr: u64) -> impl Iterator<Item = &str> {
         let first = self.entries.partition_point(|e| e.addr < addr);
         self.entries[first..].iter().take_while(move |e| e.addr == addr).map(|e| self.name(e))
     }
 
-    /// Whether the symbols ascend, as they do unless [`SymbolTable::slide`] moved some round the end of the address space: nothing is found then.
+    /// Whether the symbols ascend. They do not if [`SymbolTable::slide`] wrapped some around the
+    /// end of the address space. Lookups then find nothing.
     pub(crate) fn is_sorted(&self) -> bool {
         self.entries.is_sorted_by_key(|e| e.addr)
     }
 
-    /// Moves every symbol by `by` bytes, wrapping: for tables whose addresses are not those of the
-    /// running kernel.
+    /// Moves every symbol by `by` bytes, with wrapping. It is for tables whose addresses are not
+    /// those of the running kernel.
     pub fn slide(&mut self, by: u64) {
-        // Low addresses are per-CPU offsets, which do not move.
+        // Low addresses are per-CPU offsets, which do not slide.
         for e in self.entries.iter_mut().filter(|e| (e.addr as i64) < 0) {
             e.addr = e.addr.wrapping_add(by);
         }
@@ -206,7 +208,7 @@ mod tests {
         assert_eq!(t.names(0xffff_0018).chain(t.names(0xffff_0040)).next(), None);
     }
 
-    /// A guest could write lines of a report otherwise.
+    /// Otherwise a guest could add lines to a report.
     #[test]
     fn names_are_of_one_line() {
         let mut b = SymbolTableBuilder::default();

@@ -1,24 +1,24 @@
 //! Tasks and their stacks (include/linux/sched.h).
 
 use crate::Kernel;
-use crate::corruption::{self, Nonsense, Unread};
+use crate::corruption::{self, Corruption, Unreadable};
 use crate::memory::{GuestMemory, VirtAddr};
 use crate::percpu::PerCpu;
 use std::collections::HashSet;
 
-/// More tasks than this are not believed (PID_MAX_LIMIT is 4 Mi).
+/// The most tasks that are read (PID_MAX_LIMIT is 4 Mi).
 const MAX_TASKS: usize = 4 << 20;
 /// NR_CACHED_STACKS (kernel/fork.c).
 const CACHED_STACKS: u64 = 2;
 
-/// What part of a task's stack is in use.
+/// The part of a task's stack that is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stack {
-    /// The task is not on a CPU; its stack is in use from here up.
+    /// The task is not on a CPU. Its stack is in use from this virtual address upwards.
     From(u64),
-    /// It is on a CPU, which may be anywhere in it.
+    /// The task is on a CPU. Its stack pointer is not known here.
     Running,
-    /// Kept for the next fork: nobody's.
+    /// The stack is kept for a later fork and belongs to no task.
     Cached,
 }
 
@@ -36,26 +36,27 @@ pub struct Tasks {
 pub struct TaskStack {
     /// Its lowest virtual address.
     pub base: u64,
-    /// The task; null if it is nobody's.
+    /// The address of its task. Null if it belongs to no task.
     pub task: VirtAddr,
-    /// What of it is in use.
+    /// The part that is in use.
     pub state: Stack,
 }
 
 /// Walks the task lists.
 ///
 /// # Errors
-/// [`Unread`], where a list leads astray.
-pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Result<Tasks, Unread> {
+/// [`Unreadable`] if a list is corrupted.
+pub fn read(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu) -> Result<Tasks, Unreadable> {
     let mut found = Tasks::default();
     match walk(kernel, memory, percpu, &mut found) {
         Some(true) => Ok(found),
-        Some(false) => Err(Nonsense::Tasks(found.tasks.len()).into()),
-        None => Err(Unread::NotDescribed),
+        Some(false) => Err(Corruption::Tasks(found.tasks.len()).into()),
+        None => Err(Unreadable::NotDescribed),
     }
 }
 
-/// Whether the lists could be walked to their ends; `None` where the types are not known.
+/// Walks the lists. Returns whether they could be walked to their ends. `None` if the types are not
+/// known.
 fn walk(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu, found: &mut Tasks) -> Option<bool> {
     let task = |path| kernel.offset_of("task_struct", path);
     let (tasks, stack, sp) = (task("tasks")?, task("stack")?, task("thread.sp")?);
@@ -80,7 +81,8 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu, found: &mut
     let mut process = init;
     let mut seen = HashSet::new();
     let mut of_process = |found: &mut Tasks, process: VirtAddr| {
-        // Every thread of the process; the group leader is one of them, but init_task is in no list.
+        // These are all threads of the process. The group leader is one of them. init_task is in no
+        // list.
         add(found, process)?;
         let head = VirtAddr(read(process.offset(signal))?).offset(thread_head);
         let (threads, whole) = corruption::circle(kernel, memory, head, MAX_TASKS);
@@ -98,7 +100,7 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, percpu: &PerCpu, found: &mut
     for cpu in 0..percpu.offsets.len() {
         let at = |name, i| Some(percpu.address(cpu, kernel.symbol(name)?.0)?.offset(8 * i));
         if let Some(idle) = at("idle_threads", 0).and_then(read).filter(|&t| t != 0) {
-            // It is of the kernel's own memory.
+            // An idle task that cannot be read is a corruption.
             if add(found, VirtAddr(idle)).is_none() {
                 return Some(false);
             }

@@ -1,11 +1,12 @@
-//! Kernel virtual memory as it is mapped at one moment, for several reads in a row.
+//! Kernel virtual memory with the mappings of one time, for several reads.
 
 use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE, PhysAddr, VirtAddr};
 use crate::paging::{PageTables, Translation};
 
-/// The direct map and the kernel's page tables. Where the direct map lies is read once, when this is made: it is decided during
-/// early boot. What page tables say is read each time, so that nothing that they map can be mistaken for what was there
-/// before.
+/// The direct map and the kernel's page tables.
+///
+/// The direct map's address is read once, when this is made. Early boot sets it. Page tables are
+/// read each time, so that an old mapping is never used after it has changed.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, M> {
     memory: &'a M,
@@ -15,10 +16,11 @@ pub struct View<'a, M> {
 }
 
 impl<'a, M: GuestMemory> View<'a, M> {
-    /// With the direct map at virtual address `direct_map`, if that is known, and the kernel's tables from `root` on.
+    /// Makes a view. `direct_map` is the virtual address of the direct map, if known. `root` is the
+    /// kernel's top-level page table.
     #[inline]
     pub(crate) fn new(memory: &'a M, direct_map: Option<u64>, root: PhysAddr) -> Self {
-        // With LA57 the direct map lies at 0xff11..., without it at 0xffff88... or above.
+        // With LA57 the direct map is at 0xff11..., and without it at 0xffff88... or above.
         let levels = if direct_map.is_some_and(|b| b < 0xffff_8000_0000_0000) { 5 } else { 4 };
         View { memory, direct_map, tables: PageTables { root, levels } }
     }
@@ -29,10 +31,11 @@ impl<'a, M: GuestMemory> View<'a, M> {
         self.tables
     }
 
-    /// Where `at` lies: in the direct map by its offset, which is RAM's, and elsewhere by the kernel's page tables.
+    /// Translates `at`. The direct map is translated by offset, and other addresses by the kernel's
+    /// page tables.
     ///
     /// # Errors
-    /// As [`PageTables::translate`].
+    /// As in [`PageTables::translate`].
     #[inline]
     pub fn translate(&self, at: VirtAddr) -> Result<Translation, MemoryError> {
         let phys = self.direct_map.and_then(|base| at.0.checked_sub(base)).map(PhysAddr);
@@ -42,10 +45,10 @@ impl<'a, M: GuestMemory> View<'a, M> {
         self.tables.translate(self.memory, at)
     }
 
-    /// Fills `buf` from kernel virtual memory, which may cross pages.
+    /// Fills `buf` from kernel virtual memory. It may cross pages.
     ///
     /// # Errors
-    /// As [`PageTables::translate`] and [`GuestMemory::read`].
+    /// As in [`PageTables::translate`] and [`GuestMemory::read`].
     pub fn read(&self, at: VirtAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let mut done = 0;
         while done < buf.len() {
@@ -57,10 +60,10 @@ impl<'a, M: GuestMemory> View<'a, M> {
         Ok(())
     }
 
-    /// A `u64` in kernel virtual memory.
+    /// The `u64` at an address of kernel virtual memory.
     ///
     /// # Errors
-    /// As [`View::read`].
+    /// As in [`View::read`].
     #[inline]
     pub fn read_u64(&self, at: VirtAddr) -> Result<u64, MemoryError> {
         let t = self.translate(at)?;
@@ -72,10 +75,10 @@ impl<'a, M: GuestMemory> View<'a, M> {
         Ok(u64::from_le_bytes(buf))
     }
 
-    /// A `u32` in kernel virtual memory.
+    /// The `u32` at an address of kernel virtual memory.
     ///
     /// # Errors
-    /// As [`View::read`].
+    /// As in [`View::read`].
     #[inline]
     pub fn read_u32(&self, at: VirtAddr) -> Result<u32, MemoryError> {
         let mut buf = [0; 4];

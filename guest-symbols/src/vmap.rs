@@ -1,16 +1,17 @@
-//! The kernel's own record of vmalloc space (mm/vmalloc.c): busy `vmap_area`s and their `vm_struct`s.
+//! The kernel's records of vmalloc space (mm/vmalloc.c): busy `vmap_area`s and their `vm_struct`s.
 
 use crate::Kernel;
-use crate::corruption::{Nonsense, Unread};
+use crate::corruption::{Corruption, Unreadable};
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// More areas or nodes than this are not believed.
+/// The most areas or nodes that are read.
 const MAX_AREAS: usize = 4_000_000;
 const MAX_NODES: u64 = 4096;
 
-/// VM_ALLOC of `vm_struct.flags`: vmalloc's own, not vmap's or ioremap's (include/linux/vmalloc.h).
+/// VM_ALLOC in `vm_struct.flags`: the area of vmalloc(), not of vmap() or ioremap()
+/// (include/linux/vmalloc.h).
 const VM_ALLOC: u64 = 2;
 
 /// A busy area.
@@ -18,17 +19,17 @@ const VM_ALLOC: u64 = 2;
 pub struct Area {
     /// Address of the `vmap_area` itself.
     pub area: VirtAddr,
-    /// First address of the space it describes, and one past the last, with its guard page.
+    /// First address of its space. `end` is one past the last, including the guard page.
     pub start: u64,
     /// See `start`.
     pub end: u64,
-    /// Address of its `vm_struct`; 0 for vm_map_ram() blocks.
+    /// Address of its `vm_struct`. 0 for vm_map_ram() blocks.
     pub vm: VirtAddr,
-    /// The block that vmalloc() gave out here, and its bytes; `None` for other kinds of areas.
+    /// Address and bytes of the block that vmalloc() returned. `None` for other kinds of areas.
     pub block: Option<(u64, u64)>,
 }
 
-/// Offsets in bytes of the members that are no references to the area's own block.
+/// Offsets in bytes of the members that are not references to the area's own block.
 #[derive(Debug, Clone, Copy)]
 pub struct Offsets {
     /// `vmap_area.vm`.
@@ -38,27 +39,27 @@ pub struct Offsets {
 }
 
 impl Offsets {
-    /// From BTF.
+    /// Reads them from BTF.
     pub fn read(kernel: &Kernel) -> Option<Offsets> {
         Some(Offsets { vm: kernel.offset_of("vmap_area", "vm")?, addr: kernel.offset_of("vm_struct", "addr")? })
     }
 }
 
 impl Area {
-    /// The function that asked for the area (`vm_struct.caller`).
+    /// The function that requested the area (`vm_struct.caller`).
     pub fn caller<'a>(&self, kernel: &'a Kernel, memory: &impl GuestMemory) -> Option<&'a str> {
         let at = self.vm.offset(kernel.offset_of("vm_struct", "caller")?);
         Some(kernel.symbols.resolve(kernel.read_u64(memory, at).ok()?)?.name)
     }
 }
 
-/// All busy areas; from the trees of every node (6.9 on) or the one tree before.
+/// All busy areas, from the trees of every node (6.9 on) or from the single tree before.
 ///
 /// # Errors
-/// [`Unread`], where a tree is none.
-pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Result<Vec<Area>, Unread> {
+/// [`Unreadable`] if a tree is corrupted.
+pub fn areas(kernel: &Kernel, memory: &impl GuestMemory) -> Result<Vec<Area>, Unreadable> {
     let mut areas = Vec::new();
-    for root in roots(kernel, memory).ok_or(Unread::NotDescribed)? {
+    for root in roots(kernel, memory).ok_or(Unreadable::NotDescribed)? {
         walk(kernel, memory, root, &mut areas)?;
     }
     Ok(areas)
@@ -75,15 +76,15 @@ fn roots(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Vec<VirtAddr>> {
     Some((0..count.min(MAX_NODES)).map(|node| VirtAddr(nodes).offset(node * size + root)).collect())
 }
 
-/// The areas that wait to be purged and are chained through the member that is their `vm` otherwise (5.10). Empty where
-/// the chain has a member of its own.
+/// The areas that wait to be purged and are linked through the member that is otherwise their `vm`
+/// (5.10). Empty if the link has its own member.
 pub fn purged(kernel: &Kernel, memory: &impl GuestMemory) -> Vec<VirtAddr> {
     let offset = |name| kernel.offset_of("vmap_area", name);
     let (Some(link), Some(list)) = (offset("purge_list"), kernel.symbol("vmap_purge_list")) else { return Vec::new() };
     let mut areas = Vec::new();
     let mut seen = HashSet::new();
     let mut at = list;
-    // A chain of llist_nodes; an old list_head in its place leads back to the start.
+    // The list consists of llist_nodes. An old list_head in its place leads back to the start.
     while let Ok(next) = kernel.read_u64(memory, at) {
         if next == 0 || next == list.0 || !seen.insert(next) || Some(link) != offset("vm") {
             break;
@@ -98,14 +99,17 @@ fn block(kernel: &Kernel, memory: &impl GuestMemory, area: &Area) -> Option<(u64
     let read = |name| kernel.read_u64(memory, area.vm.offset(kernel.offset_of("vm_struct", name)?)).ok();
     let (flags, addr) = (read("flags")?, read("addr")?);
     let whole = flags & VM_ALLOC != 0 && (area.start..area.end).contains(&addr);
-    // `nr_pages` is set last, by which time the block is whole.
+    // The kernel sets `nr_pages` last, when the block is complete.
     let pages = kernel.read_u32(memory, area.vm.offset(kernel.offset_of("vm_struct", "nr_pages")?)).ok()?;
     (whole && pages != 0).then(|| (addr, u64::from(pages) * PAGE_SIZE))
 }
 
-/// Every area of the tree whose `rb_root` is at `root`. In order they ascend and do not overlap, which is so at every moment, since
-/// a tree is changed in such steps that others can walk it (lib/rbtree.c). So no node comes twice.
-fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Result<(), Unread> {
+/// Adds every area of the tree whose `rb_root` is at `root`.
+///
+/// In order, areas ascend and do not overlap. The kernel keeps this true at every instruction,
+/// because others walk the tree while it changes (lib/rbtree.c). Each node is therefore visited
+/// once.
+fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut Vec<Area>) -> Result<(), Unreadable> {
     let fields = || {
         let field = |name| kernel.offset_of("vmap_area", name);
         let child = |name| Some(field("rb_node")? + kernel.offset_of("rb_node", name)?);
@@ -118,9 +122,9 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut 
             child("rb_right")?,
         ])
     };
-    let [node_at, start, end, vm, left, right] = fields().ok_or(Unread::NotDescribed)?;
-    let read = |at: VirtAddr| kernel.read_u64(memory, at).map_err(|_| Nonsense::Areas);
-    // A node, and between what its area must lie.
+    let [node_at, start, end, vm, left, right] = fields().ok_or(Unreadable::NotDescribed)?;
+    let read = |at: VirtAddr| kernel.read_u64(memory, at).map_err(|_| Corruption::Areas);
+    // A node, and the bounds of its area.
     let mut todo: Vec<(u64, Range<u64>)> = vec![(read(root)?, 0..u64::MAX)];
     while let Some((node, within)) = todo.pop() {
         if node == 0 {
@@ -131,7 +135,7 @@ fn walk(kernel: &Kernel, memory: &impl GuestMemory, root: VirtAddr, areas: &mut 
         let mut found = Area { area, start: word(start)?, end: word(end)?, vm: VirtAddr(word(vm)?), block: None };
         let fits = within.start <= found.start && found.start < found.end && found.end <= within.end;
         if !fits || areas.len() >= MAX_AREAS {
-            return Err(Nonsense::Areas.into());
+            return Err(Corruption::Areas.into());
         }
         found.block = block(kernel, memory, &found);
         areas.push(found);

@@ -8,7 +8,7 @@ use crate::fields::{Flaw, Source};
 use crate::format::{END, MAGIC, VERSION};
 use crate::ram::TakeError;
 use crate::{guest_tests, objects, ram};
-use checker::guest_state::{Counters, Moment};
+use checker::guest_state::{Counters, GuestState};
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
 use detector::stacks::Stacks;
@@ -126,9 +126,9 @@ impl Snapshot {
     }
 
     /// The guest at the moment of the snapshot.
-    pub fn moment(&self) -> Moment<'_, OwnedMemory> {
+    pub fn moment(&self) -> GuestState<'_, OwnedMemory> {
         let c = &self.contents;
-        Moment {
+        GuestState {
             kernel: &self.kernel,
             memory: &c.memory,
             objects: &c.objects,

@@ -5,7 +5,7 @@ use crate::fields::{Sink, Source};
 use crate::format::{MAGIC, VERSION};
 use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
-use checker::guest_state::{Counters, Moment};
+use checker::guest_state::{Counters, GuestState};
 use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
@@ -97,8 +97,8 @@ impl Guest {
         }
     }
 
-    fn moment(&self) -> Moment<'_, OwnedMemory> {
-        Moment {
+    fn moment(&self) -> GuestState<'_, OwnedMemory> {
+        GuestState {
             kernel: &self.kernel,
             memory: &self.memory,
             objects: &self.objects,
@@ -165,7 +165,7 @@ fn file(test: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap()
 }
 
-fn assert_same(ours: &Moment<'_, OwnedMemory>, theirs: &Moment<'_, OwnedMemory>) {
+fn assert_same(ours: &GuestState<'_, OwnedMemory>, theirs: &GuestState<'_, OwnedMemory>) {
     assert_eq!(ours.stacks.all(), theirs.stacks.all());
     assert_eq!(ours.objects, theirs.objects);
     assert_eq!(ours.registers, theirs.registers);

@@ -1,7 +1,7 @@
 //! Reduces a snapshot to the memory that its report depends on: the kernel's tables, and every word
 //! that the check reads. Page cache, process memory, free pages and free slab objects are left out.
 
-use checker::guest_state::Moment;
+use checker::guest_state::GuestState;
 use checker::{CheckError, Outcome};
 use detector::suppress::Suppressions;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PhysAddr, StoppedMemory};
@@ -14,14 +14,17 @@ const WORD: u64 = 8;
 const CELL: u64 = 64 * WORD;
 
 /// Checks the guest and returns a memory that contains only what the check read. The other words
-/// are zero. `why` is as in [`Moment::check`].
+/// are zero. `why` is as in [`GuestState::check`].
 ///
 /// # Errors
 /// [`CheckError`], if there is no result.
 ///
 /// # Panics
 /// If there is no memory for a second copy of the guest.
-pub fn trim(moment: &Moment<'_, impl StoppedMemory>, why: Option<&str>) -> Result<(OwnedMemory, Outcome), CheckError> {
+pub fn trim(
+    moment: &GuestState<'_, impl StoppedMemory>,
+    why: Option<&str>,
+) -> Result<(OwnedMemory, Outcome), CheckError> {
     let recorder = Recorder::new(moment.memory);
     let outcome = moment.with_memory(&recorder).check(why, &Suppressions::default())?;
     for part in &moment.kernel.parts {

@@ -4,7 +4,7 @@ use crate::error::WriteError;
 use crate::fields::Sink;
 use crate::format::{END, MAGIC, VERSION};
 use crate::{guest_tests, objects, ram};
-use checker::guest_state::{Counters, Moment};
+use checker::guest_state::{Counters, GuestState};
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
 use guest_symbols::symbol_file::to_map;
@@ -33,7 +33,7 @@ pub struct Written {
 ///
 /// # Errors
 /// [`WriteError`], which names `path`.
-pub fn write(path: &Path, moment: &Moment<'_, impl StoppedMemory>) -> Result<Written, WriteError> {
+pub fn write(path: &Path, moment: &GuestState<'_, impl StoppedMemory>) -> Result<Written, WriteError> {
     let symbol =
         |name| moment.kernel.symbol(name).ok_or_else(|| WriteError::NoImage { path: path.into(), symbol: name });
     let (text, end) = (symbol("_text")?.0, symbol("_end")?.0);
@@ -72,7 +72,7 @@ fn create(path: &Path) -> Result<(PathBuf, File), WriteError> {
     }
 }
 
-fn put(mut file: File, moment: &Moment<'_, impl StoppedMemory>, text: u64, image: u64) -> io::Result<Written> {
+fn put(mut file: File, moment: &GuestState<'_, impl StoppedMemory>, text: u64, image: u64) -> io::Result<Written> {
     file.write_all(&MAGIC)?;
     file.write_all(&VERSION.to_le_bytes())?;
     let info = FrameInfo::new().block_size(BlockSize::Max1MB).block_mode(BlockMode::Independent).block_checksums(true);
@@ -86,7 +86,7 @@ fn put(mut file: File, moment: &Moment<'_, impl StoppedMemory>, text: u64, image
 /// Writes everything inside the LZ4 frame. Returns the bytes of RAM outside of zero pages.
 pub(crate) fn contents(
     to: &mut Sink<impl Write>,
-    moment: &Moment<'_, impl StoppedMemory>,
+    moment: &GuestState<'_, impl StoppedMemory>,
     text: u64,
     image: u64,
 ) -> io::Result<u64> {

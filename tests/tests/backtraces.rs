@@ -1,6 +1,6 @@
 //! Backtraces equal those of the guest's own kmemleak, for every object that both know.
 
-use checker::guest_state::Moment;
+use checker::guest_state::GuestState;
 use guest_symbols::memory::StoppedMemory;
 use snapshot::Snapshot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -42,7 +42,7 @@ struct Agreement {
 
 /// Compares both stacks of each object, starting at the allocator's caller. The position inside of
 /// the allocator cannot be seen from outside.
-fn compare<M: StoppedMemory>(moment: &Moment<'_, M>) -> Agreement {
+fn compare<M: StoppedMemory>(moment: &GuestState<'_, M>) -> Agreement {
     let kernel = moment.kernel;
     let theirs: HashMap<u64, kmemleak_objects::Object> =
         kmemleak_objects::read(kernel, moment.memory).into_iter().map(|o| (o.address, o)).collect();

@@ -1,4 +1,4 @@
-//! Objects for which there are rules, told by the function that allocated them or by their cache.
+//! Objects that have rules, recognized by their allocation site or their slab cache.
 
 use crate::allocations::Allocations;
 use detector::objects::Object;
@@ -7,17 +7,20 @@ use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use guest_symbols::slab::{self, Cache};
 use std::collections::HashMap;
 
-/// Functions that allocate `struct vmap_area` (mm/vmalloc.c, 5.10 to 7.3), whose first two words are the
-/// bounds of an area and no pointers: kmemleak_scan_area() says so there.
+/// Functions that allocate `struct vmap_area` (mm/vmalloc.c, 5.10 to 7.3).
+///
+/// Its first two words are the bounds of an area and not pointers. The kernel calls
+/// kmemleak_scan_area() there for that reason.
 const VMAP_AREA_SITES: [&str; 6] =
     ["alloc_vmap_area", "adjust_va_to_fit_type", "va_clip", "va_alloc", "preload_this_cpu_lock", "pcpu_get_vm_areas"];
 
-/// Whether an object of the cache that vmap areas come from is a vmap area.
+/// Returns a predicate: whether an object of the cache of vmap areas is a vmap area.
 pub fn vmap_area_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl FnMut(&Object) -> bool + 'a {
     allocations.by_caller(kernel, |name| VMAP_AREA_SITES.contains(&name))
 }
 
-/// Whether an object that refers to a slab cache where a sheaf does is a sheaf (mm/slub.c, 6.18 on).
+/// Returns a predicate: whether an object that holds a slab cache's address where a sheaf does is a
+/// sheaf (mm/slub.c, 6.18 on).
 pub fn sheaf_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl FnMut(&Object) -> bool + 'a {
     allocations.by_caller(kernel, |name| {
         name.contains("sheaf")
@@ -27,20 +30,22 @@ pub fn sheaf_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl
     })
 }
 
-/// Functions that allocate the stack of a new task (kernel/fork.c, 5.10 to 7.3), as they are inlined into each other.
+/// Functions that allocate the stack of a new task (kernel/fork.c, 5.10 to 7.3). The compiler may
+/// inline one into another.
 const STACK_SITES: [&str; 4] =
     ["alloc_thread_stack_node", "alloc_thread_stack_node_from_cache", "dup_task_struct", "copy_process"];
 
-/// Whether a vmalloc block is the stack of a task.
+/// Returns a predicate: whether a vmalloc block is the stack of a task.
 pub fn stack_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl FnMut(&Object) -> bool + 'a {
     allocations.by_caller(kernel, |name| STACK_SITES.contains(&name))
 }
 
-/// The caches that kmemleak does not look into (SLAB_NOLEAKTRACE), each with whether it is the one of its own objects.
+/// The caches that kmemleak does not scan (SLAB_NOLEAKTRACE). The value is whether the cache holds
+/// kmemleak's own objects.
 pub fn untraced_caches(kernel: &Kernel, memory: &impl StoppedMemory) -> HashMap<VirtAddr, bool> {
     let mut caches = HashMap::new();
     let Some(flags) = kernel.offset_of("kmem_cache", "flags") else { return caches };
-    // A number of the kernel's configuration from 6.9 on, and always the same before.
+    // The bit depends on the configuration from 6.9 on. Before that it is a constant.
     let bit = kernel.btf.as_ref().and_then(|b| b.enumerator("_slab_flag_bits", "_SLAB_NOLEAKTRACE"));
     let flag = bit.map_or(0x0080_0000, |bit| 1u32.checked_shl(bit as u32).unwrap_or(0));
     for at in slab::caches(kernel, memory).unwrap_or_default() {

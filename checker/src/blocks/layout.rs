@@ -1,5 +1,5 @@
-//! Lays out a stopped guest: first all blocks, then the rules over them. No rule sees blocks that are not
-//! all there.
+//! Lays out a stopped guest. It makes all blocks first and then applies the rules to them. No rule
+//! ever sees an incomplete list of blocks.
 
 use super::{Blocks, Special, allocation_sites, rules, stacks, stale_words};
 use crate::allocations::Allocations;
@@ -7,7 +7,7 @@ use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::pages::Pages;
 
-/// Lays out what the live map has. `registers` are as in [`Request`](crate::Request).
+/// Lays out the objects of the live map. `registers` are as in [`Request`](crate::Request).
 pub fn lay_out<'a, M: StoppedMemory>(
     kernel: &Kernel,
     memory: &'a M,
@@ -24,7 +24,7 @@ pub fn lay_out<'a, M: StoppedMemory>(
     blocks.apply_sheaf_rules(kernel, &special.sheaves);
     blocks.apply_vmap_rules(kernel, special.areas.as_deref());
     blocks.apply_leak_tracer_rules(kernel, &special.untraced);
-    blocks.dead = stale_words::skip(kernel, &mut blocks);
+    blocks.stale_ranges = stale_words::skip(kernel, &mut blocks);
     stacks::apply_rules(&mut blocks, kernel);
     blocks
 }

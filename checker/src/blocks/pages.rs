@@ -1,8 +1,9 @@
-//! Pages taken from the page allocator as blocks (`pages=on`): which of them can be told to be in use by nobody.
+//! Pages of the page allocator as blocks (`pages=on`), and which of them are certainly unused.
 //!
-//! A page is referred to by an address in it, by its descriptor, by page tables, and by its frame's number. The first two
-//! are words like any other. What page tables map, the kernel's or a process's, counts as referred to, as do the tables themselves.
-//! Numbers of frames are not looked for: they would match anything.
+//! A page is referenced by an address in it, by its descriptor, by page tables, or by its frame
+//! number. Addresses of pages and of descriptors are ordinary words. Pages that the kernel's or a
+//! process's page tables map count as referenced. The page tables themselves count as referenced
+//! too. Frame numbers are not looked for, because they would match arbitrary words.
 
 use crate::block::Block;
 use detector::frozen::Objects;
@@ -13,8 +14,9 @@ use guest_symbols::pages::{Maps, Pages, Use};
 use guest_symbols::paging::PageTables;
 use std::collections::{HashMap, HashSet};
 
-/// Blocks for those of the live objects that are pages and still what they were allocated as. They are no roots then. `others` are the
-/// places of those that are no slab objects.
+/// Makes blocks for live objects of kind [`Kind::Pages`] whose pages are still used as they were
+/// allocated. These pages are then no roots. `others` are the indices of all objects that are not
+/// slab objects.
 pub(crate) fn blocks<M: StoppedMemory>(
     kernel: &Kernel,
     memory: &M,
@@ -36,7 +38,7 @@ pub(crate) fn blocks<M: StoppedMemory>(
     let starts: HashMap<u64, u64> = ours.clone().map(|(a, o)| (*a, o.sequence())).collect();
     let within =
         |addr: u64, object: &Object| (1..allocated.size(addr, object) / PAGE_SIZE).map(move |i| addr + i * PAGE_SIZE);
-    // What was given out before, and is a part of a larger block now.
+    // Pages that were freed and are now part of a larger, newer block.
     let gone: HashSet<u64> = ours
         .clone()
         .flat_map(|(addr, o)| within(*addr, o).filter(|a| starts.get(a).is_some_and(|&then| then < o.sequence())))
@@ -48,7 +50,8 @@ pub(crate) fn blocks<M: StoppedMemory>(
             continue;
         }
         let Some(first) = pages.direct(VirtAddr(addr)).map(|p| p.pfn()) else { continue };
-        // Given back in part, or split and given out again: what is left of it.
+        // A block may be freed in part, or split and allocated again. This counts the pages that
+        // are left.
         let is_ours = |i: u64| {
             matches!(pages.usage(first + i), Use::Kernel | Use::Zspage)
                 && !mapped[(first + i) as usize]
@@ -62,35 +65,39 @@ pub(crate) fn blocks<M: StoppedMemory>(
     blocks
 }
 
-/// Whether there may be a large object of kmalloc() at an address: a page of the page allocator that the kernel itself uses, the
-/// first of its block. Drivers may have reserved it.
+/// Whether kmalloc() may have allocated a large object at an address. The page must be the first of
+/// its block and used by the kernel itself. Drivers may have reserved it.
 pub(crate) fn may_be_large(pages: &Pages, addr: u64) -> bool {
     let page = pages.direct(VirtAddr(addr)).map(|phys| phys.pfn());
     page.is_some_and(|pfn| matches!(pages.usage(pfn), Use::Kernel | Use::Reserved) && !pages.is_tail(pfn))
 }
 
-/// By frame, whether page tables use it: the kernel's, outside of the direct map, the page descriptors and the image, and those of
-/// every address space (`struct mm_struct`), of which some are no process's.
+/// Whether page tables map a frame, indexed by frame number.
+///
+/// These are the kernel's page tables, and those of every address space (`struct mm_struct`). Some
+/// address spaces belong to no process. Mappings of the direct map, the page descriptors and the
+/// image do not count.
 fn mapped<M: StoppedMemory>(
     kernel: &Kernel,
     memory: &M,
     pages: &Pages,
     objects: &[(u64, Object)],
 ) -> Option<Vec<bool>> {
-    // How many more map a frame than the one before: an entry may be of a million frames, and there may be as many entries.
+    // The difference in mapping counts between a frame and the frame before it. One entry may map a
+    // million frames, and there may be a million entries.
     let end = pages.end();
     let mut more = vec![0i64; end as usize + 1];
     let mut mark = |frames: std::ops::Range<u64>| {
         more[frames.start.min(end) as usize] += 1;
         more[frames.end.min(end) as usize] -= 1;
     };
-    // No table is of two places, but for those of huge pages that processes share.
+    // Each table is used in one place. Processes share only the tables of huge pages.
     let mut read = vec![false; end as usize];
     let mut is_new = |frame: u64| read.get_mut(frame as usize).is_some_and(|read| !std::mem::replace(read, true));
     let maps = Maps::read(kernel, memory);
     let direct = maps.direct_map..maps.direct_map.saturating_add(pages.end() * PAGE_SIZE);
     let descriptors = pages.descriptor_range(0, pages.end());
-    // Parts of the image are given to the page allocator after boot, and stay mapped there.
+    // The kernel frees parts of the image to the page allocator after boot. They stay mapped there.
     let image = kernel.symbol("_text")?.0..kernel.symbol("_end")?.0;
     let tables = kernel.page_tables(memory);
     let of_kernel = |at: VirtAddr| at.is_kernel();

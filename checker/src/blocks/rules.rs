@@ -1,4 +1,5 @@
-//! Blocks whose contents are not what refers to an object: what describes vmap areas, sheaves, and other tracers of leaks.
+//! Rules for blocks whose contents do not keep other objects alive: descriptors of vmap areas,
+//! sheaves, and records of other leak tracers.
 
 use super::{Block, Blocks};
 use crate::allocations::Allocations;
@@ -12,13 +13,13 @@ use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-/// Where vmalloc space begins without KASLR (VMALLOC_START of Documentation/arch/x86/x86_64/mm.rst).
+/// Start of vmalloc space without KASLR (VMALLOC_START in Documentation/arch/x86/x86_64/mm.rst).
 const VMALLOC_START: u64 = 0xffff_c900_0000_0000;
 
 /// Vmalloc space.
 struct Space {
     start: u64,
-    /// What is busy of it, ascending.
+    /// Busy ranges, in ascending order.
     busy: Vec<Range<u64>>,
 }
 
@@ -29,8 +30,10 @@ impl Space {
         Space { start: start.unwrap_or(VMALLOC_START), busy }
     }
 
-    /// Whether these are the bounds of an area that is not busy. It may come from a cache that others use too, and who has it was
-    /// not seen: but for such an area, nobody has two addresses of vmalloc space with nothing in use between them.
+    /// Whether these are the bounds of an area that is not busy.
+    ///
+    /// Other structs may come from the same cache, and the allocation was not seen. Only a free
+    /// area holds two addresses of vmalloc space with no busy range between them.
     fn is_free_area(&self, bounds: Range<u64>) -> bool {
         let is_aligned = (bounds.start | bounds.end).is_multiple_of(PAGE_SIZE);
         let next = self.busy.partition_point(|area| area.end <= bounds.start);
@@ -54,21 +57,22 @@ pub(super) fn sheaves(kernel: &Kernel, memory: &impl StoppedMemory, allocations:
 }
 
 impl<M: StoppedMemory> Blocks<'_, M> {
-    /// A vm_struct and a vmap_area describe their area, which does not make it referenced. But who holds
-    /// the vm_struct holds the area (kmemleak's excess_ref).
+    /// Words of vm_struct and vmap_area that describe an area do not make it referenced. But
+    /// whoever references the vm_struct also keeps the area (kmemleak's excess_ref).
     pub(super) fn apply_vmap_rules(&mut self, kernel: &Kernel, areas: Option<&[vmap::Area]>) {
         let (Some(areas), Some(offsets)) = (areas, vmap::Offsets::read(kernel)) else {
             log::warn!("the kernel's vmap areas cannot be read: leaked vmalloc blocks may be missed");
             return;
         };
-        // Areas that are free, pooled or about to be have bounds too, which touch other areas' blocks, and
-        // what was once their vm_struct.
+        // Areas that are free, pooled or about to be freed have bounds too. Those bounds may be
+        // addresses of other areas' blocks. Areas about to be freed may also keep a pointer to
+        // their former vm_struct.
         let purged: HashSet<u64> = vmap::purged(kernel, self.memory).into_iter().map(|a| a.0).collect();
         let vmap_area_cache = kernel.variable(self.memory, "vmap_area_cachep").map(VirtAddr);
         let mut is_vmap_area_site = allocation_sites::vmap_area_sites(kernel, self.allocations);
-        // Nearly always the allocation of each was seen.
+        // This is rarely needed, because the allocation of nearly every area was seen.
         let space = LazyCell::new(|| Space::new(kernel.variable(self.memory, "vmalloc_base"), areas));
-        for &(i, _) in self.odd_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
+        for &(i, _) in self.special_objects.iter().filter(|(_, cache)| Some(*cache) == vmap_area_cache) {
             let b = &self.blocks[i as usize];
             let is_area = match b.seen() {
                 true => is_vmap_area_site(self.object(b)),
@@ -87,7 +91,7 @@ impl<M: StoppedMemory> Blocks<'_, M> {
             if let Some(block) = self.addresses.find(area.vm.0) {
                 let at = area.vm.0 - self.blocks[block as usize].addr;
                 self.skip.push(block, at + offsets.addr..at + offsets.addr + 8);
-                // Areas of per-CPU chunks and the like hold many blocks.
+                // Areas of per-CPU chunks, for example, hold many blocks.
                 let own = self.addresses.find(area.start);
                 let own = own.filter(|own| self.blocks[*own as usize].kind == Kind::Vmalloc);
                 self.rules.set_weak(block);
@@ -96,13 +100,13 @@ impl<M: StoppedMemory> Blocks<'_, M> {
         }
     }
 
-    /// The first two words of a block, which are an area's bounds if it is one.
+    /// The first two words of a block. They are the bounds if the block is an area.
     fn bounds(&self, kernel: &Kernel, block: &Block) -> Range<u64> {
         let word = |at| kernel.read_u64(self.memory, VirtAddr(block.addr).offset(at)).unwrap_or(0);
         word(0)..word(8)
     }
 
-    /// A sheaf is an array of free objects, and what it has given out still stands in it.
+    /// A sheaf is an array of free objects. Pointers to objects that it has handed out stay in it.
     pub(super) fn apply_sheaf_rules(&mut self, kernel: &Kernel, sheaves: &[VirtAddr]) {
         let Some(objects) = kernel.offset_of("slab_sheaf", "objects") else { return };
         for block in sheaves.iter().filter_map(|s| self.addresses.find(s.0)) {
@@ -111,18 +115,19 @@ impl<M: StoppedMemory> Blocks<'_, M> {
         }
     }
 
-    /// A kernel with kmemleak in it has an address of every object in kmemleak's own ones, and debugobjects does
-    /// the like. These caches are the ones that kmemleak does not look into (SLAB_NOLEAKTRACE).
+    /// kmemleak's own objects hold the address of every object, and so do those of debugobjects.
+    /// kmemleak does not scan the caches that they come from (SLAB_NOLEAKTRACE).
     pub(super) fn apply_leak_tracer_rules(&mut self, kernel: &Kernel, caches: &HashMap<VirtAddr, bool>) {
-        // What kmemleak has done with waits for a grace period: a link in the chain of everything that waits.
+        // A kmemleak object that is no longer used waits for a grace period. Its rcu_head then
+        // links it to other objects that wait.
         let link = kernel.offset_of("kmemleak_object", "flags").zip(kernel.offset_of("kmemleak_object", "rcu.next"));
-        for (i, cache) in &self.odd_objects {
+        for (i, cache) in &self.special_objects {
             let (b, Some(is_kmemleak)) = (&self.blocks[*i as usize], caches.get(cache)) else { continue };
             let link = link.filter(|(flags, _)| {
                 // OBJECT_ALLOCATED, mm/kmemleak.c
                 *is_kmemleak && kernel.read_u32(self.memory, VirtAddr(b.addr + flags)).is_ok_and(|f| f & 1 == 0)
             });
-            // Without a link, there is nothing between the two.
+            // Without a link, both ranges together cover the whole block.
             let end = link.map_or(b.size, |(_, next)| next);
             self.rules.set_weak(*i);
             self.skip.extend(*i, [0..end, (end + 8).min(b.size)..b.size]);

@@ -1,4 +1,4 @@
-//! What of tasks and their stacks is no reference.
+//! Words of tasks and their stacks that are not references.
 
 use crate::blocks::Blocks;
 use crate::blocks::allocation_sites;
@@ -13,25 +13,30 @@ use guest_symbols::unwind::orc::{Base, Rule};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// Members of `task_struct` that refer to what may be long gone, and whose memory may be another object's: whom it woke
-/// last, which is compared and never followed (record_wakee, kernel/sched/fair.c), its place in the tree of runnable tasks,
-/// which stays as it was when it is taken out (rb_erase, lib/rbtree.c), and the locks that it holds by lockdep's books and
-/// held before (lock_release, kernel/locking/lockdep.c). Whoever holds a lock needs no lockdep to find it again.
-const DEAD_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
+/// Members of `task_struct` that may point to objects that were freed long ago.
+///
+/// - `last_wakee` is the task that this task woke last. The kernel compares it and never follows it
+///   (record_wakee, kernel/sched/fair.c).
+/// - `se.run_node` is the place in the tree of runnable tasks. rb_erase() leaves it as it was
+///   (lib/rbtree.c).
+/// - `held_locks` are lockdep's records of locks that the task holds or held (lock_release,
+///   kernel/locking/lockdep.c). The owner of a lock has other references to it.
+const STALE_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
 
-/// In `task_struct.flags` (include/linux/sched.h).
+/// A flag in `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// Bytes of a frame that has nothing else, and of one that has the caller's frame pointer too.
+/// Size in bytes of a frame that holds only a return address, and of one with the caller's frame
+/// pointer too.
 const RETURN_ADDRESS: u64 = 8;
 const FRAME_POINTER: i16 = 16;
 
-/// Only the part of a stack that is in use holds references: below, there is what returned functions left, which would
-/// hide leaks.
+/// Leaves out the part of each stack that is not in use. The words there are left over from
+/// functions that returned, and would hide leaks.
 pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel) {
-    // Without them whole stacks are scanned, which may hide leaks.
+    // If tasks cannot be read, whole stacks are scanned, which may hide leaks.
     let tasks = tasks::read(kernel, blocks.memory, &blocks.percpu);
     let Some(tasks) = blocks.troubles.read("tasks", tasks) else { return };
-    skip_dead_members(blocks, kernel, &tasks);
+    skip_stale_members(blocks, kernel, &tasks);
     skip_stacks_of_nobody(blocks, kernel, &tasks);
     let threads = Threads::of(kernel, blocks.memory);
     for stack in &tasks.stacks {
@@ -41,29 +46,30 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
             continue;
         }
         let size = b.size;
-        let mut dead: Vec<Range<u64>> = Vec::new();
+        let mut stale: Vec<Range<u64>> = Vec::new();
         match stack.state {
-            Stack::From(sp) if sp.wrapping_sub(stack.base) < size => dead.push(0..(sp - stack.base) & !7),
-            // A task that has not run yet, or nonsense: all of it is read.
+            Stack::From(sp) if sp.wrapping_sub(stack.base) < size => stale.push(0..(sp - stack.base) & !7),
+            // The task has not run yet, or its stack pointer is corrupted. The whole stack is read.
             Stack::From(_) => {}
-            // Where no stack pointer is in it, all of it is read: the task may be on its way to or from the CPU.
+            // If no stack pointer is in it, the whole stack is read. The task may be in the middle
+            // of a switch.
             Stack::Running => {
                 let sp = blocks.stack_pointer_in(&(stack.base..stack.base + size));
-                dead.extend(sp.map(|sp| 0..sp - stack.base));
+                stale.extend(sp.map(|sp| 0..sp - stack.base));
             }
-            Stack::Cached => dead.push(0..size),
+            Stack::Cached => stale.push(0..size),
         }
         if let (Some(threads), Stack::From(sp)) = (&threads, stack.state) {
-            let words = threads.dead_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
-            dead.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
+            let words = threads.stale_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
+            stale.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
         }
-        blocks.skip.extend(block, dead);
+        blocks.skip.extend(block, stale);
     }
 }
 
-fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
+fn skip_stale_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
     let Some(btf) = kernel.btf.as_ref() else { return };
-    for member in DEAD_IN_TASKS.iter().filter_map(|name| btf.member("task_struct", name)) {
+    for member in STALE_IN_TASKS.iter().filter_map(|name| btf.member("task_struct", name)) {
         let Some(len) = btf.type_size(member.type_id) else { continue };
         for task in &tasks.tasks {
             let at = task.0.wrapping_add(member.offset());
@@ -72,15 +78,15 @@ fn skip_dead_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kern
                     let at = at - blocks.blocks[block as usize].addr;
                     blocks.skip.push(block, at..at + len);
                 }
-                // The first idle task.
-                None => blocks.dead.push(at..at.saturating_add(len)),
+                // The first idle task (init_task) is in no block.
+                None => blocks.stale_ranges.push(at..at.saturating_add(len)),
             }
         }
     }
 }
 
-/// A stack of no task waits for a grace period: at its start lies the rcu_head, through which everything that waits
-/// behind it is found (struct vm_stack, kernel/fork.c, 5.18 on).
+/// A stack that belongs to no task waits for a grace period. Its first words are an rcu_head that
+/// links to others that wait (struct vm_stack, kernel/fork.c, 5.18 on).
 fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
     let head = kernel.btf.as_ref().and_then(|b| b.size_of("vm_stack")).unwrap_or(0);
     let owned: HashSet<u64> = tasks.stacks.iter().map(|s| s.base).collect();
@@ -96,25 +102,28 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
 /// rbx, rbp, r12 to r15 (System V ABI, x86-64).
 const PRESERVED: [Register; 6] = [3, 5, 12, 13, 14, 15];
 
-/// Where __switch_to_asm() leaves them, in bytes from the stack pointer of a task that sleeps (`struct inactive_task_frame`,
-/// arch/x86/include/asm/switch_to.h), and the return address after them.
+/// Where __switch_to_asm() saves these registers, in bytes from the stack pointer of a sleeping
+/// task. The return address follows them (`struct inactive_task_frame`,
+/// arch/x86/include/asm/switch_to.h).
 const SWITCH_FRAME: [(Register, u64); 6] = [(15, 0), (14, 8), (13, 16), (12, 24), (3, 32), (5, 40)];
 const SWITCH_RETURN: u64 = 48;
 
-/// Kernel threads: what kthread() leaves on their stacks.
+/// Stale words that kthread() leaves on the stacks of kernel threads (kernel/kthread.c, 5.10 to
+/// 7.3).
 ///
-/// kthread() never returns, and when it has called the thread's function it needs nothing of what it had in registers
-/// but what `struct kthread` holds as well. Yet whoever it calls saves those registers, and kthread() those of
-/// ret_from_fork(): they keep the `struct kthread_create_info` that the thread was made from, freed since, and the stack of
-/// who made it (kernel/kthread.c, 5.10 to 7.3), and so whatever is allocated there next.
+/// kthread() never returns. Once it has called the thread's function, it needs no register value
+/// that `struct kthread` does not hold as well. But its callees save its registers, and kthread()
+/// itself saves those of ret_from_fork(). These slots keep the address of the `struct
+/// kthread_create_info`, which is freed by then. They also keep the address of the stack of the
+/// creating task. Whatever is allocated there next would seem to be referenced.
 struct Threads<'a, M> {
     code: Code<'a, M>,
-    /// The code of kthread().
+    /// Virtual addresses of the code of kthread().
     kthread: Range<u64>,
-    /// And of kthreadd(), which has the kthread_create_info of the last thread that it made in a register while it waits
-    /// for the next.
+    /// The code of kthreadd(). While it waits, a register holds the kthread_create_info of the last
+    /// thread that it created.
     kthreadd: Range<u64>,
-    /// In `task_struct` the flags.
+    /// Offset of `flags` in `task_struct`.
     flags: u64,
 }
 
@@ -132,8 +141,9 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         })
     }
 
-    /// The addresses of a stack that are dead for this reason, of a task that sleeps with its stack pointer at `sp`.
-    fn dead_words(
+    /// The virtual ranges of a stack that are stale for this reason. The task sleeps with its stack
+    /// pointer at `sp`.
+    fn stale_words(
         &self,
         blocks: &Blocks<'_, M>,
         kernel: &Kernel,
@@ -147,22 +157,23 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         if kernel.read_u32(memory, task.offset(self.flags)).ok()? & PF_KTHREAD == 0 {
             return None;
         }
-        // All that is added to it below lies in the stack.
+        // With this check, all addresses below that are derived from it are on the stack.
         let sp = Some(sp).filter(|sp| (bottom..top.saturating_sub(SWITCH_RETURN + 8)).contains(sp))?;
         let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
         let frames = frames::frames(|at| self.code.rule(at), registers, read);
         let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip) || self.kthreadd.contains(&f.ip))?;
         match called(kernel, memory, frames[kthread].ip)? {
-            // The thread's function.
+            // kthread() has called the thread's function.
             Call::Indirect => {}
-            // It waits to be started, or for a thread to make, and the scheduler's own frames hold nothing.
+            // The thread waits to be started, or kthreadd() waits for a request. The scheduler's
+            // own frames hold no references.
             Call::Scheduler => return Some(vec![stack]),
             Call::Other => return None,
         }
-        // All above the return address into kthread() is of those who need it no more.
-        let mut dead: Vec<Range<u64>> = Vec::new();
-        dead.push(frames[kthread.checked_sub(1)?].cfa..top);
-        // The first below to save a register saves kthread()'s.
+        // Nothing above the return address into kthread() is needed any more.
+        let mut stale: Vec<Range<u64>> = Vec::new();
+        stale.push(frames[kthread.checked_sub(1)?].cfa..top);
+        // The first function below kthread() that saves a register saves kthread()'s value.
         let mut unsaved = PRESERVED.to_vec();
         for frame in frames[..kthread].iter().rev() {
             let start = self.code.function(frame.ip.wrapping_sub(1));
@@ -173,7 +184,7 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
             for (register, below) in saved {
                 if unsaved.contains(&register) {
                     let at = frame.cfa.wrapping_sub(below);
-                    dead.push(at..at.saturating_add(8));
+                    stale.push(at..at.saturating_add(8));
                 }
                 unsaved.retain(|&r| r != register);
             }
@@ -182,15 +193,19 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
                 break;
             }
         }
-        // What a guest writes there may lead anywhere.
-        dead.retain(|r| bottom <= r.start && r.end <= top);
-        dead.extend(SWITCH_FRAME.iter().filter(|(r, _)| unsaved.contains(r)).map(|(_, at)| sp + at..sp + at + 8));
-        Some(dead)
+        // The guest controls these values, so they may be any address.
+        stale.retain(|r| bottom <= r.start && r.end <= top);
+        stale.extend(SWITCH_FRAME.iter().filter(|(r, _)| unsaved.contains(r)).map(|(_, at)| sp + at..sp + at + 8));
+        Some(stale)
     }
 
-    /// The registers that a function has saved when it runs at `ip`, each with the bytes from its slot up to the caller's
-    /// frame, and whether it has saved no other one. `None` where nothing is certain: where it saves one twice, or makes room
-    /// for itself in more than one way.
+    /// The registers that a function has saved when it executes `ip`, and whether it has saved no other
+    /// one. Each register has the distance in bytes from its slot to the caller's frame.
+    ///
+    /// `None` if that is not certain:
+    ///
+    /// - it saves a register twice
+    /// - it adjusts the stack pointer in more than one way
     fn saved(
         &self,
         kernel: &Kernel,
@@ -237,9 +252,9 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
     }
 }
 
-/// What is called by an instruction.
+/// The target of a call instruction.
 enum Call {
-    /// What a register points at, perhaps by way of a thunk.
+    /// The address in a register, possibly through a thunk.
     Indirect,
     /// A function of the scheduler.
     Scheduler,
@@ -247,7 +262,7 @@ enum Call {
     Other,
 }
 
-/// The call before a return address.
+/// Classifies the call instruction before a return address.
 fn called(kernel: &Kernel, memory: &impl GuestMemory, ret: u64) -> Option<Call> {
     let mut code = [0; 5];
     kernel.read(memory, VirtAddr(ret.wrapping_sub(5)), &mut code).ok()?;
@@ -256,10 +271,11 @@ fn called(kernel: &Kernel, memory: &impl GuestMemory, ret: u64) -> Option<Call> 
         [0xe8, to @ ..] => {
             let target = ret.wrapping_add_signed(i32::from_le_bytes(to).into());
             let text = kernel.symbol("_stext")?.0..kernel.symbol("_etext")?.0;
-            // A thunk has other names too, such as __pi___x86_indirect_thunk_rax.
+            // A thunk may have other names as well, such as __pi___x86_indirect_thunk_rax.
             let is_named = |start: &str| kernel.symbols.names(target).any(|name| name.starts_with(start));
             Some(match () {
-                // Thunks that are made at boot lie where modules do (its_allocate_thunk(), arch/x86/kernel/alternative.c, 6.15 on).
+                // Thunks that the kernel makes at boot are in module space (its_allocate_thunk(),
+                // arch/x86/kernel/alternative.c, 6.15 on).
                 () if is_named("__x86_indirect_") || !text.contains(&target) => Call::Indirect,
                 () if is_named("schedule") => Call::Scheduler,
                 () => Call::Other,

@@ -1,23 +1,27 @@
-//! Memory that its owner has done with and keeps: what stands there was given out or freed, and may be another's by now.
+//! Stale words: memory that its owner keeps but no longer uses. The objects that these words point
+//! to were handed out or freed, and their memory may belong to other objects now.
 //!
-//! Each was found by a leak that it hid. All of it is data: variables and members, asked of the running kernel.
+//! Each entry was found through a leak that it hid. Entries are variables and members, and are
+//! looked up in the running kernel.
 
 use super::debug_options;
 use crate::blocks::Blocks;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
-use guest_symbols::corruption::Nonsense;
+use guest_symbols::corruption::Corruption;
 use guest_symbols::memory::{PAGE_SIZE, StoppedMemory, VirtAddr};
 use guest_symbols::slab;
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// Per-CPU variables that are arrays of objects with a count, of which what is above the count was given out and still
-/// stands there: name, struct, and in it the count and the array.
+/// Per-CPU arrays of objects with a count. Entries at and above the count were handed out, and
+/// their pointers stay. Each row is the variable, its struct, and the struct's members for the
+/// count and the array.
 const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 10] = [
     // napi_skb_cache_get(), net/core/skbuff.c, 5.13 on.
     ("napi_alloc_cache", "napi_alloc_cache", "skb_count", "skb_cache"),
-    // folio_batch_reinit(), include/linux/pagevec.h; the variables are in mm/swap.c and mm/mlock.c, 6.1 on.
+    // folio_batch_reinit(), include/linux/pagevec.h. The variables are in mm/swap.c and mm/mlock.c,
+    // 6.1 on.
     ("cpu_fbatches", "cpu_fbatches", "lru_add.nr", "lru_add.folios"),
     ("cpu_fbatches", "cpu_fbatches", "lru_deactivate_file.nr", "lru_deactivate_file.folios"),
     ("cpu_fbatches", "cpu_fbatches", "lru_deactivate.nr", "lru_deactivate.folios"),
@@ -29,47 +33,58 @@ const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 10] = [
     ("mlock_fbatch", "mlock_fbatch", "fbatch.nr", "fbatch.folios"),
 ];
 
-/// Records of what kvfree_rcu() was given (kernel/rcu/tree.c to 6.13, mm/slab_common.c after), a page each: per-CPU variable,
-/// struct, and in it the lists of such pages, an array of lists each but the first. What is recorded is being freed,
-/// and pages are kept for their next use with the records of the last.
+/// Lists of pages that record objects passed to kvfree_rcu() (kernel/rcu/tree.c up to 6.13,
+/// mm/slab_common.c after).
+///
+/// The row is the per-CPU variable, its struct, and the struct's members that are lists. Each
+/// member but the first is an array of lists. Recorded objects are being freed. The kernel keeps
+/// the pages for later use, with the old records in them.
 const RECORDS: (&str, &str, [&str; 3]) = ("krc", "kfree_rcu_cpu", ["bkvcache", "bkvhead", "bulk_head"]);
-/// In that struct an array of others, and in these more such lists.
+/// An array of batches in that struct, the struct of a batch, and its members that are such lists.
 const RECORDS_OF_BATCHES: (&str, &str, [&str; 2]) =
     ("krw_arr", "kfree_rcu_cpu_work", ["bkvhead_free", "bulk_head_free"]);
 
-/// Lists of objects whose memory waits to be freed: variable, struct, and in it the link.
-const DEAD_OBJECTS: [(&str, &str, &str); 1] = [
-    // net_complete_free(), net/core/net_namespace.c, 6.13 on and in stable kernels before: until the next namespace goes.
+/// Lists of objects whose memory waits to be freed: the variable, the struct, and its member that
+/// is the link.
+const STALE_OBJECTS: [(&str, &str, &str); 1] = [
+    // net_complete_free(), net/core/net_namespace.c, 6.13 on and in stable kernels before. A
+    // namespace stays listed until the next one is destroyed.
     ("defer_free_list", "net", "defer_free_list"),
 ];
 
-/// CPUs' interrupt stacks (arch/x86/include/asm/irq_stack.h, 5.12 on): the memory, its bytes (IRQ_STACK_SIZE), a flag that is up
-/// while it is in use, and a pointer to its last word, where the stack pointer before is kept, in the mapping that is used.
-/// From 6.2 to 6.14 the last two are in `pcpu_hot`.
+/// The CPUs' interrupt stacks (arch/x86/include/asm/irq_stack.h, 5.12 on).
+///
+/// The row is the memory, its size in bytes (IRQ_STACK_SIZE), the in-use flag, and a pointer to the
+/// last word. The last word holds the previous stack pointer. The pointer uses the mapping that the
+/// CPU uses. From 6.2 to 6.14 the flag and the pointer are in `pcpu_hot`.
 const INTERRUPT_STACK: (&str, u64, &str, &str) =
     ("irq_stack_backing_store", 16 << 10, "hardirq_stack_inuse", "hardirq_stack_ptr");
 
-/// Works that padata keeps for their next use (kernel/padata.c, 5.8 on): variable, struct, and in it the link and what the
-/// last use was for, which was on the stack of a task that is gone.
+/// Works that padata keeps for later use (kernel/padata.c, 5.8 on): the variable, the struct, its
+/// link, and its pointer to the last job. That job was on the stack of a task that may be gone.
 const KEPT_WORKS: (&str, &str, &str, &str) = ("padata_free_works", "padata_work", "pw_list", "pw_data");
 
-/// Pointers that are written and never read.
+/// Pointers that the kernel writes and never reads.
 const WRITE_ONLY: [&str; 1] = [
     // acpi_ps_alloc_op(), drivers/acpi/acpica/psutils.c, 4.20 on.
     "acpi_gbl_current_scope",
 ];
 
-/// Per-CPU semaphores, each with a `struct rcu_sync` whose rcu_head keeps the link to what waited behind it when it was
-/// last queued (kernel/cgroup/cgroup.c, kernel/cpu.c, kernel/events/uprobes.c, fs/locks.c).
+/// Per-CPU semaphores. Each has a `struct rcu_sync`, whose rcu_head keeps the link from the last
+/// time it was queued (kernel/cgroup/cgroup.c, kernel/cpu.c, kernel/events/uprobes.c, fs/locks.c).
 const SEMAPHORES: [&str; 4] = ["cgroup_threadgroup_rwsem", "cpu_hotplug_lock", "dup_mmap_sem", "file_rwsem"];
-/// States of an rcu_sync in which its rcu_head is not queued: GP_IDLE and GP_PASSED (kernel/rcu/sync.c, 5.2 on).
+/// States of an rcu_sync whose rcu_head is not queued: GP_IDLE and GP_PASSED (kernel/rcu/sync.c,
+/// 5.2 on).
 const NOT_QUEUED: [u32; 2] = [0, 2];
 
-/// More lists in one array are not believed.
+/// The most lists that are read from one array.
 const MAX_LISTS: u64 = 16;
 
-/// The nodes of a list whose head is at `head`, an `llist_head`, a pointer or a `list_head`; `link` is where in a node the pointer to the
-/// next stands. A list of the variable `name` that comes back to a node is no list.
+/// The nodes of a list. `head` is the address of an `llist_head`, a pointer or a `list_head`.
+/// `link` is the offset of the next pointer in a node.
+///
+/// A list that returns to one of its nodes is corrupted. `name` is the list's variable in that
+/// error.
 fn nodes<M: StoppedMemory>(
     kernel: &Kernel,
     blocks: &mut Blocks<'_, M>,
@@ -84,7 +99,7 @@ fn nodes<M: StoppedMemory>(
         && next != head.0
     {
         if !seen.insert(next) {
-            blocks.troubles.extend([Nonsense::List(name)]);
+            blocks.troubles.extend([Corruption::List(name)]);
             break;
         }
         nodes.push(VirtAddr(next));
@@ -93,13 +108,13 @@ fn nodes<M: StoppedMemory>(
     nodes
 }
 
-/// Virtual ranges that hold nothing.
+/// Virtual ranges of stale words.
 fn ranges<M: StoppedMemory>(
     kernel: &Kernel,
     blocks: &mut Blocks<'_, M>,
     interrupt_stacks: &[InterruptStack],
 ) -> Vec<Range<u64>> {
-    let mut dead = Vec::new();
+    let mut stale = Vec::new();
     let offsets = blocks.percpu.offsets.clone();
     let every_cpu = |name: &str| {
         let at = kernel.symbol(name);
@@ -115,20 +130,21 @@ fn ranges<M: StoppedMemory>(
             if kernel.read(blocks.memory, at.offset(count.offset()), &mut value[..width]).is_ok() {
                 let array = at.0.wrapping_add(array.offset());
                 let from = array.wrapping_add(u64::from_le_bytes(value).saturating_mul(8).min(size));
-                dead.push(from..array.wrapping_add(size));
+                stale.push(from..array.wrapping_add(size));
             }
         }
     }
-    dead.extend(interrupt_stacks.iter().map(|stack| stack.dead.clone()));
+    stale.extend(interrupt_stacks.iter().map(|stack| stack.stale.clone()));
     let (name, of, _) = RECORDS;
-    // Whoever did not see kvfree_rcu() called knows what waits for its end by these alone.
+    // If events ended before the check, calls of kvfree_rcu() were not seen. These lists are then
+    // the only record of the objects.
     let lists = Some(()).filter(|()| !blocks.allocations.halted).and_then(|()| lists_of_records(kernel));
     let lists = lists.unwrap_or_default();
     for at in every_cpu(name).into_iter().filter(|_| kernel.offset_of(of, "bkvcache").is_some()) {
         for &(list, link) in &lists {
             for page in nodes(kernel, blocks, name, at.offset(list), link) {
-                // But for the links.
-                dead.push(page.0.wrapping_add(16)..(page.0 | (PAGE_SIZE - 1)).wrapping_add(1));
+                // The links at the start of the page stay references.
+                stale.push(page.0.wrapping_add(16)..(page.0 | (PAGE_SIZE - 1)).wrapping_add(1));
             }
         }
     }
@@ -138,30 +154,30 @@ fn ranges<M: StoppedMemory>(
     {
         for node in nodes(kernel, blocks, name, head, 0) {
             let at = node.0.wrapping_sub(link).wrapping_add(data);
-            dead.push(at..at.saturating_add(8));
+            stale.push(at..at.saturating_add(8));
         }
     }
     let of_semaphore = |member| kernel.offset_of("percpu_rw_semaphore", member);
     if let (Some(state), Some(link)) = (of_semaphore("rss.gp_state"), of_semaphore("rss.cb_head.next")) {
         for at in SEMAPHORES.iter().filter_map(|name| kernel.symbol(name)) {
             if kernel.read_u32(blocks.memory, at.offset(state)).is_ok_and(|s| NOT_QUEUED.contains(&s)) {
-                dead.push(at.0 + link..at.0 + link + 8);
+                stale.push(at.0 + link..at.0 + link + 8);
             }
         }
     }
-    dead.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
-    dead.extend(blocks.pages.kfence.iter().flat_map(|pool| pool.not_references.iter().cloned()));
-    dead.extend(debug_options::ranges(kernel, blocks));
-    dead.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
-    dead.retain(|range| range.start < range.end);
-    dead
+    stale.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
+    stale.extend(blocks.pages.kfence.iter().flat_map(|pool| pool.not_references.iter().cloned()));
+    stale.extend(debug_options::ranges(kernel, blocks));
+    stale.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
+    stale.retain(|range| range.start < range.end);
+    stale
 }
 
 /// An interrupt stack.
 struct InterruptStack {
-    /// The part that holds nothing.
-    dead: Range<u64>,
-    /// The stack pointer before it came into use.
+    /// The part that is not in use.
+    stale: Range<u64>,
+    /// The stack pointer that the CPU had before it switched to this stack.
     before: Option<u64>,
 }
 
@@ -177,18 +193,19 @@ fn interrupt_stacks<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -
         let mut up = [1];
         kernel.read(blocks.memory, at(flag)?, &mut up).ok()?;
         if up == [0] {
-            return Some(InterruptStack { dead: start..start + size, before: None });
+            return Some(InterruptStack { stale: start..start + size, before: None });
         }
         let last = kernel.read_u64(blocks.memory, at(last)?).ok()?;
         let mapped = last.checked_sub(size - 8)?;
         let used_from = blocks.stack_pointer_in(&(mapped..mapped + size))?;
         let before = kernel.read_u64(blocks.memory, VirtAddr(last)).ok();
-        Some(InterruptStack { dead: start..start + (used_from - mapped), before })
+        Some(InterruptStack { stale: start..start + (used_from - mapped), before })
     };
     (0..blocks.percpu.offsets.len()).filter_map(of_cpu).collect()
 }
 
-/// Where in [`RECORDS`] the heads of lists are, each with the place of the link in a page.
+/// Offsets of list heads in the variable of [`RECORDS`], each with the offset of the link in a
+/// page.
 fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
     let btf = kernel.btf.as_ref()?;
     let (_, of, lists) = RECORDS;
@@ -214,15 +231,15 @@ fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
     Some(found)
 }
 
-/// Leaves out of blocks what is dead in them: of dead objects all but the link to the next. Returns the virtual ranges
-/// that are part of no block.
+/// Leaves the stale parts of blocks out of the scan. In objects that wait to be freed, only the
+/// link to the next stays. Returns the virtual ranges that are in no block.
 pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) -> Vec<Range<u64>> {
     let interrupt_stacks = interrupt_stacks(kernel, blocks);
-    let mut dead = ranges(kernel, blocks, &interrupt_stacks);
+    let mut stale = ranges(kernel, blocks, &interrupt_stacks);
     blocks.stack_pointers.extend(interrupt_stacks.iter().filter_map(|stack| stack.before));
-    dead.retain(|range| {
+    stale.retain(|range| {
         let block = blocks.addresses.find(range.start);
-        // The address of a per-CPU block is none of memory.
+        // A per-CPU block's address is not an address of memory.
         if let Some(block) = block.filter(|block| blocks.blocks[*block as usize].kind != Kind::Percpu) {
             let start = blocks.blocks[block as usize].addr;
             blocks.skip.push(block, range.start - start..range.end - start);
@@ -230,7 +247,7 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
         block.is_none()
     });
     skip_numbers_of_caches(kernel, blocks);
-    for (list, of, link) in DEAD_OBJECTS {
+    for (list, of, link) in STALE_OBJECTS {
         let (Some(head), Some(link)) = (kernel.symbol(list), kernel.offset_of(of, link)) else { continue };
         let mut found = Vec::new();
         for node in nodes(kernel, blocks, list, head, 0) {
@@ -242,15 +259,15 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
                 }
             }
         }
-        for (block, dead) in found {
-            blocks.skip.extend(block, dead);
+        for (block, stale) in found {
+            blocks.skip.extend(block, stale);
         }
     }
-    dead
+    stale
 }
 
-/// To 6.14 a `__percpu` pointer is a small number, and slab caches are full of numbers of that size: flags, sizes. What is
-/// no pointer in `struct kmem_cache` is left out.
+/// Leaves out the members of `struct kmem_cache` that are not pointers. Up to 6.14 a `__percpu`
+/// pointer is a small number, and flags and sizes in caches have similar values.
 fn skip_numbers_of_caches<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>) {
     let Some(numbers) = kernel.btf.as_ref().and_then(|btf| btf.numbers("kmem_cache")) else { return };
     for cache in slab::caches(kernel, blocks.memory).unwrap_or_default() {

@@ -46,7 +46,7 @@ const PID: Field = Field { at: 0, bits: 22 };
 const TGID: Field = Field { at: 22, bits: 22 };
 const CPU: Field = Field { at: 44, bits: 13 };
 const KIND: Field = Field { at: 57, bits: 3 };
-const DYING: Field = Field { at: 60, bits: 1 };
+const RCU_PENDING: Field = Field { at: 60, bits: 1 };
 const REPORTED: Field = Field { at: 61, bits: 1 };
 /// 40 bits last for 12 days at a million allocations a second.
 const SEQUENCE: Field = Field { at: 0, bits: 40 };
@@ -110,8 +110,8 @@ impl Object {
     /// Whether the object was passed to `kfree_rcu()`. It is no longer in use, but its memory is
     /// not free.
     #[inline]
-    pub fn is_dying(&self) -> bool {
-        DYING.get(self.who) != 0
+    pub fn is_rcu_pending(&self) -> bool {
+        RCU_PENDING.get(self.who) != 0
     }
 
     /// Whether the object was reported before.
@@ -119,8 +119,8 @@ impl Object {
         REPORTED.get(self.who) != 0
     }
 
-    pub(crate) fn set_dying(&mut self) {
-        self.who |= DYING.put(1);
+    pub(crate) fn set_rcu_pending(&mut self) {
+        self.who |= RCU_PENDING.put(1);
     }
 
     pub(crate) fn set_reported(&mut self) {
@@ -195,14 +195,14 @@ mod tests {
         let mut o = Object::from(a);
         assert_eq!((o.kind(), o.stack(), o.sequence(), o.jiffies()), (a.kind, a.stack, a.sequence, 0xfffe_ffff));
         assert_eq!((o.pid(), o.tgid(), o.cpu(), o.comm()), (a.pid, a.tgid, a.cpu, a.comm));
-        assert!(!o.is_dying() && !o.is_reported());
-        o.set_dying();
+        assert!(!o.is_rcu_pending() && !o.is_reported());
+        o.set_rcu_pending();
         o.set_reported();
-        assert!(o.is_dying() && o.is_reported() && o.cpu() == 8191 && o.kind() == Kind::Pages);
+        assert!(o.is_rcu_pending() && o.is_reported() && o.cpu() == 8191 && o.kind() == Kind::Pages);
         assert_eq!(Object::from_words(o.to_words()), Some(o));
         assert_eq!(Object::from_words([u64::MAX, 0, 0]), None);
         // A number that is cut leaves the other fields alone.
         let o = Object::from(Allocation { pid: u32::MAX, cpu: u32::MAX, tgid: 0, ..a });
-        assert_eq!((o.tgid(), o.kind(), o.is_dying()), (0, Kind::Pages, false));
+        assert_eq!((o.tgid(), o.kind(), o.is_rcu_pending()), (0, Kind::Pages, false));
     }
 }

@@ -153,12 +153,12 @@ impl LiveMap {
             }
             Entry::Occupied(mut o) => {
                 let old = o.get_mut();
-                let was_dying = old.is_dying();
-                if old.sequence() >= since && !was_dying {
+                let was_rcu_pending = old.is_rcu_pending();
+                if old.sequence() >= since && !was_rcu_pending {
                     return Inserted::Inside;
                 }
                 *old = object;
-                if was_dying { Inserted::New } else { Inserted::Replaced }
+                if was_rcu_pending { Inserted::New } else { Inserted::Replaced }
             }
         };
         if object.kind() != Kind::Slab {
@@ -175,7 +175,7 @@ impl LiveMap {
     /// function returns that was entered at `since`, such an object was kept somewhere, and was taken from there.
     #[inline]
     pub fn kept_since(&self, addr: u64, since: u64) -> Option<Kind> {
-        self.map.get(&addr).filter(|o| o.sequence() < since && !o.is_dying()).map(|o| o.kind())
+        self.map.get(&addr).filter(|o| o.sequence() < since && !o.is_rcu_pending()).map(|o| o.kind())
     }
 
     /// The object of which [`LiveMap::kept_since`] told is from now on `object`, of the same kind: who took it has it. Its address
@@ -183,7 +183,7 @@ impl LiveMap {
     pub fn take(&self, addr: u64, object: Object, since: u64) {
         if let Some(mut old) = self.map.get_mut(&addr)
             && old.sequence() < since
-            && !old.is_dying()
+            && !old.is_rcu_pending()
             && old.kind() == object.kind()
         {
             *old = object;
@@ -193,7 +193,7 @@ impl LiveMap {
     /// Whether [`LiveMap::insert`] would return [`Inserted::Inside`].
     #[inline]
     pub fn is_inside(&self, addr: u64, since: u64) -> bool {
-        self.map.get(&addr).is_some_and(|o| o.sequence() >= since && !o.is_dying())
+        self.map.get(&addr).is_some_and(|o| o.sequence() >= since && !o.is_rcu_pending())
     }
 
     fn removed(&self, addr: u64, object: &Object) {
@@ -209,7 +209,7 @@ impl LiveMap {
             return Removed::Unknown;
         };
         self.removed(addr, &object);
-        if object.is_dying() {
+        if object.is_rcu_pending() {
             return Removed::Dying;
         }
         self.counters.add(FREES, 1);
@@ -226,8 +226,8 @@ impl LiveMap {
     /// freed. Some kernels do not show that free.
     pub fn retire(&self, addr: u64) -> Removed {
         match self.map.get_mut(&addr) {
-            Some(mut object) if !object.is_dying() => {
-                object.set_dying();
+            Some(mut object) if !object.is_rcu_pending() => {
+                object.set_rcu_pending();
                 self.counters.add(FREES, 1);
                 Removed::Object
             }
@@ -284,7 +284,7 @@ impl LiveMap {
     /// Removes the object at `addr` without counting a free, because something unknown is there
     /// now. An object entered with the sequence number `since` or a later one stays.
     pub fn displace(&self, addr: u64, since: u64) {
-        let old = self.map.remove_if(&addr, |_, object| object.sequence() < since || object.is_dying());
+        let old = self.map.remove_if(&addr, |_, object| object.sequence() < since || object.is_rcu_pending());
         if let Some((_, object)) = old {
             self.removed(addr, &object);
         }

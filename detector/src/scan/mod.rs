@@ -58,7 +58,7 @@ pub type ReadPart<'a> = dyn Fn(usize, &mut dyn FnMut(u64, &[u8])) + Sync + 'a;
 pub trait Surroundings: Sync {
     /// Whether the word at guest physical address `at` is not a reference. It is asked only for
     /// words that would mark a block. The answer must depend on memory alone.
-    fn is_dead(&self, word: u64, at: u64) -> bool;
+    fn is_stale(&self, word: u64, at: u64) -> bool;
 }
 
 /// Where the first reference to a block was found.
@@ -359,7 +359,7 @@ impl Scan<'_> {
         if let Some(block) = place.and_then(|place| self.addresses.find_at(place, word))
             && !self.marked.get(block)
         {
-            settled = !at.is_some_and(|at| self.surroundings.is_dead(word, at));
+            settled = !at.is_some_and(|at| self.surroundings.is_stale(word, at));
             if settled {
                 self.mark(block, &origin, found);
             }

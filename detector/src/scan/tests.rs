@@ -18,7 +18,7 @@ impl Contents for Blocks {
 struct Dead(&'static [u64]);
 
 impl Surroundings for Dead {
-    fn is_dead(&self, _: u64, at: u64) -> bool {
+    fn is_stale(&self, _: u64, at: u64) -> bool {
         self.0.contains(&at)
     }
 }
@@ -191,7 +191,7 @@ impl Contents for Memory {
 }
 
 impl Surroundings for Memory {
-    fn is_dead(&self, _: u64, at: u64) -> bool {
+    fn is_stale(&self, _: u64, at: u64) -> bool {
         self.dead.contains(&at)
     }
 }

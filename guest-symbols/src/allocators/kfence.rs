@@ -1,14 +1,15 @@
-//! KFENCE, which takes the place of the slab for one allocation in a while (mm/kfence/core.c and
+//! KFENCE, which serves a slab allocation from its own pool at intervals (mm/kfence/core.c and
 //! kfence.h, 5.12 to 7.3).
 //!
-//! Its pool is 2 guard pages, and for each object one page and one guard page. An object begins or
-//! ends with its page. `kfence_metadata` has one record an object: address, size, cache, state.
+//! The pool is 2 guard pages, followed by a page and a guard page for each object. An object is at
+//! the start or the end of its page. `kfence_metadata` has one record for each object: address,
+//! size, cache, state.
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 use std::ops::Range;
 
-/// The most objects that a pool has: the range of CONFIG_KFENCE_NUM_OBJECTS (lib/Kconfig.kfence).
+/// The most objects in a pool: the range of CONFIG_KFENCE_NUM_OBJECTS (lib/Kconfig.kfence).
 const MAX_OBJECTS: u64 = 65_535;
 
 /// Bytes from one object's page to the next one's: a page and its guard page.
@@ -19,24 +20,24 @@ pub(crate) const STEP: u64 = 2 * PAGE_SIZE;
 pub struct Object {
     /// Virtual address, in the direct map.
     pub addr: u64,
-    /// Bytes that were asked for. The cache's `object_size` may be more.
+    /// Bytes that the caller asked for. The cache's `object_size` may be larger.
     pub size: u64,
-    /// The `struct kmem_cache` that it was asked of. A destroyed cache leaves 0.
+    /// Its `struct kmem_cache`. The address is 0 after the cache was destroyed.
     pub cache: VirtAddr,
 }
 
-/// The pool, at one moment.
+/// The pool at one time.
 #[derive(Debug, Default)]
 pub struct Pool {
-    /// Virtual addresses of the pool, in the direct map.
+    /// Virtual range of the pool, in the direct map.
     pub range: Range<u64>,
     /// Allocated objects, by ascending address.
     pub objects: Vec<Object>,
-    /// Objects that kmem_cache_destroy() found allocated, by ascending address. KFENCE counts them as
-    /// freed, and never gives their pages out again (kfence_shutdown_cache()). An object that is just
-    /// being freed looks the same.
+    /// Objects that were still allocated when their cache was destroyed, by ascending address.
+    /// KFENCE counts them as freed and never reuses their pages (kfence_shutdown_cache()). An
+    /// object that is just being freed looks the same.
     pub zombies: Vec<Object>,
-    /// Virtual ranges of `kfence_metadata` that hold no references to what is allocated.
+    /// Virtual ranges of `kfence_metadata` that hold no references to allocated objects.
     pub not_references: Vec<Range<u64>>,
 }
 
@@ -61,7 +62,8 @@ impl Layout {
         let btf = kernel.btf.as_ref()?;
         let member = |path: &str| btf.member("kfence_metadata", path);
         let offset = |path: &str| btf.offset_of("kfence_metadata", path);
-        // include/linux/types.h: `rcu_head` is a macro for `callback_head`, and renames the member too.
+        // `rcu_head` is a macro for `callback_head`, and also renames the member
+        // (include/linux/types.h).
         let rcu = |part: &str| offset(&format!("callback_head.{part}")).or_else(|| offset(&format!("rcu_head.{part}")));
         let state = |name: &str| btf.enumerator("kfence_object_state", name).map(|value| value as u32);
         // `obj_exts` from 6.10 on, `objcg` from 5.19 on.
@@ -83,13 +85,13 @@ impl Layout {
 }
 
 impl Pool {
-    /// Reads the pool. `None` where the kernel has none: not built in, switched off
-    /// (`kfence.sample_interval=0`), or not set up yet.
+    /// Reads the pool. `None` if the kernel has none: KFENCE is not built in, is off
+    /// (`kfence.sample_interval=0`), or is not set up yet.
     pub fn read(kernel: &Kernel, memory: &impl GuestMemory) -> Option<Pool> {
         let start = kernel.variable(memory, "__kfence_pool").filter(|&at| at != 0)?;
         let layout = Layout::of(kernel)?;
         let records = Records { kernel, memory, layout, start };
-        // An array of the image to 6.5, and a pointer to one from 6.6 on.
+        // An array of the image up to 6.5, and a pointer to an array from 6.6 on.
         let metadata = kernel.symbol("kfence_metadata")?;
         let array = || kernel.read_u64(memory, metadata).ok().map(VirtAddr);
         let metadata = if records.is_valid(metadata, 0) { metadata } else { array()? };
@@ -101,11 +103,11 @@ impl Pool {
             pool.range.end = pool.range.end.saturating_add(STEP);
             records.add(metadata, number, &mut pool);
         }
-        // Guard pages alone are a pool that is not set up.
+        // A pool of guard pages alone is not set up.
         (pool.range.end - start > STEP).then_some(pool)
     }
 
-    /// The object that has an address in it, be it allocated or a zombie.
+    /// The object that contains an address, either allocated or a zombie.
     pub fn object_at(&self, at: VirtAddr) -> Option<&Object> {
         [&self.objects, &self.zombies].into_iter().find_map(|objects| {
             let object = objects[..objects.partition_point(|o| o.addr <= at.0)].last()?;
@@ -133,14 +135,14 @@ impl<M: GuestMemory> Records<'_, M> {
         VirtAddr(metadata.0.wrapping_add(number * self.layout.size))
     }
 
-    /// Whether a record is one of this pool's: its object lies in the page that belongs to its number.
-    /// The kernel keeps this for free objects too (metadata_to_pageaddr()).
+    /// Whether a record belongs to this pool. Its object must be in the page that belongs to its
+    /// number. The kernel keeps this true for free objects too (metadata_to_pageaddr()).
     fn is_valid(&self, metadata: VirtAddr, number: u64) -> bool {
         let addr = self.word(self.record(metadata, number).offset(self.layout.addr));
         addr.is_some_and(|addr| addr & !(PAGE_SIZE - 1) == self.start.wrapping_add((number + 1) * STEP))
     }
 
-    /// Adds what a valid record says.
+    /// Adds the object of a valid record.
     fn add(&self, metadata: VirtAddr, number: u64, pool: &mut Pool) {
         let Layout { size, list, rcu_next, rcu_func, state, addr, object_size, cache, ref objcg, unused, freed } =
             self.layout;
@@ -149,13 +151,13 @@ impl<M: GuestMemory> Records<'_, M> {
         let state = self.kernel.read_u32(self.memory, record.offset(state)).unwrap_or(unused);
         let object = Object { addr: word(addr), size: word(object_size), cache: VirtAddr(word(cache)) };
         let fits = object.size <= PAGE_SIZE - object.addr % PAGE_SIZE;
-        // Objects of SLAB_TYPESAFE_BY_RCU caches wait for a grace period when they are freed
-        // (__kfence_free()). rcu_do_batch() clears `func` before the wait ends.
+        // Freed objects of SLAB_TYPESAFE_BY_RCU caches wait for a grace period (__kfence_free()).
+        // rcu_do_batch() clears `func` before the wait ends.
         let is_queued = word(rcu_func) != 0;
         let is_allocated = state != unused && state != freed;
         let mut references = Vec::new();
         if is_queued {
-            // A link in the list of everything that waits.
+            // The rcu_head links to the next callback that waits.
             references.push(rcu_next..rcu_next + 8);
         } else if is_allocated {
             references.extend(objcg.clone());

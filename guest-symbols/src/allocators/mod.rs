@@ -1,3 +1,3 @@
-//! Allocators beside the slab: what each has given out, and which of its memory holds references.
+//! Allocators besides the slab: the objects of each, and which of its memory holds references.
 
 pub mod kfence;

@@ -1,4 +1,4 @@
-//! Which words of a struct are no pointers.
+//! The words of a struct that are not pointers.
 
 use super::{Btf, MAX_DEPTH, Type, kind};
 use crate::memory::u32_at;
@@ -6,15 +6,17 @@ use std::ops::Range;
 
 /// Bytes of a word, and of a pointer.
 const WORD: u64 = 8;
-/// Structs with more words than this, or with arrays of more structs, are not looked into.
+/// Structs with more words, or with arrays of more structs, are not examined.
 const MAX_WORDS: u64 = 1 << 16;
-/// Nor are those with more members, those of structs in them too.
+/// Structs with more members, including those of nested structs, are not examined.
 const MAX_PARTS: usize = 1 << 20;
 
 impl Btf {
-    /// The words of a struct that hold numbers alone, as byte ranges that ascend: no word that a pointer has a part in, a
-    /// union with one, or a type that is not known. What a member of an integer type means, its type does not say: some are
-    /// pointers with flags in their low bits. `None` where there is no such struct.
+    /// The words of a struct that hold only numbers, as byte ranges in ascending order.
+    ///
+    /// No part of such a word is a pointer, a union with a pointer, or of an unknown type. The type
+    /// does not show how an integer is used. Some integers are pointers with flags in their low
+    /// bits. `None` if there is no such struct.
     pub fn numbers(&self, name: &str) -> Option<Vec<Range<u64>>> {
         let ty = self.find(name, &[kind::STRUCT])?;
         let size = u64::from(ty.size_or_type);
@@ -39,7 +41,7 @@ impl Btf {
         Some(ranges)
     }
 
-    /// Calls `each` with the bytes of a struct at offset `base` that may be pointers.
+    /// Calls `each` with the bytes that may be pointers, of a struct at offset `base`.
     fn pointers(&self, ty: &Type, base: u64, depth: usize, left: &mut usize, each: &mut impl FnMut(Range<u64>)) {
         for (_, member) in self.members(ty) {
             self.pointers_of_type(member.type_id, base.saturating_add(member.offset()), depth + 1, left, each);
@@ -51,13 +53,13 @@ impl Btf {
         if *left == 0 {
             return;
         }
-        // All of it, if it is not understood.
+        // The whole member, if its type is not understood.
         let mut whole = || each(at..at.saturating_add(self.type_size(id).unwrap_or(WORD).max(1)));
         let Some(ty) = self.strip(id).filter(|_| depth <= MAX_DEPTH) else { return whole() };
         match ty.kind() {
             kind::INT | kind::ENUM | kind::ENUM64 | kind::FLOAT => {}
             kind::STRUCT => self.pointers(ty, at, depth, left, each),
-            // As much of it as has pointers in any of its shapes.
+            // All members of the union that contain pointers.
             kind::UNION => self.pointers(ty, at, depth, left, each),
             kind::ARRAY => {
                 let element = u32_at(&self.data, ty.at as usize + 12).unwrap_or(0);
@@ -79,8 +81,8 @@ impl Btf {
 mod tests {
     use super::*;
 
-    /// `struct s { void *p; u32 a; u32 b; union { u64 n; void *q; }; struct list { void *next, *prev; } l[2]; u64 c[3]; u32 d; }`,
-    /// and `struct t` with a member of a type that there is not.
+    /// `struct s { void *p; u32 a; u32 b; union { u64 n; void *q; }; struct list { void *next,
+    /// *prev; } l[2]; u64 c[3]; u32 d; }`, and `struct t` with a member whose type does not exist.
     fn blob() -> Vec<u8> {
         let strings = b"\0s\0t\0";
         let mut t: Vec<u32> = Vec::new();
@@ -106,7 +108,8 @@ mod tests {
     #[test]
     fn words_in_which_no_pointer_has_a_part() {
         let btf = Btf::parse(&blob()).unwrap();
-        // Not the pointer, the union and the lists. Unnamed members are looked into by their types as all others.
+        // The pointer, the union and the lists are not numbers. Unnamed members are examined by
+        // their types as well.
         assert_eq!(btf.numbers("s"), Some(vec![8..16, 56..88]));
         assert_eq!(btf.numbers("t"), Some(std::iter::once(0..8).collect()));
         assert_eq!(btf.numbers("none"), None);

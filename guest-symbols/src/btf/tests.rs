@@ -1,4 +1,4 @@
-//! A small blob of types, whole, cut short, and with types that never end.
+//! A small blob of types: complete, truncated, and with recursive types.
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn blob() -> Vec<u8> {
     out
 }
 
-/// What is read of a blob is a blob.
+/// The bytes that were read are again a valid blob.
 #[test]
 fn a_header_that_is_shorter_than_its_own_fields() {
     let mut short = blob();
@@ -43,7 +43,7 @@ fn a_header_that_is_shorter_than_its_own_fields() {
     assert_eq!(Btf::parse(&short).err(), Some(BtfError::Header));
 }
 
-/// An array of itself, and eight structs that have the next as unnamed members a thousand times.
+/// An array of itself, and eight structs, each with a thousand unnamed members of the next.
 #[test]
 #[cfg_attr(miri, ignore = "as many members as are looked at take an hour there")]
 fn types_without_end() {
@@ -87,7 +87,7 @@ fn truncation_never_panics() {
     for len in 0..blob.len() {
         assert!(Btf::parse(&blob[..len]).is_err());
     }
-    // Nor does any single corrupt byte.
+    // A single corrupt byte does not cause a panic either.
     for at in 0..blob.len() {
         let mut bad = blob.clone();
         bad[at] ^= 0xff;

@@ -1,12 +1,12 @@
-//! Images of each layout of the tables, and such as lead out of them.
+//! Images of each layout of the tables, and images whose tables lead out of them.
 
 use super::*;
 
 const BASE: u64 = 0xffff_ffff_8100_0000;
-/// More than 256, so that there are several markers, and more than are needed to be believed.
+/// More than 256, so that there are several markers, and enough to be accepted.
 const COUNT: usize = 1_500;
 
-/// The layouts of the table in the module's documentation.
+/// The layouts in the table of the module's documentation.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Layout {
     OffsetsFirst,
@@ -29,11 +29,11 @@ fn name(i: usize) -> String {
     if i == BANNER {
         return "Dlinux_banner".to_owned();
     }
-    // One name longer than 127 tokens, for a length of two bytes.
+    // One name is longer than 127 tokens, so that its length takes two bytes.
     if i == 700 { format!("t{}", "x".repeat(200)) } else { format!("tfunction_{i}") }
 }
 
-/// Bytes that no name has are tokens of more than one letter, as after compression.
+/// Bytes that occur in no name are tokens of several letters, as after compression.
 fn token(c: u8) -> Vec<u8> {
     if c.is_ascii_graphic() && c != b':' { vec![c] } else { b"ab".to_vec() }
 }
@@ -42,7 +42,8 @@ fn align(image: &mut Vec<u8>, to: usize) {
     image.resize(image.len().next_multiple_of(to), 0);
 }
 
-/// A kernel image of that layout: a per-CPU symbol at 0x1000, then functions, 16 bytes apart, from `BASE`.
+/// A kernel image in this layout: a per-CPU symbol at 0x1000, then functions at intervals of 16
+/// bytes from `BASE`.
 fn image(layout: Layout) -> Vec<u8> {
     image_of(layout, name)
 }
@@ -74,7 +75,7 @@ fn image_of(layout: Layout, name: impl Fn(usize) -> String) -> Vec<u8> {
             n @ ..0x80 => image.push(n as u8),
             n => image.extend([(n & 0x7f | 0x80) as u8, (n >> 7) as u8]),
         }
-        // Every token is one byte that stands for itself.
+        // Every token is one byte, the byte itself.
         image.extend(name.bytes());
     }
     align(&mut image, 8);
@@ -85,7 +86,7 @@ fn image_of(layout: Layout, name: impl Fn(usize) -> String) -> Vec<u8> {
         align(&mut image, 8);
     }
     if layout == Layout::RelativeToOwnPlaceOdd {
-        // So that they end in the first half of a word of 8 bytes.
+        // The tables then end in the first half of a word of 8 bytes.
         let end = image.len() + (0..=255u8).map(|c| token(c).len() + 1).sum::<usize>();
         image.extend(std::iter::repeat_n(0, (4 + 8 - end.next_multiple_of(4) % 8) % 8));
     }
@@ -129,7 +130,7 @@ fn every_layout() {
     }
 }
 
-/// But for the banner, by which it is proven.
+/// The image is complete except for the banner, which proves the table.
 #[test]
 #[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
 fn nothing_is_read_outside_of_its_place() {
@@ -148,7 +149,7 @@ fn nothing_is_read_outside_of_its_place() {
     }
 }
 
-/// The last two places of the index, which comes last here, lead out of the image, and back.
+/// The last two entries of the index, which is the last part here, lead out of the image and back.
 #[test]
 #[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
 fn an_index_that_leads_out_of_the_image() {
@@ -177,11 +178,11 @@ fn a_name_that_no_kernel_could_hold() {
 fn what_is_no_kernel_is_refused() {
     assert_eq!(decode(&[0; 4096], BASE, None).err(), Some(KallsymsError::NoTokens));
     let whole = image(Layout::OffsetsLast);
-    // Cut anywhere, it is an error and no panic.
+    // A truncated image is an error, not a panic.
     for len in (0..whole.len()).step_by(97) {
         let _ = decode(&whole[..len], BASE, None);
     }
-    // Without its names.
+    // An image without its names.
     let mut bad = whole.clone();
     bad[16 * COUNT..16 * COUNT + 20_000].fill(0);
     assert!(matches!(decode(&bad, BASE, None).err(), Some(KallsymsError::NoNames(_))));

@@ -1,4 +1,4 @@
-//! How a kernel's `struct page` tells what its frame is used for (include/linux/mm_types.h, page-flags.h).
+//! How `struct page` shows the use of its frame (include/linux/mm_types.h, page-flags.h).
 
 use crate::Kernel;
 use crate::memory::{u32_at, u64_at};
@@ -7,23 +7,23 @@ use crate::memory::{u32_at, u64_at};
 const MAPPING_ANON: u64 = 1;
 pub(super) const MAPPING_FLAGS: u64 = 3;
 
-/// What a page frame is used for.
+/// The use of a page frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum Use {
     /// No RAM, or no `struct page`.
     #[default]
     Absent,
-    /// Nobody's: in the buddy allocator, on a per-CPU list, or offline.
+    /// Free: in the buddy allocator, on a per-CPU list, or offline.
     Free,
-    /// Of no use that it tells: free on a CPU's list, or a further page of a block that is no compound page. Only while
-    /// the descriptors are read.
+    /// The descriptor shows no use. The page is free on a CPU's list, or a later page of a block
+    /// that is no compound page. Only used while descriptors are read.
     Idle,
     /// A slab.
     Slab,
-    /// KFENCE's pool, with its guard pages.
+    /// KFENCE's pool, including guard pages.
     Kfence,
-    /// In the page cache, or another address space.
+    /// In the page cache or another address space.
     Cache,
     /// Anonymous user memory.
     Anonymous,
@@ -31,17 +31,17 @@ pub enum Use {
     Table,
     /// PG_reserved: the kernel image and memblock allocations.
     Reserved,
-    /// Hibernation's own, while there is an image: copies of other pages.
+    /// Allocated by hibernation while there is an image: copies of other pages.
     Image,
     /// Allocated from the page allocator for the kernel's own use.
     Kernel,
-    /// Of a pool of huge pages (mm/hugetlb.c): free there, or user memory.
+    /// A hugetlb page (mm/hugetlb.c), either free in its pool or user memory.
     Huge,
-    /// Of a zspage (mm/zsmalloc.c): compressed data.
+    /// Part of a zspage (mm/zsmalloc.c): compressed data.
     Zspage,
 }
 
-/// How this kernel's `struct page` tells its use.
+/// How this kernel's `struct page` shows its use. Offsets are in bytes, flags are masks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub(super) size: u64,
@@ -50,13 +50,13 @@ pub(super) struct Layout {
     pub(super) mapping: usize,
     page_type: usize,
     refcount: usize,
-    /// In a free block's first page its order.
+    /// The order of a free block, in its first page.
     pub(super) private: usize,
     reserved: u64,
     slab: SlabTest,
     types: Types,
     pub(super) slab_cache: u64,
-    /// Of `index`, which is a number and is left as it was when a page is given out again.
+    /// Offset of `index`. It is a number, and keeps its old value when a page is allocated again.
     pub(super) index: Option<usize>,
     head: u64,
     /// PG_private.
@@ -64,24 +64,25 @@ pub(super) struct Layout {
     hugetlb: Option<HugetlbTest>,
 }
 
-/// A slab is told by a page flag (to 6.10) or by the page type.
+/// Slabs have a page flag (up to 6.10) or a page type.
 #[derive(Debug, Clone, Copy)]
 enum SlabTest {
     Flag(u64),
     Type(u8),
 }
 
-/// How `page_type` is read: bits cleared in an inverted word (to 6.10), or a number in the top byte.
+/// How `page_type` is read: cleared bits of an inverted word (up to 6.10), or a number in the top
+/// byte.
 #[derive(Debug, Clone, Copy)]
 enum Types {
     ClearedBits { buddy: u32, offline: u32, table: u32, hugetlb: Option<u32>, zsmalloc: Option<u32> },
     TopByte { buddy: u8, offline: u8, table: u8, large: Option<u8>, hugetlb: Option<u8>, zsmalloc: Option<u8> },
 }
 
-/// Where hugetlb pages have no page type, the second page of each tells.
+/// If hugetlb pages have no page type, the second page of each shows it.
 #[derive(Debug, Clone, Copy)]
 enum HugetlbTest {
-    /// A byte at this offset is the number of the destructor (to 6.5).
+    /// The byte at this offset is the number of the destructor (up to 6.5).
     Destructor(usize, u8),
     /// A page flag (6.6 to 6.8).
     Flag(u64),
@@ -103,7 +104,8 @@ impl Layout {
                 zsmalloc: kind("PGTY_zsmalloc").map(|t| t as u8),
             },
             None => Types::ClearedBits {
-                // Macros before 6.10, so not in BTF: include/linux/page-flags.h of 5.0 to 6.9.
+                // They are macros before 6.10 and not in BTF (include/linux/page-flags.h, 5.0 to
+                // 6.9).
                 buddy: kind("PG_buddy").unwrap_or(0x80) as u32,
                 offline: kind("PG_offline").unwrap_or(0x100) as u32,
                 table: kind("PG_table").unwrap_or(0x200) as u32,
@@ -118,7 +120,7 @@ impl Layout {
         };
         let destructor = || {
             let number = btf.enumerator("compound_dtor_id", "HUGETLB_PAGE_DTOR")? as u8;
-            // In `struct folio` it is counted from the first page's start (6.3 to 6.5).
+            // In `struct folio` the offset counts from the start of the first page (6.3 to 6.5).
             let in_folio = || Some((btf.offset_of("folio", "_folio_dtor")? % btf.size_of("page")?.max(1)) as usize);
             Some(HugetlbTest::Destructor(page("compound_dtor").or_else(in_folio)?, number))
         };
@@ -142,7 +144,7 @@ impl Layout {
         })
     }
 
-    /// Whether a page begins a free block of the buddy allocator.
+    /// Whether a page is the first of a free block of the buddy allocator.
     pub(super) fn is_buddy(&self, page: &[u8]) -> bool {
         let page_type = u32_at(page, self.page_type).unwrap_or(0);
         match self.types {
@@ -159,7 +161,8 @@ impl Layout {
         }
     }
 
-    /// Whether the second page of a compound page, whose descriptor is `second`, tells that it is one of hugetlb.
+    /// Whether the second page of a compound page shows that it is a hugetlb page. `second` is its
+    /// descriptor.
     fn is_hugetlb(&self, second: &[u8]) -> bool {
         match self.hugetlb {
             Some(HugetlbTest::Destructor(at, number)) => second.get(at) == Some(&number),
@@ -168,8 +171,8 @@ impl Layout {
         }
     }
 
-    /// The use of the page with descriptor `page`; `None` for a compound page's tail, which is used as its head. `second`
-    /// is the next page's descriptor, empty where there is none.
+    /// The use of the page with descriptor `page`. `None` for a tail page, whose use is that of its
+    /// head. `second` is the next page's descriptor, or empty.
     #[inline]
     pub(super) fn classify(&self, page: &[u8], second: &[u8]) -> Option<Use> {
         let word = |at| u64_at(page, at).unwrap_or(0);

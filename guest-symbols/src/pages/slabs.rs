@@ -1,22 +1,22 @@
-//! The slabs among the page frames: `struct slab` lies in the memory of `struct page` (mm/slab.h).
+//! The slabs among the page frames. `struct slab` overlays `struct page` (mm/slab.h).
 
 use super::{Pages, Use};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 
-/// One slab: a page, or a compound page.
+/// One slab, which is a page or a compound page.
 #[derive(Debug, Clone, Copy)]
 pub struct Slab {
     /// Physical address of its `struct slab`.
     pub descriptor: PhysAddr,
     /// Address of its first byte in the direct map.
     pub start: VirtAddr,
-    /// Its pages.
+    /// Number of its pages.
     pub pages: u64,
 }
 
 impl Pages {
-    /// The `kmem_cache` (its virtual address) of the slab, or of KFENCE's object, that a direct-map
-    /// address lies in.
+    /// The virtual address of the `kmem_cache` of a direct-map address. The address may be in a
+    /// slab or in an object of KFENCE.
     pub fn slab_cache(&self, memory: &impl StoppedMemory, at: VirtAddr) -> Option<VirtAddr> {
         let pfn = self.direct(at)?.pfn();
         if self.usage(pfn) == Use::Kfence {
@@ -40,14 +40,14 @@ impl Pages {
         })
     }
 
-    /// The pages of the slab that begins at a frame.
+    /// Number of pages of the slab that starts at a frame.
     fn pages_from(&self, first: usize) -> u64 {
         let next = first + 1;
         let further = self.uses[next..].iter().zip(&self.tails[next..]).zip(1..);
         1 + further.take_while(|((u, tail), i)| **u == Use::Slab && u64::from(**tail) == *i).count() as u64
     }
 
-    /// The slab that a direct-map address lies in.
+    /// The slab that contains a direct-map address.
     pub fn slab_of(&self, at: VirtAddr) -> Option<Slab> {
         let pfn = self.direct(at)?.pfn();
         if self.usage(pfn) != Use::Slab {

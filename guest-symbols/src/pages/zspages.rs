@@ -1,20 +1,22 @@
 //! Zspages, which hold the compressed data of zram and zswap (mm/zsmalloc.c, 5.10 to 7.3).
 //!
-//! A zspage is some single pages. `page.private` of each is the address of their `struct zspage`, a slab object, which has the
-//! address of the first one's descriptor. That of the next page stands where other pages have `index` (`page.freelist`
-//! in 5.10, `page.index` to 6.13, `zpdesc.next` after). The first page has PG_private.
+//! A zspage consists of single pages. `page.private` of each is the address of their `struct
+//! zspage`, a slab object. That object holds the address of the first page's descriptor. In each
+//! page the address of the next descriptor is where other pages have `index`. It is `page.freelist`
+//! in 5.10, `page.index` up to 6.13, and `zpdesc.next` after. The first page has PG_private.
 //!
-//! From 6.11 on a page type marks these pages. Before, `page.private` and `struct zspage` must agree. A page with a buffer head
-//! (`buffer_head.b_page`) that left its file looks the same: its file data holds no references either.
+//! From 6.11 on a page type marks these pages. Before, `page.private` and `struct zspage` must agree. A
+//! page with a buffer head that left its file looks the same (`buffer_head.b_page`). Its file data holds
+//! no references either.
 
 use super::{Pages, Use};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};
 
-/// Bytes of `struct zspage` that are looked at. `first_page` is its third word (5.10 to 7.3).
+/// Bytes of `struct zspage` that are read. `first_page` is its third word (5.10 to 7.3).
 const ZSPAGE: usize = 64;
 
 impl Pages {
-    /// Notes the frame `pfn`, with descriptor `page`, if it may be of a zspage and no page type marks those.
+    /// Notes a kernel page as a candidate if no page type shows zspages. `page` is its descriptor.
     pub(super) fn may_be_zspage(&mut self, pfn: u64, page: &[u8]) {
         if self.layout.tells_zspages() {
             return;
@@ -25,7 +27,8 @@ impl Pages {
         }
     }
 
-    /// Marks the noted frames that are of zspages.
+    /// Classifies the candidates. A page is a zspage if the first page has the same `struct
+    /// zspage`.
     pub(super) fn settle_zspages(&mut self, memory: &impl StoppedMemory) {
         for pfn in std::mem::take(&mut self.maybe_zspages) {
             let private = self.descriptor_word(memory, u64::from(pfn), self.layout.private);
@@ -38,7 +41,7 @@ impl Pages {
     /// Whether a `struct zspage` is at this virtual address: its first page must refer back to it.
     fn is_zspage(&self, memory: &impl StoppedMemory, at: VirtAddr) -> bool {
         let Some(phys) = self.direct(at).filter(|phys| self.usage(phys.pfn()) == Use::Slab) else { return false };
-        // It may be the last object of its page, and smaller.
+        // The object may be smaller and the last of its page.
         let len = ZSPAGE.min((PAGE_SIZE - phys.0 % PAGE_SIZE) as usize);
         let words = memory.slice(phys, len).unwrap_or_default();
         words.as_chunks::<8>().0.iter().any(|word| {
@@ -50,7 +53,7 @@ impl Pages {
         })
     }
 
-    /// The word at an offset in the descriptor of a frame.
+    /// The word at offset `at` in the descriptor of a frame.
     fn descriptor_word(&self, memory: &impl StoppedMemory, pfn: u64, at: usize) -> Option<u64> {
         memory.read_u64(PhysAddr(self.descriptor_phys(pfn)?.0 + at as u64)).ok()
     }
@@ -62,7 +65,7 @@ impl Pages {
         (at.is_multiple_of(self.layout.size) && pfn < self.end()).then_some(pfn)
     }
 
-    /// The frame that follows in a zspage, by the descriptor `page` of one of its pages.
+    /// The next frame of a zspage. `page` is the descriptor of one of its pages.
     pub(super) fn next_of_zspage(&self, page: &[u8]) -> Option<u64> {
         self.frame_of(u64_at(page, self.layout.index?)?)
     }

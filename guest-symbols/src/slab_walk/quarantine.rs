@@ -1,35 +1,37 @@
-//! Objects that were freed and are still counted by their slabs: those in KASAN's quarantine (mm/kasan/quarantine.c, 5.10
-//! to 7.3), and those that CONFIG_SLUB_RCU_DEBUG keeps for a grace period (mm/slub.c, 6.12 on).
+//! Freed objects that their slabs still count as allocated.
+//!
+//! They are in KASAN's quarantine (mm/kasan/quarantine.c, 5.10 to 7.3). Or CONFIG_SLUB_RCU_DEBUG
+//! keeps them for a grace period (mm/slub.c, 6.12 on).
 
 use super::{Allocated, IN_THE_MAKING, Walk};
-use crate::corruption::Nonsense;
+use crate::corruption::Corruption;
 use crate::kasan::Quarantine;
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::percpu::PerCpu;
 use crate::{Kernel, kasan};
 use std::collections::HashSet;
 
-/// The function that frees such an object when its grace period is over.
+/// The function that frees such an object after its grace period.
 const AFTER_GRACE_PERIOD: &str = "slab_free_after_rcu_debug";
-/// Objects of caches with more bytes are no `struct rcu_delayed_free`, which has three words.
+/// The largest objects in bytes that may be a `struct rcu_delayed_free`, which has three words.
 const MAX_DELAYED_FREE: u64 = 64;
 
 impl<M: StoppedMemory> Walk<'_, M> {
-    /// Takes what is in quarantine as free.
+    /// Adds the objects in quarantine to the free objects.
     pub(super) fn read_quarantine(&mut self, percpu: &PerCpu) {
         let Some(quarantine) = Quarantine::of(self.kernel, percpu) else { return };
-        let (mut odd, mut seen) = (0, HashSet::new());
+        let (mut invalid, mut seen) = (0, HashSet::new());
         for list in &quarantine.lists {
-            odd += u64::from(!self.read_quarantined(&quarantine, *list, &mut seen));
+            invalid += u64::from(!self.read_quarantined(&quarantine, *list, &mut seen));
         }
-        // What is entered while its CPU is stopped is linked in some steps.
-        if odd > IN_THE_MAKING * percpu.offsets.len() as u64 {
-            self.out.nonsense.push(Nonsense::Quarantine(odd));
+        // A CPU that is stopped while it adds an object may have linked it in part.
+        if invalid > IN_THE_MAKING * percpu.offsets.len() as u64 {
+            self.out.corruption.push(Corruption::Quarantine(invalid));
         }
     }
 
-    /// Takes the objects of a list as free. Whether it leads from object to object to its end, past none that was `seen`: no
-    /// object is in two lists.
+    /// Adds the objects of a list to the free objects. Returns whether the list could be followed
+    /// to its end. An object in `seen` is a fault, because no object is in two lists.
     fn read_quarantined(&mut self, quarantine: &Quarantine, list: VirtAddr, seen: &mut HashSet<u64>) -> bool {
         let (Some(mut node), Some(tail)) =
             (self.word(list.offset(quarantine.head)), self.word(list.offset(quarantine.tail)))
@@ -43,7 +45,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
             if node == tail {
                 break;
             }
-            // The node is the pointer to the next.
+            // The node is the pointer to the next node.
             match self.word(VirtAddr(node)) {
                 Some(next) => node = next,
                 None => return false,
@@ -52,7 +54,7 @@ impl<M: StoppedMemory> Walk<'_, M> {
         true
     }
 
-    /// The object that a node of the quarantine lies in, if it is one of a slab.
+    /// The object that contains a node of the quarantine, if it is a slab object.
     fn quarantined(&mut self, quarantine: &Quarantine, node: u64) -> Option<u64> {
         let slab = self.pages.slab_of(VirtAddr(node))?;
         let cache = PhysAddr(slab.descriptor.0.wrapping_add(self.pages.slab_cache_offset()));
@@ -67,9 +69,13 @@ impl<M: StoppedMemory> Walk<'_, M> {
 }
 
 impl Allocated {
-    /// Tells of objects that the slabs count, and whose allocation was not seen, whether they were freed: those that wait for a
-    /// grace period, and those that the address sanitizer says were. Some of these are on their way out of the quarantine, in a
-    /// list on a stack. Objects of a mempool's reserve are said to be freed as well, so it is no test for others.
+    /// Returns a predicate: whether an object whose allocation was not seen was freed, although the
+    /// slabs count it.
+    ///
+    /// Such objects wait for a grace period, or KASAN's shadow marks them as freed. Some of these
+    /// have just left the quarantine, and are in a list on a stack. KASAN also marks objects in a
+    /// mempool's reserve as freed. The predicate is therefore not valid for objects whose
+    /// allocation was seen.
     pub fn is_freed<'a>(&self, kernel: &'a Kernel, memory: &'a impl StoppedMemory) -> impl Fn(u64) -> bool + 'a {
         let delayed = self.delayed(kernel, memory).unwrap_or_default();
         let has_sanitizer = kasan::is_built_in(kernel);

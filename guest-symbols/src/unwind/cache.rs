@@ -1,17 +1,17 @@
-//! The rules that walks need most, so that a frame costs one look and no search of a table.
+//! A cache of the most used unwind rules. It saves the search of a table for each frame.
 
 use super::walk::Method;
 
-/// Entries: a power of two. A booted kernel allocates from some 5,000 different frames.
+/// Number of entries, a power of two. A booted kernel allocates from about 5,000 different frames.
 const ENTRIES: usize = 1 << 13;
 
-/// A direct-mapped cache of how frames are left, by address. One for each thread.
+/// A direct-mapped cache of unwind rules by address. Each thread has its own.
 pub struct Cache {
     entries: Box<[(u64, Method)]>,
     generation: u64,
-    /// Looks that found something, and that did not.
+    /// Number of lookups that found an entry.
     pub hits: u64,
-    /// See `hits`.
+    /// Number of lookups that did not.
     pub misses: u64,
 }
 
@@ -22,15 +22,15 @@ impl Default for Cache {
 }
 
 impl Cache {
-    /// What is known of an address, or what `find` finds. `generation` is another number whenever code may have become
-    /// other code, as when a module was loaded: everything is forgotten then.
+    /// The cached value of an address, or the result of `find`. `generation` changes whenever code
+    /// may have changed, such as when a module is loaded. All entries are then dropped.
     #[inline]
     pub fn get(&mut self, at: u64, generation: u64, find: impl FnOnce() -> Method) -> Method {
         if self.generation != generation {
             self.entries.fill((0, Method::Unknown));
             self.generation = generation;
         }
-        // The middle of the product depends on all bits of the address.
+        // The middle bits of the product depend on all bits of the address.
         let place = (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % ENTRIES;
         let entry = &mut self.entries[place];
         if entry.0 == at {
@@ -54,7 +54,7 @@ mod tests {
         assert_eq!(cache.get(0x1000, 0, || unreachable!()), Method::FramePointer);
         assert_eq!(cache.get(0x1000, 1, || Method::Unknown), Method::Unknown);
         assert_eq!((cache.hits, cache.misses), (1, 2));
-        // More than there is room for.
+        // More addresses than entries.
         for at in 1..50_000 {
             cache.get(at, 1, || Method::FramePointer);
         }

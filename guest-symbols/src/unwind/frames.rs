@@ -1,15 +1,16 @@
-//! The frames of a task that sleeps, over a function that reads its stack.
+//! The frames of a sleeping task. The caller provides a function that reads its stack.
 
 use super::orc::{Kind, Rule};
 use super::step::{self, Bp, State};
 
-/// More frames than this are a circle.
+/// The most frames that are read. More mean a circle.
 const MAX_FRAMES: usize = 512;
 
 /// The registers that unwinding needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Registers {
-    /// Instruction pointer: of the innermost frame the next instruction, of the others the return address.
+    /// Instruction pointer: the next instruction in the innermost frame, and the return address in
+    /// the others.
     pub ip: u64,
     /// Stack pointer.
     pub sp: u64,
@@ -22,12 +23,13 @@ pub struct Registers {
 pub struct Frame {
     /// See [`Registers::ip`].
     pub ip: u64,
-    /// The stack pointer of its caller, after the return: its own return address lies 8 bytes below.
+    /// The caller's stack pointer after the return. The return address is 8 bytes below it.
     pub cfa: u64,
 }
 
-/// The frames from `registers` on, innermost first, as far as they are plain calls. `rule` gives what holds at an
-/// address of code, `read` words of the stack, both by virtual address.
+/// The frames from `registers` on, innermost first, up to the first that is not a plain call.
+/// `rule` returns the unwind rule at an address of code. `read` returns words of the stack. Both
+/// take virtual addresses.
 pub fn frames(
     mut rule: impl FnMut(u64) -> Option<Rule>,
     registers: Registers,
@@ -39,7 +41,7 @@ pub fn frames(
         let Some(rule) = rule(state.lookup_address()).filter(|rule| rule.kind == Kind::Call) else { break };
         let Some((caller, _)) = step::by_rule(&state, rule, &mut read) else { break };
         found.push(Frame { ip: state.ip, cfa: caller.sp });
-        // The stack grows down: a caller's frame lies above.
+        // The stack grows down, so a caller's frame is at a higher address.
         if caller.sp <= state.sp {
             break;
         }
@@ -54,7 +56,8 @@ mod tests {
     use crate::unwind::orc::Orc;
     use crate::unwind::orc::tests::table;
 
-    /// `inner` at 0x1000 counts from the stack pointer, `middle` at 0x2000 from the frame pointer, `outer` at 0x3000 ends.
+    /// `inner` at 0x1000 uses the stack pointer. `middle` at 0x2000 uses the frame pointer. `outer`
+    /// at 0x3000 is the last.
     fn orc() -> Orc {
         table(
             &[(0x1000, 24, 0, 5, 0, 2), (0x2000, 16, -16, 4, 1, 2), (0x3000, 8, 0, 5, 0, 2), (0x4000, 0, 0, 0, 0, 0)],
@@ -64,7 +67,8 @@ mod tests {
 
     #[test]
     fn through_both_kinds_of_frames() {
-        // inner: 16 bytes and its return address; middle: saved frame pointer and return address; outer's.
+        // `inner` has 16 bytes and a return address, then `middle` a saved frame pointer and a
+        // return address.
         let stack = [0, 0, 0x2010, 0xb0b0, 0x3020, 0x4444];
         let read = |at: u64| stack.get((at as usize).checked_sub(0x100)? / 8).copied();
         let found = frames(|at| orc().lookup(at), Registers { ip: 0x1008, sp: 0x100, bp: 0x118 }, read);
@@ -79,7 +83,7 @@ mod tests {
         assert_eq!(found.len(), MAX_FRAMES);
         assert_eq!(frames(|at| orc().lookup(at), Registers { ip: 0x1008, sp: 0x100, bp: 0 }, |_| None), []);
         assert_eq!(frames(|at| orc().lookup(at), Registers { ip: 0x4008, sp: 0x100, bp: 0 }, circle), []);
-        // A frame pointer that leads down.
+        // A frame pointer that points downwards.
         let found = frames(|at| orc().lookup(at), Registers { ip: 0x2008, sp: 0x100, bp: 0x10 }, |_| Some(0x2008));
         assert_eq!(found.len(), 1);
     }

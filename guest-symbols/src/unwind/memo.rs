@@ -1,31 +1,37 @@
-//! Walks that were made before. Most allocations come from where others came from, and their walks read the same words of
-//! the stack: where all of them are what they were, the walk would lead to the same frames, and need not be made.
+//! A memo of stack walks.
 //!
-//! A walk is a function of where it starts, of the words that it reads, and of the rules. Words and places on the stack at hand
-//! are kept relative to where the stack pointer was, so that the same path is known on another task's stack; what lies elsewhere, as where an interrupt
-//! stack leads to the stack of who was interrupted, is kept as it is. Kernels move the stack pointer by a random number
-//! at each system call (CONFIG_RANDOMIZE_KSTACK_OFFSET): a walk is therefore known in parts, from one frame pointer to the
-//! next.
+//! Most allocations come from a call path that was seen before, and their walks read the same words
+//! of the stack. If all these words are unchanged, the walk leads to the same frames and can be
+//! skipped.
+//!
+//! A walk is a function of its start, of the words that it reads, and of the unwind rules. Words
+//! and addresses on the current stack are kept relative to the stack pointer. The same path is thus
+//! found on another task's stack. Others are kept as they are, for example after an interrupt stack
+//! leads to the interrupted stack. Kernels move the stack pointer by a random number at each system
+//! call (CONFIG_RANDOMIZE_KSTACK_OFFSET). A walk is therefore kept in parts, from one frame pointer
+//! to the next.
 
-/// Words that one part of a walk may have read.
+/// The most words that one part of a walk may read.
 const WORDS: usize = 24;
-/// Parts kept. Those that start from the same call share a set.
+/// Number of sets. Parts that start from the same call share a set.
 const SETS: usize = 256;
 const WAYS: usize = 8;
-/// Up to so many bytes from the stack pointer a place is taken as one of the same stack (THREAD_SIZE,
-/// arch/x86/include/asm/page_64_types.h, with KASAN's doubling). An address is a word and an offset of 16 bits, and must be of the same
-/// kind as that word: a walk with one that is between the two is not kept.
+/// Addresses within this many bytes of the stack pointer are on the same stack (THREAD_SIZE,
+/// arch/x86/include/asm/page_64_types.h, doubled for KASAN).
+///
+/// An address is a word plus an offset of 16 bits, and both must be on the same side. A walk with
+/// an address between [`NEAR`] and [`FAR`] is not kept.
 const NEAR: u64 = 32 << 10;
 const FAR: u64 = NEAR + (64 << 10);
 
 /// Where a part of a walk starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
-    /// What was called: virtual address of a function, or any number that stands for the part before.
+    /// Virtual address of the called function, or any number that stands for the part before.
     pub function: u64,
-    /// Where it returned to.
+    /// Its return address.
     pub ret: u64,
-    /// The stack pointer then, or the frame pointer that all that follows is counted from.
+    /// The stack pointer at that time, or the frame pointer that the rest depends on.
     pub sp: u64,
 }
 
@@ -35,12 +41,12 @@ impl Start {
     }
 }
 
-/// A number that lies on the stack at hand, or anywhere.
+/// Whether a number is an address on the current stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Near,
     Elsewhere,
-    /// It cannot be told.
+    /// It is not certain.
     Between,
 }
 
@@ -53,13 +59,13 @@ fn place(value: u64, sp: u64) -> Place {
     }
 }
 
-/// The words that a walk reads, as it reads them.
+/// The words that a walk has read.
 #[derive(Clone)]
 pub struct Log {
     sp: u64,
     count: usize,
     usable: bool,
-    /// Bit by bit, whether an address, or a word, is relative to the stack pointer.
+    /// One bit for each word: whether its address, or its value, is relative to the stack pointer.
     near_addresses: u32,
     near_words: u32,
     addresses: [u64; WORDS],
@@ -69,7 +75,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Of a walk that starts with the stack pointer at `sp`.
+    /// Starts the log of a walk with the stack pointer at `sp`.
     pub fn new(sp: u64) -> Log {
         Log {
             sp,
@@ -83,7 +89,7 @@ impl Log {
         }
     }
 
-    /// `word` was read at `address`.
+    /// Records that `word` was read at `address`.
     #[inline]
     pub fn note(&mut self, address: u64, word: u64) {
         let n = self.count;
@@ -100,12 +106,12 @@ impl Log {
         self.count = n + 1;
     }
 
-    /// The walk depends on more than was noted.
+    /// Marks the log as unusable, because the walk depends on more than was recorded.
     pub fn spoil(&mut self) {
         self.usable = false;
     }
 
-    /// This part ends at the frame pointer that is saved at `address`, whatever it is.
+    /// Ends this part at the frame pointer that is saved at `address`, whatever its value.
     pub fn end_at(&mut self, address: u64) {
         match place(address, self.sp) {
             Place::Near => self.end = Some((true, address.wrapping_sub(self.sp))),
@@ -114,7 +120,8 @@ impl Log {
         }
     }
 
-    /// Whether all is there as it was, on the stack at `sp`. From the last word on: where walks differ, it is in outer frames.
+    /// Whether all words are unchanged, on the stack at `sp`. The last word is compared first,
+    /// because walks mostly differ in outer frames.
     #[inline]
     fn holds(&self, sp: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> bool {
         (0..self.count).rev().all(|i| {
@@ -126,10 +133,10 @@ impl Log {
     }
 }
 
-/// A part of a walk that is known.
+/// A part of a walk that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found<T> {
-    /// What came of it.
+    /// Its result.
     pub result: T,
     /// The virtual address of the frame pointer at which it ends.
     pub frame_pointer_at: Option<u64>,
@@ -142,9 +149,9 @@ struct Entry<T> {
     result: T,
 }
 
-/// Parts of walks and what came of them, for one thread.
+/// Parts of walks and their results, for one thread.
 pub struct Memo<T> {
-    /// Hashes of the entries, 0 where there is none.
+    /// Hashes of the entries. 0 if there is none.
     hashes: Box<[[u64; WAYS]]>,
     entries: Box<[Option<Entry<T>>]>,
     next: usize,
@@ -159,8 +166,8 @@ impl<T> Default for Memo<T> {
 }
 
 impl<T: Copy> Memo<T> {
-    /// What came of the same part before, if there was one since rules last changed: `generation` is their number. `read`
-    /// gives words as the walk would have them.
+    /// The result of the same part, if it was kept since the rules last changed. `generation` is
+    /// the number of the current rules. `read` returns the words that the walk would read.
     #[inline]
     pub fn find(
         &mut self,
@@ -185,7 +192,7 @@ impl<T: Copy> Memo<T> {
         None
     }
 
-    /// Keeps a part in place of another.
+    /// Keeps a part, and replaces another one.
     pub fn keep(&mut self, start: Start, log: Log, result: T) {
         if !log.usable {
             return;
@@ -217,7 +224,7 @@ mod tests {
         Start { function: 0x1000, ret: 0x2000, sp }
     }
 
-    /// A stack whose words at 8 and 24 lead to one far away.
+    /// A stack whose words at 8 and 24 lead to a distant stack.
     fn stack(at: u64) -> HashMap<u64, u64> {
         [(at + 8, 0x1234), (at + 24, at + 64), (at + 64, 0xffff_c900_0100_0000), (0xffff_c900_0100_0000, 7)].into()
     }
@@ -258,7 +265,7 @@ mod tests {
             changed.remove(at);
             assert_eq!(memo.find(start(STACK), 0, |at| changed.get(&at).copied()), None, "{at:#x}");
         }
-        // The pointer to its own stack, on another.
+        // The pointer to its own stack, on another stack.
         let other = STACK + (64 << 14);
         let mut there = stack(other);
         there.insert(other + 24, STACK + 64);

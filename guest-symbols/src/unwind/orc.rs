@@ -1,10 +1,10 @@
-//! ORC, the kernel's unwind table: where, at each instruction, the caller's frame begins
+//! ORC, the kernel's unwind table. It shows where the caller's frame starts at each instruction
 //! (arch/x86/include/asm/orc_types.h, 4.14 to 7.3; Documentation/arch/x86/orc-unwinder.rst).
 //!
-//! Two arrays: addresses relative to themselves, ascending, and beside them what holds from each on. The struct is
-//! six bytes and BTF describes it. The numbers that stand for registers changed once and are macros: they
-//! are learnt from the table, since at their first instruction nearly all functions have their return address at
-//! the stack pointer.
+//! It consists of two arrays: ascending addresses, relative to themselves, and the rule from each
+//! address on. The struct has six bytes and is in BTF. The numbers of registers are macros and
+//! changed once. They are learnt from the table: nearly all functions start with their return
+//! address at the stack pointer.
 
 use crate::btf::Btf;
 use crate::memory::{StoppedMemory, VirtAddr};
@@ -14,72 +14,72 @@ use std::ops::Range;
 
 /// Bytes of a `struct orc_entry`.
 const ENTRY: usize = 6;
-/// More entries than this are not believed: stock kernels have some 700,000.
+/// The most entries that are accepted. Stock kernels have about 700,000.
 const MAX_ENTRIES: u64 = 16 << 20;
-/// Functions looked at to learn the register numbers.
+/// Functions that are examined to learn the register numbers.
 const SAMPLE: usize = 2000;
 
-/// Where a frame is counted from.
+/// The base of a frame's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Base {
     /// The stack pointer.
     Sp,
     /// The frame pointer.
     Bp,
-    /// The word that the stack pointer, plus the offset, points at.
+    /// The word at the stack pointer plus the offset.
     SpIndirect,
-    /// The word that the frame pointer, plus the offset, points at.
+    /// The word at the frame pointer plus the offset.
     BpIndirect,
-    /// Another register, by the offset of its place in `struct pt_regs`.
+    /// Another register, by its offset in `struct pt_regs`.
     Register(u8),
     /// A register that is not known.
     Unknown,
-    /// Nothing is known here.
+    /// The table has no information here.
     Undefined,
 }
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// A call: the return address is below the caller's frame.
+    /// A call. The return address is below the caller's frame.
     Call,
-    /// An interrupt or exception: a `struct pt_regs` lies there.
+    /// An interrupt or exception. A `struct pt_regs` is there.
     Regs,
-    /// One of which only the part that the CPU pushes is there.
+    /// An interrupt or exception of which only the part that the CPU pushes is there.
     PartialRegs,
     /// The last frame of a stack.
     End,
-    /// Nothing is known.
+    /// The table has no information.
     Undefined,
 }
 
-/// What holds from an address on.
+/// The unwind rule from an address on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// What the caller's stack pointer is counted from.
+    /// The base of the caller's stack pointer.
     pub sp: Base,
     /// Bytes to add.
     pub sp_offset: i16,
-    /// Where the caller's frame pointer was saved: [`Base::Undefined`] if it is still in the register.
+    /// Where the caller's frame pointer was saved.
     pub bp: Saved,
     /// Bytes to add.
     pub bp_offset: i16,
-    /// What the frame is.
+    /// The type of the frame.
     pub kind: Kind,
-    /// Whether the caller was interrupted: its instruction pointer is then no return address, but of the instruction that
-    /// comes next.
+    /// Whether the caller was interrupted. Its instruction pointer is then the next instruction and
+    /// not a return address.
     pub signal: bool,
 }
 
 impl Rule {
-    /// Whether everything about the caller comes from the frame pointer.
+    /// Whether everything about the caller depends on the frame pointer.
     #[inline]
     pub fn starts_from_frame_pointer(&self) -> bool {
         self.sp == Base::Bp && self.kind == Kind::Call && self.bp != Saved::Register
     }
 }
 
-/// Where a caller's frame pointer is.
+/// Where the caller's frame pointer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Saved {
     /// In the register.
@@ -98,11 +98,11 @@ struct Numbers {
     sp: u8,
     bp_indirect: u8,
     sp_indirect: u8,
-    /// The others, with their places in `struct pt_regs`.
+    /// The other registers, with their offsets in `struct pt_regs`.
     others: &'static [(u8, u8)],
 }
 
-/// To 6.19 or so, and after.
+/// Up to about 6.19, and after.
 const NUMBERS: [Numbers; 2] = [
     Numbers {
         prev_sp: 1,
@@ -122,7 +122,7 @@ const NUMBERS: [Numbers; 2] = [
     },
 ];
 
-/// Byte offsets in `struct pt_regs` (arch/x86/include/asm/ptrace.h, all).
+/// Byte offsets in `struct pt_regs` (arch/x86/include/asm/ptrace.h, all versions).
 pub mod pt_regs {
     #![allow(missing_docs)]
     pub const R13: u8 = 16;
@@ -142,13 +142,14 @@ struct Layout {
     sp_reg: (u32, u32),
     bp_reg: (u32, u32),
     kind: (u32, u32),
-    /// To 6.3 a bit of its own, after which the types are counted from 0.
+    /// A bit of its own up to 6.3. In later versions it is one of the types.
     end: Option<u32>,
-    /// From 6.3 on; before, all frames with registers were interrupted.
+    /// From 6.3 on. Before that, all frames with registers were interrupted.
     signal: Option<u32>,
 }
 
-/// For kernels without BTF: from 6.4 on, and to 6.2. Neither makes sense of the other's tables.
+/// Layouts for kernels without BTF: from 6.4 on, and up to 6.2. Tables of one layout are invalid in
+/// the other.
 const LAYOUTS: [Layout; 2] = [
     Layout { sp_reg: (0, 15), bp_reg: (4, 15), kind: (8, 7), end: None, signal: Some(11) },
     Layout { sp_reg: (0, 15), bp_reg: (4, 15), kind: (8, 3), end: Some(10), signal: None },
@@ -159,7 +160,7 @@ impl Layout {
         let bits = |name: &str| {
             let member = btf.member("orc_entry", name)?;
             let shift = u32::try_from(member.bit_offset).ok()?.checked_sub(32)?;
-            // All lie in the last two bytes.
+            // All fields are in the last two bytes.
             let bits = member.bits.filter(|bits| shift.checked_add(*bits).is_some_and(|end| end <= 16))?;
             Some((shift, (1u32 << bits) - 1))
         };
@@ -175,14 +176,14 @@ impl Layout {
     }
 }
 
-/// How the entries of a kernel's tables, its modules' too, are read.
+/// The format of the entries in a kernel's tables, including those of its modules.
 #[derive(Debug, Clone, Copy)]
 struct Format {
     layout: Layout,
     numbers: Numbers,
 }
 
-/// One table: the image's, or a module's.
+/// One table, of the image or of a module.
 #[derive(Debug, Default)]
 pub struct Table {
     /// Virtual address of the first relative address.
@@ -192,8 +193,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table from the bytes of its two arrays, the first of which lies at virtual address `base`. `None` if it does not
-    /// ascend, as a module's before it is sorted.
+    /// Makes a table from the bytes of its two arrays. `base` is the virtual address of the first.
+    /// `None` if it does not ascend, like a module's before it is sorted.
     pub fn new(base: u64, ips: &[u8], entries: &[u8]) -> Option<Table> {
         let ips: Vec<i32> = ips.as_chunks::<4>().0.iter().map(|ip| i32::from_le_bytes(*ip)).collect();
         let entries = entries.as_chunks::<ENTRY>().0.to_vec();
@@ -217,14 +218,14 @@ impl Table {
     }
 }
 
-/// The table of the kernel's image, and how it and those of modules are read.
+/// The table of the kernel's image, and the format of all tables.
 pub struct Orc {
     format: Format,
     table: Table,
 }
 
 impl Orc {
-    /// Reads the table of the image; `None` if there is none, or none that makes sense. `phys` gives the
+    /// Reads the table of the image. `None` if there is none or it is not valid. `phys` returns the
     /// physical address of a byte of the image.
     pub fn read(
         memory: &impl StoppedMemory,
@@ -250,22 +251,22 @@ impl Orc {
         Some(Orc { format, table })
     }
 
-    /// What holds at an address of the image.
+    /// The rule at an address of the image.
     pub fn lookup(&self, at: u64) -> Option<Rule> {
         self.lookup_in(&self.table, at)
     }
 
-    /// What holds at an address that a table, perhaps a module's, is about.
+    /// The rule at an address in a table, such as a module's.
     pub fn lookup_in(&self, table: &Table, at: u64) -> Option<Rule> {
         table.index(at).map(|i| self.format.rule(&table.entries[i]))
     }
 
-    /// The addresses in a range of the image at which something else begins to hold, each with what does.
+    /// The addresses in a range of the image at which the rule changes, each with the new rule.
     pub fn changes(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Rule)> + '_ {
         self.changes_in(&self.table, range)
     }
 
-    /// The same by a table, perhaps a module's.
+    /// The same for a table, such as a module's.
     pub fn changes_in<'a>(
         &'a self,
         table: &'a Table,
@@ -293,8 +294,8 @@ fn bits(e: &[u8; ENTRY], (shift, mask): (u32, u32)) -> u32 {
 }
 
 impl Format {
-    /// The numbering in which functions start with their return address at the stack pointer; `None` if that is not how
-    /// most of them start.
+    /// The format in which functions start with their return address at the stack pointer. `None`
+    /// if most functions do not start so.
     fn learn(layout: Layout, table: &Table, symbols: &SymbolTable) -> Option<Format> {
         let mut votes: HashMap<(u32, Kind), usize> = HashMap::new();
         let mut looked = 0;
@@ -359,7 +360,8 @@ pub(crate) mod tests {
 
     pub(crate) const BASE: u64 = 0xffff_ffff_8200_0000;
 
-    /// A table of these entries: from which address on, and the six bytes as fields: offsets, register numbers, type.
+    /// A table of entries: start address, and the six bytes as fields (offsets, register numbers,
+    /// type).
     pub(crate) fn table(entries: &[(u64, i16, i16, u8, u8, u8)], numbers: usize) -> Orc {
         let ip = |(i, e): (usize, &(u64, i16, i16, u8, u8, u8))| e.0.wrapping_sub(BASE + 4 * i as u64) as i32;
         let bytes = |e: &(u64, i16, i16, u8, u8, u8)| {
@@ -397,7 +399,7 @@ pub(crate) mod tests {
             let symbols = symbols.build();
             let format = Format::learn(LAYOUTS[0], &orc.table, &symbols).unwrap();
             assert_eq!(format.numbers, NUMBERS[numbers]);
-            // Read in the other layout, nothing starts as functions do.
+            // In the other layout, no function has the usual start.
             assert!(Format::learn(LAYOUTS[1], &orc.table, &symbols).is_none());
         }
     }

@@ -1,25 +1,25 @@
-//! From one frame to its caller, as unwind_next_frame() does it (arch/x86/kernel/unwind_orc.c and unwind_frame.c, 5.10 to
-//! 7.3).
+//! The step from a frame to its caller, as in unwind_next_frame() (arch/x86/kernel/unwind_orc.c and
+//! unwind_frame.c, 5.10 to 7.3).
 
 use super::orc::{Base, Kind, Rule, Saved, pt_regs};
 
-/// What unwinding has come to.
+/// The state of an unwind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
-    /// Instruction pointer: a return address, or of the instruction that comes next.
+    /// Instruction pointer: a return address, or the next instruction.
     pub ip: u64,
     /// Stack pointer in that frame.
     pub sp: u64,
     /// Frame pointer in that frame.
     pub bp: Bp,
-    /// Whether the frame was interrupted, or is the innermost: `ip` is of the instruction that comes next.
+    /// Whether the frame was interrupted or is the innermost. `ip` is then the next instruction.
     pub signal: bool,
-    /// Where the registers of the frame lie, if it was interrupted.
+    /// Where the frame's registers are saved, if it was interrupted.
     regs: Option<Regs>,
 }
 
-/// A frame pointer. Where frames are counted from the stack pointer, what was pushed of it on the way is never needed, so it is
-/// not read before it is.
+/// A frame pointer. It is read only when it is needed. Frames whose base is the stack pointer never
+/// need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bp {
     /// Its value.
@@ -40,25 +40,25 @@ impl Bp {
 /// A `struct pt_regs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Regs {
-    /// All of it is there.
+    /// All of it is there, at this virtual address.
     Full(u64),
-    /// Only the part that the CPU pushes; the rest may be those of an earlier frame.
+    /// Only the part that the CPU pushes. The rest may be those of an earlier frame.
     Partial { iret: u64, rest: Option<u64> },
 }
 
 impl State {
-    /// The caller of a function that has just returned to `ip`.
+    /// The state after a function has returned to `ip`.
     pub fn returned(ip: u64, sp: u64, bp: Bp) -> State {
         State { ip, sp, bp, signal: false, regs: None }
     }
 
-    /// A frame that was called, and is counted from its frame pointer alone ([`Rule::starts_from_frame_pointer`]).
+    /// A called frame that depends only on its frame pointer ([`Rule::starts_from_frame_pointer`]).
     pub fn with_frame_pointer(ip: u64, bp: u64) -> State {
         State::returned(ip, bp, Bp::Is(bp))
     }
 
-    /// The address whose rule holds. A call may be a function's last instruction, and its return address the next
-    /// function's first.
+    /// The address to look up. A call may be the last instruction of its function. Its return
+    /// address is then the start of the next function.
     pub fn lookup_address(&self) -> u64 {
         if self.signal { self.ip } else { self.ip.wrapping_sub(1) }
     }
@@ -72,13 +72,15 @@ impl State {
     }
 }
 
-/// Whether registers whose code segment is saved at `cs` are those of the kernel; what cannot be read is none.
+/// Whether the saved registers are the kernel's. `cs` is the address of the code segment. Registers
+/// that cannot be read are not the kernel's.
 fn is_kernel(cs: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> bool {
     read(cs).is_some_and(|cs| cs & 3 == 0)
 }
 
-/// The caller's state by the rule that holds, and where the return address was read, if it was. `None` at the last frame, before
-/// user space, and where memory does not make sense. `read` gives words by virtual address.
+/// The caller's state by an unwind rule, and the slot of the return address, if it was read. `None`
+/// at the last frame, at user space, and if memory is not valid. `read` returns words by virtual
+/// address.
 pub fn by_rule(s: &State, rule: Rule, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<(State, Option<u64>)> {
     let from = |base: u64, offset: i16| base.wrapping_add_signed(offset.into());
     let cfa = match rule.sp {
@@ -102,7 +104,8 @@ pub fn by_rule(s: &State, rule: Rule, read: &mut impl FnMut(u64) -> Option<u64>)
         }
         Kind::Regs => {
             let word = |at: u8| cfa.wrapping_add(at.into());
-            // First, since what user space has in the others is different each time.
+            // This is tested first, because user space has different values in the other registers
+            // each time.
             if !is_kernel(word(pt_regs::CS), read) {
                 return None;
             }
@@ -131,13 +134,13 @@ pub fn by_rule(s: &State, rule: Rule, read: &mut impl FnMut(u64) -> Option<u64>)
     Some((next, slot))
 }
 
-/// What holds in generated code, which no table knows: it has frame pointers, as BPF's has.
+/// The rule for generated code, which no table covers. BPF keeps frame pointers.
 pub const GENERATED: Rule =
     Rule { sp: Base::Bp, sp_offset: 16, bp: Saved::FromCaller, bp_offset: -16, kind: Kind::Call, signal: false };
 
-/// The caller's state by frame pointers, and where the return address was read, if it was. Entry code marks the registers it
-/// has saved by their address with bit 0 set in place of a frame pointer (ENCODE_FRAME_POINTER,
-/// arch/x86/include/asm/frame.h).
+/// The caller's state by frame pointers, and the slot of the return address, if it was read. Entry
+/// code marks saved registers with an encoded frame pointer: their address with bit 0 set
+/// (ENCODE_FRAME_POINTER, arch/x86/include/asm/frame.h).
 pub fn by_frame_pointer(s: &State, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<(State, Option<u64>)> {
     let bp = s.bp.value(read)?;
     if bp & 1 != 0 {
@@ -155,9 +158,11 @@ pub fn by_frame_pointer(s: &State, read: &mut impl FnMut(u64) -> Option<u64>) ->
     Some((State { ip, sp: bp.wrapping_add(16), bp: Bp::SavedAt(bp), signal: false, regs: None }, Some(slot)))
 }
 
-/// Whether functions keep frame pointers (CONFIG_FRAME_POINTER): whether those that start at `starts`, offsets into `text`,
-/// set %rbp to %rsp near their start. Compilers put other instructions before. Of 6.12's functions 79 % do where there are
-/// frame pointers, and 3 % where there are none.
+/// Whether functions keep frame pointers (CONFIG_FRAME_POINTER), that is, set %rbp to %rsp near
+/// their start.
+///
+/// `starts` are the functions' offsets in `text`. Compilers may put other instructions first. In
+/// 6.12, 79 % of functions do it in kernels with frame pointers, and 3 % in kernels without.
 pub fn has_frame_pointers(text: &[u8], starts: impl Iterator<Item = usize>) -> bool {
     const MOV_RSP_RBP: [u8; 3] = [0x48, 0x89, 0xe5];
     const NEAR: usize = 48;
@@ -173,7 +178,7 @@ pub fn has_frame_pointers(text: &[u8], starts: impl Iterator<Item = usize>) -> b
 mod tests {
     use super::*;
 
-    /// A memory of words from 0x1000 on.
+    /// A memory with words from 0x1000 on.
     fn memory(words: &[(u64, u64)]) -> impl FnMut(u64) -> Option<u64> {
         move |at| words.iter().find(|(a, _)| *a == at).map(|(_, w)| *w)
     }
@@ -191,7 +196,7 @@ mod tests {
         assert_eq!((next.bp, next.bp.value(&mut read)), (Bp::SavedAt(0x1008 + 32), Some(0xb)));
         assert_eq!(next.lookup_address(), 0x222);
         assert_eq!(by_rule(&s, REGS, &mut memory(&[(0x1008 + 136, 0x33)])), None, "user space");
-        // A realigned stack: the frame is counted from r10, which the interrupted function had.
+        // A realigned stack. The frame's base is r10 of the interrupted function.
         let rule = Rule { sp: Base::Register(pt_regs::R10), kind: Kind::Call, signal: false, ..REGS };
         let mut read = memory(&[(0x1008 + 56, 0x3000), (0x2ff8, 0x333)]);
         let (caller, slot) = by_rule(&next, rule, &mut read).unwrap();

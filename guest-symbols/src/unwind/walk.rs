@@ -1,52 +1,53 @@
-//! The stack of a CPU that runs, frame by frame, as the kernel's stack_trace_save() would save it (arch_stack_walk(),
-//! arch/x86/kernel/stacktrace.c, 5.10 to 7.3).
+//! The stack of a running CPU, frame by frame, as stack_trace_save() would save it
+//! (arch_stack_walk(), arch/x86/kernel/stacktrace.c, 5.10 to 7.3).
 //!
-//! Pure: everything that is known of the guest comes through [`Context`].
+//! The walk has no side effects. Everything about the guest comes through [`Context`].
 
 use super::orc::Rule;
 use super::step::{self, Bp, State};
 
-/// What unwinding asks for.
+/// The guest's memory and code, for unwinding.
 pub trait Context {
-    /// A word at a virtual address; `None` where nothing is mapped.
+    /// The word at a virtual address. `None` if nothing is mapped.
     fn read(&mut self, at: u64) -> Option<u64>;
 
-    /// How the frame of code at an address is left.
+    /// How to unwind code at an address.
     fn method(&mut self, at: u64) -> Method;
 
-    /// Whether an address may lie in code: the image's text, a module, or what was generated.
+    /// Whether an address may be code: the image's text, a module, or generated code.
     fn is_text(&self, at: u64) -> bool;
 
-    /// The return address that stood in a slot of the stack before a tracer put its own there.
+    /// The return address that was in a stack slot before a tracer replaced it.
     fn original(&mut self, ip: u64, slot: u64) -> u64 {
         let _ = slot;
         ip
     }
 }
 
-/// How a frame is left.
+/// How to unwind a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// By a rule of an ORC table.
     Rule(Rule),
     /// By its frame pointer.
     FramePointer,
-    /// Not at all.
+    /// It is not known.
     Unknown,
 }
 
-/// How far a walk came.
+/// The result of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Walked {
-    /// Frames that are certain.
+    /// Number of certain frames.
     pub frames: usize,
-    /// Where it stopped before the end: the last frame is counted from the frame pointer that is saved at this virtual address, and all that
-    /// follows depends on nothing else. It goes on from that frame with [`State::with_frame_pointer`].
+    /// Where the walk stopped, if it did not end. The last frame depends only on the frame pointer
+    /// that is saved at this virtual address. The walk continues from that frame with
+    /// [`State::with_frame_pointer`].
     pub frame_pointer_at: Option<u64>,
 }
 
-/// Fills `out` with the addresses on the stack, from the state's own on, until the last frame, to user space, to where memory or rules do
-/// not make sense, or to a frame pointer.
+/// Fills `out` with the addresses on the stack, starting with the state's own. It ends at the last
+/// frame, at user space, at invalid memory or rules, or at a frame pointer.
 pub fn walk_on(context: &mut impl Context, mut state: State, out: &mut [u64]) -> Walked {
     let end = |frames| Walked { frames, frame_pointer_at: None };
     for (n, place) in out.iter_mut().enumerate() {
@@ -67,7 +68,7 @@ pub fn walk_on(context: &mut impl Context, mut state: State, out: &mut [u64]) ->
             Method::Unknown => None,
         };
         let Some((mut next, slot)) = next else { return end(n + 1) };
-        // A frame that is its own caller.
+        // The frame is its own caller.
         if (next.ip, next.sp) == (state.ip, state.sp) {
             return end(n + 1);
         }
@@ -79,15 +80,16 @@ pub fn walk_on(context: &mut impl Context, mut state: State, out: &mut [u64]) ->
     end(out.len())
 }
 
-/// Fills `out` with the addresses on the stack, from the state's own on, and returns how many there are. Ends at the last
-/// frame, at user space, and where memory or rules do not make sense: what is there is certain.
+/// Fills `out` with the addresses on the stack, starting with the state's own. Returns their
+/// number. It ends at the last frame, at user space, or at invalid memory or rules. All addresses
+/// before that are certain.
 pub fn walk(context: &mut impl Context, mut state: State, out: &mut [u64]) -> usize {
     let mut done = 0;
     loop {
         let walked = walk_on(context, state, &mut out[done..]);
         done += walked.frames;
         let Some(bp) = walked.frame_pointer_at.and_then(|at| context.read(at)) else { return done };
-        // The frame that is counted from it comes again.
+        // The frame that depends on it is walked again.
         done -= 1;
         state = State::with_frame_pointer(out[done], bp);
     }
@@ -119,7 +121,7 @@ mod tests {
         }
     }
 
-    /// `inner` at 0x1000, `middle` at 0x2000 with a frame pointer, the last at 0x3000.
+    /// `inner` at 0x1000, `middle` at 0x2000 with a frame pointer, and the last at 0x3000.
     fn orc() -> Orc {
         table(
             &[(0x1000, 24, 0, 5, 0, 2), (0x2000, 16, -16, 4, 1, 2), (0x3000, 0, 0, 0, 0, 1), (0x4000, 0, 0, 0, 0, 0)],
@@ -146,7 +148,7 @@ mod tests {
         assert_eq!(walk(&mut context, state, &mut out), 1, "no memory");
         context.stack = vec![0x1008; 4096];
         assert_eq!(walk(&mut context, state, &mut out), 64, "as many as there is room for");
-        // Its own caller, by a frame pointer that points below itself.
+        // A frame is its own caller, because its frame pointer points below it.
         context.stack = vec![0x100, 0x2008, 0, 0];
         assert_eq!(walk(&mut context, State::returned(0x2008, 0x110, Bp::Is(0x100)), &mut out), 1);
         assert_eq!(walk(&mut context, State::returned(0x10, 0x100, Bp::Is(0)), &mut out), 0);

@@ -11,7 +11,7 @@ use crate::ffi::witness::GuestStopped;
 use crate::ffi::{allocator, inject, panics, signals};
 use crate::hooks::tracker::Tracker;
 use crate::hooks::troubles::Trouble;
-use checker::guest_state::{Counters, Moment};
+use checker::guest_state::{Counters, GuestState};
 use checker::names::Names;
 use checker::report::Asked;
 use checker::sites::Sites;
@@ -239,7 +239,7 @@ impl Session {
         Ok(self.at_moment(stopped, tracker, min_age, For::Less, |moment| collected::save(path, moment))??)
     }
 
-    /// Calls `look` with the [`Moment`] of the stopped guest.
+    /// Calls `look` with the [`GuestState`] of the stopped guest.
     ///
     /// # Errors
     /// [`CheckError::NoMemory`], if the host has too little memory. Nothing was done then.
@@ -249,7 +249,7 @@ impl Session {
         tracker: &Tracker,
         min_age: Duration,
         what_for: For,
-        look: impl FnOnce(&Moment<'_, StoppedRam<'_>>) -> T,
+        look: impl FnOnce(&GuestState<'_, StoppedRam<'_>>) -> T,
     ) -> Result<T, CheckError> {
         let _one = self.checking.lock();
         let needs = tracker.needs();
@@ -277,7 +277,7 @@ impl Session {
         tracker.report_limits();
         let mut tests = tracker.tests.lock().clone();
         tests.at = tests.at.or_else(|| tests.running.clone());
-        Ok(look(&Moment {
+        Ok(look(&GuestState {
             kernel: &tracker.guest.kernel,
             memory: &memory,
             objects: &objects,

@@ -3,7 +3,7 @@
 use crate::ffi::vcpu;
 use crate::ffi::witness::GuestStopped;
 use crate::hooks::tracker::Tracker;
-use checker::guest_state::{Counters, Moment};
+use checker::guest_state::{Counters, GuestState};
 use guest_symbols::memory::StoppedMemory;
 use snapshot::WriteError;
 use std::path::Path;
@@ -39,7 +39,7 @@ pub fn counters(tracker: &Tracker) -> Counters {
 ///
 /// # Errors
 /// [`WriteError`].
-pub fn save(path: &Path, moment: &Moment<'_, impl StoppedMemory>) -> Result<(), WriteError> {
+pub fn save(path: &Path, moment: &GuestState<'_, impl StoppedMemory>) -> Result<(), WriteError> {
     let began = Instant::now();
     let written = snapshot::write(path, moment)?;
     log::info!(

@@ -34,7 +34,7 @@ fn only_the_page_itself_is_free() {
         (at + offset("private"), balloon.to_le_bytes().to_vec()),
     ];
     let pages = guest.with(&written, |guest| Pages::read(guest.kernel(), guest.memory()).expect("page descriptors"));
-    assert_eq!((pages.usage(pfn as u64), &pages.nonsense[..]), (Use::Free, &[][..]));
+    assert_eq!((pages.usage(pfn as u64), &pages.corruption[..]), (Use::Free, &[][..]));
     let others = (0..).zip(before).filter(|(other, _)| *other != pfn as u64);
     let changed: Vec<_> = others.filter(|&(other, was)| pages.usage(other) != was).collect();
     assert!(changed.is_empty(), "frame {pfn} took with it {changed:?}");

@@ -37,5 +37,5 @@ fn a_list_that_zones_share_is_walked_once() {
     // A page on such a list has no references.
     written.push((phys(page.offset(member("page", "_refcount"))), vec![0; 4]));
     let pages = guest.with(&written, |guest| Pages::read(guest.kernel(), guest.memory()).expect("page descriptors"));
-    assert_eq!((pages.usage(pfn), &pages.nonsense[..]), (Use::Free, &[][..]));
+    assert_eq!((pages.usage(pfn), &pages.corruption[..]), (Use::Free, &[][..]));
 }

@@ -95,7 +95,7 @@ mod tests {
         let right = [(0x1000, 1, false, None), (0x2000, 2, false, Some(100)), (0x3000, 3, false, None)];
         assert_eq!(contents(&map)[..3], right);
         assert_eq!(contents(&map)[3..], [(0x4000, 4, true, None)]);
-        assert!(map.get(0x4000).is_some_and(|o| o.is_dying()));
+        assert!(map.get(0x4000).is_some_and(|o| o.is_rcu_pending()));
         assert_eq!(map.counters(), counters);
     }
 }

@@ -72,7 +72,7 @@ fn kfree_rcu_frees_once() {
     let map = LiveMap::with_capacity(4);
     map.insert(0x1000, object(1), 0, 0);
     assert_eq!(map.retire(0x1000), Removed::Object);
-    assert!(map.get(0x1000).is_some_and(|o| o.is_dying()));
+    assert!(map.get(0x1000).is_some_and(|o| o.is_rcu_pending()));
     assert_eq!(map.remove(0x1000), Removed::Dying);
     assert_eq!(map.remove(0x1000), Removed::Unknown);
     // If the later free is not seen, the address is simply used again.
@@ -132,7 +132,7 @@ fn threads_do_not_disturb_each_other() {
     assert_eq!((counters.allocations, counters.frees, counters.missed_frees), (entered, freed, replaced));
     let (mut list, mut sizes) = (Vec::new(), Sizes::new());
     map.copy_to(&mut list, &mut sizes);
-    let live = list.iter().filter(|(_, object)| !object.is_dying()).count() as u64;
+    let live = list.iter().filter(|(_, object)| !object.is_rcu_pending()).count() as u64;
     assert_eq!(live + freed + replaced, entered, "{list:x?}");
 }
 

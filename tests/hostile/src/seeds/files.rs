@@ -1,7 +1,7 @@
 //! Symbol files, kernel images, and a snapshot.
 
 use super::after;
-use checker::guest_state::{Counters, Moment};
+use checker::guest_state::{Counters, GuestState};
 use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
@@ -127,7 +127,7 @@ pub(super) fn snapshot() -> Vec<u8> {
     let mut tests = Tests::default();
     tests.line(b"ok 1 first", 2);
     tests.mark(Some(b"second"), 3);
-    let moment = Moment {
+    let moment = GuestState {
         kernel: &kernel,
         memory: &memory,
         objects: &objects,
