@@ -99,6 +99,12 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
     }
 }
 
+/// Kernel threads that serve requests in a loop, and hold none while they wait for the next. Their frames
+/// and registers still hold the last request. It was an object that is freed (`kthread_create_info`,
+/// kernel/kthread.c), or a variable on the stack of a task that may be gone (`struct req`,
+/// drivers/base/devtmpfs.c; devtmpfs_work_loop() is inlined into devtmpfsd() in 5.10).
+const WAIT_LOOPS: [&str; 3] = ["kthreadd", "devtmpfs_work_loop", "devtmpfsd"];
+
 /// rbx, rbp, r12 to r15 (System V ABI, x86-64).
 const PRESERVED: [Register; 6] = [3, 5, 12, 13, 14, 15];
 
@@ -120,9 +126,8 @@ struct Threads<'a, M> {
     code: Code<'a, M>,
     /// Virtual addresses of the code of kthread().
     kthread: Range<u64>,
-    /// The code of kthreadd(). While it waits, a register holds the kthread_create_info of the last
-    /// thread that it created.
-    kthreadd: Range<u64>,
+    /// Virtual addresses of the code of [`WAIT_LOOPS`].
+    wait_loops: Vec<Range<u64>>,
     /// Offset of `flags` in `task_struct`.
     flags: u64,
 }
@@ -136,7 +141,7 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         Some(Threads {
             code: Code::new(kernel, memory)?,
             kthread: code("kthread")?,
-            kthreadd: code("kthreadd")?,
+            wait_loops: WAIT_LOOPS.iter().filter_map(|name| code(name)).collect(),
             flags: kernel.offset_of("task_struct", "flags")?,
         })
     }
@@ -161,12 +166,17 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         let sp = Some(sp).filter(|sp| (bottom..top.saturating_sub(SWITCH_RETURN + 8)).contains(sp))?;
         let registers = Registers { ip: read(sp + SWITCH_RETURN)?, sp: sp + SWITCH_RETURN + 8, bp: read(sp + 40)? };
         let frames = frames::frames(|at| self.code.rule(at), registers, read);
-        let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip) || self.kthreadd.contains(&f.ip))?;
+        let wait_loop = frames.iter().find(|f| self.wait_loops.iter().any(|code| code.contains(&f.ip)));
+        if let Some(frame) = wait_loop
+            && let Some(Call::Scheduler) = called(kernel, memory, frame.ip)
+        {
+            return Some(vec![stack]);
+        }
+        let kthread = frames.iter().position(|f| self.kthread.contains(&f.ip))?;
         match called(kernel, memory, frames[kthread].ip)? {
             // kthread() has called the thread's function.
             Call::Indirect => {}
-            // The thread waits to be started, or kthreadd() waits for a request. The scheduler's
-            // own frames hold no references.
+            // The thread waits to be started. The scheduler's own frames hold no references.
             Call::Scheduler => return Some(vec![stack]),
             Call::Other => return None,
         }
