@@ -50,7 +50,7 @@ pub(crate) fn closing(
     }
     if counters.boot > 1 {
         text += &format!(
-            "libleak: note: this is boot {} of the guest; each boot before has reports of its own\n",
+            "libleak: note: this is boot {} of the guest; each earlier boot has its own reports\n",
             counters.boot
         );
     }
@@ -63,7 +63,7 @@ pub(crate) fn closing(
     }
     if outcome.tests.dropped > 0 {
         text += &format!(
-            "libleak: note: there was no room for {} more boundaries of tests: what was allocated since is charged to the \
+            "libleak: note: {} test boundaries were dropped for lack of room: objects allocated since are charged to the \
              wrong test\n",
             outcome.tests.dropped
         );
