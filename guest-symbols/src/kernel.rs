@@ -6,6 +6,7 @@
 //! chooses independently, need not be guessed.
 
 use crate::btf::Btf;
+use crate::config::{self, how_to_set};
 use crate::kallsyms::{self, KallsymsError};
 use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::paging::{PageTables, Translation};
@@ -33,7 +34,10 @@ pub enum KernelError {
     #[error("no Linux kernel around {0:?}")]
     NotLinux(VirtAddr),
     /// Linux, but without its symbols.
-    #[error("Linux {release} has no usable kallsyms ({why}); pass symbols=PATH with its vmlinux or System.map")]
+    #[error(
+        "Linux {release} has no usable kallsyms ({why}); {}; or pass symbols=PATH with its vmlinux or System.map",
+        how_to_set(&config::SYMBOLS)
+    )]
     NoSymbols {
         /// What `uname -r` says there.
         release: String,
@@ -42,13 +46,23 @@ pub enum KernelError {
     },
     /// Linux without CONFIG_KALLSYMS_ALL.
     #[error(
-        "Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); pass symbols=PATH with its vmlinux or System.map"
+        "Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); {}; or pass symbols=PATH with its vmlinux or System.map",
+        how_to_set(&config::SYMBOLS[1..])
     )]
     NoDataSymbols {
         /// What `uname -r` says there.
         release: String,
         /// The first one that is missing.
         symbol: &'static str,
+    },
+    /// Linux without CONFIG_DEBUG_INFO_BTF, and nothing else says what its structs are.
+    #[error(
+        "Linux {release} has no types (CONFIG_DEBUG_INFO_BTF is off), and no vmlinux with debugging information is known; {}, and start it with -kernel from where it was built; or pass symbols=PATH with its vmlinux",
+        how_to_set(&config::TYPES)
+    )]
+    NoTypes {
+        /// What `uname -r` says there.
+        release: String,
     },
     /// The file given does not fit.
     #[error(transparent)]
@@ -59,13 +73,13 @@ pub enum KernelError {
 pub struct Kernel {
     /// Names and addresses, slide included.
     pub symbols: SymbolTable,
-    /// Types; absent in kernels without CONFIG_DEBUG_INFO_BTF.
+    /// Types: its own, or those of a file. Absent where neither has any.
     pub btf: Option<Btf>,
     /// Its unwind table.
     pub orc: Option<Orc>,
     /// What `uname -r` prints.
     pub release: String,
-    /// Whether the symbols are those of a file, and not the kernel's own.
+    /// Whether symbols or types are those of a file, and not the kernel's own.
     pub from_file: bool,
     /// What of the image all this was made of, as ranges of physical addresses: where there is nothing else, the
     /// same kernel is found again.
@@ -133,9 +147,11 @@ impl Kernel {
                 .map_or(release, str::to_owned);
             let own = find_btf(image, base, &symbols);
             parts.extend(own.as_ref().map(|(place, _)| place.clone()));
-            let btf = own
-                .map(|(_, btf)| btf)
-                .or_else(|| file.and_then(|f| f.btf.as_deref()).and_then(|b| Btf::parse(b).ok()));
+            let btf = match (own, file) {
+                (Some((_, btf)), _) => Some(btf),
+                (None, Some(file)) => file.types()?,
+                (None, None) => None,
+            };
             let at_symbol = |name: &str| symbols.lookup(name).map(|at| at.wrapping_sub(base) as usize);
             parts.extend(at_symbol("linux_banner").map(|at| at..at.saturating_add(MAX_BANNER)));
             parts.extend(UNWIND_TABLES.iter().filter_map(|(from, to)| Some(at_symbol(from)?..at_symbol(to)?)));
@@ -157,6 +173,15 @@ impl Kernel {
             });
         }
         Err(best)
+    }
+
+    /// Has the types of a file, which is of the same kernel.
+    pub fn take_types(&mut self, memory: &impl StoppedMemory, btf: Btf) {
+        let image_offset = self.image_offset;
+        let image_phys = |at: VirtAddr| PhysAddr(at.0.wrapping_add(image_offset));
+        self.orc = Orc::read(memory, &self.symbols, Some(&btf), image_phys);
+        self.btf = Some(btf);
+        self.from_file = true;
     }
 
     /// Address of a symbol.

@@ -4,11 +4,14 @@
 //! - [`memory`]: addresses, the trait, and a memory made of byte slices for tests
 //! - [`paging`], [`view`]: virtual to physical
 //! - [`kallsyms`], [`symbols`], [`symbol_file`]: names and addresses
-//! - [`btf`]: types and function prototypes
+//! - [`types`]: types and function prototypes, of BTF and of DWARF
+//! - [`elf`]: files of the host: vmlinux and modules
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
 //! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`], [`modules`]: the kernel's own structures
 //! - [`allocators`]: allocators beside the slab
+//! - [`identity`]: of which kernel a vmlinux is
+//! - [`config`]: options of the kernel's configuration
 //! - [`nonsense`]: what of these makes no sense
 //!
 //! Guest memory is untrusted input: every length, count and pointer read from it is bounded, and no
@@ -17,8 +20,10 @@
 #![forbid(unsafe_code)]
 
 pub mod allocators;
-pub mod btf;
+pub mod config;
+pub mod elf;
 pub mod free_pages;
+pub mod identity;
 pub mod kallsyms;
 pub mod kernel;
 pub mod memory;
@@ -32,9 +37,11 @@ pub mod slab_walk;
 pub mod symbol_file;
 pub mod symbols;
 pub mod tasks;
+pub mod types;
 pub mod unwind;
 pub mod view;
 pub mod vmap;
 
 pub use kernel::Kernel;
+pub use types::btf;
 pub use memory::{GuestMemory, MemoryError, PhysAddr, VirtAddr};

@@ -2,12 +2,14 @@
 //! whose own table is missing or lacks data symbols. A file of another kernel is refused: wrong symbols
 //! are worse than none.
 
+use crate::btf::Btf;
+use crate::elf::{Elf, ElfError};
 use crate::kallsyms::has_code;
 use crate::kernel::find_release;
 use crate::memory::VirtAddr;
 use crate::symbols::{SymbolTable, SymbolTableBuilder};
+use crate::types::{self, dwarf::DwarfError};
 use memchr::memmem;
-use object::{Object, ObjectSection, ObjectSymbol};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -15,8 +17,8 @@ use std::{fs, io};
 /// Text slides by multiples of CONFIG_PHYSICAL_ALIGN, at least 2 MiB on x86-64.
 const SLIDE_ALIGN: u64 = 2 << 20;
 
-/// Larger files are refused; a vmlinux with all debugging information has some 1 GiB.
-const MAX_BYTES: u64 = 4 << 30;
+/// Larger texts are refused; a System.map has some 10 MiB. Of a vmlinux only parts are read.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Why a symbol file was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +43,17 @@ pub enum SymbolFileError {
         /// What was wrong with it.
         why: String,
     },
+    /// Its debugging information is of no use.
+    #[error("{path} gives no types: {why}; build the kernel with CONFIG_DEBUG_INFO_BTF=y, or without CONFIG_DEBUG_INFO_SPLIT")]
+    Types {
+        /// The path given.
+        path: PathBuf,
+        /// What was wrong with it.
+        why: DwarfError,
+    },
     /// Symbols of another kernel.
     #[error(
-        "symbols={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
+        "{path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
     )]
     OtherKernel {
         /// The path given.
@@ -62,8 +72,10 @@ pub struct SymbolFile {
     /// The whole `linux_banner`, in a vmlinux.
     banner: Option<String>,
     build_id: Option<Vec<u8>>,
-    /// The `.BTF` section of a vmlinux.
-    pub btf: Option<Vec<u8>>,
+    /// Types that came with a map.
+    btf: Option<Vec<u8>>,
+    /// The vmlinux itself.
+    elf: Option<Elf>,
 }
 
 /// The bytes of a file, whose size must be known: a pipe or a device may have no end.
@@ -86,8 +98,19 @@ impl SymbolFile {
     /// # Errors
     /// [`SymbolFileError::Unreadable`] or [`SymbolFileError::Format`].
     pub fn open(path: &Path) -> Result<SymbolFile, SymbolFileError> {
-        let data = bytes(path).map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
-        SymbolFile::parse(path, &data)
+        let unreadable = |why| SymbolFileError::Unreadable { path: path.into(), why };
+        let mut head = [0; 4];
+        if fs::metadata(path).is_ok_and(|about| about.is_file())
+            && fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+            && head == *b"\x7fELF"
+        {
+            return match Elf::open(path) {
+                Ok(elf) => SymbolFile::of_elf(path, elf),
+                Err(ElfError::Unreadable(why)) => Err(unreadable(why)),
+                Err(ElfError::NoElf(why)) => Err(SymbolFileError::Format { path: path.into(), why }),
+            };
+        }
+        SymbolFile::parse(path, &bytes(path).map_err(unreadable)?)
     }
 
     /// As [`SymbolFile::open`], of a file's contents; `path` names it in errors.
@@ -95,10 +118,33 @@ impl SymbolFile {
     /// # Errors
     /// [`SymbolFileError::Format`].
     pub fn parse(path: &Path, data: &[u8]) -> Result<SymbolFile, SymbolFileError> {
-        let parsed = if data.starts_with(b"\x7fELF") { parse_elf(data) } else { parse_text(data) };
-        parsed
+        let format = |why| SymbolFileError::Format { path: path.into(), why };
+        if data.starts_with(b"\x7fELF") {
+            let elf = Elf::of_bytes(data.into()).map_err(|why| format(why.to_string()))?;
+            return SymbolFile::of_elf(path, elf);
+        }
+        parse_text(data).map(|file| SymbolFile { path: path.into(), ..file }).map_err(format)
+    }
+
+    /// As [`SymbolFile::open`], of a vmlinux that is open.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::Format`].
+    pub fn of_elf(path: &Path, elf: Elf) -> Result<SymbolFile, SymbolFileError> {
+        parse_elf(elf)
             .map(|file| SymbolFile { path: path.into(), ..file })
             .map_err(|why| SymbolFileError::Format { path: path.into(), why })
+    }
+
+    /// The types in the file, if it has any.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::Types`].
+    pub fn types(&self) -> Result<Option<Btf>, SymbolFileError> {
+        if let Some(elf) = &self.elf {
+            return types::of_file(elf).map_err(|why| SymbolFileError::Types { path: self.path.clone(), why });
+        }
+        Ok(self.btf.as_deref().and_then(|blob| Btf::parse(blob).ok()))
     }
 
     /// A file made of a System.map's text, and of the types that went with it. `path` names it in errors.
@@ -213,41 +259,14 @@ fn find_build_id(notes: &[u8]) -> Option<&[u8]> {
     notes.get(at..at + 20)
 }
 
-fn parse_elf(data: &[u8]) -> Result<SymbolFile, String> {
-    let elf = object::File::parse(data).map_err(|e| e.to_string())?;
-    if elf.architecture() != object::Architecture::X86_64 {
-        return Err(format!("an ELF file for {:?}", elf.architecture()));
-    }
-    let mut symbols = Vec::new();
-    for s in elf.symbols() {
-        let Ok(name) = s.name() else { continue };
-        if name.is_empty()
-            || s.is_undefined()
-            || matches!(s.kind(), object::SymbolKind::File | object::SymbolKind::Section)
-        {
-            continue;
-        }
-        let kind = if s.kind() == object::SymbolKind::Text { b't' } else { b'd' };
-        let kind = if s.is_global() { kind.to_ascii_uppercase() } else { kind };
-        symbols.push((s.address(), kind, name.to_owned()));
-    }
+fn parse_elf(elf: Elf) -> Result<SymbolFile, String> {
+    let symbols = elf.symbols()?;
     if symbols.is_empty() {
         return Err("it has no symbol table (stripped)".to_owned());
     }
-    let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(addr, ..)| {
-        let section = elf.sections().find(|s| addr.checked_sub(s.address()).is_some_and(|at| at < s.size()))?;
-        // A section that takes no room in the file has no data.
-        let bytes = section.data().ok()?.get((addr - section.address()) as usize..)?;
-        let end = memchr::memchr2(b'\n', 0, bytes)?;
-        Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
-    });
-    Ok(SymbolFile {
-        path: PathBuf::new(),
-        symbols,
-        banner,
-        build_id: elf.build_id().ok().flatten().map(<[u8]>::to_vec),
-        btf: elf.section_by_name(".BTF").and_then(|s| s.data().ok()).map(<[u8]>::to_vec),
-    })
+    let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(at, ..)| elf.banner_at(*at));
+    let build_id = elf.build_id();
+    Ok(SymbolFile { path: PathBuf::new(), symbols, banner, build_id, btf: None, elf: Some(elf) })
 }
 
 /// System.map and /proc/kallsyms: `ADDRESS LETTER NAME`, the latter with `[module]` after module symbols.
@@ -275,7 +294,7 @@ fn parse_text(data: &[u8]) -> Result<SymbolFile, String> {
     if symbols.iter().all(|(addr, ..)| *addr == 0) {
         return Err("all addresses are 0: read /proc/kallsyms as root, with kernel.kptr_restrict=0".to_owned());
     }
-    Ok(SymbolFile { path: PathBuf::new(), symbols, banner: None, build_id: None, btf: None })
+    Ok(SymbolFile { path: PathBuf::new(), symbols, banner: None, build_id: None, btf: None, elf: None })
 }
 
 #[cfg(test)]

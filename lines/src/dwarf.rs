@@ -1,10 +1,10 @@
 //! From addresses to places, by DWARF 4 or 5.
 
 use crate::Place;
-use crate::elf::Elf;
 use crate::paths;
 use addr2line::Context;
 use gimli::{Dwarf, EndianArcSlice, LittleEndian, Reader, SectionId, UnitRef};
+use guest_symbols::elf::Elf;
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;

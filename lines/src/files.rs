@@ -1,7 +1,6 @@
 //! Which files lie at and below a path.
 
 use crate::LinesError;
-use crate::elf::Elf;
 use std::path::{Path, PathBuf};
 
 /// Deeper than any tree of modules. Links to folders are not followed, so that there are no circles.
@@ -25,7 +24,7 @@ pub fn find(path: &Path) -> Result<Vec<Found>, LinesError> {
         _ => unreadable(why),
     })?;
     if !about.is_dir() {
-        let elf = Elf::open(path)?;
+        let elf = crate::open(path)?;
         return match module_name(path) {
             Some(name) => Ok(vec![Found::Module(name, path.to_owned())]),
             None if elf.is_relocatable() => Err(LinesError::NoElf {
@@ -54,7 +53,7 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<Found>) {
             }
         } else if let Some(name) = module_name(&path) {
             found.push(Found::Module(name, path));
-        } else if is_vmlinux(&path) && Elf::open(&path).is_ok_and(|elf| !elf.is_relocatable()) {
+        } else if is_vmlinux(&path) && crate::open(&path).is_ok_and(|elf| !elf.is_relocatable()) {
             // Often there are links with other names beside it.
             let same = |f: &Found| matches!(f, Found::Vmlinux(p) if p.canonicalize().ok() == path.canonicalize().ok());
             if !found.iter().any(same) {

@@ -6,10 +6,8 @@
 //!
 //! - [`Lines`]: the files, and the questions to them
 //! - `files`: which files lie below a path
-//! - `elf`: sections, relocated where the file is a module
 //! - `dwarf`: from an address to places
 //! - `paths`: file names as short as they are in the kernel's own tree
-//! - `identity`: whether a file is of the running kernel
 //!
 //! A file is only opened when something in it is asked for, and then its sections are read, not mapped: of
 //! Debian's 590 MB of vmlinux some 190 MB are needed. They stay in memory as long as the [`Lines`] do.
@@ -19,9 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod dwarf;
-mod elf;
 mod files;
-mod identity;
 mod paths;
 #[cfg(test)]
 mod testing;
@@ -29,10 +25,11 @@ mod testing;
 mod tests;
 
 use dwarf::Debug;
-use elf::Elf;
 use files::Found;
+use guest_symbols::elf::{Elf, ElfError, Functions};
+use guest_symbols::identity::Identity;
 use guest_symbols::{GuestMemory, Kernel};
-use identity::Identity;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -118,7 +115,7 @@ struct File {
 
 struct Opened {
     debug: Mutex<Debug>,
-    functions: elf::Functions,
+    functions: Functions,
     /// Of a module, the release of the kernel that it was built for.
     release: Option<String>,
 }
@@ -172,7 +169,7 @@ impl Lines {
         let mut refused = None;
         let mut found = None;
         for (i, file) in self.vmlinux.iter().enumerate() {
-            match Elf::open(&file.path).map(|elf| Identity::of_file(&elf, ours)) {
+            match open(&file.path).map(|elf| Identity::of_file(&elf, ours)) {
                 Ok(theirs) if theirs.is(ours) => {
                     found = Some(i);
                     break;
@@ -265,10 +262,21 @@ impl File {
 
 impl Opened {
     fn new(path: &Path) -> Result<Opened, LinesError> {
-        let elf = Elf::open(path)?;
+        let elf = open(path)?;
         let debug = Debug::read(&elf).map_err(|why| LinesError::BadDwarf { path: path.to_owned(), why })?;
         Ok(Opened { debug: Mutex::new(debug), functions: elf.functions(), release: elf.vermagic() })
     }
+}
+
+/// Opens a file with debugging information.
+fn open(path: &Path) -> Result<Elf, LinesError> {
+    let path = || path.to_owned();
+    let elf = Elf::open(&path()).map_err(|why| match why {
+        ElfError::Unreadable(why) if why.kind() == ErrorKind::NotFound => LinesError::Missing { path: path() },
+        ElfError::Unreadable(why) => LinesError::Unreadable { path: path(), why },
+        ElfError::NoElf(why) => LinesError::NoElf { path: path(), why },
+    })?;
+    if elf.has_dwarf() { Ok(elf) } else { Err(LinesError::NoDwarf { path: path() }) }
 }
 
 /// What a thread that panicked left is whole: nothing here is changed in steps.

@@ -1,8 +1,8 @@
 //! Against what gcc makes of small files: the lines are known, and where the call is the relocation says.
 
-use crate::identity::Identity;
 use crate::testing::Scratch;
 use crate::{Lines, LinesError, Place};
+use guest_symbols::identity::Identity;
 use object::{Object, ObjectSection, ObjectSymbol};
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! Of which kernel a vmlinux is, and which one runs.
 
 use crate::elf::Elf;
-use guest_symbols::{GuestMemory, Kernel};
+use crate::{GuestMemory, Kernel};
 use std::fmt;
 
 /// The notes of a kernel are a few hundred bytes.
