@@ -164,9 +164,8 @@ impl Elf {
 
     /// Whether the file has a section of that name, with contents.
     pub fn has_section(&self, name: &str) -> bool {
-        let has = |parsed: Parsed<'_>| {
-            parsed.section_by_name(name).is_some_and(|s| s.size() > 0 && s.file_range().is_some())
-        };
+        let has =
+            |parsed: Parsed<'_>| parsed.section_by_name(name).is_some_and(|s| s.size() > 0 && s.file_range().is_some());
         self.parse().is_ok_and(has)
     }
 

@@ -43,5 +43,5 @@ pub mod view;
 pub mod vmap;
 
 pub use kernel::Kernel;
-pub use types::btf;
 pub use memory::{GuestMemory, MemoryError, PhysAddr, VirtAddr};
+pub use types::btf;

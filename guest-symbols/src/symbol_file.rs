@@ -44,7 +44,9 @@ pub enum SymbolFileError {
         why: String,
     },
     /// Its debugging information is of no use.
-    #[error("{path} gives no types: {why}; build the kernel with CONFIG_DEBUG_INFO_BTF=y, or without CONFIG_DEBUG_INFO_SPLIT")]
+    #[error(
+        "{path} gives no types: {why}; build the kernel with CONFIG_DEBUG_INFO_BTF=y, or without CONFIG_DEBUG_INFO_SPLIT"
+    )]
     Types {
         /// The path given.
         path: PathBuf,

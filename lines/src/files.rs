@@ -41,6 +41,20 @@ pub fn find(path: &Path) -> Result<Vec<Found>, LinesError> {
     Ok(found)
 }
 
+/// The modules below folders, and those in one, by name. What cannot be read is left out.
+pub fn modules(trees: &[PathBuf], folder: Option<&Path>) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    trees.iter().for_each(|tree| walk(tree, 0, &mut found));
+    if let Some(folder) = folder {
+        walk(folder, MAX_DEPTH, &mut found);
+    }
+    let module = |found| match found {
+        Found::Module(name, path) => Some((name, path)),
+        Found::Vmlinux(_) => None,
+    };
+    found.into_iter().filter_map(module).collect()
+}
+
 fn walk(folder: &Path, depth: usize, found: &mut Vec<Found>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     let mut entries: Vec<_> = entries.flatten().collect();

@@ -113,6 +113,22 @@ struct File {
     opened: OnceLock<Option<Opened>>,
 }
 
+/// Where modules may lie.
+struct Further {
+    trees: Vec<PathBuf>,
+    folder: Option<PathBuf>,
+    modules: OnceLock<Vec<(String, File)>>,
+}
+
+impl Further {
+    fn modules(&self) -> &[(String, File)] {
+        self.modules.get_or_init(|| {
+            let below = files::modules(&self.trees, self.folder.as_deref());
+            below.into_iter().map(|(name, path)| (name, File::new(path))).collect()
+        })
+    }
+}
+
 struct Opened {
     debug: Mutex<Debug>,
     functions: Functions,
@@ -126,6 +142,8 @@ struct Opened {
 pub struct Lines {
     vmlinux: Vec<File>,
     modules: Vec<(String, File)>,
+    /// Modules that nobody gave, and that are looked for when one is asked for.
+    further: Option<Further>,
     /// The one of `vmlinux` that is the running kernel's, and its release.
     running: OnceLock<(Option<usize>, String)>,
     problems: Mutex<Vec<LinesError>>,
@@ -152,7 +170,23 @@ impl Lines {
                 return Err(LinesError::NothingFound { path: path.clone() });
             }
         }
-        Ok(Lines { vmlinux, modules, running: OnceLock::new(), problems: Mutex::default() })
+        Ok(Lines { vmlinux, modules, further: None, running: OnceLock::new(), problems: Mutex::default() })
+    }
+
+    /// Of a vmlinux that is known to be that of the running kernel, of that release. Its modules are looked for below `trees` and in `folder`
+    /// when one is asked for.
+    pub fn of_running(vmlinux: &Path, release: &str, trees: &[PathBuf], folder: Option<&Path>) -> Lines {
+        Lines {
+            vmlinux: vec![File::new(vmlinux.to_owned())],
+            modules: Vec::new(),
+            further: Some(Further {
+                trees: trees.to_owned(),
+                folder: folder.map(Path::to_owned),
+                modules: OnceLock::new(),
+            }),
+            running: OnceLock::from((Some(0), release.to_owned())),
+            problems: Mutex::default(),
+        }
     }
 
     /// Finds the vmlinux of the running kernel, of which [`Lines::kernel`] then speaks: by the build id in its notes
@@ -211,7 +245,8 @@ impl Lines {
     /// built otherwise; 0 if it is not known. Nothing where no file says anything.
     pub fn module(&self, module: &str, function: &str, offset: u64, size: u64) -> Vec<Place> {
         let release = self.running.get().map(|(_, release)| release.as_str());
-        for (_, file) in self.modules.iter().filter(|(name, _)| name == module) {
+        let further = self.further.as_ref().map_or(&[][..], Further::modules);
+        for (_, file) in self.modules.iter().chain(further).filter(|(name, _)| name == module) {
             let Some(opened) = self.opened(file) else { continue };
             // A folder may hold the modules of several kernels.
             if release.is_some() && opened.release.is_some() && opened.release.as_deref() != release {
@@ -234,6 +269,8 @@ impl Lines {
     fn opened<'a>(&self, file: &'a File) -> Option<&'a Opened> {
         let opened = file.opened.get_or_init(|| match Opened::new(&file.path) {
             Ok(opened) => Some(opened),
+            // A module that nobody gave may have been built without.
+            Err(LinesError::NoDwarf { .. }) if self.further.is_some() => None,
             Err(why) => {
                 lock(&self.problems).push(why);
                 None

@@ -5,6 +5,7 @@ mod boots;
 pub mod checks;
 mod history;
 pub mod troubles;
+mod vmlinux;
 
 use crate::ffi::api::Block;
 use crate::ffi::host;
@@ -43,7 +44,10 @@ pub struct Session {
     pub options: Options,
     output: Output,
     suppressions: Suppressions,
-    lines: Option<Lines>,
+    /// Of the files that the user gave, or of the running kernel's own.
+    lines: Mutex<Option<Arc<Lines>>>,
+    /// What lies beside the kernel's file.
+    beside: vmlinux::Beside,
     symbols: Mutex<Option<SymbolFile>>,
     search: boots::Search,
     /// Why there is no kernel, once that is certain.
@@ -87,7 +91,8 @@ impl Session {
             options,
             output,
             suppressions,
-            lines,
+            lines: Mutex::new(lines.map(Arc::new)),
+            beside: vmlinux::Beside::this_qemu(),
             symbols: Mutex::new(symbols),
             search: boots::Search::default(),
             failure: Mutex::new(None),
@@ -104,6 +109,11 @@ impl Session {
     /// Where reports and messages go.
     pub fn output(&self) -> &Output {
         &self.output
+    }
+
+    /// Source lines, if there are any.
+    fn lines(&self) -> Option<Arc<Lines>> {
+        self.lines.lock().clone()
     }
 
     /// QEMU translates a block.
@@ -202,19 +212,22 @@ impl Session {
             // writing kernel data, not the read-only data that is searched.
             #[expect(unsafe_code, reason = "says that the guest stands still")]
             let memory = unsafe { ram.stopped() };
-            Kernel::find(&memory, VirtAddr(start), phys, symbols).map_err(|e| match e {
+            let found = Kernel::find(&memory, VirtAddr(start), phys, symbols);
+            self.beside.complete(found, &memory, (VirtAddr(start), phys)).map_err(|(e, notes)| match e {
                 KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
-                e => NotFound::Never(e.to_string()),
+                e => NotFound::Never(format!("{e}{notes}")),
             })?
         };
         log::info!(
-            "Linux {}: {} symbols, {} BTF types, found in {:?}",
+            "Linux {}: {} symbols, {} types, found in {:?}",
             kernel.release,
             kernel.symbols.len(),
             kernel.btf.as_ref().map_or(0, |b| b.len()),
             began.elapsed()
         );
-        if let Some(Err(why)) = self.lines.as_ref().map(|lines| lines.check_kernel(&kernel, &ram)) {
+        if self.options.debug.is_empty() {
+            *self.lines.lock() = self.beside.lines(&kernel, &ram).map(Arc::new);
+        } else if let Some(Err(why)) = self.lines().map(|lines| lines.check_kernel(&kernel, &ram)) {
             output::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
         }
         let wanted =

@@ -19,7 +19,6 @@ use checker::why::Path;
 use checker::{CheckError, Outcome, threads};
 use detector::control::{Count, Marked};
 use detector::report::Report;
-use lines::Lines;
 use snapshot::WriteError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -276,7 +275,7 @@ impl Session {
             memory: &memory,
             objects: &objects,
             stacks: &tracker.stacks,
-            lines: self.lines.as_ref(),
+            lines: self.lines().as_deref(),
             registers: &stopped::registers(),
             modules: &modules,
             tests: &tests,
@@ -306,7 +305,7 @@ impl Session {
         self.output.write(&report);
         self.history.lock().add(&report);
         events::publish(|| events::scan(&report));
-        let problems = self.lines.as_ref().map(Lines::take_problems);
+        let problems = self.lines().map(|lines| lines.take_problems());
         problems.into_iter().flatten().for_each(|why| output::warning(&why.to_string()));
         log::info!("report of {} objects written in {:?}", found.outcome.unreferenced.len(), began.elapsed());
         if !last {
@@ -321,7 +320,7 @@ impl Session {
             kernel: &tracker.kernel,
             modules: &tracker.modules(),
             stacks: &tracker.stacks,
-            lines: self.lines.as_ref(),
+            lines: self.lines().as_deref(),
         })
     }
 }

@@ -237,10 +237,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
     /// Follows typedefs and qualifiers, as far as they are in this unit: where the type is, the entries after it, and itself.
     /// `Err` of another unit's offset.
     #[expect(clippy::type_complexity, reason = "an entry with its place")]
-    fn follow(
-        &self,
-        mut to: To,
-    ) -> Result<Option<Result<(EntriesRaw<'c, Bytes<'b>>, Entry<'a>), u64>>, gimli::Error> {
+    fn follow(&self, mut to: To) -> Result<Option<Result<(EntriesRaw<'c, Bytes<'b>>, Entry<'a>), u64>>, gimli::Error> {
         for _ in 0..MAX_CHAIN {
             let at = match to {
                 To::Here(at) => at,

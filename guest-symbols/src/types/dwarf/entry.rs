@@ -3,8 +3,8 @@
 use super::{DwarfError, Name, Sections};
 use gimli::{
     Abbreviations, AttributeSpecification, AttributeValue, DebugAbbrev, DebugInfo, DebugStrOffsets,
-    DebugStrOffsetsBase, DwTag, EndianSlice, EntriesRaw, LittleEndian, Reader, UnitHeader, UnitOffset,
-    UnitType, constants as dw,
+    DebugStrOffsetsBase, DwTag, EndianSlice, EntriesRaw, LittleEndian, Reader, UnitHeader, UnitOffset, UnitType,
+    constants as dw,
 };
 
 /// Bytes of a unit.
@@ -95,7 +95,8 @@ impl<'a, 'b> Unit<'a, 'b> {
             UnitType::Skeleton(_) | UnitType::SplitCompilation(_) => return Err(None),
         }
         let abbreviations = header.abbreviations(&DebugAbbrev::new(sections.abbrev, LittleEndian))?;
-        let string_offsets = DebugStrOffsetsBase::default_for_encoding_and_file(header.encoding(), gimli::DwarfFileType::Main);
+        let string_offsets =
+            DebugStrOffsetsBase::default_for_encoding_and_file(header.encoding(), gimli::DwarfFileType::Main);
         let mut unit = Unit { sections, start, header, abbreviations, string_offsets };
         let (children, root) = {
             let mut raw = unit.header.entries_raw(&unit.abbreviations, None)?;
@@ -148,7 +149,8 @@ impl<'a, 'b> Unit<'a, 'b> {
             dw::DW_AT_sibling => entry.sibling = self.sibling(attribute.raw_value()),
             dw::DW_AT_byte_size => entry.size = number(),
             dw::DW_AT_encoding => {
-                entry.is_float = matches!(attribute.value(), AttributeValue::Encoding(dw::DW_ATE_float | dw::DW_ATE_complex_float));
+                entry.is_float =
+                    matches!(attribute.value(), AttributeValue::Encoding(dw::DW_ATE_float | dw::DW_ATE_complex_float));
             }
             dw::DW_AT_data_member_location => {
                 entry.location = match attribute.exprloc_value() {
@@ -165,7 +167,9 @@ impl<'a, 'b> Unit<'a, 'b> {
             dw::DW_AT_data_bit_offset => entry.data_bit_offset = number(),
             dw::DW_AT_count => entry.count = number(),
             // -1, in any width, for arrays of no elements.
-            dw::DW_AT_upper_bound => entry.count = number().map(|last| last.wrapping_add(1)).filter(|n| n & 0xffff_ffff != 0),
+            dw::DW_AT_upper_bound => {
+                entry.count = number().map(|last| last.wrapping_add(1)).filter(|n| n & 0xffff_ffff != 0)
+            }
             dw::DW_AT_const_value => {
                 entry.value = number().or_else(|| attribute.sdata_value().map(|v| v as u64)).unwrap_or_default();
             }
@@ -175,7 +179,11 @@ impl<'a, 'b> Unit<'a, 'b> {
     }
 
     /// Passes over the children of `entry`, which was read last.
-    pub fn skip_children<'c>(&'c self, raw: &mut EntriesRaw<'c, Bytes<'b>>, entry: &Entry<'_>) -> Result<(), gimli::Error> {
+    pub fn skip_children<'c>(
+        &'c self,
+        raw: &mut EntriesRaw<'c, Bytes<'b>>,
+        entry: &Entry<'_>,
+    ) -> Result<(), gimli::Error> {
         if entry.has_children { self.skip(raw, entry.sibling) } else { Ok(()) }
     }
 
