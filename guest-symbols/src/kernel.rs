@@ -321,3 +321,33 @@ fn find_btf(image: &[u8], base: u64, symbols: &SymbolTable) -> Option<(Range<usi
     // Header of version 1, no flags, 24 bytes long (include/uapi/linux/btf.h).
     memmem::find_iter(image, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).find_map(parse)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who builds a kernel is told what to set, in the words of what he builds it with.
+    #[test]
+    fn what_a_kernel_lacks_is_said_in_words_to_type() {
+        let release = || "6.12".to_owned();
+        let why = KallsymsError::NoTokens;
+        let all = "KALLSYMS=y CONFIG_DEBUG_KERNEL=y CONFIG_KALLSYMS_ALL=y in its .config";
+        let data = "DEBUG_KERNEL=y CONFIG_KALLSYMS_ALL=y in its .config";
+        let types = "DEBUG_KERNEL=y CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y in its .config";
+        for (error, config, last) in [
+            (KernelError::NoSymbols { release: release(), why }, all, "KALLSYMS_ALL"),
+            (KernelError::NoDataSymbols { release: release(), symbol: "init_top_pgt" }, data, "KALLSYMS_ALL"),
+            (KernelError::NoTypes { release: release() }, types, "DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT"),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains(&format!("build it with CONFIG_{config}")), "{text}");
+            for before in ["--configitem", "--kconfig_add"] {
+                assert!(text.contains(&format!("{before} CONFIG_{last}=y")), "{text}");
+            }
+            assert!(
+                text.contains("vng --build") && text.contains("kunit.py run") && text.contains("symbols=PATH"),
+                "{text}"
+            );
+        }
+    }
+}

@@ -4,13 +4,14 @@ use super::entry::{Bytes, Entry, To, Unit};
 use super::{DwarfError, Name, Sections, Wanted, What};
 use gimli::{EntriesRaw, constants as dw};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Typedefs and qualifiers followed before a chain counts as a loop.
 const MAX_CHAIN: usize = 32;
 /// Depth of anonymous structs in one another, and of arrays of arrays.
 const MAX_DEPTH: usize = 12;
 /// Members of a struct, with those of anonymous structs in it: anonymous structs may be parts of each other in any number.
-const MAX_PARTS: usize = 1 << 16;
+const MAX_PARTS: usize = 1 << 14;
 /// Members, parameters or enumerators of one list: BTF counts them in 16 bits.
 const MAX_LIST: usize = 0xffff;
 
@@ -90,10 +91,11 @@ pub(super) fn unit<'a>(
     start: u64,
     bytes: &[u8],
     wanted: &[Wanted],
+    most: &AtomicU64,
     out: &mut Converted<'a>,
 ) -> Result<(), DwarfError> {
     let Some((unit, _)) = Unit::open(sections, start, bytes)? else { return Ok(()) };
-    let mut reader = Reader { unit: &unit, missing: &mut out.missing, left: 0 };
+    let mut reader = Reader { unit: &unit, missing: &mut out.missing, left: 0, most };
     for one in wanted {
         reader.left = MAX_PARTS;
         let at = one.at.saturating_sub(start) as usize;
@@ -119,6 +121,8 @@ struct Reader<'a, 'b, 'c> {
     missing: &'c mut BTreeSet<u64>,
     /// Parts of a definition that may yet be read.
     left: usize,
+    /// The same of all definitions of the file.
+    most: &'c AtomicU64,
 }
 
 impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
@@ -171,7 +175,9 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
             if child.tag != dw::DW_TAG_member {
                 return Ok(true);
             }
-            if reader.left == 0 || members.len() >= MAX_LIST {
+            let less = |left: u64| left.checked_sub(1);
+            let is_spent = reader.most.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_err();
+            if is_spent || reader.left == 0 || members.len() >= MAX_LIST {
                 return Ok(false);
             }
             reader.left -= 1;

@@ -15,7 +15,7 @@ mod scan;
 use crate::elf::{Elf, Source};
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads that read units, at most.
@@ -140,6 +140,8 @@ pub fn translate(sections: &Sections<'_>) -> Result<Vec<u8>, DwarfError> {
     })?;
     let mut wanted = scan::merge(found, sections);
     let mut parts: Vec<convert::Converted<'_>> = Vec::new();
+    // A member takes more than a byte, but is read again wherever the struct without a name is that it is in.
+    let most = AtomicU64::new(sections.info.len());
     for _ in 0..MAX_ROUNDS {
         if wanted.is_empty() {
             break;
@@ -148,7 +150,7 @@ pub fn translate(sections: &Sections<'_>) -> Result<Vec<u8>, DwarfError> {
         let done = in_parallel(&tasks, |(unit, wanted), _, out: &mut convert::Converted<'_>| {
             let mut buffer = std::mem::take(&mut out.buffer);
             let bytes = sections.info.bytes(unit.clone(), &mut buffer);
-            let done = bytes.and_then(|bytes| convert::unit(sections, unit.start, bytes, wanted, out));
+            let done = bytes.and_then(|bytes| convert::unit(sections, unit.start, bytes, wanted, &most, out));
             out.buffer = buffer;
             done
         })?;
