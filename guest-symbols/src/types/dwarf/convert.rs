@@ -231,8 +231,6 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
                 dw::DW_TAG_formal_parameter => names.push(child.name.clone().unwrap_or_default()),
                 // As BTF has the three dots.
                 dw::DW_TAG_unspecified_parameters => names.push(Name::default()),
-                // The body, which may be long and comes after them.
-                dw::DW_TAG_lexical_block | dw::DW_TAG_inlined_subroutine | dw::DW_TAG_call_site => return Ok(false),
                 _ => {}
             }
             Ok(names.len() < MAX_LIST)

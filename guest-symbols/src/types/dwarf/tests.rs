@@ -38,7 +38,7 @@ struct page *find(struct list *list, u32 (*match)(struct page *), int count)
 }
 static inline __attribute__((always_inline)) long inlined(long x) { return x * 3; }
 static __attribute__((noinline)) enum color twin(struct outer *o) { return o->part.inside; }
-void many(const char *format, ...) { struct outer o; elsewhere(&o); inlined(twin(&o)); }
+void many(const char *format, ...) { struct outer o; elsewhere(&o, inlined(twin(&o))); }
 union both *unions(union both *u) { return u; }
 ";
 
