@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_last_kernel_counts() {
-        assert_eq!(kernel_file(b"qemu\0-kernel\0/a\0-m\01\0--kernel\0b/c\0"), Some("b/c".into()));
+        assert_eq!(kernel_file(b"qemu\0-kernel\0/a\0-S\0--kernel\0b/c\0"), Some("b/c".into()));
         assert_eq!(kernel_file(b"qemu\0-append\0-kernel=x\0-kernel\0"), None);
         assert_eq!(kernel_file(b""), None);
     }

@@ -116,6 +116,9 @@ pub(super) fn foreign(parts: &mut [Converted<'_>]) -> Vec<Wanted> {
     missing.filter(|at| !known.contains(at)).map(|at| Wanted { at, what: What::Foreign }).collect()
 }
 
+/// An entry, and the entries after it.
+type Place<'a, 'b, 'c> = (EntriesRaw<'c, Bytes<'b>>, Entry<'a>);
+
 struct Reader<'a, 'b, 'c> {
     unit: &'c Unit<'a, 'b>,
     missing: &'c mut BTreeSet<u64>,
@@ -240,8 +243,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
 
     /// Follows typedefs and qualifiers, as far as they are in this unit: where the type is, the entries after it, and itself.
     /// `Err` of another unit's offset.
-    #[expect(clippy::type_complexity, reason = "an entry with its place")]
-    fn follow(&self, mut to: To) -> Result<Option<Result<(EntriesRaw<'c, Bytes<'b>>, Entry<'a>), u64>>, gimli::Error> {
+    fn follow(&self, mut to: To) -> Result<Option<Result<Place<'a, 'b, 'c>, u64>>, gimli::Error> {
         for _ in 0..MAX_CHAIN {
             let at = match to {
                 To::Here(at) => at,
@@ -264,8 +266,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         Ok(None)
     }
 
-    #[expect(clippy::type_complexity, reason = "an entry with its place")]
-    fn stripped(&self, to: To) -> Result<Option<(EntriesRaw<'c, Bytes<'b>>, Entry<'a>)>, gimli::Error> {
+    fn stripped(&self, to: To) -> Result<Option<Place<'a, 'b, 'c>>, gimli::Error> {
         Ok(self.follow(to)?.and_then(Result::ok))
     }
 

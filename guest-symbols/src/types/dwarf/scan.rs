@@ -12,10 +12,13 @@ pub(super) struct Found {
     /// For the bytes of units, kept for the next one.
     pub buffer: Vec<u8>,
     /// Definitions of one name and size: how many units have one, and the first.
-    types: HashMap<Key, (u32, u64)>,
+    types: HashMap<Key, Seen>,
     /// Functions that have code.
     functions: Vec<u64>,
 }
+
+/// How many units have a definition, and where the first is.
+type Seen = (u32, u64);
 
 /// A definition as the units repeat it.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -99,7 +102,7 @@ fn entries(unit: &Unit<'_, '_>, children: usize, out: &mut Found) -> Result<(), 
 
 /// One definition of each name: of several that differ in size that which most units have, and of those the first.
 pub(super) fn merge(found: Vec<Found>, sections: &Sections<'_>) -> Vec<Wanted> {
-    let mut all: HashMap<Key, (u32, u64)> = HashMap::new();
+    let mut all: HashMap<Key, Seen> = HashMap::new();
     let mut wanted = Vec::new();
     for one in found {
         wanted.extend(one.functions.into_iter().map(|at| Wanted { at, what: What::Function }));
@@ -113,7 +116,7 @@ pub(super) fn merge(found: Vec<Found>, sections: &Sections<'_>) -> Vec<Wanted> {
             *seen = (seen.0.saturating_add(count), seen.1.min(first));
         }
     }
-    let mut chosen: HashMap<(What, Box<[u8]>), (u32, u64)> = HashMap::new();
+    let mut chosen: HashMap<(What, Box<[u8]>), Seen> = HashMap::new();
     for (key, (count, first)) in all {
         let Named::Own(name) = key.name else { continue };
         match chosen.entry((key.what, name)) {
