@@ -11,6 +11,7 @@ use crate::ffi::api::Block;
 use crate::ffi::host;
 use crate::ffi::panics;
 use crate::ffi::ram::Ram;
+use crate::ffi::signals;
 use crate::hooks::chosen::Wanted;
 use crate::hooks::tracker::{Kept, Tracker};
 use crate::hooks::translate::is_of_image;
@@ -212,7 +213,8 @@ impl Session {
             // writing kernel data, not the read-only data that is searched.
             #[expect(unsafe_code, reason = "says that the guest stands still")]
             let memory = unsafe { ram.stopped() };
-            let found = Kernel::find(&memory, VirtAddr(start), phys, symbols);
+            // Types may be read from a file, by threads that are started for that.
+            let found = signals::while_blocked(|| Kernel::find(&memory, VirtAddr(start), phys, symbols));
             self.beside.complete(found, &memory, (VirtAddr(start), phys)).map_err(|(e, notes)| match e {
                 KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
                 e => NotFound::Never(format!("{e}{notes}")),

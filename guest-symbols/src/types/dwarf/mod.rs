@@ -131,7 +131,7 @@ pub fn read(elf: &Elf) -> Result<Vec<u8>, DwarfError> {
 /// [`DwarfError`].
 pub fn translate(sections: &Sections<'_>) -> Result<Vec<u8>, DwarfError> {
     let units = units(&sections.info)?;
-    let found = in_parallel(&units, |unit, _, out: &mut scan::Found| {
+    let found = in_parallel(&units, |unit, out: &mut scan::Found| {
         let mut buffer = std::mem::take(&mut out.buffer);
         let bytes = sections.info.bytes(unit.clone(), &mut buffer);
         let done = bytes.and_then(|bytes| scan::unit(sections, unit.start, bytes, out));
@@ -147,7 +147,7 @@ pub fn translate(sections: &Sections<'_>) -> Result<Vec<u8>, DwarfError> {
             break;
         }
         let tasks = by_unit(&units, wanted);
-        let done = in_parallel(&tasks, |(unit, wanted), _, out: &mut convert::Converted<'_>| {
+        let done = in_parallel(&tasks, |(unit, wanted), out: &mut convert::Converted<'_>| {
             let mut buffer = std::mem::take(&mut out.buffer);
             let bytes = sections.info.bytes(unit.clone(), &mut buffer);
             let done = bytes.and_then(|bytes| convert::unit(sections, unit.start, bytes, wanted, &most, out));
@@ -224,14 +224,14 @@ fn by_unit(units: &[Range<u64>], mut wanted: Vec<Wanted>) -> Vec<(Range<u64>, Ve
 /// Does `each` of every task, on several threads; each thread has an output of its own.
 fn in_parallel<T: Sync, O: Default + Send>(
     tasks: &[T],
-    each: impl Fn(&T, usize, &mut O) -> Result<(), DwarfError> + Sync,
+    each: impl Fn(&T, &mut O) -> Result<(), DwarfError> + Sync,
 ) -> Result<Vec<O>, DwarfError> {
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(None);
     let work = || {
         let mut out = O::default();
-        while let Some((i, task)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, tasks.get(i)?))) {
-            if let Err(why) = each(task, i, &mut out) {
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(why) = each(task, &mut out) {
                 next.store(tasks.len(), Ordering::Relaxed);
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
             }
