@@ -122,7 +122,6 @@ fn vmlinux(from: &str, to: &Path, how: &str) {
 fn guest(test: &str, folder: &Path) -> Guest {
     Guest::new(test, NONE)
         .module_debug("leaky")
-        .losing(planted::addresses)
         .qemu_arg("-kernel")
         .qemu_arg(folder.join("arch/x86/boot/bzImage").to_str().expect("text"))
         .run(&["insmod:leaky", "workload"])
@@ -144,7 +143,7 @@ fn a_kernel_as_people_build_it_needs_no_option() {
     build(NONE);
     let folder = tree("types-tree", NONE);
     vmlinux(NONE, &folder.join("vmlinux"), "--remove-section .BTF --remove-section .BTF_ids");
-    let guest = guest("types-dwarf", &folder);
+    let guest = guest("types-dwarf", &folder).losing(planted::addresses);
     // Has the module built.
     guest.clone().without_plugin().boot();
     add_module(&folder);
