@@ -1,7 +1,7 @@
 //! The words for setting an option of the kernel's configuration, for whoever builds it.
 
-/// What to do so that the kernel has the options: in its `.config`, and with the programs that make one
-/// (virtme-ng, and tools/testing/kunit/kunit.py of Linux 5.12 to 7.3).
+/// What to do so that the kernel has the options: in its `.config`, and with the programs that make
+/// one (virtme-ng, and tools/testing/kunit/kunit.py of Linux 5.12 to 7.3).
 pub fn how_to_set(options: &[&str]) -> String {
     let set = |before: &str| {
         let each = options.iter().map(|option| format!("{before}CONFIG_{option}=y"));

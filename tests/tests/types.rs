@@ -1,5 +1,5 @@
-//! Types that are made of debugging information: the same answers as those of BTF, and a guest whose kernel has none in its memory, as people
-//! build kernels, which needs no option.
+//! Types that are made of debugging information: the same answers as those of BTF, and a guest
+//! whose kernel has none in its memory, as people build kernels, which needs no option.
 
 use guest_symbols::btf::Btf;
 use guest_symbols::elf::Elf;
@@ -103,7 +103,8 @@ fn debugging_information_gives_the_answers_of_btf() {
     }
 }
 
-/// A folder laid out as a kernel's tree, with the kernel's image and what more is wanted of a vmlinux.
+/// A folder laid out as a kernel's tree, with the kernel's image and what more is wanted of a
+/// vmlinux.
 fn tree(name: &str, kernel: &str) -> PathBuf {
     let folder = scratch(name);
     let boot = folder.join("arch/x86/boot");

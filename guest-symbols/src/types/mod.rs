@@ -1,8 +1,9 @@
 //! The kernel's types: structs and their members, enumerators, and prototypes of functions.
 //!
-//! Everything that asks for a type asks a [`btf::Btf`]. A kernel with CONFIG_DEBUG_INFO_BTF carries one in its image. The
-//! debugging information (DWARF) of a vmlinux is translated into one, so that both give the same answers, snapshots hold
-//! either, and a translation can be kept for the next boot of the same kernel.
+//! Everything that asks for a type asks a [`btf::Btf`]. A kernel with CONFIG_DEBUG_INFO_BTF carries
+//! one in its image. The debugging information (DWARF) of a vmlinux is translated into one, so that
+//! both give the same answers, snapshots hold either, and a translation can be kept for the next
+//! boot of the same kernel.
 //!
 //! - [`btf`]: the answers
 //! - [`dwarf`]: the translation
@@ -16,8 +17,9 @@ use crate::elf::Elf;
 use btf::Btf;
 use dwarf::DwarfError;
 
-/// The types that a vmlinux has: those of its section `.BTF`, else those of its debugging information. `None` where it has
-/// neither. A translation is kept in the user's [cache] for the next time.
+/// The types that a vmlinux has: those of its section `.BTF`, else those of its debugging
+/// information. `None` where it has neither. A translation is kept in the user's [cache] for the
+/// next time.
 ///
 /// # Errors
 /// [`DwarfError`].

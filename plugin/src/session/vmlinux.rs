@@ -1,5 +1,6 @@
-//! The kernel's vmlinux, where it lies beside the file of QEMU's -kernel, as it does for who builds kernels. It is of use where the
-//! running kernel lacks types or symbols, and for source lines. It is used if it is of the very kernel that runs.
+//! The kernel's vmlinux, where it lies beside the file of QEMU's -kernel, as it does for who builds
+//! kernels. It is of use where the running kernel lacks types or symbols, and for source lines. It
+//! is used if it is of the very kernel that runs.
 
 use crate::output;
 use guest_symbols::elf::Elf;
@@ -26,7 +27,8 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// By the command line of this QEMU. Called before it goes to the background, and so to another folder.
+    /// By the command line of this QEMU. Called before it goes to the background, and so to another
+    /// folder.
     pub fn this_qemu() -> Beside {
         let words = std::fs::read("/proc/self/cmdline").unwrap_or_default();
         let here = std::env::current_dir().ok();
@@ -71,8 +73,9 @@ impl Beside {
         self.vmlinux.iter().map(PathBuf::as_path).filter(|path| path.is_file())
     }
 
-    /// Gives the running kernel what it lacks, of a vmlinux that is its own. `found` is what its memory alone says, `at` and
-    /// `phys` a place in its text. All that stands still while this is done: of a large vmlinux it takes half a second, once.
+    /// Gives the running kernel what it lacks, of a vmlinux that is its own. `found` is what its
+    /// memory alone says, `at` and `phys` a place in its text. All that stands still while this is
+    /// done: of a large vmlinux it takes half a second, once.
     ///
     /// # Errors
     /// What the kernel lacks, with a sentence for each vmlinux that was not used.
@@ -115,8 +118,9 @@ impl Beside {
         }
     }
 
-    /// Source lines of the running kernel and its modules, where its vmlinux has them. What it costs where there is no vmlinux is
-    /// to look for one; where there is one its headers are read, and the rest when a line is asked for.
+    /// Source lines of the running kernel and its modules, where its vmlinux has them. What it
+    /// costs where there is no vmlinux is to look for one; where there is one its headers are read,
+    /// and the rest when a line is asked for.
     pub fn lines(&self, kernel: &Kernel, memory: &impl GuestMemory) -> Option<Lines> {
         let ours = Identity::of_guest(kernel, memory);
         for path in self.files() {

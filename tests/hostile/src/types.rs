@@ -7,7 +7,8 @@ use guest_symbols::types::dwarf::{Info, Sections, translate};
 
 /// The build id of what was kept.
 const ID: [u8; 20] = [0xab; 20];
-/// Bytes of BTF for a byte of debugging information, at most: a member, with its name, takes 12 and has one byte at least.
+/// Bytes of BTF for a byte of debugging information, at most: a member, with its name, takes 12 and
+/// has one byte at least.
 const MOST: usize = 64;
 
 /// A byte for what follows: a file of the cache, or sections, each behind its length.

@@ -6,8 +6,9 @@ use crate::symbols::readable;
 use std::fmt::Write;
 
 impl Btf {
-    /// Every struct, union, enum and function with a name, such as `struct page`, and all that can be asked of it. A
-    /// name that is defined more than once is there as often. For tests: a kernel's types are some 10 MB of words.
+    /// Every struct, union, enum and function with a name, such as `struct page`, and all that can
+    /// be asked of it. A name that is defined more than once is there as often. For tests: a
+    /// kernel's types are some 10 MB of words.
     pub fn definitions(&self) -> impl Iterator<Item = (String, String)> {
         self.types.iter().filter(|ty| ty.name != 0).filter_map(|ty| {
             let what = match ty.kind() {

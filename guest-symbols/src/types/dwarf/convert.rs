@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const MAX_CHAIN: usize = 32;
 /// Depth of anonymous structs in one another, and of arrays of arrays.
 const MAX_DEPTH: usize = 12;
-/// Members of a struct, with those of anonymous structs in it: anonymous structs may be parts of each other in any number.
+/// Members of a struct, with those of anonymous structs in it: anonymous structs may be parts of
+/// each other in any number.
 const MAX_PARTS: usize = 1 << 14;
 /// Members, parameters or enumerators of one list: BTF counts them in 16 bits.
 const MAX_LIST: usize = 0xffff;
@@ -147,7 +148,8 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         Ok(Some(Definition { name, body }))
     }
 
-    /// Calls `each` with the children of the entry that was read last, until it says that there are enough.
+    /// Calls `each` with the children of the entry that was read last, until it says that there are
+    /// enough.
     fn children(
         &mut self,
         mut raw: EntriesRaw<'c, Bytes<'b>>,
@@ -241,8 +243,8 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         Ok(names)
     }
 
-    /// Follows typedefs and qualifiers, as far as they are in this unit: where the type is, the entries after it, and itself.
-    /// `Err` of another unit's offset.
+    /// Follows typedefs and qualifiers, as far as they are in this unit: where the type is, the
+    /// entries after it, and itself. `Err` of another unit's offset.
     fn follow(&self, mut to: To) -> Result<Option<Result<Place<'a, 'b, 'c>, u64>>, gimli::Error> {
         for _ in 0..MAX_CHAIN {
             let at = match to {
@@ -310,7 +312,8 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         })
     }
 
-    /// The struct or union that a pointer leads to, if it has a name. Of another unit's types nobody asks that.
+    /// The struct or union that a pointer leads to, if it has a name. Of another unit's types
+    /// nobody asks that.
     fn target(&self, to: To) -> Result<Option<(What, Name<'a>)>, gimli::Error> {
         let Some((_, entry)) = self.stripped(to)? else { return Ok(None) };
         let what = match entry.tag {

@@ -6,7 +6,8 @@ use crate::types::btf::kind;
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 
-/// References from one unit to another followed before a chain counts as a loop, and structs in one another.
+/// References from one unit to another followed before a chain counts as a loop, and structs in one
+/// another.
 const MAX_DEPTH: usize = 32;
 /// Bits of a member's offset beside the width of a bit field.
 const OFFSET_BITS: u32 = 24;

@@ -71,7 +71,8 @@ impl Entry<'_> {
 }
 
 impl<'a, 'b> Unit<'a, 'b> {
-    /// The unit of these bytes, which begins at `start`, and the entries in its root; `None` where those are of no interest.
+    /// The unit of these bytes, which begins at `start`, and the entries in its root; `None` where
+    /// those are of no interest.
     pub fn open(
         sections: &'b Sections<'a>,
         start: u64,
@@ -108,7 +109,8 @@ impl<'a, 'b> Unit<'a, 'b> {
                 match (attribute.name(), attribute.value()) {
                     (dw::DW_AT_dwo_name | dw::DW_AT_GNU_dwo_name, _) => return Err(None),
                     (dw::DW_AT_str_offsets_base, AttributeValue::DebugStrOffsetsBase(at)) => base = Some(at),
-                    // Its names are not those of C, as pahole --lang_exclude=rust leaves them out (scripts/Makefile.btf).
+                    // Its names are not those of C, as pahole --lang_exclude=rust leaves them out
+                    // (scripts/Makefile.btf).
                     (dw::DW_AT_language, AttributeValue::Language(dw::DW_LANG_Rust)) => is_wanted = false,
                     _ => {}
                 }

@@ -1,11 +1,12 @@
 //! Types from DWARF 4 and 5, as gcc and clang write it, translated into BTF.
 //!
-//! A kernel's units repeat the same headers thousands of times. [`scan`] looks at the outermost entries of each unit and
-//! finds where each name is defined. [`convert`] reads one definition of each. [`encode`] writes them as BTF, with what
-//! somebody asks for: typedefs and qualifiers are followed, and parameters have names and no types.
+//! A kernel's units repeat the same headers thousands of times. [`scan`] looks at the outermost
+//! entries of each unit and finds where each name is defined. [`convert`] reads one definition of
+//! each. [`encode`] writes them as BTF, with what somebody asks for: typedefs and qualifiers are
+//! followed, and parameters have names and no types.
 //!
-//! `.debug_info` is read unit by unit where it is not compressed, so that memory is needed for the names alone.
-//! All of it is untrusted: each step is bounded by the length of the sections.
+//! `.debug_info` is read unit by unit where it is not compressed, so that memory is needed for the
+//! names alone. All of it is untrusted: each step is bounded by the length of the sections.
 
 mod convert;
 mod encode;
@@ -140,7 +141,8 @@ pub fn translate(sections: &Sections<'_>) -> Result<Vec<u8>, DwarfError> {
     })?;
     let mut wanted = scan::merge(found, sections);
     let mut parts: Vec<convert::Converted<'_>> = Vec::new();
-    // A member takes more than a byte, but is read again wherever the struct without a name is that it is in.
+    // A member takes more than a byte, but is read again wherever the struct without a name is that
+    // it is in.
     let most = AtomicU64::new(sections.info.len());
     for _ in 0..MAX_ROUNDS {
         if wanted.is_empty() {

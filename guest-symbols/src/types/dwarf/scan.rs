@@ -75,8 +75,8 @@ fn entries(unit: &Unit<'_, '_>, children: usize, out: &mut Found) -> Result<(), 
         }
         match (what, name) {
             _ if is_declaration => {}
-            // What is inlined as well has its name at the entry that both come from. What is neither inlined nor has code of
-            // its own shares that of an equal function.
+            // What is inlined as well has its name at the entry that both come from. What is
+            // neither inlined nor has code of its own shares that of an equal function.
             (Some(What::Function), _) if has_code || (name.is_some() && !is_inline) => {
                 out.functions.push(origin.map_or(unit.start + at as u64, |to| unit.anywhere(to)));
             }
@@ -100,7 +100,8 @@ fn entries(unit: &Unit<'_, '_>, children: usize, out: &mut Found) -> Result<(), 
     Ok(())
 }
 
-/// One definition of each name: of several that differ in size that which most units have, and of those the first.
+/// One definition of each name: of several that differ in size that which most units have, and of
+/// those the first.
 pub(super) fn merge(found: Vec<Found>, sections: &Sections<'_>) -> Vec<Wanted> {
     let mut all: HashMap<Key, Seen> = HashMap::new();
     let mut wanted = Vec::new();

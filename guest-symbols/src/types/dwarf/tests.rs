@@ -1,4 +1,5 @@
-//! Against what compilers make of a small file: what its types are the source says, and the compiler's own `sizeof`.
+//! Against what compilers make of a small file: what its types are the source says, and the
+//! compiler's own `sizeof`.
 
 use super::{DwarfError, read};
 use crate::btf::Btf;
@@ -42,7 +43,8 @@ void many(const char *format, ...) { struct outer o; elsewhere(&o, inlined(twin(
 union both *unions(union both *u) { return u; }
 ";
 
-/// A function of the same name as another's, and another prototype; and a struct of the same name as another's, and another size.
+/// A function of the same name as another's, and another prototype; and a struct of the same name
+/// as another's, and another size.
 const OTHER: &str = "
 struct list { int other; };
 static __attribute__((noinline)) int twin(int a, struct list *b) { return a + b->other; }
