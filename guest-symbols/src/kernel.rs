@@ -6,6 +6,7 @@
 //! independently. Neither has to be guessed.
 
 use crate::btf::Btf;
+use crate::config::{self, how_to_set};
 use crate::kallsyms::{self, KallsymsError};
 use crate::memory::{GuestMemory, MemoryError, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use crate::paging::{PageTables, Translation};
@@ -33,7 +34,10 @@ pub enum KernelError {
     #[error("no Linux kernel around {0:?}")]
     NotLinux(VirtAddr),
     /// Linux, but its symbols cannot be read.
-    #[error("Linux {release} has no usable kallsyms ({why}); pass symbols=PATH with its vmlinux or System.map")]
+    #[error(
+        "Linux {release} has no usable kallsyms ({why}); {}; or pass symbols=PATH with its vmlinux or System.map",
+        how_to_set(&config::SYMBOLS)
+    )]
     NoSymbols {
         /// Its release, as in `uname -r`.
         release: String,
@@ -42,13 +46,23 @@ pub enum KernelError {
     },
     /// Linux without CONFIG_KALLSYMS_ALL.
     #[error(
-        "Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); pass symbols=PATH with its vmlinux or System.map"
+        "Linux {release} has no data symbols, such as {symbol} (CONFIG_KALLSYMS_ALL is off); {}; or pass symbols=PATH with its vmlinux or System.map",
+        how_to_set(&config::SYMBOLS[1..])
     )]
     NoDataSymbols {
         /// Its release, as in `uname -r`.
         release: String,
         /// The first symbol that is missing.
         symbol: &'static str,
+    },
+    /// Linux without CONFIG_DEBUG_INFO_BTF, and no file that describes its structs.
+    #[error(
+        "Linux {release} has no types (CONFIG_DEBUG_INFO_BTF is off), and no vmlinux with debugging information is known; {}, and start it with -kernel from where it was built; or pass symbols=PATH with its vmlinux",
+        how_to_set(&config::TYPES)
+    )]
+    NoTypes {
+        /// Its release, as in `uname -r`.
+        release: String,
     },
     /// The user's symbol file does not match.
     #[error(transparent)]
@@ -59,13 +73,13 @@ pub enum KernelError {
 pub struct Kernel {
     /// Names and addresses, with the slide included.
     pub symbols: SymbolTable,
-    /// Types. `None` for kernels without CONFIG_DEBUG_INFO_BTF.
+    /// Types: the kernel's own, or those of a file. `None` if neither has any.
     pub btf: Option<Btf>,
     /// Its unwind table.
     pub orc: Option<Orc>,
     /// Its release, as in `uname -r`.
     pub release: String,
-    /// Whether the symbols are from the user's file and not the kernel's own.
+    /// Whether symbols or types are from a file and not the kernel's own.
     pub from_file: bool,
     /// The parts of the image that this was read from, as ranges of physical addresses. The same
     /// kernel is found again if only these are kept.
@@ -135,9 +149,11 @@ impl Kernel {
                 .map_or(release, str::to_owned);
             let own = find_btf(image, base, &symbols);
             parts.extend(own.as_ref().map(|(place, _)| place.clone()));
-            let btf = own
-                .map(|(_, btf)| btf)
-                .or_else(|| file.and_then(|f| f.btf.as_deref()).and_then(|b| Btf::parse(b).ok()));
+            let btf = match (own, file) {
+                (Some((_, btf)), _) => Some(btf),
+                (None, Some(file)) => file.types()?,
+                (None, None) => None,
+            };
             let at_symbol = |name: &str| symbols.lookup(name).map(|at| at.wrapping_sub(base) as usize);
             parts.extend(at_symbol("linux_banner").map(|at| at..at.saturating_add(MAX_BANNER)));
             parts.extend(UNWIND_TABLES.iter().filter_map(|(from, to)| Some(at_symbol(from)?..at_symbol(to)?)));
@@ -159,6 +175,15 @@ impl Kernel {
             });
         }
         Err(best)
+    }
+
+    /// Sets types that a file of the same kernel has.
+    pub fn take_types(&mut self, memory: &impl StoppedMemory, btf: Btf) {
+        let image_offset = self.image_offset;
+        let image_phys = |at: VirtAddr| PhysAddr(at.0.wrapping_add(image_offset));
+        self.orc = Orc::read(memory, &self.symbols, Some(&btf), image_phys);
+        self.btf = Some(btf);
+        self.from_file = true;
     }
 
     /// Address of a symbol.
@@ -286,4 +311,34 @@ fn find_btf(image: &[u8], base: u64, symbols: &SymbolTable) -> Option<(Range<usi
     }
     // Header of version 1, no flags, 24 bytes long (include/uapi/linux/btf.h).
     memmem::find_iter(image, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).find_map(parse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The errors show the options to set, in the syntax of the usual build tools.
+    #[test]
+    fn errors_show_the_options_to_set() {
+        let release = || "6.12".to_owned();
+        let why = KallsymsError::NoTokens;
+        let all = "KALLSYMS=y CONFIG_DEBUG_KERNEL=y CONFIG_KALLSYMS_ALL=y in its .config";
+        let data = "DEBUG_KERNEL=y CONFIG_KALLSYMS_ALL=y in its .config";
+        let types = "DEBUG_KERNEL=y CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y in its .config";
+        for (error, config, last) in [
+            (KernelError::NoSymbols { release: release(), why }, all, "KALLSYMS_ALL"),
+            (KernelError::NoDataSymbols { release: release(), symbol: "init_top_pgt" }, data, "KALLSYMS_ALL"),
+            (KernelError::NoTypes { release: release() }, types, "DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT"),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains(&format!("build it with CONFIG_{config}")), "{text}");
+            for before in ["--configitem", "--kconfig_add"] {
+                assert!(text.contains(&format!("{before} CONFIG_{last}=y")), "{text}");
+            }
+            assert!(
+                text.contains("vng --build") && text.contains("kunit.py run") && text.contains("symbols=PATH"),
+                "{text}"
+            );
+        }
+    }
 }

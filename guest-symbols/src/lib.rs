@@ -6,7 +6,8 @@
 //! - [`memory`]: addresses, the trait, and a memory made of byte slices for tests
 //! - [`paging`], [`view`]: virtual to physical addresses
 //! - [`kallsyms`], [`symbols`], [`symbol_file`]: names and addresses
-//! - [`btf`]: types and function prototypes
+//! - [`types`]: types and function prototypes, of BTF and of DWARF
+//! - [`elf`]: files of the host: vmlinux and modules
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
 //! - [`code`]: the code of the kernel and its modules, for unwinding
@@ -14,6 +15,8 @@
 //!   [`modules`]: the kernel's own structures
 //! - [`allocators`]: allocators besides the slab
 //! - [`kasan`]: structures of the kernel's address sanitizer
+//! - [`identity`]: whether a vmlinux belongs to the running kernel
+//! - [`config`]: options of the kernel's configuration
 //! - [`corruption`]: corruption found in these structures
 //!
 //! Guest memory is untrusted input. Every length, count and pointer read from it is bounded. No
@@ -22,10 +25,12 @@
 #![forbid(unsafe_code)]
 
 pub mod allocators;
-pub mod btf;
 pub mod code;
+pub mod config;
 pub mod corruption;
+pub mod elf;
 pub mod free_pages;
+pub mod identity;
 mod image_pages;
 pub mod kallsyms;
 pub mod kasan;
@@ -40,9 +45,11 @@ pub mod slab_walk;
 pub mod symbol_file;
 pub mod symbols;
 pub mod tasks;
+pub mod types;
 pub mod unwind;
 pub mod view;
 pub mod vmap;
 
 pub use kernel::Kernel;
 pub use memory::{GuestMemory, MemoryError, PhysAddr, VirtAddr};
+pub use types::btf;

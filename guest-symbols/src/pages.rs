@@ -76,7 +76,8 @@ fn are_written(kernel: &Kernel, memory: &impl GuestMemory) -> bool {
 pub enum PagesError {
     /// There is no BTF, or it lacks a member that is needed.
     #[error(
-        "the kernel's BTF does not describe struct page (CONFIG_DEBUG_INFO_BTF is off); pass symbols=PATH with its vmlinux"
+        "the kernel's types do not describe struct page (CONFIG_DEBUG_INFO_BTF is off); {}; or pass symbols=PATH with its vmlinux",
+        crate::config::how_to_set(&crate::config::TYPES)
     )]
     Layout,
     /// The array of page descriptors is not mapped yet.

@@ -3,12 +3,13 @@
 //! They are for kernels whose own table is missing or lacks data symbols. A file of another kernel
 //! is rejected, because wrong symbols are worse than none.
 
+use crate::btf::Btf;
+use crate::elf::{Elf, ElfError};
 use crate::kallsyms::has_code;
 use crate::memory::VirtAddr;
-use crate::symbols::find_release;
-use crate::symbols::{SymbolTable, SymbolTableBuilder};
+use crate::symbols::{SymbolTable, SymbolTableBuilder, find_release};
+use crate::types::{self, dwarf::DwarfError};
 use memchr::memmem;
-use object::{Object, ObjectSection, ObjectSymbol};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -16,8 +17,8 @@ use std::{fs, io};
 /// The slide of text is a multiple of CONFIG_PHYSICAL_ALIGN, which is at least 2 MiB on x86-64.
 const SLIDE_ALIGN: u64 = 2 << 20;
 
-/// The largest file in bytes. A vmlinux with all debugging information has about 1 GiB.
-const MAX_BYTES: u64 = 4 << 30;
+/// The largest text in bytes. A System.map has about 10 MiB. Of a vmlinux only parts are read.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Why a symbol file was rejected.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +43,19 @@ pub enum SymbolFileError {
         /// What is wrong with it.
         why: String,
     },
+    /// Its debugging information gives no types.
+    #[error(
+        "{path} gives no types: {why}; build the kernel with CONFIG_DEBUG_INFO_BTF=y, or without CONFIG_DEBUG_INFO_SPLIT"
+    )]
+    Types {
+        /// The path of the file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: DwarfError,
+    },
     /// It has the symbols of another kernel.
     #[error(
-        "symbols={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
+        "{path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
     )]
     OtherKernel {
         /// The path from the user.
@@ -63,8 +74,10 @@ pub struct SymbolFile {
     /// The whole `linux_banner` of a vmlinux.
     banner: Option<String>,
     build_id: Option<Vec<u8>>,
-    /// The `.BTF` section of a vmlinux.
-    pub btf: Option<Vec<u8>>,
+    /// Types that came with a map.
+    btf: Option<Vec<u8>>,
+    /// The vmlinux itself.
+    elf: Option<Elf>,
 }
 
 /// The bytes of a file. Its size must be known, because a pipe or a device may have no end.
@@ -87,8 +100,19 @@ impl SymbolFile {
     /// # Errors
     /// [`SymbolFileError::Unreadable`] or [`SymbolFileError::Format`].
     pub fn open(path: &Path) -> Result<SymbolFile, SymbolFileError> {
-        let data = bytes(path).map_err(|why| SymbolFileError::Unreadable { path: path.into(), why })?;
-        SymbolFile::parse(path, &data)
+        let unreadable = |why| SymbolFileError::Unreadable { path: path.into(), why };
+        let mut head = [0; 4];
+        if fs::metadata(path).is_ok_and(|about| about.is_file())
+            && fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+            && head == *b"\x7fELF"
+        {
+            return match Elf::open(path) {
+                Ok(elf) => SymbolFile::of_elf(path, elf),
+                Err(ElfError::Unreadable(why)) => Err(unreadable(why)),
+                Err(ElfError::NoElf(why)) => Err(SymbolFileError::Format { path: path.into(), why: why.to_string() }),
+            };
+        }
+        SymbolFile::parse(path, &bytes(path).map_err(unreadable)?)
     }
 
     /// Parses the content of a file, as in [`SymbolFile::open`]. `path` is only for errors.
@@ -96,10 +120,33 @@ impl SymbolFile {
     /// # Errors
     /// [`SymbolFileError::Format`].
     pub fn parse(path: &Path, data: &[u8]) -> Result<SymbolFile, SymbolFileError> {
-        let parsed = if data.starts_with(b"\x7fELF") { parse_elf(data) } else { parse_text(data) };
-        parsed
+        let format = |why| SymbolFileError::Format { path: path.into(), why };
+        if data.starts_with(b"\x7fELF") {
+            let elf = Elf::of_bytes(data.into()).map_err(|why| format(why.to_string()))?;
+            return SymbolFile::of_elf(path, elf);
+        }
+        parse_text(data).map(|file| SymbolFile { path: path.into(), ..file }).map_err(format)
+    }
+
+    /// Like [`SymbolFile::open`], for a vmlinux that is already open.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::Format`].
+    pub fn of_elf(path: &Path, elf: Elf) -> Result<SymbolFile, SymbolFileError> {
+        parse_elf(elf)
             .map(|file| SymbolFile { path: path.into(), ..file })
             .map_err(|why| SymbolFileError::Format { path: path.into(), why })
+    }
+
+    /// The types in the file, if it has any.
+    ///
+    /// # Errors
+    /// [`SymbolFileError::Types`].
+    pub fn types(&self) -> Result<Option<Btf>, SymbolFileError> {
+        if let Some(elf) = &self.elf {
+            return types::of_file(elf).map_err(|why| SymbolFileError::Types { path: self.path.clone(), why });
+        }
+        Ok(self.btf.as_deref().and_then(|blob| Btf::parse(blob).ok()))
     }
 
     /// Makes a file from the text of a System.map and from the matching types. `path` is only for
@@ -219,41 +266,14 @@ fn find_build_id(notes: &[u8]) -> Option<&[u8]> {
     notes.get(at..at + 20)
 }
 
-fn parse_elf(data: &[u8]) -> Result<SymbolFile, String> {
-    let elf = object::File::parse(data).map_err(|e| e.to_string())?;
-    if elf.architecture() != object::Architecture::X86_64 {
-        return Err(format!("an ELF file for {:?}", elf.architecture()));
-    }
-    let mut symbols = Vec::new();
-    for s in elf.symbols() {
-        let Ok(name) = s.name() else { continue };
-        if name.is_empty()
-            || s.is_undefined()
-            || matches!(s.kind(), object::SymbolKind::File | object::SymbolKind::Section)
-        {
-            continue;
-        }
-        let kind = if s.kind() == object::SymbolKind::Text { b't' } else { b'd' };
-        let kind = if s.is_global() { kind.to_ascii_uppercase() } else { kind };
-        symbols.push((s.address(), kind, name.to_owned()));
-    }
+fn parse_elf(elf: Elf) -> Result<SymbolFile, String> {
+    let symbols = elf.symbols().map_err(|why| why.to_string())?;
     if symbols.is_empty() {
         return Err("it has no symbol table (stripped)".to_owned());
     }
-    let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(addr, ..)| {
-        let section = elf.sections().find(|s| addr.checked_sub(s.address()).is_some_and(|at| at < s.size()))?;
-        // A section without content in the file has no data.
-        let bytes = section.data().ok()?.get((addr - section.address()) as usize..)?;
-        let end = memchr::memchr2(b'\n', 0, bytes)?;
-        Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
-    });
-    Ok(SymbolFile {
-        path: PathBuf::new(),
-        symbols,
-        banner,
-        build_id: elf.build_id().ok().flatten().map(<[u8]>::to_vec),
-        btf: elf.section_by_name(".BTF").and_then(|s| s.data().ok()).map(<[u8]>::to_vec),
-    })
+    let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(at, ..)| elf.banner_at(*at));
+    let build_id = elf.build_id();
+    Ok(SymbolFile { path: PathBuf::new(), symbols, banner, build_id, btf: None, elf: Some(elf) })
 }
 
 /// Parses a System.map or /proc/kallsyms: `ADDRESS LETTER NAME`. The latter has `[module]` after
@@ -282,7 +302,7 @@ fn parse_text(data: &[u8]) -> Result<SymbolFile, String> {
     if symbols.iter().all(|(addr, ..)| *addr == 0) {
         return Err("all addresses are 0: read /proc/kallsyms as root, with kernel.kptr_restrict=0".to_owned());
     }
-    Ok(SymbolFile { path: PathBuf::new(), symbols, banner: None, build_id: None, btf: None })
+    Ok(SymbolFile { path: PathBuf::new(), symbols, banner: None, build_id: None, btf: None, elf: None })
 }
 
 #[cfg(test)]

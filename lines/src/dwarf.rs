@@ -1,11 +1,11 @@
 //! Source locations of addresses, from DWARF 4 or 5.
 
-use crate::elf::Elf;
-use crate::error::{DwarfError, SectionError};
+use crate::error::DwarfError;
 use crate::paths;
 use crate::place::Place;
 use addr2line::Context;
 use gimli::{Dwarf, EndianArcSlice, LittleEndian, Reader, SectionId, UnitRef};
+use guest_symbols::elf::{Elf, SectionError};
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Errors. [`LinesError`] says which file, what is wrong, and what to do about it.
 
-use object::{RelocationFlags, elf};
+use guest_symbols::elf::{ElfFlaw, SectionError};
 use std::path::PathBuf;
 
 /// Why there is no debugging information.
@@ -66,20 +66,6 @@ pub enum LinesError {
     },
 }
 
-/// Why a file is not an ELF file of an x86-64 kernel.
-#[derive(Debug, thiserror::Error)]
-pub enum ElfFlaw {
-    /// The headers are malformed.
-    #[error(transparent)]
-    Headers(#[from] object::read::Error),
-    /// The file is for another machine.
-    #[error("it is for machine {0:?} of ELF's list")]
-    Machine(elf::Machine),
-    /// The file is relocatable and not named like a module.
-    #[error("it is an object file whose name does not end in .ko or .ko.debug")]
-    ObjectFile,
-}
-
 /// Why debugging information cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DwarfError {
@@ -89,37 +75,4 @@ pub enum DwarfError {
     /// The contents of the sections are malformed.
     #[error(transparent)]
     Contents(#[from] gimli::Error),
-}
-
-/// A section that cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("section {name}: {why}")]
-pub struct SectionError {
-    /// The name of the section.
-    pub name: String,
-    /// What is wrong with it.
-    pub why: SectionFlaw,
-}
-
-/// Why a section cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum SectionFlaw {
-    /// The headers or the compressed data are malformed.
-    #[error(transparent)]
-    Elf(#[from] object::read::Error),
-    /// The file cannot be read.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// The decompressed size, in bytes, is implausible.
-    #[error("{0} bytes when decompressed")]
-    TooLarge(u64),
-    /// The section ends behind the file.
-    #[error("it extends past the end of the file")]
-    BeyondFile,
-    /// The kind of a relocation is not supported.
-    #[error("a relocation of unknown type, {0:?}")]
-    UnknownRelocation(RelocationFlags),
-    /// A relocation points behind the section. The field is its offset in bytes.
-    #[error("a relocation outside of it")]
-    RelocationOutside(u64),
 }

@@ -1,7 +1,8 @@
 //! Finds the files at and below a path.
 
-use crate::elf::Elf;
-use crate::error::{ElfFlaw, LinesError};
+use crate::error::LinesError;
+use guest_symbols::elf::{Elf, ElfError, ElfFlaw};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Most nested folders. Links to folders are not followed, so cycles are impossible.
@@ -16,16 +17,30 @@ pub enum Found {
     Module(String, PathBuf),
 }
 
+/// Opens a file with debugging information.
+///
+/// # Errors
+/// `Missing`, `Unreadable`, `NoElf` or `NoDwarf`.
+pub fn open(path: &Path) -> Result<Elf, LinesError> {
+    let path = || path.to_owned();
+    let elf = Elf::open(&path()).map_err(|why| match why {
+        ElfError::Unreadable(why) if why.kind() == ErrorKind::NotFound => LinesError::Missing { path: path() },
+        ElfError::Unreadable(why) => LinesError::Unreadable { path: path(), why },
+        ElfError::NoElf(why) => LinesError::NoElf { path: path(), why },
+    })?;
+    if elf.has_dwarf() { Ok(elf) } else { Err(LinesError::NoDwarf { path: path() }) }
+}
+
 /// The file at `path`, or the files in this folder, in a fixed order. A vmlinux is checked for
 /// debugging information. Modules in folders are found by name only.
 pub fn find(path: &Path) -> Result<Vec<Found>, LinesError> {
     let unreadable = |why| LinesError::Unreadable { path: path.to_owned(), why };
     let about = std::fs::metadata(path).map_err(|why| match why.kind() {
-        std::io::ErrorKind::NotFound => LinesError::Missing { path: path.to_owned() },
+        ErrorKind::NotFound => LinesError::Missing { path: path.to_owned() },
         _ => unreadable(why),
     })?;
     if !about.is_dir() {
-        let elf = Elf::open(path)?;
+        let elf = open(path)?;
         return match module_name(path) {
             Some(name) => Ok(vec![Found::Module(name, path.to_owned())]),
             None if elf.is_relocatable() => Err(LinesError::NoElf { path: path.to_owned(), why: ElfFlaw::ObjectFile }),
@@ -37,6 +52,21 @@ pub fn find(path: &Path) -> Result<Vec<Found>, LinesError> {
     std::fs::read_dir(path).map_err(unreadable)?;
     walk(path, 0, &mut found);
     Ok(found)
+}
+
+/// The modules below `trees` at any depth and directly in `folder`, by name. Unreadable folders are
+/// left out.
+pub fn modules(trees: &[PathBuf], folder: Option<&Path>) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    trees.iter().for_each(|tree| walk(tree, 0, &mut found));
+    if let Some(folder) = folder {
+        walk(folder, MAX_DEPTH, &mut found);
+    }
+    let module = |found| match found {
+        Found::Module(name, path) => Some((name, path)),
+        Found::Vmlinux(_) => None,
+    };
+    found.into_iter().filter_map(module).collect()
 }
 
 fn walk(folder: &Path, depth: usize, found: &mut Vec<Found>) {
@@ -51,7 +81,7 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<Found>) {
             }
         } else if let Some(name) = module_name(&path) {
             found.push(Found::Module(name, path));
-        } else if is_vmlinux(&path) && Elf::open(&path).is_ok_and(|elf| !elf.is_relocatable()) {
+        } else if is_vmlinux(&path) && open(&path).is_ok_and(|elf| !elf.is_relocatable()) {
             // Distributions add links with other names.
             let same = |f: &Found| matches!(f, Found::Vmlinux(p) if p.canonicalize().ok() == path.canonicalize().ok());
             if !found.iter().any(same) {

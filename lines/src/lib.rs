@@ -6,10 +6,8 @@
 //!
 //! - [`Lines`]: the files, and lookups in them
 //! - `files`: finds the files below a path
-//! - `elf`: sections, relocated if the file is a module
 //! - `dwarf`: source locations of addresses
 //! - `paths`: file names relative to the kernel's tree
-//! - `identity`: whether a file belongs to the running kernel
 //! - [`LinesError`] and [`Place`]
 //!
 //! A file is opened at the first lookup in it. Sections are read, not mapped. Of the 590 MB of
@@ -44,10 +42,8 @@
 #![forbid(unsafe_code)]
 
 mod dwarf;
-mod elf;
 mod error;
 mod files;
-mod identity;
 mod paths;
 mod place;
 #[cfg(test)]
@@ -55,14 +51,14 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use error::{DwarfError, ElfFlaw, LinesError, SectionError, SectionFlaw};
+pub use error::{DwarfError, LinesError};
 pub use place::Place;
 
 use dwarf::Debug;
-use elf::Elf;
 use files::Found;
+use guest_symbols::elf::Functions;
+use guest_symbols::identity::Identity;
 use guest_symbols::{GuestMemory, Kernel};
-use identity::Identity;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -72,9 +68,27 @@ struct File {
     opened: OnceLock<Option<Opened>>,
 }
 
+/// Folders that may contain modules.
+struct Further {
+    /// Folders that are searched at any depth.
+    trees: Vec<PathBuf>,
+    /// A folder that is searched without its subfolders.
+    folder: Option<PathBuf>,
+    modules: OnceLock<Vec<(String, File)>>,
+}
+
+impl Further {
+    fn modules(&self) -> &[(String, File)] {
+        self.modules.get_or_init(|| {
+            let below = files::modules(&self.trees, self.folder.as_deref());
+            below.into_iter().map(|(name, path)| (name, File::new(path))).collect()
+        })
+    }
+}
+
 struct Opened {
     debug: Mutex<Debug>,
-    functions: elf::Functions,
+    functions: Functions,
     /// The kernel release that a module was built for.
     release: Option<String>,
 }
@@ -85,6 +99,8 @@ struct Opened {
 pub struct Lines {
     vmlinux: Vec<File>,
     modules: Vec<(String, File)>,
+    /// Modules of the running kernel that are searched at the first lookup in a module.
+    further: Option<Further>,
     /// The running kernel's index in `vmlinux`, and its release.
     running: OnceLock<(Option<usize>, String)>,
     problems: Mutex<Vec<LinesError>>,
@@ -111,7 +127,23 @@ impl Lines {
                 return Err(LinesError::NothingFound { path: path.clone() });
             }
         }
-        Ok(Lines { vmlinux, modules, running: OnceLock::new(), problems: Mutex::default() })
+        Ok(Lines { vmlinux, modules, further: None, running: OnceLock::new(), problems: Mutex::default() })
+    }
+
+    /// Takes a vmlinux that belongs to the running kernel, whose release is `release`. Its modules
+    /// are searched below `trees` and in `folder`, at the first lookup in a module.
+    pub fn of_running(vmlinux: &Path, release: &str, trees: &[PathBuf], folder: Option<&Path>) -> Lines {
+        Lines {
+            vmlinux: vec![File::new(vmlinux.to_owned())],
+            modules: Vec::new(),
+            further: Some(Further {
+                trees: trees.to_owned(),
+                folder: folder.map(Path::to_owned),
+                modules: OnceLock::new(),
+            }),
+            running: OnceLock::from((Some(0), release.to_owned())),
+            problems: Mutex::default(),
+        }
     }
 
     /// Finds the vmlinux of the running kernel, which [`Lines::kernel`] then uses.
@@ -131,7 +163,7 @@ impl Lines {
         let mut refused = None;
         let mut found = None;
         for (i, file) in self.vmlinux.iter().enumerate() {
-            match Elf::open(&file.path).map(|elf| Identity::of_file(&elf, ours)) {
+            match files::open(&file.path).map(|elf| Identity::of_file(&elf, ours)) {
                 Ok(theirs) if theirs.is(ours) => {
                     found = Some(i);
                     break;
@@ -178,7 +210,8 @@ impl Lines {
     /// matches.
     pub fn module(&self, module: &str, function: &str, offset: u64, size: u64) -> Vec<Place> {
         let release = self.running.get().map(|(_, release)| release.as_str());
-        for (_, file) in self.modules.iter().filter(|(name, _)| name == module) {
+        let further = self.further.as_ref().map_or(&[][..], Further::modules);
+        for (_, file) in self.modules.iter().chain(further).filter(|(name, _)| name == module) {
             let Some(opened) = self.opened(file) else { continue };
             // A folder may hold modules of several kernels.
             if release.is_some() && opened.release.is_some() && opened.release.as_deref() != release {
@@ -201,6 +234,8 @@ impl Lines {
     fn opened<'a>(&self, file: &'a File) -> Option<&'a Opened> {
         let opened = file.opened.get_or_init(|| match Opened::new(&file.path) {
             Ok(opened) => Some(opened),
+            // The user did not name the module, so it may lack debugging information.
+            Err(LinesError::NoDwarf { .. }) if self.further.is_some() => None,
             Err(why) => {
                 lock(&self.problems).push(why);
                 None
@@ -229,7 +264,7 @@ impl File {
 
 impl Opened {
     fn new(path: &Path) -> Result<Opened, LinesError> {
-        let elf = Elf::open(path)?;
+        let elf = files::open(path)?;
         let debug = Debug::read(&elf).map_err(|why| LinesError::BadDwarf { path: path.to_owned(), why })?;
         Ok(Opened { debug: Mutex::new(debug), functions: elf.functions(), release: elf.vermagic() })
     }

@@ -1,9 +1,9 @@
 //! Compares results with files compiled by gcc. The sources give the lines, relocations give the
 //! calls.
 
-use crate::identity::Identity;
 use crate::testing::Scratch;
 use crate::{Lines, LinesError, Place};
+use guest_symbols::identity::Identity;
 use object::{Object, ObjectSection, ObjectSymbol};
 use std::path::{Path, PathBuf};
 

@@ -9,6 +9,7 @@ mod error;
 mod hibernation;
 mod history;
 mod report_queue;
+mod vmlinux;
 
 pub use error::{NotTracked, StartError};
 
@@ -16,6 +17,7 @@ use crate::diagnostics;
 use crate::ffi::api::Block;
 use crate::ffi::panics;
 use crate::ffi::ram::Ram;
+use crate::ffi::signals;
 use crate::ffi::vcpu;
 use crate::ffi::witness::GuestStopped;
 use crate::hooks::guest::Guest;
@@ -57,7 +59,10 @@ pub struct Session {
     pub options: Options,
     output: Output,
     suppressions: Suppressions,
-    lines: Option<Lines>,
+    /// Source lines from the user's files, or from the running kernel's own vmlinux.
+    lines: Mutex<Option<Arc<Lines>>>,
+    /// Files beside the kernel's image.
+    beside: vmlinux::Beside,
     symbols: Mutex<Option<SymbolFile>>,
     search: boots::Search,
     /// Why there is no kernel, once this is known.
@@ -102,7 +107,8 @@ impl Session {
             options,
             output,
             suppressions,
-            lines,
+            lines: Mutex::new(lines.map(Arc::new)),
+            beside: vmlinux::Beside::this_qemu(),
             symbols: Mutex::new(symbols),
             search: boots::Search::default(),
             failure: Mutex::new(None),
@@ -123,6 +129,11 @@ impl Session {
     /// Where reports and messages go.
     pub fn output(&self) -> &Output {
         &self.output
+    }
+
+    /// Source lines, if there are any.
+    fn lines(&self) -> Option<Arc<Lines>> {
+        self.lines.lock().clone()
     }
 
     /// QEMU translates a block.
@@ -232,18 +243,25 @@ impl Session {
         // code that are read.
         #[expect(unsafe_code, reason = "says that the guest is stopped")]
         let stopped = unsafe { GuestStopped::new() };
-        let kernel = Kernel::find(&ram.stopped(&stopped), VirtAddr(start), phys, symbols).map_err(|e| match e {
-            KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
-            e => NotFound::Never(e.to_string()),
-        })?;
+        let kernel = {
+            let memory = ram.stopped(&stopped);
+            // Types may be read from a file, by threads that are started for that.
+            let found = signals::while_blocked(|| Kernel::find(&memory, VirtAddr(start), phys, symbols));
+            self.beside.complete(found, &memory, (VirtAddr(start), phys)).map_err(|(e, notes)| match e {
+                KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
+                e => NotFound::Never(format!("{e}{notes}")),
+            })?
+        };
         log::info!(
-            "Linux {}: {} symbols, {} BTF types, found in {:?}",
+            "Linux {}: {} symbols, {} types, found in {:?}",
             kernel.release,
             kernel.symbols.len(),
             kernel.btf.as_ref().map_or(0, |b| b.len()),
             began.elapsed()
         );
-        if let Some(Err(why)) = self.lines.as_ref().map(|lines| lines.check_kernel(&kernel, &ram)) {
+        if self.options.debug.is_empty() {
+            *self.lines.lock() = self.beside.lines(&kernel, &ram).map(Arc::new);
+        } else if let Some(Err(why)) = self.lines().map(|lines| lines.check_kernel(&kernel, &ram)) {
             diagnostics::warning(&format!("{why}; without it, frames of the kernel have no source lines"));
         }
         let wanted =

@@ -19,7 +19,6 @@ use checker::why::Path;
 use checker::{CheckError, Outcome, threads};
 use detector::control::{Count, Marked};
 use detector::report::Report;
-use lines::Lines;
 use snapshot::WriteError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -282,7 +281,7 @@ impl Session {
             memory: &memory,
             objects: &objects,
             stacks: tracker.unwinder.stacks(),
-            lines: self.lines.as_ref(),
+            lines: self.lines().as_deref(),
             registers: &collected::registers(stopped),
             modules: &modules,
             tests: &tests,
@@ -312,7 +311,7 @@ impl Session {
         self.output.write(&report);
         self.history.lock().add(&report);
         broadcast::publish(|| broadcast::scan(&report));
-        let problems = self.lines.as_ref().map(Lines::take_problems);
+        let problems = self.lines().map(|lines| lines.take_problems());
         problems.into_iter().flatten().for_each(|why| diagnostics::warning(&why.to_string()));
         log::info!("report of {} objects written in {:?}", found.outcome.unreferenced.len(), began.elapsed());
         if !last {
@@ -327,7 +326,7 @@ impl Session {
             kernel: &tracker.guest.kernel,
             modules: &tracker.modules.all(),
             stacks: tracker.unwinder.stacks(),
-            lines: self.lines.as_ref(),
+            lines: self.lines().as_deref(),
         })
     }
 }

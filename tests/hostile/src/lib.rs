@@ -24,6 +24,7 @@ pub mod seeds;
 pub mod snapshots;
 pub mod structures;
 pub mod suppressions;
+pub mod types;
 pub mod unwind;
 pub mod whole;
 
@@ -31,9 +32,10 @@ pub mod whole;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All kinds of input.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     ("kallsyms", kallsyms::check),
     ("btf", btf::check),
+    ("types", types::check),
     ("unwind", unwind::check),
     ("modules", modules::check),
     ("pages", structures::pages),

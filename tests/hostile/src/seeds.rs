@@ -1,5 +1,6 @@
 //! Seed inputs: valid data of each target's format.
 
+mod dwarf;
 mod files;
 mod image;
 mod text;
@@ -14,6 +15,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             images.into_iter().chain([after(3, &patches(13))]).collect()
         }
         "btf" => vec![after(0, &image::btf()), after(3, &patches(9))],
+        "types" => vec![dwarf::sections(4), dwarf::sections(5), dwarf::kept()],
         "unwind" => image::stacks(),
         "modules" => vec![image::module(), image::generated()],
         "pages" | "slabs" | "percpu" | "vmap" | "tasks" => vec![Vec::new(), patches(14), patches(28), patches(140)],

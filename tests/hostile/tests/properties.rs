@@ -86,6 +86,7 @@ macro_rules! properties {
 properties! {
     kallsyms 100,
     btf 100,
+    types 300,
     unwind 300,
     modules 300,
     pages 100,

@@ -9,6 +9,7 @@ use crate::memory::u32_at;
 use hashbrown::HashTable;
 use std::hash::BuildHasher;
 
+mod all;
 mod numbers;
 
 const MAGIC: u16 = 0xeb9f;
@@ -21,7 +22,7 @@ const MAX_DEPTH: usize = 8;
 /// The most members that one search examines. The largest structs of kernels have about 300.
 const MAX_MEMBERS: usize = 1 << 16;
 
-mod kind {
+pub(super) mod kind {
     pub const INT: u32 = 1;
     pub const PTR: u32 = 2;
     pub const ARRAY: u32 = 3;

@@ -1,7 +1,7 @@
 //! Compares the kernel of a vmlinux with the running one.
 
 use crate::elf::Elf;
-use guest_symbols::{GuestMemory, Kernel};
+use crate::{GuestMemory, Kernel};
 use std::fmt;
 
 /// Most bytes of the notes. A kernel has a few hundred.
