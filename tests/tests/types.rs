@@ -1,21 +1,26 @@
-//! Types that are made of debugging information: the same answers as those of BTF, and a guest
-//! whose kernel has none in its memory, as people build kernels, which needs no option.
+//! Types from debugging information. They give the same answers as BTF. A guest whose kernel has no
+//! BTF needs no option if its vmlinux lies where the kernel was built.
 
+use flate2::Compression;
+use flate2::bufread::GzDecoder;
+use flate2::write::GzEncoder;
 use guest_symbols::btf::Btf;
 use guest_symbols::elf::Elf;
-use guest_symbols::types::dwarf;
+use guest_symbols::types::{self, dwarf};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tests::program::{Program, cache, module_debug_folder, scratch, workspace};
 use tests::{Boot, Guest, planted};
 
-/// A kernel whose vmlinux has both.
-const BOTH: &str = "selfbuilt-kmemleak";
-/// A kernel without BTF.
-const NONE: &str = "selfbuilt-nobtf";
+/// The kernel of the guests. Its vmlinux has BTF and DWARF.
+const KERNEL: &str = "selfbuilt-kmemleak";
+/// Another kernel, whose vmlinux also has both.
+const OTHER: &str = "selfbuilt-debug";
 
-/// Has a kernel built, if it is not here yet.
+/// Builds a kernel unless the cache has it.
 fn build(kernel: &str) {
     let script = format!(
         ". '{0}/scripts/lib/common.sh'; . '{0}/scripts/lib/kernels.sh'; guest_kernel {kernel}",
@@ -25,19 +30,19 @@ fn build(kernel: &str) {
     assert_eq!(done.status, Some(0), "{}", done.stderr);
 }
 
-/// Every vmlinux with both that is here.
+/// Every vmlinux in the cache with BTF and DWARF.
 fn vmlinux_with_both() -> Vec<PathBuf> {
-    build(BOTH);
+    build(KERNEL);
     let kernels = fs::read_dir(cache().join("kernels")).expect("kernels").flatten();
     let files = kernels.map(|kernel| kernel.path().join("debug/vmlinux"));
     let has_both = |elf: Elf| elf.has_dwarf() && elf.has_section(".BTF");
     let mut files: Vec<PathBuf> = files.filter(|path| Elf::open(path).is_ok_and(has_both)).collect();
     files.sort();
-    assert!(files.iter().any(|path| path.starts_with(cache().join("kernels").join(BOTH))), "{files:?}");
+    assert!(files.iter().any(|path| path.starts_with(cache().join("kernels").join(KERNEL))), "{files:?}");
     files
 }
 
-/// The words in quotes in the program's sources: whatever it asks for by name is among them.
+/// The quoted words in the program's sources. They include all names that it asks for.
 fn words_of_the_program() -> BTreeSet<String> {
     fn walk(folder: &Path, words: &mut BTreeSet<String>) {
         for entry in fs::read_dir(folder).expect("sources").flatten() {
@@ -82,7 +87,7 @@ fn debugging_information_gives_the_answers_of_btf() {
                     missing.push(name.as_str());
                 }
             }
-            // All that is asked of a struct by name.
+            // The answers about a struct by its name.
             if let Some(name) = name.strip_prefix("struct ").filter(|_| dwarf.get(name) == Some(&is[0])) {
                 assert_eq!(of_dwarf.size_of(name), of_btf.size_of(name), "{name}");
                 assert_eq!(of_dwarf.numbers(name), of_btf.numbers(name), "{name}");
@@ -95,25 +100,65 @@ fn debugging_information_gives_the_answers_of_btf() {
             other.len()
         );
         assert!(asked > 60 && equal > 10_000, "{asked} of {equal}");
-        // Types within functions, and functions of which there are several.
+        // Types inside functions, and functions that are defined several times.
         assert!(missing.len() < equal / 40, "{missing:?}");
-        // Of weak functions that others take the place of, BTF may have the weak one.
+        // BTF may have a weak function where the kernel has the one that replaces it.
         let unlike: Vec<_> = other.iter().filter(|name| !name.contains("_sys_") && btf[**name].len() == 1).collect();
         assert!(unlike.len() < 20, "{unlike:?}");
     }
 }
 
-/// A folder laid out as a kernel's tree, with the kernel's image and what more is wanted of a
-/// vmlinux.
-fn tree(name: &str, kernel: &str) -> PathBuf {
+/// The compressed kernel in a bzImage: its place in the file
+/// (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length).
+fn payload(image: &[u8]) -> Range<usize> {
+    let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().expect("4 bytes")) as usize;
+    let setup = match image[0x1f1] {
+        0 => 4,
+        sectors => usize::from(sectors),
+    };
+    let start = (setup + 1) * 512 + word(0x248);
+    start..start + word(0x24c)
+}
+
+/// A bzImage whose kernel has zeroes in place of its BTF. All else is the same.
+///
+/// The compressed kernel is followed by its length in 4 bytes. The new one may be shorter, and is
+/// padded in between.
+fn without_btf(mut image: Vec<u8>) -> Vec<u8> {
+    let place = payload(&image);
+    let mut packed = &image[place.clone()];
+    let mut kernel = Vec::new();
+    GzDecoder::new(&mut packed).read_to_end(&mut kernel).expect("a kernel that gzip compressed");
+    let tail = packed.to_vec();
+    assert_eq!(tail.len(), 4, "the length follows");
+    // The header of BTF: version 1, no flags, 24 bytes long.
+    let header = memchr::memmem::find(&kernel, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).expect("BTF");
+    let btf = Btf::blob_len(&kernel[header..]).expect("a blob");
+    assert!(btf > 1_000_000, "{btf} bytes");
+    kernel[header..header + btf].fill(0);
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(&kernel).expect("memory");
+    let mut new = encoder.finish().expect("memory");
+    let room = place.len() - tail.len();
+    assert!(new.len() <= room, "{} bytes do not fit into {room}", new.len());
+    new.resize(room, 0);
+    new.extend(tail);
+    image[place].copy_from_slice(&new);
+    image
+}
+
+/// A folder with the layout of a kernel's tree, and with an image without BTF.
+fn tree(name: &str) -> PathBuf {
+    build(KERNEL);
     let folder = scratch(name);
     let boot = folder.join("arch/x86/boot");
     fs::create_dir_all(&boot).expect("a folder");
-    fs::copy(cache().join("kernels").join(kernel).join("vmlinuz"), boot.join("bzImage")).expect("the image");
+    let image = fs::read(cache().join("kernels").join(KERNEL).join("vmlinuz")).expect("the image");
+    fs::write(boot.join("bzImage"), without_btf(image)).expect("the image");
     folder
 }
 
-/// A copy of a kernel's vmlinux, changed by objcopy.
+/// Copies a kernel's vmlinux, changed by objcopy.
 fn vmlinux(from: &str, to: &Path, how: &str) {
     let from = cache().join("kernels").join(from).join("debug/vmlinux");
     let done = Program::new("objcopy").args(how).arg(from).arg(to).run();
@@ -121,16 +166,16 @@ fn vmlinux(from: &str, to: &Path, how: &str) {
 }
 
 fn guest(test: &str, folder: &Path) -> Guest {
-    Guest::new(test, NONE)
+    Guest::new(test, KERNEL)
         .module_debug("leaky")
         .qemu_arg("-kernel")
         .qemu_arg(folder.join("arch/x86/boot/bzImage").to_str().expect("text"))
         .run(&["insmod:leaky", "workload"])
 }
 
-/// Where the module's debugging information is, when it is built: in the tree.
+/// Copies the module with its debugging information into the tree, as a build leaves it.
 fn add_module(folder: &Path) {
-    let file = module_debug_folder(NONE).join("leaky.ko");
+    let file = module_debug_folder(KERNEL).join("leaky.ko");
     fs::copy(file, folder.join("leaky.ko")).expect("the module");
 }
 
@@ -140,26 +185,31 @@ fn assert_lines(boot: &Boot) {
 }
 
 #[test]
-fn a_kernel_as_people_build_it_needs_no_option() {
-    build(NONE);
-    let folder = tree("types-tree", NONE);
-    vmlinux(NONE, &folder.join("vmlinux"), "--remove-section .BTF --remove-section .BTF_ids");
+fn a_kernel_without_btf_needs_no_option() {
+    let folder = tree("types-tree");
+    vmlinux(KERNEL, &folder.join("vmlinux"), "--remove-section .BTF --remove-section .BTF_ids");
     let guest = guest("types-dwarf", &folder).losing(planted::lost);
-    // Has the module built.
+    // This boot is only to build the module.
     guest.clone().without_plugin().boot();
     add_module(&folder);
+    // The types have to be read from the vmlinux, not from the cache.
+    let id = Elf::open(&folder.join("vmlinux")).expect("a vmlinux").build_id().expect("a build id");
+    let kept = cache().join("types");
+    let _ = fs::remove_file(kept.join(id.iter().map(|byte| format!("{byte:02x}")).collect::<String>()));
+    assert!(types::cache::load(&kept, &id).is_none());
     let boot = guest.boot();
     boot.assert_ended_well();
     boot.assert_planted(&boot.report().objects);
     boot.assert_trustworthy();
+    assert_eq!(planted::planted(&boot.console).len(), 8);
     assert_lines(&boot);
+    assert!(types::cache::load(&kept, &id).is_some(), "the types are kept");
 }
 
-/// One line that says what to do, in the words of those who build kernels.
+/// The message names the options to set, in the syntax of the usual build tools.
 #[test]
-fn a_kernel_without_types_says_what_to_set() {
-    build(NONE);
-    let folder = tree("types-none", NONE);
+fn a_kernel_without_types_names_the_options_to_set() {
+    let folder = tree("types-none");
     let words = [
         "has no types",
         "CONFIG_DEBUG_INFO_BTF is off",
@@ -175,13 +225,13 @@ fn a_kernel_without_types_says_what_to_set() {
         assert!(!boot.stderr.contains("unreferenced"), "{}", boot.stderr);
     };
     assert_said(&guest("types-missing", &folder).boot(), &[]);
-    // Nor is that of another kernel used.
-    build(BOTH);
-    vmlinux(BOTH, &folder.join("vmlinux"), "--remove-section .BTF");
+    // The vmlinux of another kernel is not used.
+    build(OTHER);
+    vmlinux(OTHER, &folder.join("vmlinux"), "--remove-section .BTF");
     assert_said(
         &guest("types-other", &folder).boot(),
         &["vmlinux is not used: it is of", "build id", "the guest runs"],
     );
-    vmlinux(NONE, &folder.join("vmlinux"), "--strip-debug --remove-section .BTF");
+    vmlinux(KERNEL, &folder.join("vmlinux"), "--strip-debug --remove-section .BTF");
     assert_said(&guest("types-stripped", &folder).boot(), &["it has neither BTF nor debugging information"]);
 }
