@@ -122,15 +122,13 @@ fn payload(image: &[u8]) -> Range<usize> {
 
 /// A bzImage whose kernel has zeroes in place of its BTF. All else is the same.
 ///
-/// The compressed kernel is followed by its length in 4 bytes. The new one may be shorter, and is
-/// padded in between.
+/// The new compressed kernel may be shorter, and is padded. The kernel's decompressor knows the
+/// length of its output from the build, and ignores what follows the compressed data
+/// (arch/x86/boot/compressed/mkpiggy.c, lib/decompress_inflate.c).
 fn without_btf(mut image: Vec<u8>) -> Vec<u8> {
     let place = payload(&image);
-    let mut packed = &image[place.clone()];
     let mut kernel = Vec::new();
-    GzDecoder::new(&mut packed).read_to_end(&mut kernel).expect("a kernel that gzip compressed");
-    let tail = packed.to_vec();
-    assert_eq!(tail.len(), 4, "the length follows");
+    GzDecoder::new(&image[place.clone()]).read_to_end(&mut kernel).expect("a kernel that gzip compressed");
     // The header of BTF: version 1, no flags, 24 bytes long.
     let header = memchr::memmem::find(&kernel, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).expect("BTF");
     let btf = Btf::blob_len(&kernel[header..]).expect("a blob");
@@ -139,10 +137,8 @@ fn without_btf(mut image: Vec<u8>) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(&kernel).expect("memory");
     let mut new = encoder.finish().expect("memory");
-    let room = place.len() - tail.len();
-    assert!(new.len() <= room, "{} bytes do not fit into {room}", new.len());
-    new.resize(room, 0);
-    new.extend(tail);
+    assert!(new.len() <= place.len(), "{} bytes do not fit into {}", new.len(), place.len());
+    new.resize(place.len(), 0);
     image[place].copy_from_slice(&new);
     image
 }
