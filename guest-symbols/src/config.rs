@@ -1,7 +1,7 @@
-//! The words for setting an option of the kernel's configuration, for whoever builds it.
+//! Text for messages: how to set options of the kernel's configuration.
 
-/// What to do so that the kernel has the options: in its `.config`, and with the programs that make
-/// one (virtme-ng, and tools/testing/kunit/kunit.py of Linux 5.12 to 7.3).
+/// How to build a kernel with these options: the lines of its `.config`, and the arguments of
+/// virtme-ng and of tools/testing/kunit/kunit.py (Linux 5.12 to 7.3).
 pub fn how_to_set(options: &[&str]) -> String {
     let set = |before: &str| {
         let each = options.iter().map(|option| format!("{before}CONFIG_{option}=y"));
@@ -15,9 +15,9 @@ pub fn how_to_set(options: &[&str]) -> String {
     )
 }
 
-/// Where the kernel's types come from without BTF.
+/// Options that give a vmlinux debugging information.
 pub const TYPES: [&str; 2] = ["DEBUG_KERNEL", "DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT"];
-/// What brings names of functions and data.
+/// Options that give the kernel the names of its functions and data.
 pub const SYMBOLS: [&str; 3] = ["KALLSYMS", "DEBUG_KERNEL", "KALLSYMS_ALL"];
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A Linux guest seen from outside.
 //!
 //! This crate reads guest physical memory through one trait, [`GuestMemory`]. It needs no help from
-//! the guest and no file of it.
+//! the guest. A vmlinux is only needed for what the kernel's image lacks.
 //!
 //! - [`memory`]: addresses, the trait, and a memory made of byte slices for tests
 //! - [`paging`], [`view`]: virtual to physical addresses

@@ -54,8 +54,8 @@ impl Maps {
 }
 
 /// Values of `system_state` at which all descriptors are written (include/linux/kernel.h):
-/// SYSTEM_RUNNING, and SYSTEM_FREEING_INITMEM where it exists. A kernel that panics while it boots has
-/// SYSTEM_RESTART (emergency_restart()).
+/// SYSTEM_RUNNING, and SYSTEM_FREEING_INITMEM where it exists. A kernel that panics while it boots
+/// has SYSTEM_RESTART (emergency_restart()).
 const RUNS: std::ops::RangeInclusive<u64> = 2..=3;
 
 /// Whether the kernel has written all page descriptors.

@@ -1,8 +1,5 @@
 //! Source locations of a guest kernel's code: the file and line of an address. They come from
-//! debugging information (DWARF) in files that the user names.
-//!
-//! Only this crate reads large files of the host and needs a DWARF reader. `guest-symbols` knows a
-//! guest by its memory alone.
+//! debugging information (DWARF) in files that the user names, or in the running kernel's vmlinux.
 //!
 //! - [`Lines`]: the files, and lookups in them
 //! - `files`: finds the files below a path

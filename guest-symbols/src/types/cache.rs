@@ -1,16 +1,17 @@
-//! Types that were made of DWARF, kept for the next boot of the same kernel.
+//! Keeps types that were read from DWARF, for the next boot of the same kernel.
 //!
-//! One file for each build id, in `$XDG_CACHE_HOME/libleak/types` (`~/.cache` unless set):
+//! There is one file for each build ID, in `$XDG_CACHE_HOME/libleak/types`. The default of
+//! XDG_CACHE_HOME is `~/.cache`. A file has these parts:
 //!
 //! | bytes | contents |
 //! |---|---|
-//! | 16 | mark, which ends with the version of the translation |
+//! | 16 | magic, which ends with the version of the translation |
 //! | 4 | length of the build id |
 //! | 4 | CRC-32 of the blob |
 //! | | build id |
 //! | | BTF blob |
 //!
-//! Anybody may have written there: what is read is bounded, and what does not fit is made anew.
+//! The files are untrusted input. A file that does not fit is replaced.
 
 use crate::memory::u32_at;
 use std::fs::{self, File};
@@ -18,32 +19,32 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Other translations of the same DWARF have another last byte.
+/// The last byte is the version of the translation.
 const MARK: &[u8; 16] = b"libleak types\0\0\x01";
 const HEADER: usize = 24;
-/// Larger files are no translations: those of large kernels have some 5 MB.
+/// The largest file in bytes. Large kernels have about 5 MB.
 const MAX_BYTES: u64 = 256 << 20;
-/// Kernels that are kept; the one that was made first goes.
+/// The most kernels that are kept. The oldest file is removed.
 const MAX_KEPT: usize = 16;
 
-/// Where types are kept, if the user has a place for that.
+/// The folder of the cache. `None` if neither XDG_CACHE_HOME nor HOME is an absolute path.
 pub fn folder() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(caches.join("libleak/types"))
 }
 
-/// The blob that was kept for a build id.
+/// The BTF blob that is kept for a build ID. `None` if there is none, or if its file is damaged.
 pub fn load(folder: &Path, id: &[u8]) -> Option<Vec<u8>> {
     let path = folder.join(name(id));
-    // A pipe may have no other end.
+    // Reading a pipe might never return.
     let about = fs::metadata(&path).ok().filter(|about| about.is_file() && about.len() <= MAX_BYTES)?;
     let mut bytes = Vec::with_capacity(about.len() as usize);
     File::open(&path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
     decode(&bytes, id).map(<[u8]>::to_vec)
 }
 
-/// The blob in the contents of a file that was kept for a build id.
+/// The BTF blob in the contents of a file. `None` unless the file is for this build ID and intact.
 pub fn decode<'a>(bytes: &'a [u8], id: &[u8]) -> Option<&'a [u8]> {
     let (id_len, sum) = (u32_at(bytes, 16)? as usize, u32_at(bytes, 20)?);
     let rest = bytes.strip_prefix(MARK)?.get(HEADER - MARK.len()..)?;
@@ -57,10 +58,10 @@ pub fn encode(id: &[u8], blob: &[u8]) -> Vec<u8> {
     [&MARK[..], words.as_flattened(), id, blob].concat()
 }
 
-/// Keeps a blob for a build id. Others never see a part of it.
+/// Keeps a blob for a build ID. Other processes never see an incomplete file.
 ///
 /// # Errors
-/// The system's word.
+/// The error of the system.
 pub fn store(folder: &Path, id: &[u8], blob: &[u8]) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let temporary = folder.join(format!(".{}.{}", name(id), std::process::id()));
@@ -84,7 +85,7 @@ fn forget(folder: &Path) {
     files.iter().take(beyond).for_each(|(_, path)| drop(fs::remove_file(path)));
 }
 
-/// Build ids have 20 bytes; a file's name holds the first 64 of others.
+/// The name of a file: at most 64 bytes of the build ID, in hexadecimal. Build IDs have 20 bytes.
 fn name(id: &[u8]) -> String {
     id.iter().take(64).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -100,7 +101,7 @@ mod tests {
         store(&folder, &[1, 0xab], b"the blob").unwrap();
         assert_eq!(load(&folder, &[1, 0xab]).as_deref(), Some(&b"the blob"[..]));
         assert_eq!(load(&folder, &[1]), None);
-        // Of another id, by another name.
+        // A file for another build ID.
         fs::rename(folder.join("01ab"), folder.join("01")).unwrap();
         assert_eq!(load(&folder, &[1]), None);
         for id in 2..40u8 {

@@ -1,13 +1,13 @@
 //! The kernel's types: structs and their members, enumerators, and prototypes of functions.
 //!
-//! Everything that asks for a type asks a [`btf::Btf`]. A kernel with CONFIG_DEBUG_INFO_BTF carries
-//! one in its image. The debugging information (DWARF) of a vmlinux is translated into one, so that
-//! both give the same answers, snapshots hold either, and a translation can be kept for the next
-//! boot of the same kernel.
+//! All lookups use a [`btf::Btf`]. A kernel with CONFIG_DEBUG_INFO_BTF has one in its image. The
+//! debugging information (DWARF) of a vmlinux is translated into one. So both give the same
+//! answers, and snapshots can hold either. The translation is kept for the next boot of the same
+//! kernel.
 //!
-//! - [`btf`]: the answers
-//! - [`dwarf`]: the translation
-//! - [`cache`]: translations kept by build id
+//! - [`btf`]: lookups of types by name
+//! - [`dwarf`]: the translation of DWARF
+//! - [`cache`]: translations, kept by build ID
 
 pub mod btf;
 pub mod cache;
@@ -17,9 +17,8 @@ use crate::elf::Elf;
 use btf::Btf;
 use dwarf::DwarfError;
 
-/// The types that a vmlinux has: those of its section `.BTF`, else those of its debugging
-/// information. `None` where it has neither. A translation is kept in the user's [cache] for the
-/// next time.
+/// The types in a vmlinux: those of its section `.BTF`, or else those of its debugging information.
+/// `None` if it has neither. A translation is kept in the [cache].
 ///
 /// # Errors
 /// [`DwarfError`].

@@ -42,7 +42,7 @@ keys! {
     Frames: "frames" = "NUMBER",
         "frames kept of each backtrace, 1 to 64 (default: 16)";
     Debug: "debug" = "PATH",
-        "file or folder with debugging information, for places in the source; once or more";
+        "file or folder with debugging information, for places in the source; once or more (default: the kernel's own vmlinux, if it is found)";
     Scan: "scan" = "SECONDS",
         "also scan every so many seconds while the guest runs (default: only at exit)";
     MinAge: "min-age" = "SECONDS",

@@ -122,8 +122,8 @@ impl Beside {
         }
     }
 
-    /// Source lines of the running kernel and its modules, if its vmlinux has them. Only headers are
-    /// read here. The rest is read at the first lookup.
+    /// Source lines of the running kernel and its modules, if its vmlinux has them. Only headers
+    /// are read here. The rest is read at the first lookup.
     pub fn lines(&self, kernel: &Kernel, memory: &impl GuestMemory) -> Option<Lines> {
         let ours = Identity::of_guest(kernel, memory);
         for path in self.files() {

@@ -1,17 +1,17 @@
-//! Types out of debugging information, and those that were kept of it.
+//! Types from debugging information, and types from the cache.
 
 use crate::input::Input;
 use guest_symbols::btf::Btf;
 use guest_symbols::types::cache;
 use guest_symbols::types::dwarf::{Info, Sections, translate};
 
-/// The build id of what was kept.
+/// The build ID of the file in the cache.
 const ID: [u8; 20] = [0xab; 20];
-/// Bytes of BTF for a byte of debugging information, at most: a member, with its name, takes 12 and
-/// has one byte at least.
+/// The most bytes of BTF for each byte of debugging information. A member takes at least one byte
+/// here. In BTF it takes 12 bytes and its name.
 const MOST: usize = 64;
 
-/// A byte for what follows: a file of the cache, or sections, each behind its length.
+/// The first byte selects a file of the cache, or sections, each with its length before it.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     if input.u8() & 1 == 1 {
@@ -26,7 +26,7 @@ pub fn check(data: &[u8]) {
     match translate(&sections) {
         Ok(blob) => {
             assert!(blob.len() <= 100 + data.len() + MOST * info.len().max(1), "{} of {}", blob.len(), data.len());
-            // The same in any order of the threads.
+            // The result does not depend on the order of the threads.
             assert_eq!(translate(&sections).ok().as_deref(), Some(&*blob));
             let btf = Btf::parse(&blob).expect("what is written can be read");
             assert_eq!(btf.blob().len(), blob.len());

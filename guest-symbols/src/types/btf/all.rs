@@ -1,4 +1,4 @@
-//! All that is defined, in words, to compare the types of two sources.
+//! Describes all definitions as text, to compare the types of two sources.
 
 use super::{Btf, MAX_DEPTH, Type, kind};
 use crate::memory::u32_at;
@@ -6,9 +6,9 @@ use crate::symbols::readable;
 use std::fmt::Write;
 
 impl Btf {
-    /// Every struct, union, enum and function with a name, such as `struct page`, and all that can
-    /// be asked of it. A name that is defined more than once is there as often. For tests: a
-    /// kernel's types are some 10 MB of words.
+    /// Every named struct, union, enum and function, such as `struct page`, with a description.
+    /// Names that are defined several times appear several times. For tests only, because the text
+    /// for a kernel has about 10 MB.
     pub fn definitions(&self) -> impl Iterator<Item = (String, String)> {
         self.types.iter().filter(|ty| ty.name != 0).filter_map(|ty| {
             let what = match ty.kind() {
@@ -74,7 +74,7 @@ impl Btf {
 
     fn describe_function(&self, ty: &Type, words: &mut String) -> Option<()> {
         let proto = self.types.get(ty.size_or_type as usize).filter(|t| t.kind() == kind::FUNC_PROTO)?;
-        // What a pointer leads to is asked if it is a struct.
+        // The target of a pointer matters if it is a struct.
         let pointer = self.strip(proto.size_or_type).filter(|t| t.kind() == kind::PTR);
         let target = pointer.and_then(|t| self.strip(t.size_or_type)).filter(|t| t.kind() == kind::STRUCT);
         self.describe_type(proto.size_or_type, 0, words)?;

@@ -1,4 +1,4 @@
-//! Types and prototypes of the entries that were chosen.
+//! Reads the types and prototypes of the chosen entries.
 
 use super::entry::{Bytes, Entry, To, Unit};
 use super::{DwarfError, Name, Sections, Wanted, What};
@@ -6,36 +6,36 @@ use gimli::{EntriesRaw, constants as dw};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Typedefs and qualifiers followed before a chain counts as a loop.
+/// The most typedefs and qualifiers that are followed. A longer chain is a loop.
 const MAX_CHAIN: usize = 32;
-/// Depth of anonymous structs in one another, and of arrays of arrays.
+/// The deepest nesting of anonymous structs, and of arrays of arrays.
 const MAX_DEPTH: usize = 12;
-/// Members of a struct, with those of anonymous structs in it: anonymous structs may be parts of
-/// each other in any number.
+/// The most members of a struct, including those of its anonymous structs. Malformed anonymous
+/// structs may contain each other many times.
 const MAX_PARTS: usize = 1 << 14;
-/// Members, parameters or enumerators of one list: BTF counts them in 16 bits.
+/// The most members, parameters or enumerators of one list. BTF counts them in 16 bits.
 const MAX_LIST: usize = 0xffff;
 
 /// A type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Type<'a> {
-    /// void, or nothing that is known.
+    /// void, or an unknown type.
     Void,
-    /// An integer of so many bytes.
+    /// An integer. Its size in bytes.
     Int(u32),
-    /// A floating-point number of so many bytes.
+    /// A floating-point number. Its size in bytes.
     Float(u32),
-    /// A pointer, to a named struct or union, or to anything else.
+    /// A pointer to a named struct or union. `None` if it points to anything else.
     Pointer(Option<(What, Name<'a>)>),
-    /// An array, and how many elements it has in all of its dimensions.
+    /// An array. The type of its elements, and their number in all dimensions.
     Array(Box<Type<'a>>, u32),
     /// A struct, union or enum with a name.
     Named(What, Name<'a>),
-    /// A struct or union without one.
+    /// A struct or union without a name.
     Anonymous(Box<Struct<'a>>),
-    /// An enum of so many bytes without one.
+    /// An enum without a name. Its size in bytes.
     Enum(u32),
-    /// One in another unit, by its offset in `.debug_info`.
+    /// A type in another unit. Its offset in `.debug_info`.
     Foreign(u64),
 }
 
@@ -50,21 +50,21 @@ pub(super) struct Struct<'a> {
 /// A member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Member<'a> {
-    /// Empty for an anonymous one.
+    /// Empty if it is anonymous.
     pub name: Name<'a>,
     pub bit_offset: u32,
-    /// Width in bits, of a bit field.
+    /// Width in bits, if it is a bit field.
     pub bits: Option<u8>,
     pub ty: Type<'a>,
 }
 
-/// What a name stands for.
+/// The content of a definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Body<'a> {
     Struct(Struct<'a>),
     /// Size in bytes, and enumerators.
     Enum(u32, Vec<(Name<'a>, u64)>),
-    /// What is returned, and the names of parameters.
+    /// The return type, and the names of the parameters.
     Function(Type<'a>, Vec<Name<'a>>),
 }
 
@@ -74,15 +74,15 @@ pub(super) struct Definition<'a> {
     pub body: Body<'a>,
 }
 
-/// What one thread made.
+/// The output of one thread.
 #[derive(Default)]
 pub(super) struct Converted<'a> {
-    /// For the bytes of units, kept for the next one.
+    /// A buffer for the bytes of units, reused for the next one.
     pub buffer: Vec<u8>,
     pub definitions: Vec<Definition<'a>>,
-    /// Types by the offset in `.debug_info` that other units refer to them by.
+    /// Types that other units refer to, with their offsets in `.debug_info`.
     pub foreign: Vec<(u64, Type<'a>)>,
-    /// Types in other units that are referred to here.
+    /// Offsets of types in other units that these types refer to.
     pub missing: BTreeSet<u64>,
 }
 
@@ -110,7 +110,7 @@ pub(super) fn unit<'a>(
     Ok(())
 }
 
-/// What of other units is referred to and was not read yet.
+/// The types in other units that are referred to and are not read yet.
 pub(super) fn foreign(parts: &mut [Converted<'_>]) -> Vec<Wanted> {
     let known: BTreeSet<u64> = parts.iter().flat_map(|part| part.foreign.iter().map(|(at, _)| *at)).collect();
     let missing = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.missing));
@@ -123,9 +123,9 @@ type Place<'a, 'b, 'c> = (EntriesRaw<'c, Bytes<'b>>, Entry<'a>);
 struct Reader<'a, 'b, 'c> {
     unit: &'c Unit<'a, 'b>,
     missing: &'c mut BTreeSet<u64>,
-    /// Parts of a definition that may yet be read.
+    /// The number of parts that may still be read of this definition.
     left: usize,
-    /// The same of all definitions of the file.
+    /// The same for all definitions of the file.
     most: &'c AtomicU64,
 }
 
@@ -148,7 +148,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         Ok(Some(Definition { name, body }))
     }
 
-    /// Calls `each` with the children of the entry that was read last, until it says that there are
+    /// Calls `each` with the children of the last read entry, until it returns that there are
     /// enough.
     fn children(
         &mut self,
@@ -193,7 +193,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
             let bits = child.bit_size.and_then(|bits| u8::try_from(bits).ok()).filter(|bits| *bits != 0);
             let within = match (child.data_bit_offset, child.bit_offset) {
                 (Some(at), _) => at,
-                // Counted from the other end of the unit of storage.
+                // DWARF 3 counts from the most significant bit of the storage unit.
                 (None, Some(from_top)) => (bytes * 8).wrapping_sub(from_top).wrapping_sub(u64::from(bits.unwrap_or(0))),
                 (None, None) => 0,
             };
@@ -205,7 +205,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         Ok(Struct { is_union: entry.tag == dw::DW_TAG_union_type, size: size(entry), members })
     }
 
-    /// Bytes that a bit field is a part of.
+    /// The size in bytes of a bit field's storage unit.
     fn storage(&self, member: &Entry<'_>, to: To) -> Result<u64, gimli::Error> {
         match (member.bit_offset, member.size) {
             (None, _) => Ok(0),
@@ -234,7 +234,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         self.children(raw, entry, |_, child| {
             match child.tag {
                 dw::DW_TAG_formal_parameter => names.push(child.name.clone().unwrap_or_default()),
-                // As BTF has the three dots.
+                // BTF has an unnamed parameter for the three dots.
                 dw::DW_TAG_unspecified_parameters => names.push(Name::default()),
                 _ => {}
             }
@@ -243,8 +243,8 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         Ok(names)
     }
 
-    /// Follows typedefs and qualifiers, as far as they are in this unit: where the type is, the
-    /// entries after it, and itself. `Err` of another unit's offset.
+    /// Follows typedefs and qualifiers in this unit. Returns the offset of the type, the entries
+    /// after it, and its entry. `Err` is the offset of a type in another unit.
     fn follow(&self, mut to: To) -> Result<Option<Result<Place<'a, 'b, 'c>, u64>>, gimli::Error> {
         for _ in 0..MAX_CHAIN {
             let at = match to {
@@ -312,8 +312,8 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
         })
     }
 
-    /// The struct or union that a pointer leads to, if it has a name. Of another unit's types
-    /// nobody asks that.
+    /// The struct or union that a pointer points to, if it has a name. Types in other units are
+    /// left out.
     fn target(&self, to: To) -> Result<Option<(What, Name<'a>)>, gimli::Error> {
         let Some((_, entry)) = self.stripped(to)? else { return Ok(None) };
         let what = match entry.tag {
@@ -325,7 +325,7 @@ impl<'a, 'b, 'c> Reader<'a, 'b, 'c> {
     }
 }
 
-/// Size in bytes; 0 where it makes no sense.
+/// Size in bytes. 0 if it is implausible.
 fn size(entry: &Entry<'_>) -> u32 {
     entry.size.and_then(|size| u32::try_from(size).ok()).unwrap_or(0)
 }

@@ -6,13 +6,13 @@ use crate::types::btf::kind;
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 
-/// References from one unit to another followed before a chain counts as a loop, and structs in one
-/// another.
+/// The most references between units that are followed, and the deepest nesting of structs.
 const MAX_DEPTH: usize = 32;
-/// Bits of a member's offset beside the width of a bit field.
+/// Bits of a member's offset if the member also has a width.
 const OFFSET_BITS: u32 = 24;
 
-/// The blob of all definitions. Each name has one; functions whose definitions differ have none.
+/// Writes the blob. It has one definition of each name. Functions whose definitions differ are left
+/// out.
 pub(super) fn blob(parts: Vec<Converted<'_>>) -> Vec<u8> {
     let mut foreign = HashMap::new();
     let mut types = BTreeMap::new();
@@ -61,11 +61,11 @@ pub(super) fn blob(parts: Vec<Converted<'_>>) -> Vec<u8> {
 
 struct Encoder<'a> {
     foreign: HashMap<u64, Type<'a>>,
-    /// Ids of what has a name.
+    /// Ids of named types.
     ids: HashMap<(What, Name<'a>), u32>,
-    /// The types; the id of the first is 1.
+    /// The types. The id of the first is 1.
     records: Vec<Vec<u8>>,
-    /// Ids of what has none.
+    /// Ids of types without names.
     same: HashMap<Vec<u8>, u32>,
     strings: Vec<u8>,
     string_ids: HashMap<Vec<u8>, u32>,
@@ -86,7 +86,7 @@ impl<'a> Encoder<'a> {
         at
     }
 
-    /// The id of a type without a name, of which there is one of each kind.
+    /// The id of a type without a name. Equal types share one id.
     fn add(&mut self, record: Vec<u8>) -> u32 {
         if let Some(&id) = self.same.get(&record) {
             return id;
@@ -137,7 +137,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn structure(&mut self, name: &Name<'a>, body: &Struct<'a>, depth: usize) -> Vec<u8> {
-        // With a bit field in it, all offsets are of the shorter form.
+        // If one member is a bit field, all offsets have the shorter form.
         let flag = body.members.iter().any(|m| m.bits.is_some());
         let fits = |bit_offset: u32| !flag || bit_offset >> OFFSET_BITS == 0;
         let members: Vec<_> = body.members.iter().filter(|m| fits(m.bit_offset)).collect();

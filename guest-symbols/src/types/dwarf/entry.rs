@@ -1,4 +1,4 @@
-//! Debugging information entries, with what of their attributes matters for types.
+//! Debugging information entries, with the attributes that describe types.
 
 use super::{DwarfError, Name, Sections};
 use gimli::{
@@ -13,7 +13,7 @@ pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 /// A unit, ready to be read.
 pub(super) struct Unit<'a, 'b> {
     sections: &'b Sections<'a>,
-    /// Of the unit in `.debug_info`.
+    /// Offset of the unit in `.debug_info`.
     pub start: u64,
     pub header: UnitHeader<Bytes<'b>>,
     pub abbreviations: Abbreviations,
@@ -23,13 +23,13 @@ pub(super) struct Unit<'a, 'b> {
 /// A reference to another entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum To {
-    /// In the same unit, by the offset from its start.
+    /// An entry in the same unit. Its offset from the start of the unit.
     Here(usize),
-    /// In `.debug_info`.
+    /// An entry in any unit. Its offset in `.debug_info`.
     Anywhere(u64),
 }
 
-/// What an entry's attributes say.
+/// An entry with its attributes.
 pub(super) struct Entry<'a> {
     pub tag: DwTag,
     pub has_children: bool,
@@ -45,7 +45,7 @@ pub(super) struct Entry<'a> {
     pub data_bit_offset: Option<u64>,
     /// Bits from the most significant one of the unit of storage (DWARF 2 and 3, and gcc up to 10).
     pub bit_offset: Option<u64>,
-    /// Elements of an array; of several dimensions each has its own entry.
+    /// Number of elements of an array. Each dimension has its own entry.
     pub count: Option<u64>,
     pub value: u64,
 }
@@ -71,8 +71,8 @@ impl Entry<'_> {
 }
 
 impl<'a, 'b> Unit<'a, 'b> {
-    /// The unit of these bytes, which begins at `start`, and the entries in its root; `None` where
-    /// those are of no interest.
+    /// Opens the unit in these bytes, which begins at `start`. Returns it with the entries below
+    /// its root. `None` if they are not needed.
     pub fn open(
         sections: &'b Sections<'a>,
         start: u64,
@@ -109,7 +109,7 @@ impl<'a, 'b> Unit<'a, 'b> {
                 match (attribute.name(), attribute.value()) {
                     (dw::DW_AT_dwo_name | dw::DW_AT_GNU_dwo_name, _) => return Err(None),
                     (dw::DW_AT_str_offsets_base, AttributeValue::DebugStrOffsetsBase(at)) => base = Some(at),
-                    // Its names are not those of C, as pahole --lang_exclude=rust leaves them out
+                    // BTF has no types of Rust either: pahole --lang_exclude=rust
                     // (scripts/Makefile.btf).
                     (dw::DW_AT_language, AttributeValue::Language(dw::DW_LANG_Rust)) => is_wanted = false,
                     _ => {}
@@ -121,12 +121,12 @@ impl<'a, 'b> Unit<'a, 'b> {
         Ok(children.map(|children| (unit, children)))
     }
 
-    /// Entries from an offset in the unit on.
+    /// The entries from an offset in the unit on.
     pub fn entries(&self, at: usize) -> Result<EntriesRaw<'_, Bytes<'b>>, gimli::Error> {
         self.header.entries_raw(&self.abbreviations, Some(UnitOffset(at)))
     }
 
-    /// The entry that comes next; `None` where a list of children ends.
+    /// The next entry. `None` at the end of a list of children.
     pub fn entry(&self, raw: &mut EntriesRaw<'_, Bytes<'b>>) -> Result<Option<Entry<'a>>, gimli::Error> {
         let Some(abbreviation) = raw.read_abbreviation()? else { return Ok(None) };
         let mut entry = Entry::new(abbreviation.tag(), abbreviation.has_children());
@@ -143,7 +143,7 @@ impl<'a, 'b> Unit<'a, 'b> {
         entry: &mut Entry<'a>,
     ) -> Result<(), gimli::Error> {
         let attribute = raw.read_attribute(spec)?;
-        // Lengths that are negative, or expressions, are of no kernel.
+        // No kernel has negative lengths, or lengths that are expressions.
         let number = || attribute.udata_value();
         match attribute.name() {
             dw::DW_AT_name => entry.name = self.name(attribute.raw_value())?,
@@ -168,7 +168,7 @@ impl<'a, 'b> Unit<'a, 'b> {
             dw::DW_AT_bit_offset => entry.bit_offset = number(),
             dw::DW_AT_data_bit_offset => entry.data_bit_offset = number(),
             dw::DW_AT_count => entry.count = number(),
-            // -1, in any width, for arrays of no elements.
+            // Arrays without elements have -1, in any width.
             dw::DW_AT_upper_bound => {
                 entry.count = number().map(|last| last.wrapping_add(1)).filter(|n| n & 0xffff_ffff != 0)
             }
@@ -180,7 +180,7 @@ impl<'a, 'b> Unit<'a, 'b> {
         Ok(())
     }
 
-    /// Passes over the children of `entry`, which was read last.
+    /// Skips the children of `entry`, which is the last read entry.
     pub fn skip_children<'c>(
         &'c self,
         raw: &mut EntriesRaw<'c, Bytes<'b>>,
@@ -189,9 +189,9 @@ impl<'a, 'b> Unit<'a, 'b> {
         if entry.has_children { self.skip(raw, entry.sibling) } else { Ok(()) }
     }
 
-    /// Passes over children, of which the first comes next.
+    /// Skips a list of children. The next entry is the first child.
     pub fn skip<'c>(&'c self, raw: &mut EntriesRaw<'c, Bytes<'b>>, sibling: Option<usize>) -> Result<(), gimli::Error> {
-        // Only forward, or there may be no end.
+        // A sibling that lies before the entry would cause an endless loop.
         if let Some(sibling) = sibling.filter(|at| *at > raw.next_offset().0) {
             *raw = self.entries(sibling)?;
             return Ok(());
@@ -205,7 +205,7 @@ impl<'a, 'b> Unit<'a, 'b> {
         Ok(())
     }
 
-    /// The offset in the unit that an attribute's value has.
+    /// The offset in the unit that an attribute contains.
     pub fn sibling(&self, value: AttributeValue<Bytes<'b>>) -> Option<usize> {
         match self.to(value)? {
             To::Here(at) => Some(at),
@@ -213,7 +213,7 @@ impl<'a, 'b> Unit<'a, 'b> {
         }
     }
 
-    /// The entry that an attribute's value refers to.
+    /// The reference that an attribute contains.
     pub fn to(&self, value: AttributeValue<Bytes<'b>>) -> Option<To> {
         match value {
             AttributeValue::UnitRef(at) => Some(To::Here(at.0)),
@@ -234,7 +234,7 @@ impl<'a, 'b> Unit<'a, 'b> {
         }
     }
 
-    /// Where a name is in `.debug_str`, if it is there.
+    /// The offset of a name in `.debug_str`. `None` if it is elsewhere.
     pub fn in_strings(&self, value: &AttributeValue<Bytes<'b>>) -> Result<Option<usize>, gimli::Error> {
         Ok(match value {
             AttributeValue::DebugStrRef(at) => Some(at.0),
@@ -259,7 +259,7 @@ impl<'a, 'b> Unit<'a, 'b> {
     }
 }
 
-/// The string at an offset, if there is one that ends.
+/// The NUL-terminated string at an offset.
 pub(super) fn string(strings: &[u8], at: usize) -> Option<&[u8]> {
     let bytes = strings.get(at..)?;
     Some(&bytes[..memchr::memchr(0, bytes)?])

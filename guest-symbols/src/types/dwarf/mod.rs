@@ -1,12 +1,12 @@
 //! Types from DWARF 4 and 5, as gcc and clang write it, translated into BTF.
 //!
-//! A kernel's units repeat the same headers thousands of times. [`scan`] looks at the outermost
+//! A kernel's units repeat the same headers thousands of times. [`scan`] reads the outermost
 //! entries of each unit and finds where each name is defined. [`convert`] reads one definition of
-//! each. [`encode`] writes them as BTF, with what somebody asks for: typedefs and qualifiers are
-//! followed, and parameters have names and no types.
+//! each name. [`encode`] writes the definitions as BTF. The BTF has no typedefs and no qualifiers,
+//! and its parameters have no types, because nothing asks for these.
 //!
-//! `.debug_info` is read unit by unit where it is not compressed, so that memory is needed for the
-//! names alone. All of it is untrusted: each step is bounded by the length of the sections.
+//! `.debug_info` is read unit by unit, unless it is compressed. So memory is only needed for names.
+//! The sections are untrusted input. The work is bounded by their length.
 
 mod convert;
 mod encode;
@@ -19,40 +19,40 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Threads that read units, at most.
+/// The most threads that read units.
 const MAX_THREADS: usize = 8;
-/// Units of a file, at most: a kernel has some 5000.
+/// The most units of a file. A kernel has about 5000.
 const MAX_UNITS: usize = 1 << 20;
-/// Times that types in other units are looked for, which refer to others in turn.
+/// The most passes over types in other units. Such a type may refer to a further unit.
 const MAX_ROUNDS: usize = 8;
 
-/// Why DWARF gives no types.
+/// Why types cannot be read from DWARF.
 #[derive(Debug, thiserror::Error)]
 pub enum DwarfError {
-    /// There is none.
+    /// The file has no DWARF.
     #[error("it has no debugging information")]
     None,
-    /// CONFIG_DEBUG_INFO_SPLIT.
+    /// The DWARF is in other files, due to CONFIG_DEBUG_INFO_SPLIT.
     #[error("its debugging information is in .dwo files (CONFIG_DEBUG_INFO_SPLIT), which are not read")]
     Split,
     /// A section cannot be read.
     #[error(transparent)]
     Section(#[from] SectionError),
-    /// A unit makes no sense.
+    /// A unit is malformed. The first field is its offset in `.debug_info`, in bytes.
     #[error("its debugging information cannot be understood: {1}, in the unit at {0:#x}")]
     Unit(u64, gimli::Error),
 }
 
-/// Where `.debug_info` is.
+/// The section `.debug_info`.
 #[derive(Clone, Copy)]
 pub enum Info<'a> {
-    /// In memory.
+    /// It is in memory.
     Memory(&'a [u8]),
-    /// In a file, at an offset, of so many bytes.
+    /// It is in a file. The numbers are offset and size in bytes.
     File(&'a Source, u64, u64),
 }
 
-/// The sections that types are made of; those that a file does not have are empty.
+/// The sections that describe types. Missing sections are empty.
 #[derive(Clone, Copy)]
 pub struct Sections<'a> {
     /// `.debug_info`.
@@ -75,7 +75,7 @@ impl<'a> Info<'a> {
         }
     }
 
-    /// Bytes of the section, read into `buffer` if they are in a file.
+    /// A range of the section. `buffer` takes the bytes if they are in a file.
     fn bytes<'b>(&self, range: Range<u64>, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], DwarfError>
     where
         'a: 'b,
@@ -126,7 +126,7 @@ pub fn read(elf: &Elf) -> Result<Vec<u8>, DwarfError> {
     translate(&sections)
 }
 
-/// As [`read`], of sections.
+/// Like [`read`], for sections.
 ///
 /// # Errors
 /// [`DwarfError`].
@@ -141,8 +141,8 @@ pub fn translate(sections: &Sections<'_>) -> Result<Vec<u8>, DwarfError> {
     })?;
     let mut wanted = scan::merge(found, sections);
     let mut parts: Vec<convert::Converted<'_>> = Vec::new();
-    // A member takes more than a byte, but is read again wherever the struct without a name is that
-    // it is in.
+    // A member takes more than a byte. The members of an anonymous struct are read again wherever
+    // the struct is used.
     let most = AtomicU64::new(sections.info.len());
     for _ in 0..MAX_ROUNDS {
         if wanted.is_empty() {
@@ -162,14 +162,14 @@ pub fn translate(sections: &Sections<'_>) -> Result<Vec<u8>, DwarfError> {
     Ok(encode::blob(parts))
 }
 
-/// An entry to read, by its offset in `.debug_info`, and what it is.
+/// An entry to read: its offset in `.debug_info`, and its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanted {
     at: u64,
     what: What,
 }
 
-/// What an entry is read as.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum What {
     Struct,
@@ -180,10 +180,10 @@ enum What {
     Foreign,
 }
 
-/// A name, in `.debug_str` or of a unit's own.
+/// A name, from `.debug_str` or from a unit.
 type Name<'a> = Cow<'a, [u8]>;
 
-/// Where units lie in `.debug_info`.
+/// The ranges of the units in `.debug_info`.
 fn units(info: &Info<'_>) -> Result<Vec<Range<u64>>, DwarfError> {
     let (mut units, mut buffer, mut at) = (Vec::new(), Vec::new(), 0u64);
     while at < info.len() && units.len() < MAX_UNITS {
@@ -195,7 +195,7 @@ fn units(info: &Info<'_>) -> Result<Vec<Range<u64>>, DwarfError> {
                 u64::from_le_bytes(word)
             })
         };
-        // The 64-bit form has its length behind a mark (DWARF 5, section 7.4).
+        // In the 64-bit format 0xffffffff precedes the length (DWARF 5, section 7.4).
         let end = match word(0, 4) {
             Some(0xffff_ffff) => word(4, 8).and_then(|len| at.checked_add(12)?.checked_add(len)),
             Some(len) => at.checked_add(4 + len),
@@ -223,7 +223,7 @@ fn by_unit(units: &[Range<u64>], mut wanted: Vec<Wanted>) -> Vec<(Range<u64>, Ve
     tasks
 }
 
-/// Does `each` of every task, on several threads; each thread has an output of its own.
+/// Calls `each` for every task, on several threads. Each thread has its own output.
 fn in_parallel<T: Sync, O: Default + Send>(
     tasks: &[T],
     each: impl Fn(&T, &mut O) -> Result<(), DwarfError> + Sync,
@@ -242,7 +242,7 @@ fn in_parallel<T: Sync, O: Default + Send>(
     };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)).min(tasks.len() / 8 + 1);
     let outs = std::thread::scope(|scope| {
-        // Where no thread can be started this one does it all.
+        // If no thread can be started, this one does all the work.
         let start = || std::thread::Builder::new().name("types".to_owned()).spawn_scoped(scope, work).ok();
         let others: Vec<_> = (1..threads).filter_map(|_| start()).collect();
         let mut outs = vec![work()];

@@ -1,4 +1,4 @@
-//! Where each name is defined, from the outermost entries of all units.
+//! Finds where each name is defined, from the outermost entries of all units.
 
 use super::entry::{Unit, string};
 use super::{DwarfError, Sections, Wanted, What};
@@ -6,21 +6,21 @@ use gimli::{AttributeValue, constants as dw};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
-/// What one thread found.
+/// The output of one thread.
 #[derive(Default)]
 pub(super) struct Found {
-    /// For the bytes of units, kept for the next one.
+    /// A buffer for the bytes of units, reused for the next one.
     pub buffer: Vec<u8>,
-    /// Definitions of one name and size: how many units have one, and the first.
+    /// Definitions by name and size: the number of units that have one, and the first.
     types: HashMap<Key, Seen>,
     /// Functions that have code.
     functions: Vec<u64>,
 }
 
-/// How many units have a definition, and where the first is.
+/// The number of units that have a definition, and the offset of the first.
 type Seen = (u32, u64);
 
-/// A definition as the units repeat it.
+/// A definition that units may repeat.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     what: What,
@@ -28,14 +28,14 @@ struct Key {
     size: u64,
 }
 
-/// A name, not looked up where it is in `.debug_str`.
+/// A name. Names in `.debug_str` are not looked up.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Named {
     Strings(usize),
     Own(Box<[u8]>),
 }
 
-/// Looks at a unit.
+/// Scans a unit.
 pub(super) fn unit(sections: &Sections<'_>, start: u64, bytes: &[u8], out: &mut Found) -> Result<(), DwarfError> {
     let Some((unit, children)) = Unit::open(sections, start, bytes)? else { return Ok(()) };
     entries(&unit, children, out).map_err(|why| DwarfError::Unit(start, why))
@@ -75,8 +75,8 @@ fn entries(unit: &Unit<'_, '_>, children: usize, out: &mut Found) -> Result<(), 
         }
         match (what, name) {
             _ if is_declaration => {}
-            // What is inlined as well has its name at the entry that both come from. What is
-            // neither inlined nor has code of its own shares that of an equal function.
+            // A function that is also inlined has its name in its abstract entry. A function that
+            // is not inlined and has no code shares the code of an equal function.
             (Some(What::Function), _) if has_code || (name.is_some() && !is_inline) => {
                 out.functions.push(origin.map_or(unit.start + at as u64, |to| unit.anywhere(to)));
             }
@@ -100,8 +100,8 @@ fn entries(unit: &Unit<'_, '_>, children: usize, out: &mut Found) -> Result<(), 
     Ok(())
 }
 
-/// One definition of each name: of several that differ in size that which most units have, and of
-/// those the first.
+/// Chooses one definition of each name. If sizes differ, the size that most units have is taken,
+/// and of that size the first definition.
 pub(super) fn merge(found: Vec<Found>, sections: &Sections<'_>) -> Vec<Wanted> {
     let mut all: HashMap<Key, Seen> = HashMap::new();
     let mut wanted = Vec::new();

@@ -1,5 +1,5 @@
-//! Against what compilers make of a small file: what its types are the source says, and the
-//! compiler's own `sizeof`.
+//! Tests with the output of compilers for a small file. The source and `sizeof` give the expected
+//! types.
 
 use super::{DwarfError, read};
 use crate::btf::Btf;
@@ -43,8 +43,7 @@ void many(const char *format, ...) { struct outer o; elsewhere(&o, inlined(twin(
 union both *unions(union both *u) { return u; }
 ";
 
-/// A function of the same name as another's, and another prototype; and a struct of the same name
-/// as another's, and another size.
+/// A function and a struct whose names [`SOURCE`] has too. The prototype and the size differ.
 const OTHER: &str = "
 struct list { int other; };
 static __attribute__((noinline)) int twin(int a, struct list *b) { return a + b->other; }
@@ -110,7 +109,7 @@ fn assert_expected(types: &BTreeMap<String, String>, how: &str) {
     assert!(!types.contains_key("function inlined") && !types.contains_key("function elsewhere"), "{how}");
 }
 
-/// The compilers that are here; gcc always is.
+/// The installed compilers. gcc is required.
 fn compilers() -> Vec<&'static str> {
     let clang = Command::new("clang").arg("--version").output().is_ok_and(|done| done.status.success());
     if !clang {
@@ -129,7 +128,7 @@ fn all_that_is_asked_of_what_compilers_write() {
             let command = format!("{compiler} -O2 -fno-pic -mcmodel=kernel {options} -c a.c -o a.o");
             scratch.run(&command);
             assert_expected(&scratch.types("a.o").unwrap(), &command);
-            // Without relocations, as a vmlinux is.
+            // A vmlinux has no relocations either.
             scratch.run("ld -Ttext=0xffffffff81000000 -e find --unresolved-symbols=ignore-all -o a.elf a.o");
             assert_expected(&scratch.types("a.elf").unwrap(), &command);
         }
@@ -148,7 +147,7 @@ fn names_that_are_defined_more_than_once() {
     scratch.run("gcc -g -O2 -fno-pic -c a.c b.c c.c");
     scratch.run("ld -e find --unresolved-symbols=ignore-all -o all.elf b.o a.o c.o");
     let types = scratch.types("all.elf").unwrap();
-    // Two of three units have this one.
+    // Two of three units have this definition.
     assert_eq!(types["struct list"], EXPECTED[0].1);
     assert_eq!(types["function other"], "int4(a,b,)");
     assert!(!types.contains_key("function twin"), "it is either");
@@ -215,6 +214,6 @@ fn broken_sections_are_errors_or_other_types() {
             }
         }
     }
-    // All three came to pass, or the damage was not where it matters.
+    // If one of these is rare, the damage was not in relevant places.
     assert!(refused > 50 && other > 50 && same > 50, "{refused} {other} {same}");
 }

@@ -12,7 +12,7 @@ const COLOR: u32 = 22;
 const RED: u32 = 28;
 const LIST: u32 = 32;
 
-/// Sections as [`crate::types::check`] takes them, of DWARF of that version.
+/// Sections for [`crate::types::check`], with DWARF of this version.
 pub(super) fn sections(version: u16) -> Vec<u8> {
     let info = info(version);
     let mut out = vec![0];
@@ -63,7 +63,7 @@ fn abbreviations() -> Vec<u8> {
 struct Unit(Vec<u8>);
 
 impl Unit {
-    /// Adds an entry of that code; its offset.
+    /// Adds an entry with this code, and returns its offset.
     fn entry(&mut self, code: u8, parts: &[&[u8]]) -> u32 {
         let at = self.0.len() as u32;
         self.0.push(code);
@@ -71,7 +71,7 @@ impl Unit {
         at
     }
 
-    /// The children of the last entry with some end here.
+    /// Ends the children of the last entry that has some.
     fn end(&mut self) {
         self.0.push(0);
     }
@@ -125,7 +125,7 @@ mod tests {
     use guest_symbols::btf::Btf;
     use guest_symbols::types::dwarf::{Info, Sections, translate};
 
-    /// A seed that cannot be read would lead nowhere.
+    /// A seed that cannot be read would be useless.
     #[test]
     fn they_are_types() {
         for version in [4, 5] {
