@@ -1,8 +1,8 @@
 //! Types from DWARF 4 and 5, as gcc and clang write it, translated into BTF.
 //!
-//! A kernel's units repeat the same headers thousands of times. [`scan`] reads the outermost
-//! entries of each unit and finds where each name is defined. [`convert`] reads one definition of
-//! each name. [`encode`] writes the definitions as BTF. The BTF has no typedefs and no qualifiers,
+//! A kernel's units repeat the same headers thousands of times. `scan` reads the outermost
+//! entries of each unit and finds where each name is defined. `convert` reads one definition of
+//! each name. `encode` writes the definitions as BTF. The BTF has no typedefs and no qualifiers,
 //! and its parameters have no types, because nothing asks for these.
 //!
 //! `.debug_info` is read unit by unit, unless it is compressed. So memory is only needed for names.
