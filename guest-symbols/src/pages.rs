@@ -377,7 +377,7 @@ impl Pages {
             // `index` is here the next page's descriptor, or a handle.
             Use::Zspage if self.next_of_zspage(page).is_some() => (page, &page[..0]),
             // `index` may still hold the freelist of a former slab.
-            Use::Kernel | Use::Zspage => match self.layout.index.filter(|index| index + 8 <= page.len()) {
+            Use::Kernel | Use::Table | Use::Zspage => match self.layout.index.filter(|index| index + 8 <= page.len()) {
                 Some(index) => (&page[..index], &page[index + 8..]),
                 None => (page, &page[..0]),
             },

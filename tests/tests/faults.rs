@@ -199,13 +199,13 @@ fn a_host_without_memory() {
         // There may be no thread for a new client. It gets one of two messages.
         let refused = places.leak(&["scan"]);
         let told = |words| refused.stderr.contains(words);
-        assert!(refused.status == Some(24) && (told("a check needs some") || told("no thread")), "{}", refused.stderr);
+        assert!(refused.status == Some(24) && (told("a check needs about") || told("no thread")), "{}", refused.stderr);
         order(&mut orders, "end");
         boot.join().expect("the guest's thread")
     });
     assert_closed(&boot, "the host had no memory for libleak");
     assert!(
-        boot.messages().last().is_some_and(|m| m.starts_with("error: no result: a check needs some")),
+        boot.messages().last().is_some_and(|m| m.starts_with("error: no result: a check needs about")),
         "{}",
         boot.stderr
     );

@@ -125,10 +125,8 @@ fn lost_and_held_objects_are_told_apart_on_a_kernel_with_sanitizers() {
     for kind in ["registered-lock-key", "watched-timer", "watched-work"] {
         assert!(zoo.iter().any(|s| s.kind == kind), "no {kind}; {}", boot.hint());
     }
+    assert_told_apart(&boot, &zoo);
     let report = boot.report();
-    let differences = differences(&zoo, &report.objects);
-    assert!(differences.is_empty(), "{}\n{}", boot.hint(), differences.join("\n"));
-    boot.assert_trustworthy();
     let line = &report.summary.line;
     assert!(report.summary.unknown <= 2, "{line}; {}", boot.hint());
     let roots =

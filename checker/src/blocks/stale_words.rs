@@ -64,8 +64,12 @@ const INTERRUPT_STACK: (&str, u64, &str, &str) =
 /// link, and its pointer to the last job. That job was on the stack of a task that may be gone.
 const KEPT_WORKS: (&str, &str, &str, &str) = ("padata_free_works", "padata_work", "pw_list", "pw_data");
 
-/// Pointers that the kernel writes and never reads.
-const WRITE_ONLY: [&str; 1] = [
+/// Pointers that own nothing: the kernel never reads them, or they refer to a variable on the stack of a
+/// task that may be gone.
+const NO_OWNERS: [&str; 2] = [
+    // The instructions to patch, for breakpoints that another CPU hits meanwhile
+    // (text_poke_bp_batch(), arch/x86/kernel/alternative.c, 5.10 to 6.14).
+    "bp_desc",
     // acpi_ps_alloc_op(), drivers/acpi/acpica/psutils.c, 4.20 on.
     "acpi_gbl_current_scope",
 ];
@@ -165,7 +169,7 @@ fn ranges<M: StoppedMemory>(
             }
         }
     }
-    stale.extend(WRITE_ONLY.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
+    stale.extend(NO_OWNERS.iter().filter_map(|name| kernel.symbol(name)).map(|at| at.0..at.0 + 8));
     stale.extend(blocks.pages.kfence.iter().flat_map(|pool| pool.not_references.iter().cloned()));
     stale.extend(debug_options::ranges(kernel, blocks));
     stale.extend(blocks.percpu.bases.iter().map(|at| at.0..at.0 + 8));
