@@ -1,5 +1,5 @@
-//! What a function with a frame pointer saves where it starts. Unwind tables count such frames from the frame pointer and do
-//! not tell what is pushed below it.
+//! What a function with a frame pointer saves where it starts. Unwind tables count such frames from
+//! the frame pointer and do not tell what is pushed below it.
 
 /// A register that a function preserves for its caller, by its number in instructions.
 pub(crate) type Register = u8;
@@ -9,8 +9,9 @@ pub(crate) const SET_FRAME_POINTER: [u8; 3] = [0x48, 0x89, 0xe5];
 /// Bytes of code that are looked at.
 pub(crate) const LENGTH: usize = 64;
 
-/// The registers that `code` pushes, in this order, from the instruction after [`SET_FRAME_POINTER`] on; and whether it makes
-/// room for its variables after these, so that no other one is pushed.
+/// The registers that `code` pushes, in this order, from the instruction after
+/// [`SET_FRAME_POINTER`] on; and whether it makes room for its variables after these, so that no
+/// other one is pushed.
 pub(crate) fn pushes(mut code: &[u8]) -> (Vec<Register>, bool) {
     let mut pushed = Vec::new();
     loop {
@@ -34,8 +35,9 @@ pub(crate) fn pushes(mut code: &[u8]) -> (Vec<Register>, bool) {
     }
 }
 
-/// The length of an instruction that compilers put between pushes and that does not change the stack pointer: a move of a
-/// constant, between registers, or of a per-CPU variable, a comparison with zero, or none at all.
+/// The length of an instruction that compilers put between pushes and that does not change the
+/// stack pointer: a move of a constant, between registers, or of a per-CPU variable, a comparison
+/// with zero, or none at all.
 fn other(code: &[u8]) -> Option<usize> {
     // Whether what it writes is no stack pointer, by the bit that says that it is another register.
     let is_other = |m: u8, other: bool| m >= 0xc0 && (m & 7 != 4 || other);

@@ -1,5 +1,5 @@
-//! How long a walk of a stack takes, over a table of rules like the kernel's and a stack that fits it. It happens at every
-//! allocation.
+//! How long a walk of a stack takes, over a table of rules like the kernel's and a stack that fits
+//! it. It happens at every allocation.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use guest_symbols::unwind::cache::Cache;

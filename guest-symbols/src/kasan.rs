@@ -124,8 +124,8 @@ impl Quarantine {
 mod tests {
     use super::*;
 
-    /// KASAN_SHADOW_START and KASAN_SHADOW_END of arch/x86/include/asm/kasan.h. With 4 levels they are
-    /// those of Documentation/arch/x86/x86_64/mm.rst, which rounds the start of 5 levels down.
+    /// KASAN_SHADOW_START and KASAN_SHADOW_END of arch/x86/include/asm/kasan.h. With 4 levels they
+    /// are those of Documentation/arch/x86/x86_64/mm.rst, which rounds the start of 5 levels down.
     #[test]
     fn the_shadow_lies_where_the_kernel_has_it() {
         assert_eq!(shadow(4), 0xffff_ec00_0000_0000..0xffff_fc00_0000_0000);

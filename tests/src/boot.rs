@@ -28,8 +28,8 @@ impl Boot {
         self.console.contains("Oops: int3:") && self.console.contains("Kernel panic")
     }
 
-    /// Counts the lost objects that no report has. Without any report nothing is hidden: whether there
-    /// should be one is for the test to say.
+    /// Counts the lost objects that no report has. Without any report nothing is hidden: whether
+    /// there should be one is for the test to say.
     ///
     /// # Panics
     /// If there are too many: see [`hidden::count`].

@@ -66,8 +66,8 @@ impl Sandbox {
         sandbox
     }
 
-    /// The same with `bzImage` and `initrd.gz`. The guest has the module `leaky`, and the script `init`
-    /// as its first process.
+    /// The same with `bzImage` and `initrd.gz`. The guest has the module `leaky`, and the script
+    /// `init` as its first process.
     ///
     /// # Panics
     /// If it cannot be made.

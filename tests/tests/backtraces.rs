@@ -9,7 +9,8 @@ use tests::kmemleak_objects;
 use tests::program::scratch;
 use tests::{Guest, planted};
 
-/// Functions that take objects from caches: kmemleak knows who filled the cache (`CACHES`, plugin/src/hooks/table.rs).
+/// Functions that take objects from caches: kmemleak knows who filled the cache (`CACHES`,
+/// plugin/src/hooks/table.rs).
 const TAKERS: [&str; 12] = [
     "napi_skb_cache_get",
     "__alloc_skb",

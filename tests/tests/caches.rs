@@ -1,11 +1,11 @@
-//! Objects that were taken from a cache and lost are charged to the taker, not to the code that filled
-//! the cache.
+//! Objects that were taken from a cache and lost are charged to the taker, not to the code that
+//! filled the cache.
 
 use std::collections::BTreeMap;
 use tests::{Guest, Lost};
 
-/// Lost objects by address, as `tests/modules/caches.c` prints them: each with its kind and the function
-/// that took it.
+/// Lost objects by address, as `tests/modules/caches.c` prints them: each with its kind and the
+/// function that took it.
 fn lost(console: &str) -> BTreeMap<u64, (String, String)> {
     let lines = console.lines().filter_map(|line| Some(line.split_once("caches: leak ")?.1));
     lines

@@ -1,4 +1,5 @@
-//! Guests that hibernate. Memory goes back to the moment of the image, and so does what is known of it.
+//! Guests that hibernate. Memory goes back to the moment of the image, and so does what is known of
+//! it.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -88,8 +89,8 @@ fn is_of(object: &Unreferenced, function: &str) -> bool {
     object.frames.iter().any(|frame| planted::is_frame_of(frame, function, "grower"))
 }
 
-/// Takes the objects that the module `grower` lost out of a report, and compares them with what the module
-/// prints.
+/// Takes the objects that the module `grower` lost out of a report, and compares them with what the
+/// module prints.
 fn take_grown(boot: &Boot, objects: &mut Vec<Unreferenced>) {
     let dropped = boot.console.lines().filter_map(|line| line.split_once("grower: dropped 0x"));
     let dropped: Vec<u64> = dropped.filter_map(|(_, address)| u64::from_str_radix(address.trim(), 16).ok()).collect();
@@ -120,7 +121,8 @@ fn assert_trustworthy(boot: &Boot) {
     assert!(!boot.stderr.contains("another time"), "{}", boot.hint());
 }
 
-/// The first kernel hibernates, and the machine is reset. The second boots, finds the image, and restores the first.
+/// The first kernel hibernates, and the machine is reset. The second boots, finds the image, and
+/// restores the first.
 #[test]
 fn a_kernel_that_another_one_resumes() {
     let machine = Machine::new("hibernation-disk");
@@ -135,13 +137,15 @@ fn a_kernel_that_another_one_resumes() {
     let mut objects = resumed.objects.clone();
     take_grown(&boot, &mut objects);
     let mut differences = Differences::default();
-    // Leaks from before the image were reported when the machine was reset, and are not reported again.
+    // Leaks from before the image were reported when the machine was reset, and are not reported
+    // again.
     differences.extend(planted::differences(&planted, &hibernated.objects));
     differences.extend(planted::differences(&[], &objects));
     boot.assert_agrees(&differences);
 }
 
-/// The kernel writes the image, and at once goes back to its moment: what it allocated and freed for that never was.
+/// The kernel writes the image, and at once goes back to its moment: what it allocated and freed
+/// for that never was.
 #[test]
 fn a_kernel_that_goes_back_to_its_own_image() {
     let machine = Machine::new("hibernation-test");
@@ -160,7 +164,8 @@ fn a_kernel_that_goes_back_to_its_own_image() {
     boot.assert_agrees(&differences);
 }
 
-/// The first kernel hibernated in another QEMU: what it allocated there is not known, as after -loadvm.
+/// The first kernel hibernated in another QEMU: what it allocated there is not known, as after
+/// -loadvm.
 #[test]
 fn a_kernel_that_hibernated_elsewhere() {
     let machine = Machine::new("hibernation-elsewhere");

@@ -1,7 +1,8 @@
 //! Stale words do not hide lost objects.
 //!
-//! A word that equals an address by chance may hide one object now and then, which [`tests::hidden`]
-//! counts and bounds. The words here hid one object in every boot, on every kernel.
+//! A word that equals an address by chance may hide one object now and then, which
+//! [`tests::hidden`] counts and bounds. The words here hid one object in every boot, on every
+//! kernel.
 
 use std::collections::BTreeSet;
 use tests::{Guest, Lost};
@@ -27,8 +28,8 @@ fn nothing_is_hidden(kernel: &str) {
     boot.assert_trustworthy();
 }
 
-/// A thread's function saves kthread()'s registers. One of them is the freed `kthread_create_info`. The
-/// function is in a module.
+/// A thread's function saves kthread()'s registers. One of them is the freed `kthread_create_info`.
+/// The function is in a module.
 #[test]
 fn kthread_s_registers_hide_nothing_on_linux_6_1() {
     nothing_is_hidden("bookworm");

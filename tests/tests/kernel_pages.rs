@@ -1,5 +1,6 @@
-//! Pages that are the kernel's and yet no plain memory of its own: compressed memory, huge pages, and what programs have the kernel
-//! take. With `pages=on` none of them is lost, and none of them is searched for references.
+//! Pages that are the kernel's and yet no plain memory of its own: compressed memory, huge pages,
+//! and what programs have the kernel take. With `pages=on` none of them is lost, and none of them
+//! is searched for references.
 
 use tests::{Boot, Guest, planted};
 
@@ -53,7 +54,8 @@ fn pages_of_zram_are_not_lost_on_linux_7_3() {
     pages_of_zram_are_not_lost("trixie-backports");
 }
 
-/// The addresses of what was lost stand in huge pages that a program has or gave back, and a GiB waits for whoever wants it.
+/// The addresses of what was lost stand in huge pages that a program has or gave back, and a GiB
+/// waits for whoever wants it.
 fn huge_pages_are_no_roots(kernel: &str) {
     let boot = Guest::new(&format!("pages-huge-{kernel}"), kernel)
         // A GiB that is free, and begins at a multiple of its size.
@@ -93,7 +95,8 @@ fn huge_pages_are_no_roots_on_linux_7_3() {
     huge_pages_are_no_roots("trixie-backports");
 }
 
-/// Network devices whose buffers are pages, and a program that has the kernel take pages in each way that there is.
+/// Network devices whose buffers are pages, and a program that has the kernel take pages in each
+/// way that there is.
 const TAKE: &str = "#!/bin/sh
 for module in virtio_pci virtio_net tun vhost_net; do modprobe $module; done
 ifconfig eth0 10.0.2.15 up && ping -q -c 2 10.0.2.2 >/dev/null && echo 'pages: virtio_net ok'

@@ -15,8 +15,8 @@ fn lost(console: &str) -> BTreeMap<u64, u64> {
         .collect()
 }
 
-/// The module loses objects of the pool, objects that only freed objects of the pool refer to, and an
-/// object of a destroyed cache. `interval` is in milliseconds.
+/// The module loses objects of the pool, objects that only freed objects of the pool refer to, and
+/// an object of a destroyed cache. `interval` is in milliseconds.
 fn lost_objects_are_reported(kernel: &str, interval: u32) {
     let boot = Guest::new(&format!("kfence-{kernel}"), kernel)
         .append(&format!("kfence.sample_interval={interval}"))

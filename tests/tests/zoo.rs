@@ -113,8 +113,9 @@ fn lost_and_held_objects_are_told_apart_on_linux_7_3() {
     the_zoo_is_told_apart("trixie-backports");
 }
 
-/// With the sanitizers and checks that the network developers turn on together. What waits in quarantine is no object, and
-/// what only a debug option refers to is lost. With the address sanitizer's shadow, the roots would be 193 MiB.
+/// With the sanitizers and checks that the network developers turn on together. What waits in
+/// quarantine is no object, and what only a debug option refers to is lost. With the address
+/// sanitizer's shadow, the roots would be 193 MiB.
 #[test]
 fn lost_and_held_objects_are_told_apart_on_a_kernel_with_sanitizers() {
     let guest = Guest::new("zoo-sanitizers", "selfbuilt-debug")

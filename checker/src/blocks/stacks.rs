@@ -99,10 +99,11 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
     }
 }
 
-/// Kernel threads that serve requests in a loop, and hold none while they wait for the next. Their frames
-/// and registers still hold the last request. It was an object that is freed (`kthread_create_info`,
-/// kernel/kthread.c), or a variable on the stack of a task that may be gone (`struct req`,
-/// drivers/base/devtmpfs.c; devtmpfs_work_loop() is inlined into devtmpfsd() in 5.10).
+/// Kernel threads that serve requests in a loop, and hold none while they wait for the next. Their
+/// frames and registers still hold the last request. It was an object that is freed
+/// (`kthread_create_info`, kernel/kthread.c), or a variable on the stack of a task that may be gone
+/// (`struct req`, drivers/base/devtmpfs.c; devtmpfs_work_loop() is inlined into devtmpfsd() in
+/// 5.10).
 const WAIT_LOOPS: [&str; 3] = ["kthreadd", "devtmpfs_work_loop", "devtmpfsd"];
 
 /// rbx, rbp, r12 to r15 (System V ABI, x86-64).
@@ -209,8 +210,8 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         Some(stale)
     }
 
-    /// The registers that a function has saved when it executes `ip`, and whether it has saved no other
-    /// one. Each register has the distance in bytes from its slot to the caller's frame.
+    /// The registers that a function has saved when it executes `ip`, and whether it has saved no
+    /// other one. Each register has the distance in bytes from its slot to the caller's frame.
     ///
     /// `None` if that is not certain:
     ///

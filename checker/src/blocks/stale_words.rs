@@ -64,8 +64,8 @@ const INTERRUPT_STACK: (&str, u64, &str, &str) =
 /// link, and its pointer to the last job. That job was on the stack of a task that may be gone.
 const KEPT_WORKS: (&str, &str, &str, &str) = ("padata_free_works", "padata_work", "pw_list", "pw_data");
 
-/// Pointers that own nothing: the kernel never reads them, or they refer to a variable on the stack of a
-/// task that may be gone.
+/// Pointers that own nothing: the kernel never reads them, or they refer to a variable on the stack
+/// of a task that may be gone.
 const NO_OWNERS: [&str; 2] = [
     // The instructions to patch, for breakpoints that another CPU hits meanwhile
     // (text_poke_bp_batch(), arch/x86/kernel/alternative.c, 5.10 to 6.14).

@@ -5,9 +5,9 @@
 //! page the address of the next descriptor is where other pages have `index`. It is `page.freelist`
 //! in 5.10, `page.index` up to 6.13, and `zpdesc.next` after. The first page has PG_private.
 //!
-//! From 6.11 on a page type marks these pages. Before, `page.private` and `struct zspage` must agree. A
-//! page with a buffer head that left its file looks the same (`buffer_head.b_page`). Its file data holds
-//! no references either.
+//! From 6.11 on a page type marks these pages. Before, `page.private` and `struct zspage` must
+//! agree. A page with a buffer head that left its file looks the same (`buffer_head.b_page`). Its
+//! file data holds no references either.
 
 use super::{Pages, Use};
 use crate::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr, u64_at};

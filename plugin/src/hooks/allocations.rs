@@ -50,8 +50,8 @@ impl Tracker {
         }
     }
 
-    /// A function that takes objects from a cache returned `addr`. A live object that was not allocated
-    /// during the call now belongs to the caller. `stack` gives the stack of the call.
+    /// A function that takes objects from a cache returned `addr`. A live object that was not
+    /// allocated during the call now belongs to the caller. `stack` gives the stack of the call.
     pub(super) fn taken(&self, addr: u64, call: PendingCall, stack: impl FnOnce() -> StackId) {
         if self.objects.is_closed() {
             return;

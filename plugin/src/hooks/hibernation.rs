@@ -1,8 +1,9 @@
-//! Hibernation: what was live when the kernel copied its memory for the image is live again when the
-//! image is restored.
+//! Hibernation: what was live when the kernel copied its memory for the image is live again when
+//! the image is restored.
 //!
-//! The kernel goes on after the copy: it writes the image, and may be reset. This kernel or another one
-//! that boots for it restores the image later. The copy is put back if the image is of its moment.
+//! The kernel goes on after the copy: it writes the image, and may be reset. This kernel or another
+//! one that boots for it restores the image later. The copy is put back if the image is of its
+//! moment.
 
 use super::image::Image;
 use super::tracker::Tracker;
@@ -12,14 +13,14 @@ use std::hash::{DefaultHasher, Hasher};
 
 /// Bytes of each variable that distinguishes one moment of a kernel from another.
 const MOMENT: usize = 128;
-/// These variables: the registers of the CPU that hibernates (arch/x86/include/asm/suspend_64.h), and
-/// the clock (kernel/time/timekeeping.c; the last name from 7.0 on). The clock is stopped then, and
-/// contains a reading of the TSC.
+/// These variables: the registers of the CPU that hibernates (arch/x86/include/asm/suspend_64.h),
+/// and the clock (kernel/time/timekeeping.c; the last name from 7.0 on). The clock is stopped then,
+/// and contains a reading of the TSC.
 const OF_MOMENT: [&str; 3] = ["saved_context", "tk_core", "timekeeper_data"];
 
 impl Tracker {
-    /// Memory is about to be copied for an image, by the only CPU that runs: keeps what is live. Nothing
-    /// is kept if there is no room for it, or if not all live objects are known.
+    /// Memory is about to be copied for an image, by the only CPU that runs: keeps what is live.
+    /// Nothing is kept if there is no room for it, or if not all live objects are known.
     #[cold]
     pub(super) fn keep_image(&self) {
         let mut kept = self.time.hibernated();
@@ -60,8 +61,8 @@ impl Tracker {
         }
     }
 
-    /// An image was restored, and no code of it has run. If it is the image of this kernel, and of the
-    /// moment that was kept, makes what was live then live again. Returns whether it is.
+    /// An image was restored, and no code of it has run. If it is the image of this kernel, and of
+    /// the moment that was kept, makes what was live then live again. Returns whether it is.
     pub fn restore_image(&self) -> bool {
         let mut kept = self.time.hibernated();
         let is_kept = |image: &mut Image| self.guest.is_there() && image.moment == self.moment();

@@ -1,8 +1,8 @@
 //! What was known of a kernel at the moment of its hibernation image.
 //!
-//! swsusp_save() (kernel/power/snapshot.c, 5.10 to 7.3) copies memory for the image. Only one CPU runs
-//! then, with interrupts disabled. No slab object, vmalloc block or per-CPU block is allocated or freed
-//! from its entry to the copy. So what is known at its entry describes the image.
+//! swsusp_save() (kernel/power/snapshot.c, 5.10 to 7.3) copies memory for the image. Only one CPU
+//! runs then, with interrupts disabled. No slab object, vmalloc block or per-CPU block is allocated
+//! or freed from its entry to the copy. So what is known at its entry describes the image.
 
 use super::objects::LiveObjects;
 use super::pending::{PendingCall, PendingCalls};
@@ -48,8 +48,8 @@ impl Image {
         self.maps.iter().for_each(|map| map.for_each(&mut each));
     }
 
-    /// Empties the maps: the kernel is gone, and comes back only by its image. What was reported since
-    /// stays reported.
+    /// Empties the maps: the kernel is gone, and comes back only by its image. What was reported
+    /// since stays reported.
     pub fn keep_alone(&mut self, objects: &LiveObjects) {
         for (copy, map) in self.pairs(objects) {
             copy.take_reported(map);

@@ -47,7 +47,8 @@ struct Pages {
     descriptor: u64,
 }
 
-/// A counter in its own cache lines: every allocation writes it, and all CPUs read what is beside it.
+/// A counter in its own cache lines: every allocation writes it, and all CPUs read what is beside
+/// it.
 #[repr(align(128))]
 struct Sequence(AtomicU64);
 
@@ -182,7 +183,8 @@ impl LiveObjects {
         self.live.is_inside(addr, sequence)
     }
 
-    /// The kind of a live object at virtual address `addr` that is older than sequence number `sequence`.
+    /// The kind of a live object at virtual address `addr` that is older than sequence number
+    /// `sequence`.
     #[inline]
     pub(super) fn kept_since(&self, addr: u64, sequence: u64) -> Option<Kind> {
         self.live.kept_since(addr, sequence)

@@ -227,10 +227,10 @@ pub const TABLE: &[Row] = &[
     },
 ];
 
-/// Functions that take objects from caches on top of the allocators. The taker owns the object, not the
-/// code that filled the cache. A kernel may be built without any of them. Compilers inline these
-/// functions and make variants (`.constprop.0`). So their callers are here as well: an object that an
-/// inner one of them took keeps the inner stack.
+/// Functions that take objects from caches on top of the allocators. The taker owns the object, not
+/// the code that filled the cache. A kernel may be built without any of them. Compilers inline
+/// these functions and make variants (`.constprop.0`). So their callers are here as well: an object
+/// that an inner one of them took keeps the inner stack.
 pub const CACHES: &[Row] = &[
     // napi_skb_cache_get() (net/core/skbuff.c, 5.13 on). By 7.3 it is inlined into __alloc_skb()
     // and the others (net/core/gro.c).
@@ -332,8 +332,8 @@ pub const PAGES: &[Row] = &[
     },
 ];
 
-/// Families that a kernel with this function does not have yet: `alloc_pages_bulk` came with 5.13, after
-/// `__alloc_pages_nodemask` was renamed.
+/// Families that a kernel with this function does not have yet: `alloc_pages_bulk` came with 5.13,
+/// after `__alloc_pages_nodemask` was renamed.
 pub const NONE_YET: &[(&str, &str)] = &[("bulk page allocation", "__alloc_pages_nodemask")];
 
 /// Functions through which the guest sends markers, for `guest-markers=on`.

@@ -1,4 +1,5 @@
-//! The objects of a live map at one moment, to be put back when the guest's memory goes back to that moment.
+//! The objects of a live map at one moment, to be put back when the guest's memory goes back to
+//! that moment.
 
 use super::LiveMap;
 use crate::live::object::Object;
@@ -17,7 +18,8 @@ impl Copied {
         bytes as u64
     }
 
-    /// Copies the objects of `map`, those given to kfree_rcu() too. No object may come or go meanwhile.
+    /// Copies the objects of `map`, those given to kfree_rcu() too. No object may come or go
+    /// meanwhile.
     pub fn of(map: &LiveMap) -> Copied {
         Copied {
             objects: map.map.iter().map(|e| (*e.key(), *e.value())).collect(),
@@ -81,7 +83,8 @@ mod tests {
         map.retire(0x4000);
         let mut copy = Copied::of(&map);
         assert_eq!(Copied::bytes(&map), 4 * 32 + 16);
-        // What is freed comes back, what is new goes; another object at an address is not the one that was there.
+        // What is freed comes back, what is new goes; another object at an address is not the one
+        // that was there.
         map.remove(0x1000);
         map.remove(0x2000);
         map.remove(0x3000);
