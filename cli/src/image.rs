@@ -26,7 +26,7 @@ pub enum ImageError {
     Payload,
     /// The compression is unknown. The field has the first bytes.
     #[error(
-        "its payload is packed in a way that is not known (it starts with {0:02x?}); known are gzip, xz, LZ4 and zstd"
+        "its payload has an unknown compression (it starts with {0:02x?}); known are gzip, xz, LZ4 and zstd"
     )]
     Packing(Vec<u8>),
     /// The payload cannot be decompressed.

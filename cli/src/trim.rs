@@ -55,7 +55,7 @@ pub enum Error {
     },
     /// The reports differ. This is a bug.
     #[error(
-        "without what the check of {path} did not read its report is another; use the whole snapshot, and report this as a bug"
+        "the trimmed snapshot of {path} gives another report; use the whole snapshot, and report this as a bug"
     )]
     Differs {
         /// The whole snapshot.

@@ -162,9 +162,9 @@ fn boot_with_symbols(test: &str, symbols: &std::path::Path) -> Boot {
 fn assert_other_kernel(boot: &Boot, words: &[&str]) {
     let messages = boot.messages();
     let [first, last] = messages[..] else { panic!("{messages:#?}") };
-    assert_error(&[first], &["does not belong to the running kernel", "the guest runs Linux 6.12"]);
+    assert_error(&[first], &["does not fit the running kernel", "the guest runs Linux 6.12"]);
     assert_error(&[first], words);
-    assert_error(&[last], &["nothing was tracked", "does not belong to the running kernel"]);
+    assert_error(&[last], &["nothing was tracked", "does not fit the running kernel"]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl Tracker {
             let trouble = Trouble::NoMemory { why, allocations: self.objects.counters().allocations };
             self.troubles.enter(&trouble);
             diagnostics::warning(&format!(
-                "{trouble}, and none of them is reported; give QEMU more, or raise max-memory="
+                "{trouble} and not reported; give QEMU more memory, or raise max-memory="
             ));
         }
     }

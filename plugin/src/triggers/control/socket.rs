@@ -20,7 +20,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// There is a file that is not a socket.
-    #[error("control={path}: there is a file that is no socket; give another path, or take that file away")]
+    #[error("control={path}: this file is not a socket; give another path, or remove that file")]
     NoSocket {
         /// The path given.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum SocketError {
 fn what_to_do(why: &io::Error) -> &'static str {
     match why.kind() {
         // The path is too long.
-        ErrorKind::InvalidInput => "give a path of less than 90 bytes: that of a socket can hardly be longer",
+        ErrorKind::InvalidInput => "give a path of less than 90 bytes: paths of sockets are limited to 107",
         _ => advice(why),
     }
 }
