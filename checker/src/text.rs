@@ -244,7 +244,9 @@ pub fn path(names: Names<'_>, path: &Path) -> String {
                 writeln!(text, "libleak: why:   a root{name} at physical {:#x} ({usage:?}) [{}]", phys.0, words(around))
             }
             Holder::Register => writeln!(text, "libleak: why:   a register"),
-            Holder::Known => writeln!(text, "libleak: why:   an object that the kernel declares no leak, or that is suppressed"),
+            Holder::Known => {
+                writeln!(text, "libleak: why:   an object that the kernel declares no leak, or that is suppressed")
+            }
         };
     }
     text
