@@ -160,7 +160,7 @@ mod tests {
         fs::write(&path, "mine").unwrap();
         assert!(error(&path).contains("not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
-        assert!(error(&folder).contains("no socket"));
+        assert!(error(&folder).contains("not a socket"));
         assert!(error(&folder.join("nowhere/s")).contains("make the folder"));
         let long = folder.join("x".repeat(90));
         fs::create_dir(&long).unwrap();
