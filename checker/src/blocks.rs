@@ -362,9 +362,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     pub(crate) fn virtual_bytes(&self, kind: Kind, start: VirtAddr, len: u64, each: &mut dyn FnMut(PhysAddr, &[u8])) {
         let mut each = |phys: PhysAddr, len: u64| {
-            if let Some(bytes) = self.memory.slice(phys, len as usize) {
-                each(phys, bytes);
-            }
+            self.memory.pieces(phys, len as usize, each);
         };
         match kind {
             Kind::Slab | Kind::Large | Kind::Pages => {

@@ -41,7 +41,10 @@ pub fn scan<M: StoppedMemory>(
         });
     }
     let runs = part.runs();
-    marker.roots(runs.len(), &|i, each| each(runs[i].start, run(memory, &runs[i])));
+    marker.roots(runs.len(), &|i, each| {
+        let len = (runs[i].end - runs[i].start) as usize;
+        memory.pieces(PhysAddr(runs[i].start), len, &mut |at, bytes| each(at.0, bytes));
+    });
     let tracked = Bits::new(pages.end() as usize);
     for (first, count) in blocks.blocks.iter().filter_map(|b| blocks.frames(b)) {
         for pfn in first..first.saturating_add(count).min(pages.end()) {
@@ -52,11 +55,6 @@ pub fn scan<M: StoppedMemory>(
         pages.descriptors(memory, i, |pfn| tracked.get(pfn as u32), |at, page| each(at.0, page));
     });
     unmapped
-}
-
-/// The bytes of a physical range. It is shorter only where the machine's RAM ends.
-fn run<'a>(memory: &'a impl StoppedMemory, range: &Range<u64>) -> &'a [u8] {
-    memory.run(PhysAddr(range.start), (range.end - range.start) as usize)
 }
 
 /// The part of each page frame that is root memory. A page may start with static per-CPU variables

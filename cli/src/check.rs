@@ -2,10 +2,13 @@
 
 use crate::output;
 use checker::CheckError;
+use checker::guest_state::GuestState;
 use checker::report::{Asked, report};
 use detector::report::Format;
 use detector::suppress::{SuppressError, Suppressions};
+use guest_symbols::memory::StoppedMemory;
 use lines::{Lines, LinesError};
+use snapshot::image::{self, Image, ImageError};
 use snapshot::{ReadError, Snapshot};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -51,6 +54,9 @@ pub enum Error {
     /// The snapshot cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The suppressions cannot be read.
     #[error(transparent)]
     Suppress(#[from] SuppressError),
@@ -77,21 +83,36 @@ impl Check {
     /// [`Error`].
     pub fn run(&self) -> Result<(), Error> {
         let suppressions = Suppressions::read(&self.suppress)?;
+        if !image::is_snapshot(&self.snapshot)? {
+            let image = Image::open(&self.snapshot)?;
+            return self.report(image.moment(), &suppressions, &|| image.missed());
+        }
         let snapshot = Snapshot::open(&self.snapshot)?;
-        let mut moment = snapshot.moment();
+        self.report(snapshot.moment(), &suppressions, &Vec::new)
+    }
+
+    /// Makes the check. `missed` gives reasons not to trust it that are known after it.
+    fn report<M: StoppedMemory>(
+        &self,
+        moment: GuestState<'_, M>,
+        suppressions: &Suppressions,
+        missed: &dyn Fn() -> Vec<String>,
+    ) -> Result<(), Error> {
         let lines = if self.debug.is_empty() { None } else { Some(Lines::open(&self.debug)?) };
         if let Some(lines) = &lines {
             lines.check_kernel(moment.kernel, moment.memory)?;
         }
+        let mut moment = moment.with_memory(moment.memory);
         moment.lines = lines.as_ref();
         let failed = |why| Error::Check { path: self.snapshot.clone(), why };
         let why = self.why.as_deref();
         let outcome = match checker::threads::pool(self.threads) {
-            Some(pool) => pool.install(|| moment.check(why, &suppressions)),
-            None => moment.check(why, &suppressions),
+            Some(pool) => pool.install(|| moment.check(why, suppressions)),
+            None => moment.check(why, suppressions),
         };
-        let outcome = outcome.map_err(failed)?;
-        let asked = Asked { audit: self.audit, pause: None, suppressions: &suppressions, unused: true };
+        let mut outcome = outcome.map_err(failed)?;
+        outcome.troubles.extend(missed());
+        let asked = Asked { audit: self.audit, pause: None, suppressions, unused: true };
         let text = self.format.write(&report(moment.names(), &outcome, &moment.counters, asked), self.each);
         lines.iter().flat_map(Lines::take_problems).for_each(|why| log::warn!("{why}"));
         output::print(&text).map_err(Error::Output)

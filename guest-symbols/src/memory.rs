@@ -105,6 +105,15 @@ pub trait StoppedMemory: GuestMemory + Sync {
         let len = (range.end - at.0).min(max as u64) as usize;
         self.slice(at, len).unwrap_or(&[])
     }
+
+    /// Calls `each` with all bytes from `at` to `at + len` that are there, in ascending order, with
+    /// their physical addresses. An image may lack some pages. Words are never split.
+    fn pieces<'a>(&'a self, at: PhysAddr, len: usize, each: &mut dyn FnMut(PhysAddr, &'a [u8])) {
+        let bytes = self.run(at, len);
+        if !bytes.is_empty() {
+            each(at, bytes);
+        }
+    }
 }
 
 /// Physical memory made of owned bytes, for tests and copies.

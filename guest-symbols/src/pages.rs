@@ -240,7 +240,8 @@ impl Pages {
             }
             self.runs.push((first, pfn - first, t.phys));
             if run.len() < size as usize {
-                pfn += count;
+                // A page of an image may be absent. The next page may be there.
+                pfn += ((PAGE_SIZE - t.phys.0 % PAGE_SIZE) / size).clamp(1, count);
             }
         }
     }

@@ -54,6 +54,7 @@ mod error;
 mod fields;
 mod format;
 mod guest_tests;
+pub mod image;
 pub mod objects;
 mod ram;
 mod read;
@@ -64,6 +65,7 @@ mod write;
 
 pub use error::{ReadError, WriteError};
 pub use format::{MAGIC, VERSION};
+pub use image::{Image, ImageError};
 pub use read::Snapshot;
 pub use trim::trim;
 pub use write::{Written, try_path, write};

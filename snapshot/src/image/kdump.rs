@@ -1,0 +1,195 @@
+//! kdump's compressed format: of makedumpfile and of QEMU's dump-guest-memory (IMPLEMENTATION in
+//! makedumpfile's sources, diskdump_mod.h; dump/dump.c in QEMU).
+//!
+//! Blocks of 4096 bytes: a header, a sub header, a bitmap of RAM, a bitmap of the pages in the
+//! file, a descriptor of each of these pages, and their data.
+
+use super::Parts;
+use super::error::Flaw;
+use super::file::{Bytes, part, within};
+use super::memory::{CHUNK, Have, PAGES, PageSource};
+use guest_symbols::memory::{PAGE_SIZE, u32_at, u64_at};
+use std::io::Read;
+
+/// The first bytes of the format.
+pub(crate) const MAGIC: &[u8] = b"KDUMP   ";
+/// Bytes of the header, and of the sub header's fields.
+const HEADER: u64 = 464;
+const SUB_HEADER: u64 = 104;
+/// Where the header's name of the machine is, and its length (`struct new_utsname`).
+const MACHINE: std::ops::Range<usize> = 12 + 4 * 65..12 + 5 * 65;
+/// Bytes of a page's descriptor.
+const DESCRIPTOR: u64 = 24;
+/// In the header's status: there was no room to write all (DUMP_DH_COMPRESSED_INCOMPLETE).
+const INCOMPLETE: u32 = 8;
+/// Most bytes of notes and of VMCOREINFO.
+const MAX_NOTES: u64 = 1 << 26;
+
+/// How a page is compressed (`page_desc.flags`).
+const ZLIB: u32 = 1;
+const LZO: u32 = 2;
+const SNAPPY: u32 = 4;
+const ZSTD: u32 = 0x20;
+
+/// Reads headers and bitmaps.
+pub(crate) fn open(file: Box<dyn Bytes>) -> Result<Parts, Flaw> {
+    let header = part(&*file, "kdump header", 0, HEADER)?;
+    let field = |at| u32_at(&header, at).unwrap_or(0);
+    let (status, block, sub_blocks, bitmap_blocks) = (field(424), field(428), field(432), field(436));
+    if u64::from(block) != PAGE_SIZE {
+        return Err(Flaw::Machine("block size", block.into()));
+    }
+    let machine = header[MACHINE].split(|&b| b == 0).next().unwrap_or_default();
+    // QEMU writes "Unknown" or nothing.
+    if !machine.is_empty() && machine != b"x86_64" && machine != b"Unknown" {
+        return Err(Flaw::Machine("machine's first letter", machine[0].into()));
+    }
+    let sub = part(&*file, "sub header", PAGE_SIZE, SUB_HEADER)?;
+    let word = |at| u64_at(&sub, at).unwrap_or(0);
+    if u32_at(&sub, 12).is_some_and(|split| split != 0) {
+        return Err(Flaw::Part);
+    }
+    let bounded = |what, at, size: u64| match size {
+        0 => Ok(None),
+        size if size > MAX_NOTES => Err(Flaw::Field(what, size)),
+        size => part(&*file, what, at, size).map(Some),
+    };
+    let vmcoreinfo = bounded("VMCOREINFO", word(32), word(40))?.map(|text| String::from_utf8_lossy(&text).into_owned());
+    let notes = bounded("notes", word(48), word(56))?.into_iter().collect();
+    let bitmaps = (1 + u64::from(sub_blocks)) * PAGE_SIZE;
+    let half = u64::from(bitmap_blocks) * PAGE_SIZE / 2;
+    let ram = Bitmap(part(&*file, "bitmap of RAM", bitmaps, half)?);
+    let pages = Bitmap(part(&*file, "bitmap of pages", bitmaps + half, half)?);
+    let descriptors = bitmaps + 2 * half;
+    let pages = Ranked::new(pages);
+    // A dump that is incomplete has no descriptors of its last pages.
+    let incomplete = status & INCOMPLETE != 0;
+    if !incomplete {
+        within(&*file, "page descriptors", descriptors, pages.count() * DESCRIPTOR)?;
+    }
+    let size = file.size();
+    Ok(Parts {
+        ranges: ram.ranges(),
+        source: Box::new(Pages { file, pages, descriptors }),
+        notes,
+        vmcoreinfo,
+        image: None,
+        incomplete,
+        size,
+    })
+}
+
+/// A bit for each page frame.
+struct Bitmap(Vec<u8>);
+
+impl Bitmap {
+    /// Runs of frames, as physical addresses.
+    fn ranges(&self) -> Vec<std::ops::Range<u64>> {
+        let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+        let mut add = |first: u64, end: u64| match ranges.last_mut() {
+            Some(last) if last.end == first * PAGE_SIZE => last.end = end * PAGE_SIZE,
+            _ => ranges.push(first * PAGE_SIZE..end * PAGE_SIZE),
+        };
+        for (byte, first) in self.0.iter().zip((0..).step_by(8)) {
+            match byte {
+                0 => {}
+                0xff => add(first, first + 8),
+                byte => (0..8).filter(|bit| byte >> bit & 1 != 0).for_each(|bit| add(first + bit, first + bit + 1)),
+            }
+        }
+        ranges
+    }
+}
+
+/// A bitmap, with the number of bits before each group of [`PAGES`] frames.
+struct Ranked {
+    groups: Vec<(u64, u16)>,
+}
+
+impl Ranked {
+    fn new(bitmap: Bitmap) -> Ranked {
+        let mut before = 0;
+        let group = |bytes: &[u8; 2]| {
+            let bits = u16::from_le_bytes(*bytes);
+            let group = (before, bits);
+            before += u64::from(bits.count_ones());
+            group
+        };
+        Ranked { groups: bitmap.0.as_chunks::<2>().0.iter().map(group).collect() }
+    }
+
+    /// The number of bits.
+    fn count(&self) -> u64 {
+        self.groups.last().map_or(0, |(before, bits)| before + u64::from(bits.count_ones()))
+    }
+}
+
+struct Pages {
+    file: Box<dyn Bytes>,
+    pages: Ranked,
+    /// Offset of the first descriptor.
+    descriptors: u64,
+}
+
+impl PageSource for Pages {
+    fn load(&self, first: u64, chunk: &mut [u8; CHUNK]) -> Have {
+        let mut have = Have::default();
+        let Some(&(before, bits)) = self.pages.groups.get(first as usize / PAGES) else { return have };
+        let mut descriptors = [0; PAGES * DESCRIPTOR as usize];
+        let descriptors = &mut descriptors[..bits.count_ones() as usize * DESCRIPTOR as usize];
+        if self.file.read_at(descriptors, self.descriptors + before * DESCRIPTOR).is_err() {
+            have.damaged = bits;
+            return have;
+        }
+        let in_file = (0..PAGES).filter(|page| bits >> page & 1 != 0);
+        for (page, descriptor) in in_file.zip(descriptors.chunks_exact(DESCRIPTOR as usize)) {
+            let (offset, size) = (u64_at(descriptor, 0).unwrap_or(0), u32_at(descriptor, 8).unwrap_or(0));
+            let flags = u32_at(descriptor, 12).unwrap_or(0);
+            // There was no room for this page and the following ones.
+            if offset == 0 {
+                continue;
+            }
+            let to = &mut chunk[page * PAGE_SIZE as usize..][..PAGE_SIZE as usize];
+            let done = self.page(offset, size as usize, flags, to);
+            if done.is_none() {
+                to.fill(0);
+            }
+            *(if done.is_some() { &mut have.read } else { &mut have.damaged }) |= 1 << page;
+        }
+        have
+    }
+}
+
+impl Pages {
+    /// Reads one page. `None` if it cannot be read or decompressed.
+    fn page(&self, offset: u64, size: usize, flags: u32, to: &mut [u8]) -> Option<()> {
+        let mut room = [0; PAGE_SIZE as usize];
+        let packed = room.get_mut(..size)?;
+        self.file.read_at(packed, offset).ok()?;
+        let packed = &*packed;
+        let whole = |n: usize| (n == PAGE_SIZE as usize).then_some(());
+        match flags & (ZLIB | LZO | SNAPPY | ZSTD) {
+            0 => {
+                whole(size)?;
+                to.copy_from_slice(packed);
+                Some(())
+            }
+            ZLIB => {
+                let mut zlib = flate2::Decompress::new(true);
+                let done = zlib.decompress(packed, to, flate2::FlushDecompress::Finish).ok()?;
+                whole(zlib.total_out() as usize).filter(|()| done == flate2::Status::StreamEnd)
+            }
+            LZO => whole(lzo::decompress_into(packed, to).ok()?),
+            SNAPPY => {
+                let len = snap::raw::decompress_len(packed).ok()?;
+                whole(len)?;
+                whole(snap::raw::Decoder::new().decompress(packed, to).ok()?)
+            }
+            ZSTD => {
+                let mut zstd = ruzstd::decoding::StreamingDecoder::new(packed).ok()?;
+                zstd.read_exact(to).ok()
+            }
+            _ => None,
+        }
+    }
+}
