@@ -14,6 +14,7 @@ use crate::audit::Audit;
 pub use crate::block::Block;
 use crate::skips::Skips;
 use crate::troubles::{Trouble, Troubles};
+use detector::frozen::Objects;
 use detector::guest_tests::shown;
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
@@ -95,6 +96,8 @@ pub struct Blocks<'a, M> {
     pub stale: u64,
     /// The comparison of the live map with the slabs. `None` if the slabs cannot be walked.
     pub audit: Option<Audit>,
+    /// Addresses of slab objects that may be free. Not reported unless their allocation was seen.
+    unsure: HashSet<u64>,
     /// Reasons to doubt the result.
     pub troubles: Troubles,
 }
@@ -128,6 +131,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             special_objects: Vec::new(),
             stale: 0,
             audit: None,
+            unsure: HashSet::new(),
             troubles: Troubles::default(),
         };
         this.troubles.extend(pages.corruption.iter().chain(&this.percpu.corruption).cloned());
@@ -153,6 +157,9 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
                 }
                 size => this.blocks.push(Block::of(*addr, size, object.kind(), i)),
             }
+        }
+        if allocations.halted {
+            this.take_large(allocations.objects);
         }
         this.drop_misplaced();
         let of_kind = |kind| each().filter(move |(_, (_, o))| o.kind() == kind).map(|(_, (addr, _))| *addr).collect();
@@ -193,6 +200,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         if let Some(pool) = &self.pages.kfence {
             allocated.add_kfence(kernel, self.memory, &kfence_objects(pool, objects));
         }
+        self.unsure = allocated.unsure.iter().copied().collect();
         let blocks = &mut self.blocks;
         let special: Vec<bool> = allocated.cache_addresses.iter().map(|at| self.special_caches.contains(at)).collect();
         let special_objects = &mut self.special_objects;
@@ -245,6 +253,21 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             });
             self.blocks.push(Block::unseen(addr, size, kind));
         }
+    }
+
+    /// Adds large kmallocs whose allocation was not seen.
+    fn take_large(&mut self, objects: &Objects) {
+        let seen = objects.sizes().into_iter().filter(|size| size.kind == Kind::Large).map(|size| size.addr);
+        let seen: HashSet<u64> = seen.collect();
+        let unseen = self.pages.large().filter(|(at, _)| !seen.contains(at));
+        let blocks: Vec<Block> = unseen.map(|(at, size)| Block::unseen(at, size, Kind::Large)).collect();
+        blocks.iter().for_each(|_| self.audit.iter_mut().for_each(|audit| audit.unknown("kmalloc-large")));
+        self.blocks.extend(blocks);
+    }
+
+    /// Whether a block may be free in spite of its slab's freelist.
+    pub(crate) fn may_be_free(&self, block: &Block) -> bool {
+        block.kind == Kind::Slab && (!block.seen() || self.allocations.halted) && self.unsure.contains(&block.addr)
     }
 
     /// Leaves out blocks that are where no such block can be. Such blocks are forged, or their page

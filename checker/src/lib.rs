@@ -230,7 +230,8 @@ impl Steps {
 
 /// Whether an unreferenced block is a leak.
 fn may_leak<M: StoppedMemory>(blocks: &Blocks<'_, M>, number: u32, request: Request<'_>) -> bool {
-    !blocks.rules.is_weak(number) && (blocks.blocks[number as usize].seen() || request.unseen)
+    let block = &blocks.blocks[number as usize];
+    !blocks.rules.is_weak(number) && (block.seen() || request.unseen) && !blocks.may_be_free(block)
 }
 
 /// Marks the unreferenced objects that suppressions match as reachable.

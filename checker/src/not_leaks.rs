@@ -9,7 +9,10 @@ use crate::blocks::{Block, Blocks};
 use detector::objects::Object;
 use detector::scan::Marker;
 use guest_symbols::Kernel;
+use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
+use std::cell::LazyCell;
+use std::collections::HashSet;
 
 /// The allocations that an entry applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +101,8 @@ const TABLE: &[NotLeak] = &[
 /// everything else is marked.
 pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &mut Marker) -> Vec<&'static str> {
     let mut hits = Vec::new();
+    // Reading all code takes a while, and it is rarely needed.
+    let constants = LazyCell::new(|| code_constants(kernel, blocks.memory));
     let unmarked: Vec<u32> = marker.unmarked().filter(|&i| !blocks.rules.is_weak(i)).collect();
     for i in unmarked {
         let block = &blocks.blocks[i as usize];
@@ -107,7 +112,12 @@ pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &
         }
         let reason = match block.seen() {
             true => explain(kernel, blocks.allocations, blocks.object(block)).map(|entry| entry.reason),
-            false => is_sysctl_header(kernel, blocks, block).then_some(SYSCTL_HEADER),
+            false => match () {
+                () if is_sysctl_header(kernel, blocks, block) => Some(SYSCTL_HEADER),
+                () if is_sysctl_base(kernel, blocks, block) => Some(SYSCTL_BASE),
+                () if constants.contains(&block.addr) => Some(CODE_CONSTANT),
+                () => None,
+            },
         };
         if let Some(reason) = reason {
             marker.root_block(i);
@@ -118,6 +128,62 @@ pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &
 }
 
 const SYSCTL_HEADER: &str = "sysctl headers that are registered in the first namespace are never freed";
+
+const SYSCTL_BASE: &str =
+    "sysctl headers registered at boot are never freed (register_sysctl_paths, fs/proc/proc_sysctl.c, to 6.4)";
+const CODE_CONSTANT: &str = "it is referred to by instructions (runtime_const_init, 6.17 on for the futex hash)";
+
+/// Bytes of code that are read at once.
+const CODE: u64 = 1 << 20;
+/// Bytes of an instruction that loads a constant of 64 bits into a register: REX.W, opcode,
+/// constant.
+const MOV_LEN: usize = 10;
+
+/// Constants in the kernel's code that may be addresses of objects. The kernel patches them in at
+/// boot (arch/x86/include/asm/runtime-const.h, 6.11 on).
+fn code_constants(kernel: &Kernel, memory: &impl StoppedMemory) -> HashSet<u64> {
+    let mut found = HashSet::new();
+    let (Some(start), Some(end)) = (kernel.symbol("_stext"), kernel.symbol("_etext")) else { return found };
+    // Text is at most as large as the image's mapping.
+    let end = end.0.min(start.0.saturating_add(1 << 30));
+    let mut code = vec![0; CODE as usize + MOV_LEN];
+    for at in (start.0..end).step_by(CODE as usize) {
+        let len = (end - at).min(code.len() as u64) as usize;
+        if kernel.read(memory, VirtAddr(at), &mut code[..len]).is_err() {
+            continue;
+        }
+        for mov in code[..len].windows(MOV_LEN) {
+            if let [0x48 | 0x49, 0xb8..=0xbf, constant @ ..] = mov {
+                let constant = constant.try_into().map_or(0, u64::from_le_bytes);
+                // Addresses of the image itself are of no interest.
+                if VirtAddr(constant).is_kernel() && constant < START_KERNEL_MAP {
+                    found.insert(constant);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Whether an object whose allocation was not seen is the header of several tables: it has no root,
+/// but a table of the image, and the headers follow it.
+fn is_sysctl_base<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, block: &Block) -> bool {
+    let is = || {
+        let at = |offset| VirtAddr(block.addr).offset(offset);
+        let word = |at| kernel.read_u64(blocks.memory, at).ok();
+        let size = kernel.btf.as_ref()?.size_of("ctl_table_header").filter(|size| size + 8 <= block.size)?;
+        let table = word(at(kernel.offset_of("ctl_table_header", "ctl_table_arg")?))?;
+        let root = kernel.offset_of("ctl_table_header", "root")?;
+        let header = VirtAddr(word(at(size))?);
+        let image = kernel.symbol("_text")?.0..kernel.symbol("_end")?.0;
+        Some(
+            image.contains(&table)
+                && word(at(root))? == 0
+                && word(header.offset(root))? == kernel.symbol("sysctl_table_root")?.0,
+        )
+    };
+    is().unwrap_or(false)
+}
 
 /// Whether an object whose allocation was not seen is a sysctl header. A header has a pointer to
 /// the common root of all headers at a fixed offset.

@@ -5,26 +5,31 @@ use crate::guess;
 use crate::names::Names;
 pub use crate::text::Asked;
 use crate::{Outcome, text};
+use detector::objects::Kind;
 use detector::report::{Frame, Group, Report, Suppressed};
 use detector::stacks::StackId;
 use detector::suppress::Suppression;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+/// What is known of an object whose allocation was not seen: its kind, slab cache, and bytes.
+type Origin = Option<(Kind, Option<String>, u64)>;
+
 /// Groups the leaks. Leaks of one test whose stacks have equal names are one group, wherever their
-/// module was loaded.
+/// module was loaded. Leaks without a stack form groups by slab cache and size.
 fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut by_name: HashMap<(bool, Option<&str>, Vec<String>), usize> = HashMap::new();
-    let mut by_stack: HashMap<(bool, Option<&str>, StackId, u64), usize> = HashMap::new();
+    let mut by_name: HashMap<(bool, Option<&str>, Origin, Vec<String>), usize> = HashMap::new();
+    let mut by_stack: HashMap<(bool, Option<&str>, StackId, u64, Origin), usize> = HashMap::new();
     for u in &outcome.unreferenced {
         // An allocation that was not seen belongs to no test.
         let seen = u.object.stack() != StackId::NONE;
         let test = outcome.tests.of(u.object.sequence()).filter(|_| seen).map(|name| &**name);
-        let stack = (u.direct, test, u.object.stack(), names.loaded(u.object.sequence()));
+        let origin = if seen { None } else { Some((u.leak.kind, u.leak.cache.clone(), u.leak.size)) };
+        let stack = (u.direct, test, u.object.stack(), names.loaded(u.object.sequence()), origin.clone());
         let group = *by_stack.entry(stack).or_insert_with(|| {
             let frames = names.frames(&u.object);
-            let name = (u.direct, test, frames.iter().map(Frame::to_string).collect());
+            let name = (u.direct, test, origin, frames.iter().map(Frame::to_string).collect());
             *by_name.entry(name).or_insert_with(|| {
                 groups.push(Group { direct: u.direct, test: test.map(str::to_owned), frames, leaks: Vec::new() });
                 groups.len() - 1

@@ -11,7 +11,7 @@
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
 //! - [`code`]: the code of the kernel and its modules, for unwinding
-//! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`vmap`], [`percpu`], [`tasks`],
+//! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`sheaves`], [`vmap`], [`percpu`], [`tasks`],
 //!   [`modules`]: the kernel's own structures
 //! - [`allocators`]: allocators besides the slab
 //! - [`kasan`]: structures of the kernel's address sanitizer
@@ -40,6 +40,7 @@ pub mod modules;
 pub mod pages;
 pub mod paging;
 pub mod percpu;
+pub mod sheaves;
 pub mod slab;
 pub mod slab_walk;
 pub mod symbol_file;

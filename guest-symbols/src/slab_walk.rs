@@ -27,6 +27,8 @@ struct Layout {
     freelist: u64,
     /// The word that holds the number of objects, with shift and mask.
     objects: (u64, u64, u64),
+    /// The same for the number of objects that are not free, if it shares that word.
+    inuse: Option<(u64, u64)>,
     /// Members of `kmem_cache`: `offset` of the free pointer, `random`, `cpu_slab`.
     free_pointer: u64,
     random: Option<u64>,
@@ -42,9 +44,11 @@ impl Layout {
         let slab = if btf.size_of("slab").is_some() { "slab" } else { "page" };
         let objects = btf.member(slab, "objects")?;
         let bits = objects.bits?;
+        let inuse = btf.member(slab, "inuse").filter(|inuse| inuse.bit_offset / 32 == objects.bit_offset / 32);
         Some(Layout {
             freelist: btf.offset_of(slab, "freelist")?,
             objects: (objects.bit_offset / 32 * 4, objects.bit_offset % 32, (1 << bits) - 1),
+            inuse: inuse.and_then(|inuse| Some((inuse.bit_offset % 32, (1 << inuse.bits?) - 1))),
             free_pointer: btf.offset_of("kmem_cache", "offset")?,
             random: btf.offset_of("kmem_cache", "random"),
             cpu_slab: btf.offset_of("kmem_cache", "cpu_slab"),
@@ -103,6 +107,9 @@ impl Slots {
 pub struct Allocated {
     /// Virtual addresses of allocated objects, ascending, each with the index of its cache.
     pub objects: Vec<(u64, u32)>,
+    /// Addresses of those that may be free: their slab counts fewer objects than it seems to have.
+    /// A CPU was about to put them on a freelist, or has just taken it. Ascending.
+    pub unsure: Vec<u64>,
     /// Their caches.
     pub caches: Vec<Cache>,
     /// Virtual addresses of their `struct kmem_cache`s, in the same order.
@@ -300,13 +307,13 @@ impl<M: StoppedMemory> Walk<'_, M> {
                 descriptor(self.pages.slab_cache_offset()),
                 descriptor(self.layout.freelist),
                 // It is read as an aligned word, because counters share a word.
-                descriptor(word & !7).map(|w| w >> (8 * (word & 7)) >> shift),
+                descriptor(word & !7).map(|w| w >> (8 * (word & 7))),
             ) else {
                 continue;
             };
             self.learn(cache);
             let found = self.links.get(&cache).and_then(Option::as_ref);
-            let slots = found.map(|(_, links)| links.slots(&slab, counters & mask));
+            let slots = found.map(|(_, links)| links.slots(&slab, counters >> shift & mask));
             let (Some((index, links)), Some(slots)) = (found, slots.filter(|slots| slots.fit(&slab))) else {
                 self.out.broken += 1;
                 continue;
@@ -322,8 +329,13 @@ impl<M: StoppedMemory> Walk<'_, M> {
                 }
             }
             self.out.broken += u64::from(!whole);
-            let used = free.iter().zip(0..).filter(|(free, _)| !**free);
-            self.out.objects.extend(used.map(|(_, i)| (slots.first + i * slots.stride, *index)));
+            let used = free.iter().zip(0..).filter(|(free, _)| !**free).map(|(_, i)| slots.first + i * slots.stride);
+            let inuse = self.layout.inuse.map(|(shift, mask)| counters >> shift & mask);
+            let count = free.iter().filter(|free| !**free).count() as u64;
+            if inuse.is_some_and(|inuse| count > inuse) {
+                self.out.unsure.extend(used.clone());
+            }
+            self.out.objects.extend(used.map(|object| (object, *index)));
             if self.out.objects.len() > MAX_ALLOCATED {
                 return Err(Corruption::TooManyObjects(MAX_ALLOCATED as u64));
             }

@@ -40,6 +40,15 @@ pub fn stack_sites<'a>(kernel: &'a Kernel, allocations: Allocations<'a>) -> impl
     allocations.by_caller(kernel, |name| STACK_SITES.contains(&name))
 }
 
+/// Functions that ask for the area of a task's stack, as `vm_struct.caller` names them. Those above
+/// are inlined into them, or pass their own caller on.
+const STACK_CALLERS: [&str; 2] = ["kernel_clone", "fork_idle"];
+
+/// Whether `vm_struct.caller` of an area says that it is the stack of a task.
+pub fn is_stack_caller(function: &str) -> bool {
+    STACK_CALLERS.contains(&function) || STACK_SITES.contains(&function)
+}
+
 /// The caches that kmemleak does not scan (SLAB_NOLEAKTRACE). The value is whether the cache holds
 /// kmemleak's own objects.
 pub fn untraced_caches(kernel: &Kernel, memory: &impl StoppedMemory) -> HashMap<VirtAddr, bool> {

@@ -6,6 +6,7 @@ use crate::allocations::Allocations;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::pages::Pages;
+use guest_symbols::percpu::PerCpu;
 
 /// Lays out the objects of the live map. `registers` are as in [`Request`](crate::Request).
 pub fn lay_out<'a, M: StoppedMemory>(
@@ -15,16 +16,19 @@ pub fn lay_out<'a, M: StoppedMemory>(
     allocations: Allocations<'a>,
     registers: &[u64],
 ) -> Blocks<'a, M> {
-    let mut special = Special {
-        sheaves: rules::sheaves(kernel, memory, allocations),
-        untraced: allocation_sites::untraced_caches(kernel, memory),
-        areas: None,
-    };
+    let mut sheaves = rules::sheaves(kernel, memory, allocations);
+    if allocations.halted {
+        // The allocations of newer sheaves were not seen.
+        sheaves.extend(guest_symbols::sheaves::all(kernel, memory, &PerCpu::read(kernel, memory)));
+        sheaves.sort_unstable();
+        sheaves.dedup();
+    }
+    let mut special = Special { sheaves, untraced: allocation_sites::untraced_caches(kernel, memory), areas: None };
     let mut blocks = Blocks::new(kernel, memory, pages, allocations, registers, &mut special);
     blocks.apply_sheaf_rules(kernel, &special.sheaves);
     blocks.apply_vmap_rules(kernel, special.areas.as_deref());
     blocks.apply_leak_tracer_rules(kernel, &special.untraced);
     blocks.stale_ranges = stale_words::skip(kernel, &mut blocks);
-    stacks::apply_rules(&mut blocks, kernel);
+    stacks::apply_rules(&mut blocks, kernel, special.areas.as_deref());
     blocks
 }

@@ -10,6 +10,7 @@ use guest_symbols::memory::{GuestMemory, StoppedMemory, VirtAddr};
 use guest_symbols::tasks::{self, Stack, Tasks};
 use guest_symbols::unwind::frames::{self, Registers};
 use guest_symbols::unwind::orc::{Base, Rule};
+use guest_symbols::vmap;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -32,12 +33,12 @@ const FRAME_POINTER: i16 = 16;
 
 /// Leaves out the part of each stack that is not in use. The words there are left over from
 /// functions that returned, and would hide leaks.
-pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel) {
+pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, areas: Option<&[vmap::Area]>) {
     // If tasks cannot be read, whole stacks are scanned, which may hide leaks.
     let tasks = tasks::read(kernel, blocks.memory, &blocks.percpu);
     let Some(tasks) = blocks.troubles.read("tasks", tasks) else { return };
     skip_stale_members(blocks, kernel, &tasks);
-    skip_stacks_of_nobody(blocks, kernel, &tasks);
+    skip_stacks_of_nobody(blocks, kernel, &tasks, areas.unwrap_or_default());
     let threads = Threads::of(kernel, blocks.memory);
     for stack in &tasks.stacks {
         let Some(block) = blocks.addresses.find(stack.base) else { continue };
@@ -87,12 +88,22 @@ fn skip_stale_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Ker
 
 /// A stack that belongs to no task waits for a grace period. Its first words are an rcu_head that
 /// links to others that wait (struct vm_stack, kernel/fork.c, 5.18 on).
-fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
+fn skip_stacks_of_nobody<M: StoppedMemory>(
+    blocks: &mut Blocks<'_, M>,
+    kernel: &Kernel,
+    tasks: &Tasks,
+    areas: &[vmap::Area],
+) {
     let head = kernel.btf.as_ref().and_then(|b| b.size_of("vm_stack")).unwrap_or(0);
     let owned: HashSet<u64> = tasks.stacks.iter().map(|s| s.base).collect();
     let mut is_stack_site = allocation_sites::stack_sites(kernel, blocks.allocations);
-    for (i, b) in blocks.blocks.iter().enumerate() {
-        let is_stack = b.kind == Kind::Vmalloc && is_stack_site(blocks.object(b));
+    // If an allocation was not seen, its vm_struct tells who asked for the area.
+    let memory = blocks.memory;
+    let callers =
+        areas.iter().filter(|area| area.caller(kernel, memory).is_some_and(allocation_sites::is_stack_caller));
+    let unseen: HashSet<u64> = callers.filter_map(|area| Some(area.block?.0)).collect();
+    for (i, b) in blocks.blocks.iter().enumerate().filter(|(_, b)| b.kind == Kind::Vmalloc) {
+        let is_stack = if b.seen() { is_stack_site(blocks.object(b)) } else { unseen.contains(&b.addr) };
         if is_stack && !owned.contains(&b.addr) {
             blocks.skip.push(i as u32, head.min(b.size)..b.size);
         }

@@ -153,6 +153,12 @@ impl Layout {
         }
     }
 
+    /// Whether a page is the first of a large kmalloc.
+    pub(super) fn is_large(&self, page: &[u8]) -> bool {
+        let page_type = u32_at(page, self.page_type).unwrap_or(0);
+        matches!(self.types, Types::TopByte { large: Some(large), .. } if (page_type >> 24) as u8 == large)
+    }
+
     /// Whether pages of zspages have a page type (6.11 on).
     pub(super) fn tells_zspages(&self) -> bool {
         match self.types {

@@ -1,10 +1,11 @@
 //! ELF cores: of QEMU's dump-guest-memory and what uses it, of /proc/vmcore, and of makedumpfile
 //! -E.
 
+use super::Parts;
 use super::error::Flaw;
 use super::file::{Bytes, part, within};
 use super::memory::{CHUNK, Have, PAGES, PageSource};
-use super::{Parts, START_KERNEL_MAP};
+use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{PAGE_SIZE, PhysAddr, VirtAddr, u32_at, u64_at};
 use std::ops::Range;
 

@@ -3,12 +3,10 @@
 use super::memory::ImageMemory;
 use super::notes::{Notes, value};
 use guest_symbols::Kernel;
-use guest_symbols::kernel::KernelError;
+use guest_symbols::kernel::{KernelError, START_KERNEL_MAP};
 use guest_symbols::memory::{OwnedMemory, PAGE_SIZE, PhysAddr, VirtAddr};
 use guest_symbols::paging::PageTables;
 
-/// `__START_KERNEL_map` (arch/x86/include/asm/page_64_types.h).
-pub(crate) const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 /// The size of the kernel's mapping there (KERNEL_IMAGE_SIZE with KASLR).
 const SIZE: u64 = 1 << 30;
 /// The alignment of the image (CONFIG_PHYSICAL_ALIGN).

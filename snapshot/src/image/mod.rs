@@ -22,7 +22,6 @@ use detector::frozen::Objects;
 use detector::guest_tests::Tests;
 use detector::stacks::Stacks;
 use file::{Bytes, FLATTENED, Flattened, Plain};
-use find::START_KERNEL_MAP;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PhysAddr, VirtAddr};
 use guest_symbols::modules::{self, Module};
