@@ -1,9 +1,9 @@
 //! `leak check`.
 
 use crate::output;
-use checker::CheckError;
 use checker::guest_state::GuestState;
 use checker::report::{Asked, report};
+use checker::{CheckError, Outcome};
 use detector::report::Format;
 use detector::suppress::{SuppressError, Suppressions};
 use guest_symbols::memory::StoppedMemory;
@@ -13,13 +13,16 @@ use snapshot::{ReadError, Snapshot};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// Check a snapshot and print its report
+/// Check a snapshot or another memory image, and print the report
 ///
-/// The report is the one that the plugin printed when it wrote the snapshot, except for the length
-/// of the pause. The status is 0 if there is a report, whatever is in it, and 1 if there is none.
+/// The report of a snapshot is the one that the plugin printed when it wrote it, except for the
+/// length of the pause. Other images are ELF cores and kdump files of QEMU, libvirt, kdump and
+/// makedumpfile. Nothing tracked their allocations, so leaks have a backtrace only if the kernel
+/// recorded it (slub_debug=U). The status is 0 if there is a report, whatever is in it, and 1 if
+/// there is none.
 #[derive(clap::Args)]
 pub struct Check {
-    /// File that the plugin's option snapshot= wrote
+    /// File that the plugin's option snapshot= wrote, or another memory image
     snapshot: PathBuf,
     /// Show the chain of references to every live object whose function, module or task contains
     /// PATTERN
@@ -85,18 +88,21 @@ impl Check {
         let suppressions = Suppressions::read(&self.suppress)?;
         if !image::is_snapshot(&self.snapshot)? {
             let image = Image::open(&self.snapshot)?;
-            return self.report(image.moment(), &suppressions, &|| image.missed());
+            return self.report(image.moment(), &suppressions, &|outcome| {
+                outcome.troubles.extend(image.missed());
+                image.advice(outcome).unwrap_or_default()
+            });
         }
         let snapshot = Snapshot::open(&self.snapshot)?;
-        self.report(snapshot.moment(), &suppressions, &Vec::new)
+        self.report(snapshot.moment(), &suppressions, &|_| String::new())
     }
 
-    /// Makes the check. `missed` gives reasons not to trust it that are known after it.
+    /// Makes the check. `finish` adds what is known only after it, and returns lines for the end.
     fn report<M: StoppedMemory>(
         &self,
         moment: GuestState<'_, M>,
         suppressions: &Suppressions,
-        missed: &dyn Fn() -> Vec<String>,
+        finish: &dyn Fn(&mut Outcome) -> String,
     ) -> Result<(), Error> {
         let lines = if self.debug.is_empty() { None } else { Some(Lines::open(&self.debug)?) };
         if let Some(lines) = &lines {
@@ -111,9 +117,11 @@ impl Check {
             None => moment.check(why, suppressions),
         };
         let mut outcome = outcome.map_err(failed)?;
-        outcome.troubles.extend(missed());
+        let last = finish(&mut outcome);
         let asked = Asked { audit: self.audit, pause: None, suppressions, unused: true };
-        let text = self.format.write(&report(moment.names(), &outcome, &moment.counters, asked), self.each);
+        let mut report = report(moment.names(), &outcome, &moment.counters, asked);
+        report.closing += &last;
+        let text = self.format.write(&report, self.each);
         lines.iter().flat_map(Lines::take_problems).for_each(|why| log::warn!("{why}"));
         output::print(&text).map_err(Error::Output)
     }

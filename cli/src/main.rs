@@ -7,6 +7,7 @@ mod compare;
 mod completions;
 mod control;
 mod doctor;
+mod dump;
 mod output;
 mod qemu;
 mod report;
@@ -35,6 +36,7 @@ enum Command {
     Symbols(symbols::Symbols),
     Check(check::Check),
     Trim(trim::Trim),
+    Dump(dump::Dump),
     #[command(flatten)]
     Control(control::Command),
 }
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Report(report) => report.run().map_err(|why| why.to_string()),
         Command::Symbols(symbols) => symbols.run().map_err(|why| why.to_string()),
         Command::Check(check) => check.run().map_err(|why| why.to_string()),
+        Command::Dump(dump) => dump.run().map_err(|why| why.to_string()),
         Command::Control(control) => return control.run(),
         Command::Trim(trim) => trim.run().map_err(|why| why.to_string()),
     };
@@ -76,6 +79,7 @@ mod tests {
         let words = ["check", "a", "--suppress", "b", "--suppress", "c", "--each", "--format", "jsonl", "--debug", "d"];
         assert!(parse(&words).is_ok() && parse(&["check", "a", "--format", "xml"]).is_err());
         assert!(matches!(parse(&["trim", "a", "b"]), Ok(Command::Trim(_))));
+        assert!(matches!(parse(&["dump", "--qmp", "a", "--format", "elf", "b"]), Ok(Command::Dump(_))));
         assert!(matches!(parse(&["run", "--report", "a.xml", "--", "vng", "--exec", "x"]), Ok(Command::Run(_))));
         assert!(parse(&["run", "vng"]).is_err() && parse(&["run"]).is_err() && parse(&["report"]).is_err());
         assert!(matches!(parse(&["compare", "a", "b", "--json"]), Ok(Command::Compare(_))));

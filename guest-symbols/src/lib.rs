@@ -11,7 +11,7 @@
 //! - [`kernel`]: the running kernel found in RAM, with all of the above
 //! - [`unwind`]: frames of stacks
 //! - [`code`]: the code of the kernel and its modules, for unwinding
-//! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`sheaves`], [`vmap`], [`percpu`], [`tasks`],
+//! - [`pages`], [`free_pages`], [`slab`], [`slab_walk`], [`sheaves`], [`slab_tracks`], [`stack_depot`], [`vmap`], [`percpu`], [`tasks`],
 //!   [`modules`]: the kernel's own structures
 //! - [`allocators`]: allocators besides the slab
 //! - [`kasan`]: structures of the kernel's address sanitizer
@@ -42,7 +42,9 @@ pub mod paging;
 pub mod percpu;
 pub mod sheaves;
 pub mod slab;
+pub mod slab_tracks;
 pub mod slab_walk;
+pub mod stack_depot;
 pub mod symbol_file;
 pub mod symbols;
 pub mod tasks;

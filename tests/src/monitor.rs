@@ -45,6 +45,14 @@ impl Monitor {
         self.prompt()
     }
 
+    /// Ends QEMU.
+    ///
+    /// # Panics
+    /// If nobody listens.
+    pub fn quit(&mut self) {
+        self.0.write_all(b"quit\n").expect("the monitor takes a command");
+    }
+
     fn prompt(&mut self) -> String {
         let mut said = Vec::new();
         while !said.ends_with(b"(qemu) ") {

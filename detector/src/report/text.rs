@@ -77,6 +77,8 @@ fn frame_lines(f: &mut impl Write, frame: &Frame) -> fmt::Result {
 fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
     let seconds = |millis: u64| format!("{}.{} s", millis / 1000, millis % 1000 / 100);
     let objects = |n: u64| format!("{n} object{}", if n == 1 { "" } else { "s" });
+    // An allocation that was not seen has one empty frame.
+    let seen = group.frames.iter().any(|frame| frame.address != 0);
     let Ages { oldest, youngest } = group.ages();
     if let Some(test) = &group.test {
         writeln!(f, "  in test {test}")?;
@@ -89,6 +91,7 @@ fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
         group.bytes()
     )?;
     match group.leaks.len() {
+        _ if !seen => writeln!(f, "allocated at an unknown time")?,
         1 => writeln!(f, "{} ago", seconds(oldest))?,
         _ => writeln!(f, "first {} ago, last {} ago", seconds(oldest), seconds(youngest))?,
     }
@@ -100,6 +103,8 @@ fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
         writeln!(f, "  probably {guess}")?;
     }
     match &first.cache {
+        Some(cache) if !seen => writeln!(f, "  from cache {cache}"),
+        None if !seen => Ok(()),
         Some(cache) => writeln!(f, "  from cache {cache}, by tgid {} on cpu {}", first.tgid, first.cpu),
         None => writeln!(f, "  by tgid {} on cpu {}", first.tgid, first.cpu),
     }

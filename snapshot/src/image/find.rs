@@ -14,6 +14,8 @@ const ALIGN: u64 = 2 << 20;
 /// Bytes of memory around a place that are searched for the kernel: before and after it. The
 /// kernels of distributions have 60 MiB.
 const WINDOW: (u64, u64) = (64 << 20, 128 << 20);
+/// Most places that are tried. All CPUs of a machine have one kernel.
+const MAX_PLACES: usize = 4;
 /// With page table isolation, this bit of CR3 tells a process's tables from the kernel's.
 const USER_TABLES: u64 = 1 << 12;
 
@@ -28,6 +30,7 @@ fn places(memory: &ImageMemory, image: Option<(VirtAddr, PhysAddr)>, notes: &Not
     places.extend(notes.vmcoreinfo.as_deref().and_then(by_vmcoreinfo));
     let mut seen = std::collections::HashSet::new();
     places.retain(|(virt, phys)| seen.insert((virt.0, phys.0)));
+    places.truncate(MAX_PLACES);
     places
 }
 

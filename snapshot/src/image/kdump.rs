@@ -193,3 +193,95 @@ impl Pages {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// A file with these pages, each packed by its kind. A page without bytes is RAM that is left
+    /// out.
+    pub(crate) fn file(pages: &[(u32, Vec<u8>)]) -> Vec<u8> {
+        let page = PAGE_SIZE as usize;
+        let mut file = vec![0; 2 * page];
+        file[..MAGIC.len()].copy_from_slice(MAGIC);
+        for (at, value) in [(8, 6), (428, PAGE_SIZE as u32), (432, 1), (436, 2), (440, pages.len() as u32)] {
+            file[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+        }
+        let (mut ram, mut there) = (vec![0; page], vec![0; page]);
+        let (mut descriptors, mut data) = (Vec::new(), Vec::new());
+        let in_file = pages.iter().filter(|(_, bytes)| !bytes.is_empty()).count();
+        let start = 4 * page + in_file * DESCRIPTOR as usize;
+        for (i, (flags, bytes)) in pages.iter().enumerate() {
+            ram[i / 8] |= 1 << (i % 8);
+            if !bytes.is_empty() {
+                there[i / 8] |= 1 << (i % 8);
+                descriptors.extend((start as u64 + data.len() as u64).to_le_bytes());
+                descriptors.extend((bytes.len() as u32).to_le_bytes());
+                descriptors.extend(flags.to_le_bytes());
+                descriptors.extend([0; 8]);
+                data.extend(bytes);
+            }
+        }
+        [file, ram, there, descriptors, data].concat()
+    }
+
+    /// Pages of each kind. Page n is full of n.
+    fn pages() -> Vec<(u32, Vec<u8>)> {
+        let page = |n| vec![n; PAGE_SIZE as usize];
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        zlib.write_all(&page(1)).unwrap();
+        // Four bytes, a match of the other 4092 at distance 1, and the end.
+        let lzo = [&[21, 2, 2, 2, 2, 0x20][..], &[0; 15], &[234, 0, 0, 0x11, 0, 0]].concat();
+        let snappy = snap::raw::Encoder::new().compress_vec(&page(3)).unwrap();
+        let zstd = ruzstd::encoding::compress_to_vec(&page(4)[..], ruzstd::encoding::CompressionLevel::Fastest);
+        let kinds = [(0, page(0)), (ZLIB, zlib.finish().unwrap()), (LZO, lzo), (SNAPPY, snappy), (ZSTD, zstd)];
+        kinds.into_iter().chain([(0, Vec::new()), (0, page(6)), (ZLIB, vec![1; 9])]).collect()
+    }
+
+    fn load(parts: &Parts) -> (Vec<u8>, Have) {
+        let mut chunk = Box::new([0xee; CHUNK]);
+        let have = parts.source.load(0, &mut chunk);
+        (chunk.to_vec(), have)
+    }
+
+    #[test]
+    fn pages_of_each_compression() {
+        let parts = open(Box::new(file(&pages()))).unwrap();
+        assert_eq!(parts.ranges, [0..8 * PAGE_SIZE]);
+        let (bytes, have) = load(&parts);
+        assert_eq!(have, Have { read: 0b0101_1111, damaged: 0b1000_0000 });
+        for n in [0, 1, 2, 3, 4, 6] {
+            let page = &bytes[n * PAGE_SIZE as usize..][..PAGE_SIZE as usize];
+            assert!(page.iter().all(|&byte| usize::from(byte) == n), "page {n}");
+        }
+        // The next chunk is no RAM.
+        let mut chunk = Box::new([0; CHUNK]);
+        assert_eq!(parts.source.load(1 << 40, &mut chunk), Have::default());
+    }
+
+    #[test]
+    fn cut_forged_and_incomplete_files() {
+        let whole = file(&pages());
+        let descriptors = 4 * PAGE_SIZE as usize + 7 * DESCRIPTOR as usize;
+        for cut in (0..descriptors).step_by(7) {
+            assert!(matches!(open(Box::new(whole[..cut].to_vec())), Err(Flaw::Truncated(..))), "cut at {cut}");
+        }
+        // Data that is cut is damaged pages.
+        let (_, have) = load(&open(Box::new(whole[..descriptors].to_vec())).unwrap());
+        assert_eq!((have.read, have.damaged), (0, 0b1101_1111));
+        let mut incomplete = whole[..descriptors - DESCRIPTOR as usize].to_vec();
+        incomplete[424] = INCOMPLETE as u8;
+        assert!(open(Box::new(incomplete)).unwrap().incomplete);
+        let mut part = whole.clone();
+        part[PAGE_SIZE as usize + 12] = 1;
+        assert!(matches!(open(Box::new(part)), Err(Flaw::Part)));
+        for at in (0..500).chain(4096..4200).chain(4 * 4096..whole.len()).step_by(3) {
+            let mut bad = whole.clone();
+            bad[at] ^= 0x81;
+            if let Ok(parts) = open(Box::new(bad)) {
+                load(&parts);
+            }
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! Everything else that a check needs is found in the RAM: the kernel, its symbols and its types.
 //! Nothing tracked the allocations, so the kernel's allocator metadata says what is live.
 
+mod allocations;
 mod elf;
 mod error;
 mod file;
@@ -17,16 +18,19 @@ mod notes;
 pub use error::{Flaw, ImageError};
 pub use memory::{ImageMemory, Missed};
 
+use allocations::Recorded;
+use checker::Outcome;
 use checker::guest_state::{Counters, GuestState};
-use detector::frozen::Objects;
-use detector::guest_tests::Tests;
-use detector::stacks::Stacks;
+use detector::guest_tests::{Tests, shown};
+use detector::stacks::StackId;
 use file::{Bytes, FLATTENED, Flattened, Plain};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{PhysAddr, VirtAddr};
 use guest_symbols::modules::{self, Module};
 use memory::{PageSource, RangeError};
 use notes::Notes;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
@@ -53,8 +57,7 @@ pub(crate) struct Parts {
 pub struct Image {
     kernel: Kernel,
     memory: ImageMemory,
-    objects: Objects,
-    stacks: Stacks,
+    recorded: Recorded,
     registers: Vec<u64>,
     modules: Vec<(u64, Arc<Module>)>,
     tests: Tests,
@@ -118,10 +121,9 @@ impl Image {
             );
         }
         Ok(Image {
+            recorded: allocations::read(&kernel, &memory),
             kernel,
             memory,
-            objects: Objects::default(),
-            stacks: Stacks::default(),
             registers: notes.registers,
             modules,
             tests: Tests::default(),
@@ -134,15 +136,15 @@ impl Image {
         GuestState {
             kernel: &self.kernel,
             memory: &self.memory,
-            objects: &self.objects,
-            stacks: &self.stacks,
+            objects: &self.recorded.objects,
+            stacks: &self.recorded.stacks,
             lines: None,
             registers: &self.registers,
             modules: &self.modules,
             tests: &self.tests,
             counters: Counters::default(),
             troubles: &self.troubles,
-            millis: 0,
+            millis: self.recorded.millis,
             min_age: Duration::ZERO,
             unseen: true,
             halted: true,
@@ -167,6 +169,34 @@ impl Image {
             ));
         }
         told
+    }
+}
+
+/// Most caches that the advice names.
+const MAX_CACHES: usize = 8;
+
+impl Image {
+    /// What to put on the kernel's command line, so that the next image shows who allocates the
+    /// leaks. `None` if all slab objects among them have a stack.
+    pub fn advice(&self, outcome: &Outcome) -> Option<String> {
+        let mut caches: BTreeMap<&str, u64> = BTreeMap::new();
+        for leak in outcome.unreferenced.iter().filter(|u| u.object.stack() == StackId::NONE) {
+            let Some(cache) = leak.leak.cache.as_deref() else { continue };
+            *caches.entry(cache).or_default() += 1;
+        }
+        let recorded = allocations::caches(&self.kernel, &self.memory);
+        caches.retain(|name, _| !recorded.contains(*name));
+        let mut caches: Vec<(&str, u64)> = caches.into_iter().collect();
+        caches.sort_by_key(|(_, count)| Reverse(*count));
+        let names: Vec<_> = caches.iter().take(MAX_CACHES).map(|(name, _)| shown(name)).collect();
+        if names.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "libleak: note: put slub_debug=U,{} on the kernel's command line, and the next image shows who allocates \
+             these leaks; slub_debug=U does so for all slab caches and is slow\n",
+            names.join(",")
+        ))
     }
 }
 

@@ -14,6 +14,7 @@ pub mod console;
 pub mod control;
 pub mod files;
 pub mod guest;
+pub mod images;
 pub mod input;
 pub mod kallsyms;
 pub mod modules;
@@ -32,7 +33,7 @@ pub mod whole;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All kinds of input.
-pub const TARGETS: [Target; 20] = [
+pub const TARGETS: [Target; 21] = [
     ("kallsyms", kallsyms::check),
     ("btf", btf::check),
     ("types", types::check),
@@ -47,6 +48,7 @@ pub const TARGETS: [Target; 20] = [
     ("symbol_file", files::symbol_file),
     ("boot_image", files::boot_image),
     ("snapshot", snapshots::check),
+    ("images", images::check),
     ("control", control::check),
     ("reports", reports::check),
     ("suppressions", suppressions::check),

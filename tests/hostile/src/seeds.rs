@@ -1,5 +1,6 @@
 //! Seed inputs: valid data of each target's format.
 
+mod cores;
 mod dwarf;
 mod files;
 mod image;
@@ -26,6 +27,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             let contents = files::snapshot();
             vec![after(1, &contents), after(0, &snapshots::frame(&contents))]
         }
+        "images" => cores::all(),
         "control" => text::requests(),
         "reports" => text::reports(),
         "suppressions" => text::suppressions(),
