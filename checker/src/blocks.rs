@@ -49,6 +49,8 @@ const MAX_PERCPU: u64 = 32 << 10;
 /// stack pointer.
 const REGISTERS: usize = 17;
 const RSP: usize = 7;
+/// Words of a stack that are searched for what a CPU holds. The allocator's frames are the last.
+const STACK_WORDS: u64 = 256;
 
 /// Names of slab caches by the virtual address of their `struct kmem_cache`.
 pub type Caches = HashMap<VirtAddr, Option<String>>;
@@ -139,7 +141,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         this.special_caches.extend(kernel.variable(memory, "vmap_area_cachep").map(VirtAddr));
         let others = (0..).zip(objects).filter(|(_, (_, o))| o.kind() != Kind::Slab).map(|(i, _)| i);
         let others: Vec<u32> = others.collect();
-        this.take_slab_objects(kernel, objects, &special.sheaves);
+        this.take_slab_objects(kernel, objects, &special.sheaves, registers);
         special.areas = this.troubles.read("vmap areas", vmap::areas(kernel, memory));
         let areas = &special.areas;
         // Nearly all objects are slab objects. They are visited only once.
@@ -191,7 +193,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
 
     /// Adds the slab objects, after a comparison with the slabs. Objects that the kernel has freed
     /// are left out. Objects that the kernel holds, but whose allocation was not seen, are added.
-    fn take_slab_objects(&mut self, kernel: &Kernel, objects: &[(u64, Object)], sheaves: &[VirtAddr]) {
+    fn take_slab_objects(
+        &mut self,
+        kernel: &Kernel,
+        objects: &[(u64, Object)],
+        sheaves: &[VirtAddr],
+        registers: &[u64],
+    ) {
         let allocated = slab_walk::allocated(kernel, self.memory, self.pages, &self.percpu, sheaves);
         let Some(mut allocated) = self.troubles.read("slabs", allocated) else {
             return self.trust_live_map(kernel, objects);
@@ -199,6 +207,12 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         self.troubles.extend(allocated.corruption.iter().cloned());
         if let Some(pool) = &self.pages.kfence {
             allocated.add_kfence(kernel, self.memory, &kfence_objects(pool, objects));
+        }
+        if self.allocations.halted {
+            for cpu in registers.as_chunks::<REGISTERS>().0 {
+                let words = words_in_hand(kernel, self.memory, cpu);
+                allocated.add_in_hand(kernel, self.memory, self.pages, sheaves, &words);
+            }
         }
         self.unsure = allocated.unsure.iter().copied().collect();
         let blocks = &mut self.blocks;
@@ -439,6 +453,13 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             at = at.max(hole.end);
         }
     }
+}
+
+/// The words that a CPU works with: its registers, and its stack from the stack pointer on.
+fn words_in_hand(kernel: &Kernel, memory: &impl StoppedMemory, cpu: &[u64; REGISTERS]) -> Vec<u64> {
+    let stack = (0..STACK_WORDS).map(|i| VirtAddr(cpu[RSP] & !7).offset(8 * i)).filter(|at| at.is_kernel());
+    let stack = stack.map_while(|at| kernel.read_u64(memory, at).ok());
+    cpu.iter().copied().chain(stack).collect()
 }
 
 /// KFENCE's objects, by ascending address. An object that is being freed has already left the live

@@ -157,7 +157,8 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
         let wanted = |block: &Block, _: &Object| {
             let has = |address: u64| address.checked_sub(block.addr).is_some_and(|offset| offset < block.size);
             let is_percpu = block.kind == Kind::Percpu;
-            has(address) || is_percpu && copies.iter().any(|copy| has(address.wrapping_sub(*copy)))
+            let may_leak = block.seen() || self.unseen;
+            may_leak && (has(address) || is_percpu && copies.iter().any(|copy| has(address.wrapping_sub(*copy))))
         };
         let request = Request {
             allocations: self.allocations(),

@@ -75,7 +75,7 @@ pub(crate) fn paths<M: StoppedMemory>(
 ) -> Vec<Path> {
     let mut paths = Vec::new();
     for (i, block) in blocks.blocks.iter().enumerate() {
-        if !block.seen() || !wanted(block, blocks.object(block)) {
+        if !wanted(block, blocks.object(block)) {
             continue;
         }
         let mut holders = Vec::new();

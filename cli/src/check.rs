@@ -25,7 +25,7 @@ pub struct Check {
     /// File that the plugin's option snapshot= wrote, or another memory image
     snapshot: PathBuf,
     /// Show the chain of references to every live object whose function, module or task contains
-    /// PATTERN
+    /// PATTERN. If it is an address such as 0xffff888103a4c1e0, to the object there
     #[arg(long, value_name = "PATTERN")]
     why: Option<String>,
     /// Count by cache and function the objects that only the kernel's slabs and vmap areas hold, or
@@ -112,11 +112,16 @@ impl Check {
         moment.lines = lines.as_ref();
         let failed = |why| Error::Check { path: self.snapshot.clone(), why };
         let why = self.why.as_deref();
+        let address = why.and_then(|why| u64::from_str_radix(why.strip_prefix("0x")?, 16).ok());
+        let why = why.filter(|_| address.is_none());
         let outcome = match checker::threads::pool(self.threads) {
             Some(pool) => pool.install(|| moment.check(why, suppressions)),
             None => moment.check(why, suppressions),
         };
         let mut outcome = outcome.map_err(failed)?;
+        if let Some(address) = address {
+            outcome.paths = moment.why(address).map_err(failed)?;
+        }
         let last = finish(&mut outcome);
         let asked = Asked { audit: self.audit, pause: None, suppressions, unused: true };
         let mut report = report(moment.names(), &outcome, &moment.counters, asked);

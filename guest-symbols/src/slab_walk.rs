@@ -3,6 +3,7 @@
 //! These are all slots of all slabs, except free objects. Free objects are on a freelist of a slab
 //! or of a CPU, in a sheaf, or in KASAN's quarantine.
 
+mod in_hand;
 mod quarantine;
 
 use crate::Kernel;
@@ -108,7 +109,7 @@ pub struct Allocated {
     /// Virtual addresses of allocated objects, ascending, each with the index of its cache.
     pub objects: Vec<(u64, u32)>,
     /// Addresses of those that may be free: their slab counts fewer objects than it seems to have.
-    /// A CPU was about to put them on a freelist, or has just taken it. Ascending.
+    /// A CPU was about to put them on a freelist.
     pub unsure: Vec<u64>,
     /// Their caches.
     pub caches: Vec<Cache>,

@@ -141,9 +141,11 @@ fn ranges<M: StoppedMemory>(
     stale.extend(interrupt_stacks.iter().map(|stack| stack.stale.clone()));
     let (name, of, _) = RECORDS;
     // If events ended before the check, calls of kvfree_rcu() were not seen. These lists are then
-    // the only record of the objects.
-    let lists = Some(()).filter(|()| !blocks.allocations.halted).and_then(|()| lists_of_records(kernel));
-    let lists = lists.unwrap_or_default();
+    // the only record of the objects. The first list has pages that are kept for later use.
+    let mut lists = lists_of_records(kernel).unwrap_or_default();
+    if blocks.allocations.halted {
+        lists.truncate(1);
+    }
     for at in every_cpu(name).into_iter().filter(|_| kernel.offset_of(of, "bkvcache").is_some()) {
         for &(list, link) in &lists {
             for page in nodes(kernel, blocks, name, at.offset(list), link) {
