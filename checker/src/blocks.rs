@@ -8,13 +8,13 @@ mod pages;
 mod rules;
 mod stacks;
 mod stale_words;
+mod untracked;
 
 use crate::allocations::Allocations;
 use crate::audit::Audit;
 pub use crate::block::Block;
 use crate::skips::Skips;
 use crate::troubles::{Trouble, Troubles};
-use detector::frozen::Objects;
 use detector::guest_tests::shown;
 use detector::index::{Index, Span};
 use detector::objects::{Kind, Object};
@@ -49,8 +49,6 @@ const MAX_PERCPU: u64 = 32 << 10;
 /// stack pointer.
 const REGISTERS: usize = 17;
 const RSP: usize = 7;
-/// Words of a stack that are searched for what a CPU holds. The allocator's frames are the last.
-const STACK_WORDS: u64 = 256;
 
 /// Names of slab caches by the virtual address of their `struct kmem_cache`.
 pub type Caches = HashMap<VirtAddr, Option<String>>;
@@ -210,7 +208,7 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
         }
         if self.allocations.halted {
             for cpu in registers.as_chunks::<REGISTERS>().0 {
-                let words = words_in_hand(kernel, self.memory, cpu);
+                let words = untracked::words_in_hand(kernel, self.memory, cpu);
                 allocated.add_in_hand(kernel, self.memory, self.pages, sheaves, &words);
             }
         }
@@ -267,21 +265,6 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             });
             self.blocks.push(Block::unseen(addr, size, kind));
         }
-    }
-
-    /// Adds large kmallocs whose allocation was not seen.
-    fn take_large(&mut self, objects: &Objects) {
-        let seen = objects.sizes().into_iter().filter(|size| size.kind == Kind::Large).map(|size| size.addr);
-        let seen: HashSet<u64> = seen.collect();
-        let unseen = self.pages.large().filter(|(at, _)| !seen.contains(at));
-        let blocks: Vec<Block> = unseen.map(|(at, size)| Block::unseen(at, size, Kind::Large)).collect();
-        blocks.iter().for_each(|_| self.audit.iter_mut().for_each(|audit| audit.unknown("kmalloc-large")));
-        self.blocks.extend(blocks);
-    }
-
-    /// Whether a block may be free in spite of its slab's freelist.
-    pub(crate) fn may_be_free(&self, block: &Block) -> bool {
-        block.kind == Kind::Slab && (!block.seen() || self.allocations.halted) && self.unsure.contains(&block.addr)
     }
 
     /// Leaves out blocks that are where no such block can be. Such blocks are forged, or their page
@@ -453,13 +436,6 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
             at = at.max(hole.end);
         }
     }
-}
-
-/// The words that a CPU works with: its registers, and its stack from the stack pointer on.
-fn words_in_hand(kernel: &Kernel, memory: &impl StoppedMemory, cpu: &[u64; REGISTERS]) -> Vec<u64> {
-    let stack = (0..STACK_WORDS).map(|i| VirtAddr(cpu[RSP] & !7).offset(8 * i)).filter(|at| at.is_kernel());
-    let stack = stack.map_while(|at| kernel.read_u64(memory, at).ok());
-    cpu.iter().copied().chain(stack).collect()
 }
 
 /// KFENCE's objects, by ascending address. An object that is being freed has already left the live

@@ -1,5 +1,6 @@
 //! The use of each page frame, from its `struct page` (include/linux/mm_types.h, page-flags.h).
 
+mod large;
 mod layout;
 mod slabs;
 mod zspages;
@@ -223,9 +224,7 @@ impl Pages {
                 self.contradictory += u64::from(last.1 == 0 && self.is_contradictory(kernel, memory, pfn, page));
                 if last == (Use::Kernel, 0) {
                     self.may_be_zspage(pfn, page);
-                    if self.layout.is_large(page) {
-                        self.large.push(pfn);
-                    }
+                    self.may_be_large(pfn, page);
                 }
                 pfn += 1;
                 // Only the first page of a buddy block has an order. Pages that a balloon holds are
@@ -402,16 +401,6 @@ impl Pages {
     /// Whether a frame is a tail page of a compound page.
     pub fn is_tail(&self, pfn: u64) -> bool {
         self.tails.get(pfn as usize).is_some_and(|&t| t != 0)
-    }
-
-    /// Large kmallocs: the direct-map address and bytes of each. Empty if no page type shows them
-    /// (up to 6.17). They are compound pages (___kmalloc_large_node(), mm/slub.c).
-    pub fn large(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.large.iter().map(|&pfn| {
-            let tails = self.tails.get(pfn as usize + 1..).unwrap_or_default();
-            let tails = tails.iter().zip(1..).take_while(|(tail, i)| **tail == *i).count() as u64;
-            (self.direct_map.wrapping_add(pfn * PAGE_SIZE), (1 + tails) * PAGE_SIZE)
-        })
     }
 
     /// The use of a frame.
