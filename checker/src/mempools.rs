@@ -71,12 +71,33 @@ enum Owner {
     Other,
 }
 
+/// A set of page numbers modulo its size. Nearly every word is settled by it.
+#[derive(Default)]
+struct PageFilter([u64; 8]);
+
+impl PageFilter {
+    fn add(&mut self, addresses: &Range<u64>) {
+        let pages = addresses.start / PAGE_SIZE..=addresses.end.saturating_sub(1) / PAGE_SIZE;
+        // After that many pages the numbers repeat.
+        for page in pages.take(64 * self.0.len()) {
+            self.0[(page / 64 % 8) as usize] |= 1 << (page % 64);
+        }
+    }
+
+    fn may_contain(&self, address: u64) -> bool {
+        let page = address / PAGE_SIZE;
+        self.0[(page / 64 % 8) as usize] >> (page % 64) & 1 != 0
+    }
+}
+
 /// The arrays of all pools.
 pub(crate) struct Mempools<'a, M> {
     memory: &'a M,
     layout: Option<Layout>,
     /// By ascending virtual address. The direct map is linear, so physical addresses ascend too.
     arrays: Vec<Array>,
+    /// Their virtual and physical pages.
+    pages: PageFilter,
 }
 
 impl<'a, M: StoppedMemory> Mempools<'a, M> {
@@ -94,7 +115,12 @@ impl<'a, M: StoppedMemory> Mempools<'a, M> {
         let objects = objects.filter(|(_, o)| matches!(o.kind(), Kind::Slab | Kind::Large) && is_array(o));
         let mut arrays: Vec<Array> = objects.filter_map(|(addr, _)| array(*addr)).collect();
         arrays.sort_unstable_by_key(|array| array.place.start);
-        Mempools { memory: blocks.memory, layout, arrays }
+        let mut pages = PageFilter::default();
+        for array in &arrays {
+            pages.add(&array.place);
+            pages.add(&(array.at..array.at.saturating_add(array.place.end - array.place.start)));
+        }
+        Mempools { memory: blocks.memory, layout, arrays, pages }
     }
 
     /// The arrays that only words outside of pools point to, as block numbers. A pool may be just
@@ -139,7 +165,10 @@ impl<'a, M: StoppedMemory> Mempools<'a, M> {
 
 impl<M: StoppedMemory> Surroundings for Mempools<'_, M> {
     fn is_stale(&self, word: u64, at: u64) -> bool {
-        let Some(layout) = self.layout.filter(|_| !self.arrays.is_empty()) else { return false };
+        if !self.pages.may_contain(word) && !self.pages.may_contain(at) {
+            return false;
+        }
+        let Some(layout) = self.layout else { return false };
         if let Some(array) = self.pointed_to(word) {
             match self.owner(layout, array, word, at) {
                 // The array is read after this.
@@ -152,5 +181,21 @@ impl<M: StoppedMemory> Surroundings for Mempools<'_, M> {
             }
         }
         self.around(at).is_some_and(|(array, index)| index >= array.reserve.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_has_every_page_of_a_range() {
+        let mut filter = PageFilter::default();
+        filter.add(&(0xffff_8880_0123_4ff8..0xffff_8880_0123_6008));
+        for address in [0xffff_8880_0123_4000, 0xffff_8880_0123_5fff, 0xffff_8880_0123_6000] {
+            assert!(filter.may_contain(address), "{address:#x}");
+        }
+        assert!(!filter.may_contain(0xffff_8880_0123_3fff) && !filter.may_contain(0xffff_8880_0123_7000));
+        assert_eq!(filter.0.iter().map(|word| word.count_ones()).sum::<u32>(), 3);
     }
 }
