@@ -25,6 +25,8 @@ pub struct GuestText {
     iter: Option<Iter>,
     log: Option<Log>,
     driver: Option<Driver>,
+    /// Offset of `struct kiocb`'s file (include/linux/fs.h).
+    file: Option<u64>,
 }
 
 /// Offsets of a terminal's driver (`struct tty_struct`, include/linux/tty.h), and of the driver's
@@ -86,7 +88,13 @@ impl GuestText {
             let driver = kernel.offset_of("tty_struct", "driver")?;
             Some(Driver { driver, kind: kernel.offset_of("tty_driver", "type")? })
         };
-        GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
+        let file = kernel.offset_of("kiocb", "ki_filp");
+        GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver(), file }
+    }
+
+    /// The virtual address of the `struct file` that the `kiocb` at virtual address `iocb` is for.
+    pub fn file(&self, kernel: &Kernel, ram: &Ram, iocb: u64) -> Option<u64> {
+        kernel.read_u64(ram, VirtAddr(iocb).offset(self.file?)).ok()
     }
 
     /// Whether the `tty_struct` at virtual address `tty` is a pseudo-terminal.

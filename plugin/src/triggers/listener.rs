@@ -37,6 +37,7 @@ impl GuestEvents for Listener {
             Event::PrintkPart { entry } => self.markers.kmsg_copied(tracker, vcpu, entry),
             Event::WriteTty { tty, buf, count } => self.console.tty(tracker, vcpu, tty, buf, count),
             Event::WritePort { buf, count } => self.console.port(tracker, vcpu, buf, count),
+            Event::WritePipe { iocb, from } => self.console.pipe(tracker, iocb, from),
         }
     }
 
