@@ -168,7 +168,13 @@ impl Guest {
         let gcc = Program::new("gcc").args("-O2 -static -Wall -Werror -o").arg(&file);
         let gcc = sources.iter().fold(gcc, |gcc, source| gcc.arg(source)).run();
         assert_eq!(gcc.status, Some(0), "{}", gcc.stderr);
-        self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
+        self.file(&file, &format!("/guest/{name}"))
+    }
+
+    /// Adds a file at a path in the guest.
+    #[must_use]
+    pub fn file(self, file: &Path, path: &str) -> Guest {
+        self.boot_option("--file", &format!("{}:{path}", file.display()))
     }
 
     /// Adds to the kernel command line.
