@@ -12,6 +12,7 @@ use tests::{Boot, Guest, Program};
 const HEAD: &str = "#!/bin/sh
 lose() { echo $1 >/sys/module/loser/parameters/lose; }
 say() { echo \"$1\" >/sys/module/loser/parameters/say; }
+part() { printf %s \"$1\" >/sys/module/loser/parameters/say; }
 insmod /modules/loser.ko
 ";
 
@@ -41,7 +42,8 @@ echo leak:test >/proc/self/comm
 lose 500
 ";
 
-/// Test output on the console and in the kernel's log.
+/// Test output on the console and in the kernel's log. KUnit prints results of cases without an end
+/// of line.
 const LINES: &str = "
 echo TAP version 13
 echo 1..2
@@ -56,8 +58,8 @@ echo 'ok 2 alone # SKIP there is none'
 say '    # Subtest: suite'
 say '    1..2'
 lose 1000
-say '    ok 1 case'
-say '    not ok 2 other'
+part '    ok 1 case'
+part '    not ok 2 other'
 lose 2000
 say 'ok 3 suite'
 lose 4000

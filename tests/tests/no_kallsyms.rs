@@ -68,12 +68,12 @@ fn without_data_symbols(image: Vec<u8>) -> Vec<u8> {
     })
 }
 
-/// An image without symbols: none is counted, and no token is left.
+/// An image without symbols: none is counted, and there are zeroes in place of names and tokens.
 fn without_symbols(image: Vec<u8>) -> Vec<u8> {
     bzimage::changed(image, |kernel| {
         let table = Kallsyms::of(kernel);
         kernel[table.count..table.count + 4].fill(0);
-        kernel[table.tokens..table.index.end].fill(0);
+        kernel[table.names..table.index.end].fill(0);
     })
 }
 

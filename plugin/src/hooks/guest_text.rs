@@ -112,6 +112,12 @@ impl GuestText {
         self.iter.as_ref().and_then(|i| i.read(kernel, ram, iter, max)).unwrap_or_default()
     }
 
+    /// The id of a log record, given the virtual address of its `prb_reserved_entry`. A record that
+    /// is continued keeps its id.
+    pub fn record_id(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Option<u64> {
+        kernel.read_u64(ram, VirtAddr(entry).offset(self.log.as_ref()?.entry_id)).ok()
+    }
+
     /// Reads the text of a log record, given the virtual address of its `prb_reserved_entry`.
     pub fn record(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Vec<u8> {
         self.log.as_ref().and_then(|log| log.read(kernel, ram, entry)).unwrap_or_default()
