@@ -78,7 +78,7 @@ pub enum CheckError {
     Map(&'static str),
     /// The host, or the user's limit, gives too little memory.
     #[error(
-        "a check needs about {0} MiB of host memory, which are not available; give QEMU more, or raise max-memory="
+        "a check needs about {0} MiB of host memory, which are not available; give QEMU more memory, or raise max-memory="
     )]
     NoMemory(u64),
 }

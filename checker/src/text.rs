@@ -56,8 +56,8 @@ pub(crate) fn closing(
     }
     if counters.rewinds > 0 {
         text += &format!(
-            "libleak: note: the guest was brought to another time (loadvm, resume from disk) or came from elsewhere (-loadvm, -incoming), {} times: \
-             what was allocated before the last time is reported only with live=slab, without its site\n",
+            "libleak: note: the guest was brought to another time (loadvm, resume from disk) or came from elsewhere (-loadvm, -incoming), {} times; \
+             objects allocated before the last time are reported only with live=slab, and without a backtrace\n",
             counters.rewinds
         );
     }
@@ -244,7 +244,9 @@ pub fn path(names: Names<'_>, path: &Path) -> String {
                 writeln!(text, "libleak: why:   a root{name} at physical {:#x} ({usage:?}) [{}]", phys.0, words(around))
             }
             Holder::Register => writeln!(text, "libleak: why:   a register"),
-            Holder::Known => writeln!(text, "libleak: why:   what the kernel declares no leak, or what is suppressed"),
+            Holder::Known => {
+                writeln!(text, "libleak: why:   an object that the kernel declares no leak, or that is suppressed")
+            }
         };
     }
     text

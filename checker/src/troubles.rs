@@ -18,7 +18,7 @@ pub enum Trouble {
     Freed(u64),
     /// Blocks in memory that is used otherwise.
     #[error(
-        "{0} live blocks lie in memory that is free, absent or used by slabs, according to the page descriptors: the guest's kernel has corrupted them, or calls of its allocators were forged"
+        "{0} live blocks lie in memory that is free, absent or used by slabs, according to the page descriptors; the guest's kernel has corrupted them, or calls of its allocators were forged"
     )]
     Misplaced(u64),
     /// Blocks that are not mapped.
@@ -28,7 +28,7 @@ pub enum Trouble {
     Unmapped(u64),
     /// Blocks that are too far apart in the address space.
     #[error(
-        "live blocks are too far apart in the address space to scan all of them: calls of the guest's allocators were forged"
+        "live blocks are too far apart in the address space to scan all of them; calls of the guest's allocators were forged"
     )]
     Spread,
 }

@@ -55,7 +55,7 @@ pub enum SymbolFileError {
     },
     /// It has the symbols of another kernel.
     #[error(
-        "{path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
+        "{path} does not fit the running kernel: the file is of {theirs}, the guest runs {ours}; give the file of the guest's own kernel"
     )]
     OtherKernel {
         /// The path from the user.

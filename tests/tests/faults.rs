@@ -154,7 +154,7 @@ fn a_monitor_dies_and_files_go() {
 fn assert_closed(boot: &Boot, why: &str) {
     assert_eq!(boot.status, Some(0), "{}\n{}", boot.hint(), boot.stderr);
     assert!(boot.console.contains("libleak-guest: off"), "{}", boot.hint());
-    let start = format!("warning: {why}, so of the objects allocated after the first ");
+    let start = format!("warning: {why}; objects after the first ");
     let messages = boot.messages();
     assert_eq!(messages.iter().filter(|m| m.starts_with(&start)).count(), 1, "{messages:#?}");
 }

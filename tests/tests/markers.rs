@@ -247,7 +247,7 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     assert!(boot.console.contains("libleak-guest: end steps 0") && boot.console.contains("libleak-guest: off"));
     let messages = boot.messages();
     assert_eq!(messages.len(), 8, "{messages:?}; {}", boot.hint());
-    assert!(messages.iter().all(|m| m.contains("is none: there are scan, mark")), "{messages:?}; {}", boot.hint());
+    assert!(messages.iter().all(|m| m.contains("is unknown; known are scan, mark")), "{messages:?}; {}", boot.hint());
     let text = std::fs::read_to_string(&files.text).expect("a report");
     assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{}", boot.hint());
     let reports = json::read(&std::fs::read_to_string(&files.lines).expect("reports")).expect("lines of JSON");

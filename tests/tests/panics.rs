@@ -20,7 +20,7 @@ fn bare(places: &str, options: &[String], seconds: u32) -> Program {
 /// The only line about a panic, which is libleak's and not Rust's.
 fn assert_one_line(messages: &[&str], stderr: &str, place: &str) {
     let first = messages.first().unwrap_or_else(|| panic!("{stderr}"));
-    assert!(first.starts_with("error: internal error, so nothing is tracked from now on: injected, in "), "{stderr}");
+    assert!(first.starts_with("error: internal error, nothing is tracked from now on: injected, in "), "{stderr}");
     assert!(first.contains(place) && first.contains("plugin/src/") && first.contains("please report this"), "{first}");
     assert!(!stderr.contains("panicked at") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
     assert_eq!(stderr.matches("from now on").count(), 1, "{stderr}");

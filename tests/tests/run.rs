@@ -125,7 +125,7 @@ fn a_harness_of_two_guests() {
 fn a_clean_guest_and_a_command_that_fails() {
     let done = run("", "BOOT -- -cpu host -enable-kvm 2>/dev/null");
     assert_fields!(done.stderr; done.status => Some(0), said(&done).last() => Some(&"no leaks"));
-    let kvm = said(&done).into_iter().find(|line| line.starts_with("KVM was taken off")).expect("a line on KVM");
+    let kvm = said(&done).into_iter().find(|line| line.starts_with("KVM was removed from")).expect("a line on KVM");
     assert!(kvm.contains("-enable-kvm") && kvm.contains("-cpu host became max"), "{kvm}");
     assert!(done.stderr.contains("libleak: 0 unreferenced objects"), "{}", done.stderr);
     // The command's own status has priority, since the caller knows its meaning.

@@ -30,7 +30,7 @@ pub enum Error {
     #[error("the connection to libleak broke: {0}; see what QEMU says on stderr")]
     Lost(io::Error),
     /// The guest ended before the answer.
-    #[error("the guest ended before there was an answer; what libleak found is in its report")]
+    #[error("the guest ended before there was an answer; libleak's last report has the result")]
     Ended,
     /// libleak refused the request. The field is its message.
     #[error("{0}")]

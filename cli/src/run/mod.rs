@@ -211,7 +211,7 @@ impl RunCommand {
     fn tell(&self, outcome: &Outcome, forms: &[(&PathBuf, Form)]) -> Result<(), Error> {
         if !outcome.changed.is_empty() {
             say(&format!(
-                "KVM was taken off QEMU's command line, as a guest under it cannot be watched: {}",
+                "KVM was removed from QEMU's command line, since plugins see nothing under KVM: {}",
                 outcome.changed.join("; ")
             ));
         }

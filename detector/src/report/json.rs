@@ -72,7 +72,7 @@ pub enum ReadError {
     },
     /// The line has a schema that this version does not know.
     #[error(
-        "line {line} is a report of schema {schema}, and this program knows {SCHEMA}; use the program of the libleak that wrote it"
+        "line {line} is a report of schema {schema}, and this program reads {SCHEMA}; use the program leak of the libleak that wrote it"
     )]
     Schema {
         /// The line, counted from 1.

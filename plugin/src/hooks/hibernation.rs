@@ -27,7 +27,7 @@ impl Tracker {
         *kept = None;
         let bytes = Image::bytes(&self.objects);
         if self.objects.is_closed() || !allocator::may_have(bytes) {
-            log::info!("the guest hibernates, and there is no room to keep what is live");
+            log::info!("the guest hibernates, and there is no room to keep the live objects");
             return;
         }
         let jiffies = self.check_time(false);

@@ -281,6 +281,14 @@ pub const CACHES: &[Row] = &[
     Row { family: "bios", names: &["bio_alloc_bioset"], effect: Effect::Take },
 ];
 
+/// A function that takes an object from a cache, and callers that use the cache through it alone.
+/// Compilers may inline the function into a caller. A caller that calls it needs no hook of its own
+/// (net/core/skbuff.c, net/core/gro.c; 5.13 to 7.3). Inner callers come first.
+pub const ONLY_THROUGH: &[(&str, &[&str])] = &[(
+    "napi_skb_cache_get",
+    &["__alloc_skb", "__napi_build_skb", "napi_build_skb", "__napi_alloc_skb", "napi_alloc_skb", "napi_get_frags"],
+)];
+
 /// Functions that load code, or start another kernel. A kernel may be built without them.
 pub const CODE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], effect: Effect::ModuleLoad(arg(&["mod"], 0)) },

@@ -43,7 +43,7 @@ impl Session {
         match stopped {
             Some(stopped) => self.conclude(stopped, false),
             None => diagnostics::warning(
-                "the guest resumed from hibernation, and this QEMU cannot stop it for that: leaks that were not reported before are lost; ask for a scan before the guest resumes (scan=, control=)",
+                "the guest resumed from hibernation, and this QEMU cannot stop it then; leaks that were not reported before are lost; ask for a scan before the guest resumes (scan=, control=)",
             ),
         }
         self.restart(false);
@@ -72,7 +72,7 @@ impl Session {
         *self.marks.lock() = found.marks;
         current::set(Some((found.tracker, (self.listen)(self))));
         diagnostics::line(
-            "note: the guest was resumed from hibernation, and what was live when it hibernated is live again",
+            "note: the guest was resumed from hibernation; objects that were live when it hibernated are live again",
         );
         true
     }

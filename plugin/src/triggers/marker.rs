@@ -158,7 +158,7 @@ fn complain(what: &str) {
     static COMPLAINTS: AtomicU32 = AtomicU32::new(0);
     if COMPLAINTS.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
         diagnostics::warning(&format!(
-            "the guest's marker {what} is none: there are scan, mark, clear, test and test NAME"
+            "the guest's marker {what} is unknown; known are scan, mark, clear, test and test NAME"
         ));
     }
 }

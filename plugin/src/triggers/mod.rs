@@ -53,7 +53,7 @@ pub fn start(session: &'static Session) {
     });
     match spawned {
         Ok(_) => drop(QUEUE.set(queue)),
-        Err(why) => diagnostics::error(&format!("no thread could be started, so there is no scan before exit: {why}")),
+        Err(why) => diagnostics::error(&format!("no thread could be started, so only the exit has a scan: {why}")),
     }
 }
 
@@ -158,7 +158,7 @@ impl Scanner {
         }
         if !self.is_lost {
             self.is_lost = true;
-            diagnostics::error("the guest cannot be paused: there is no scan before exit until it can");
+            diagnostics::error("the guest cannot be paused; until it can, only the exit has a scan");
         }
         Err(DemandError::Running)
     }

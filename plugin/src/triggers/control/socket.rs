@@ -20,7 +20,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// There is a file that is not a socket.
-    #[error("control={path}: there is a file that is no socket; give another path, or take that file away")]
+    #[error("control={path}: this file is not a socket; give another path, or remove that file")]
     NoSocket {
         /// The path given.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum SocketError {
 fn what_to_do(why: &io::Error) -> &'static str {
     match why.kind() {
         // The path is too long.
-        ErrorKind::InvalidInput => "give a path of less than 90 bytes: that of a socket can hardly be longer",
+        ErrorKind::InvalidInput => "give a path of less than 90 bytes: paths of sockets are limited to 107",
         _ => advice(why),
     }
 }
@@ -158,9 +158,9 @@ mod tests {
         let path = folder.join("s");
         let error = |path: &Path| Socket::bind(path).err().unwrap().to_string();
         fs::write(&path, "mine").unwrap();
-        assert!(error(&path).contains("no socket"));
+        assert!(error(&path).contains("not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
-        assert!(error(&folder).contains("no socket"));
+        assert!(error(&folder).contains("not a socket"));
         assert!(error(&folder.join("nowhere/s")).contains("make the folder"));
         let long = folder.join("x".repeat(90));
         fs::create_dir(&long).unwrap();
