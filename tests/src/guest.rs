@@ -149,8 +149,21 @@ impl Guest {
     /// If it cannot be compiled.
     #[must_use]
     pub fn program(self, name: &str) -> Guest {
+        self.compiled("tests/programs", name)
+    }
+
+    /// As [`Guest::program`], for a program of `tests/leaks`.
+    ///
+    /// # Panics
+    /// If it cannot be compiled.
+    #[must_use]
+    pub fn leak(self, name: &str) -> Guest {
+        self.compiled("tests/leaks", name)
+    }
+
+    fn compiled(self, folder: &str, name: &str) -> Guest {
         let file = scratch(&format!("{}-{name}", self.test)).join(name);
-        let source = workspace().join("tests/programs").join(format!("{name}.c"));
+        let source = workspace().join(folder).join(format!("{name}.c"));
         let gcc = Program::new("gcc").args("-O2 -static -Wall -Werror -o").arg(&file).arg(source).run();
         assert_eq!(gcc.status, Some(0), "{}", gcc.stderr);
         self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
