@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A packet that is shorter than a header of IPv4 comes to the action ct of traffic control: tcf_ct_act() says that it has the packet, and
- * does not free it.
+ * A packet shorter than a header of IPv4 comes to the action ct of traffic control. tcf_ct_act()
+ * returns TC_ACT_CONSUMED, and does not free the packet.
  */
 #include "netlink.h"
 #include <arpa/inet.h>

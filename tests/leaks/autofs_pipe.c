@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Mounts autofs with a pipe and with a process group that is not there. The superblock is still catatonic then, and autofs_kill_sb()
- * leaves the pipe open.
+ * Mounts autofs with a pipe and with a process group that does not exist. The superblock is still
+ * catatonic when the mount fails. autofs_kill_sb() then leaves the pipe open.
  */
 #include "leaks.h"
 #include <sys/mount.h>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A process opens a context for binfmt_misc in a user namespace of its own, and one outside makes the superblock, which is refused: the
- * reference to the user namespace that bm_get_tree() took is lost.
+ * A process opens a context for binfmt_misc in a user namespace of its own. A process outside
+ * creates the superblock, and is refused. The reference to the user namespace that bm_get_tree()
+ * took is lost.
  */
 #define _GNU_SOURCE
 #include "leaks.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Starts DAMON for a process while DAMON_RECLAIM has it alone: damon_sysfs_turn_damon_on() fails, and forgets the struct pid.
+ * Starts DAMON for a process while DAMON_RECLAIM runs, which excludes others.
+ * damon_sysfs_turn_damon_on() fails. It keeps its reference to the struct pid.
  */
 #include "leaks.h"
 #include <signal.h>

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* A packet of Generic UDP Encapsulation whose inner protocol is 0: gue_udp_recv() returns 0, and nobody frees the packet. */
+/*
+ * A packet of Generic UDP Encapsulation has the inner protocol 0. gue_udp_recv() then returns 0,
+ * which says that the packet is done. Nobody frees it.
+ */
 #include "netlink.h"
 #include <arpa/inet.h>
 #include <linux/fou.h>

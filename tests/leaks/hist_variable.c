@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A histogram of events that saves a field, while another histogram of the same event has a variable of that name: create_field_var()
- * frees the field that it has read, and not the name of its type. An event made at run time has such names in memory of their own.
+ * A histogram of events saves a field. Another histogram of the same event has a variable of that
+ * name. create_field_var() then frees the field, and not the name of its type. An event made at run
+ * time has such names in memory of their own.
  */
 #include "leaks.h"
 #include <sys/mount.h>

@@ -26,7 +26,10 @@ static inline void l2tp_open(void)
 	l2tp = generic_family(generic, L2TP_GENL_NAME);
 }
 
-/* Makes a tunnel with a socket of the kernel, at a port that is not used again: the socket is closed later than the tunnel is. */
+/*
+ * Makes a tunnel with a socket of the kernel, at a port that is not used again: the socket is
+ * closed later than the tunnel is.
+ */
 static inline void tunnel_create(uint32_t id, int version, uint16_t port)
 {
 	struct request r;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A packet for a session of L2TP with another version in its header: l2tp_udp_encap_recv() keeps its reference to the session. It is lost
- * when its tunnel is deleted.
+ * A packet for a session of L2TP has another version in its header. l2tp_udp_encap_recv() keeps its
+ * reference to the session. The session is lost when its tunnel is deleted.
  */
 #include "l2tp.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the programs in this folder share. Each triggers one leak of an older kernel TIMES times. It runs as root in a test guest and
- * needs nothing but the kernel.
+ * What the programs in this folder share. Each triggers one leak of an older kernel TIMES times. It
+ * runs as root in a test guest and needs nothing but the kernel.
  */
 #ifndef LEAKS_H
 #define LEAKS_H
@@ -17,27 +17,27 @@
 #define TIMES 40
 
 /* Ends the program: the leak was not triggered. */
-#define fail(what)                                                                                                                          \
-	do {                                                                                                                                \
-		fprintf(stderr, "leaks: %s:%d: %s: %s\n", __FILE__, __LINE__, what, strerror(errno));                                        \
-		exit(1);                                                                                                                    \
+#define fail(what) \
+	do { \
+		fprintf(stderr, "leaks: %s:%d: %s: %s\n", __FILE__, __LINE__, what, strerror(errno)); \
+		exit(1); \
 	} while (0)
 
 /* Evaluates a call that must not return a negative value. */
-#define must(call)                                                                                                                          \
-	({                                                                                                                                  \
-		long value_ = (call);                                                                                                       \
-		if (value_ < 0)                                                                                                             \
-			fail(#call);                                                                                                        \
-		value_;                                                                                                                     \
+#define must(call) \
+	({ \
+		long value_ = (call); \
+		if (value_ < 0) \
+			fail(#call); \
+		value_; \
 	})
 
 /* Evaluates a call that must fail with this error. */
-#define must_fail(call, error)                                                                                                              \
-	do {                                                                                                                                \
-		errno = 0;                                                                                                                  \
-		if ((call) >= 0 || errno != (error))                                                                                        \
-			fail(#call);                                                                                                        \
+#define must_fail(call, error) \
+	do { \
+		errno = 0; \
+		if ((call) >= 0 || errno != (error)) \
+			fail(#call); \
 	} while (0)
 
 /* Tells the test that everything was triggered. */

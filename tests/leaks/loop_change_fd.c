@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* LOOP_CHANGE_FD with a file that cannot be read, such as a folder: loop_change_fd() keeps its reference to the file. */
+/*
+ * LOOP_CHANGE_FD gets a file that cannot be read, such as a folder. loop_change_fd() keeps its
+ * reference to the file.
+ */
 #include "leaks.h"
 #include <linux/loop.h>
 #include <sys/ioctl.h>

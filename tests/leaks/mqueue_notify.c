@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A process asks to be told of messages, and ends while another has its table of open files. The queue is closed by the other and then
- * goes away: mqueue_evict_inode() forgets the struct pid of the one that asked.
+ * A process asks a message queue for notification. It ends while another process shares its table
+ * of open files. The other process closes the queue, which goes away. mqueue_evict_inode() forgets
+ * the struct pid of the process that asked.
  */
 #define _GNU_SOURCE
 #include "leaks.h"

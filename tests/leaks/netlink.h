@@ -61,7 +61,9 @@ static inline int netlink(int protocol)
 	return must(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
 }
 
-/* Sends the request and reads the first answer into it. Returns -1 with errno if that is an error. */
+/*
+ * Sends the request and reads the first answer into it. Returns -1 with errno if that is an error.
+ */
 static inline int ask(int netlink, struct request *r)
 {
 	must(send(netlink, r->bytes, head(r)->nlmsg_len, 0));

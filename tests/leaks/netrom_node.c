@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Adds a route of NET/ROM to a node, and deletes it: nr_del_node() keeps its reference to the node. The route needs an AX.25 device,
- * which is a pseudoterminal here.
+ * Adds a route of NET/ROM to a node, and deletes it. nr_del_node() keeps its reference to the node.
+ * The route needs an AX.25 device, which is a pseudoterminal here.
  */
 #define _GNU_SOURCE
 #include "leaks.h"

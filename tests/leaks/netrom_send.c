@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Sends a message by NET/ROM that is larger than the send buffer, from one socket of the loopback device to another. A signal comes while
- * nr_output() waits for room for a fragment: it forgets the message.
+ * Sends a message by NET/ROM that is larger than the send buffer, over the loopback device. A
+ * signal comes while nr_output() waits for room for a fragment. nr_output() then forgets the
+ * message.
  */
 #include "leaks.h"
 #include <linux/netrom.h>

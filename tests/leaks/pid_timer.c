@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * clock_nanosleep() on the processor time of a process that ends meanwhile, interrupted by a signal: do_cpu_nanosleep() keeps its
- * reference to the struct pid, since the timer cannot be disarmed any more.
+ * Sleeps on the processor time of a process, which ends meanwhile. A signal then interrupts the
+ * sleep. do_cpu_nanosleep() keeps its reference to the struct pid, since the timer of a dead
+ * process cannot be disarmed.
  */
 #include "leaks.h"
 #include <signal.h>

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* openat by io_uring, into a slot and with O_CLOEXEC, which is refused: __io_openat_prep() forgets the copy of the file's name. */
+/*
+ * io_uring opens a file into a slot and with O_CLOEXEC, which is refused. __io_openat_prep()
+ * forgets the copy of the file's name.
+ */
 #include "leaks.h"
 #include <linux/io_uring.h>
 #include <sys/mman.h>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Adds an IPsec state with XFRMA_ALG_AUTH_TRUNC and XFRMA_ALG_AUTH. The first is an algorithm without a number of PF_KEY, which
- * xfrm_state_construct() takes for none: it overwrites it by the second.
+ * Adds a state of IPsec with XFRMA_ALG_AUTH_TRUNC and XFRMA_ALG_AUTH. The algorithm of the first
+ * has no number of PF_KEY. xfrm_state_construct() takes that for none, and overwrites it by the
+ * second.
  */
 #include "xfrm.h"
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * XFRM_MSG_MIGRATE of a policy: xfrm_migrate_policy_find() takes a second reference to the policy. The policy is lost when it is deleted.
+ * Migrates a policy of IPsec, and deletes it. xfrm_migrate_policy_find() takes a second reference
+ * to the policy. The policy is lost when it is deleted.
  */
 #include "xfrm.h"
 
