@@ -153,6 +153,16 @@ impl Guest {
         self.compiled(name, &[source])
     }
 
+    /// As [`Guest::program`], for a program of `tests/leaks`.
+    ///
+    /// # Panics
+    /// If it cannot be compiled.
+    #[must_use]
+    pub fn leak(self, name: &str) -> Guest {
+        let source = workspace().join("tests/leaks").join(format!("{name}.c"));
+        self.compiled(name, &[source])
+    }
+
     /// Compiles `leak-guest` and adds it as a step.
     ///
     /// # Panics
