@@ -34,9 +34,13 @@ impl GuestEvents for Listener {
                 self.markers.kmsg_copied(tracker, vcpu, entry);
                 self.console.printk(tracker, vcpu, entry);
             }
-            Event::PrintkPart { entry } => self.markers.kmsg_copied(tracker, vcpu, entry),
+            Event::PrintkPart { entry } => {
+                self.markers.kmsg_copied(tracker, vcpu, entry);
+                self.console.printk_part(tracker, vcpu, entry);
+            }
             Event::WriteTty { tty, buf, count } => self.console.tty(tracker, vcpu, tty, buf, count),
             Event::WritePort { buf, count } => self.console.port(tracker, vcpu, buf, count),
+            Event::WritePipe { iocb, from } => self.console.pipe(tracker, iocb, from),
         }
     }
 
