@@ -29,7 +29,11 @@ fn places(memory: &ImageMemory, image: Option<(VirtAddr, PhysAddr)>, notes: &Not
     places.extend(of_tables.filter_map(|tables| first_mapped(memory, tables)));
     places.extend(notes.vmcoreinfo.as_deref().and_then(by_vmcoreinfo));
     let mut seen = std::collections::HashSet::new();
-    places.retain(|(virt, phys)| seen.insert((virt.0, phys.0)));
+    // Pages are mapped whole.
+    places.retain(|(virt, phys)| virt.0 % PAGE_SIZE == phys.0 % PAGE_SIZE && seen.insert((virt.0, phys.0)));
+    places
+        .iter_mut()
+        .for_each(|(virt, phys)| (virt.0, phys.0) = (virt.0 & !(PAGE_SIZE - 1), phys.0 & !(PAGE_SIZE - 1)));
     places.truncate(MAX_PLACES);
     places
 }
@@ -60,13 +64,13 @@ pub(crate) fn kernel(
         let before = WINDOW.0.min(phys.0).min(virt.0 - START_KERNEL_MAP) & !(PAGE_SIZE - 1);
         let start = phys.0 - before;
         // The memory before the place may not be RAM.
-        let start = if memory.has(start) { start } else { phys.0 };
-        let bytes = memory.copy(start, (phys.0 - start + WINDOW.1) as usize);
-        let mut window = OwnedMemory::zeroed(start, bytes.len());
-        if !bytes.is_empty() {
-            window.write(start, &bytes);
+        let start = if memory.end(start).is_some_and(|end| end > phys.0) { start } else { phys.0 };
+        let Some(end) = memory.end(start) else { continue };
+        let len = (phys.0 - start).saturating_add(WINDOW.1).min(end - start) as usize;
+        let mut window = OwnedMemory::zeroed(start, len);
+        if let Some(bytes) = window.slice_mut(PhysAddr(start), len) {
+            memory.copy(start, bytes);
         }
-        drop(bytes);
         match Kernel::find(&window, virt, phys, None) {
             Ok(kernel) => return Some(Ok(kernel)),
             Err(why) => last = Some(Err(why)),

@@ -106,23 +106,21 @@ impl ImageMemory {
         Missed { absent, damaged }
     }
 
-    /// A copy of the memory from `start` on, at most `len` bytes, for parts of which only some may
-    /// be there. The others are zero and do not count as missed.
-    pub(crate) fn copy(&self, start: u64, len: usize) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        while bytes.len() < len {
-            let at = start + bytes.len() as u64;
-            let Some(chunk) = self.chunk(PhysAddr(at)) else { break };
-            let within = (at % CHUNK as u64) as usize;
-            let n = (CHUNK - within).min(len - bytes.len());
-            bytes.extend_from_slice(&chunk.bytes[within..within + n]);
+    /// Copies memory from `start` on, of which only some may be there. The rest of `to` stays as it
+    /// is and does not count as missed.
+    pub(crate) fn copy(&self, start: u64, to: &mut [u8]) {
+        let mut done = 0;
+        while let Some(chunk) = self.chunk(PhysAddr(start + done as u64)).filter(|_| done < to.len()) {
+            let within = ((start + done as u64) % CHUNK as u64) as usize;
+            let n = (CHUNK - within).min(to.len() - done);
+            to[done..done + n].copy_from_slice(&chunk.bytes[within..within + n]);
+            done += n;
         }
-        bytes
     }
 
-    /// Whether an address is in RAM.
-    pub(crate) fn has(&self, at: u64) -> bool {
-        self.range(PhysAddr(at)).is_some()
+    /// Where the RAM around an address ends. `None` if there is none.
+    pub(crate) fn end(&self, at: u64) -> Option<u64> {
+        Some(self.range(PhysAddr(at))?.end)
     }
 
     fn range(&self, at: PhysAddr) -> Option<&Range<u64>> {
@@ -262,7 +260,9 @@ mod tests {
         memory.read(PhysAddr(0x2_fff8), &mut buf).unwrap();
         assert_eq!(buf, [[0x2f; 8], [0x30; 8]].concat()[..]);
         assert_eq!((memory.missed().absent, memory.size()), (2, 0x2_7000));
-        assert_eq!(memory.copy(0x3000, 0x2001)[0xfff..0x1001], [3, 0]);
+        let mut copy = vec![9; 0x2001];
+        memory.copy(0x3000, &mut copy);
+        assert_eq!(copy[0xfff..0x1001], [3, 0]);
     }
 
     #[test]
