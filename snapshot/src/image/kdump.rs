@@ -60,6 +60,9 @@ pub(crate) fn open(file: Box<dyn Bytes>) -> Result<Parts, Flaw> {
     let half = u64::from(bitmap_blocks) * PAGE_SIZE / 2;
     let ram = Bitmap(part(&*file, "bitmap of RAM", bitmaps, half)?);
     let pages = Bitmap(part(&*file, "bitmap of pages", bitmaps + half, half)?);
+    if let Some(byte) = ram.0.iter().zip(&pages.0).position(|(ram, page)| page & !ram != 0) {
+        return Err(Flaw::Field("bitmap of pages outside of RAM, at page", 8 * byte as u64));
+    }
     let descriptors = bitmaps + 2 * half;
     let pages = Ranked::new(pages);
     // A dump that is incomplete has no descriptors of its last pages.
@@ -70,7 +73,7 @@ pub(crate) fn open(file: Box<dyn Bytes>) -> Result<Parts, Flaw> {
     let size = file.size();
     Ok(Parts {
         ranges: ram.ranges(),
-        source: Box::new(Pages { file, pages, descriptors }),
+        source: Box::new(Pages { data: descriptors + pages.count() * DESCRIPTOR, file, pages, descriptors }),
         notes,
         vmcoreinfo,
         image: None,
@@ -129,6 +132,8 @@ struct Pages {
     pages: Ranked,
     /// Offset of the first descriptor.
     descriptors: u64,
+    /// Offset of the first page's data, behind all descriptors.
+    data: u64,
 }
 
 impl PageSource for Pages {
@@ -164,7 +169,7 @@ impl Pages {
     /// Reads one page. `None` if it cannot be read or decompressed.
     fn page(&self, offset: u64, size: usize, flags: u32, to: &mut [u8]) -> Option<()> {
         let mut room = [0; PAGE_SIZE as usize];
-        let packed = room.get_mut(..size)?;
+        let packed = room.get_mut(..size).filter(|_| offset >= self.data)?;
         self.file.read_at(packed, offset).ok()?;
         let packed = &*packed;
         let whole = |n: usize| (n == PAGE_SIZE as usize).then_some(());
@@ -273,6 +278,13 @@ pub(crate) mod tests {
         let mut incomplete = whole[..descriptors - DESCRIPTOR as usize].to_vec();
         incomplete[424] = INCOMPLETE as u8;
         assert!(open(Box::new(incomplete)).unwrap().incomplete);
+        // A page that is no RAM, and one whose data would be among the descriptors.
+        let mut outside = whole.clone();
+        outside[3 * PAGE_SIZE as usize + 1] = 1;
+        assert!(matches!(open(Box::new(outside)), Err(Flaw::Field(..))));
+        let mut early = whole.clone();
+        early[4 * PAGE_SIZE as usize..][..8].copy_from_slice(&4096u64.to_le_bytes());
+        assert_eq!(load(&open(Box::new(early)).unwrap()).1.damaged, 0b1000_0001);
         let mut part = whole.clone();
         part[PAGE_SIZE as usize + 12] = 1;
         assert!(matches!(open(Box::new(part)), Err(Flaw::Part)));
