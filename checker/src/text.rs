@@ -125,12 +125,12 @@ fn leaked(outcome: &Outcome) -> u64 {
     outcome.unreferenced.iter().map(|u| u.leak.size).sum()
 }
 
-/// How many of the reported objects nothing refers to.
+/// How many of the reported objects are direct leaks.
 fn direct(outcome: &Outcome) -> u64 {
     outcome.unreferenced.iter().filter(|u| u.direct).count() as u64
 }
 
-/// How many objects suppressions match.
+/// How many objects the suppressions match.
 fn suppressed(outcome: &Outcome) -> u64 {
     outcome.suppressed.values().map(|(objects, _)| objects).sum()
 }
@@ -244,7 +244,9 @@ pub fn path(names: Names<'_>, path: &Path) -> String {
                 writeln!(text, "libleak: why:   a root{name} at physical {:#x} ({usage:?}) [{}]", phys.0, words(around))
             }
             Holder::Register => writeln!(text, "libleak: why:   a register"),
-            Holder::Known => writeln!(text, "libleak: why:   an object that the kernel declares no leak, or that is suppressed"),
+            Holder::Known => {
+                writeln!(text, "libleak: why:   an object that the kernel declares no leak, or that is suppressed")
+            }
         };
     }
     text

@@ -25,9 +25,7 @@ pub enum ImageError {
     #[error("its boot header names a payload that is not in it")]
     Payload,
     /// The compression is unknown. The field has the first bytes.
-    #[error(
-        "its payload has an unknown compression (it starts with {0:02x?}); known are gzip, xz, LZ4 and zstd"
-    )]
+    #[error("its payload has an unknown compression (it starts with {0:02x?}); known are gzip, xz, LZ4 and zstd")]
     Packing(Vec<u8>),
     /// The payload cannot be decompressed.
     #[error("it does not unpack: {0}")]

@@ -54,9 +54,7 @@ pub enum Error {
         why: io::Error,
     },
     /// The reports differ. This is a bug.
-    #[error(
-        "the trimmed snapshot of {path} gives another report; use the whole snapshot, and report this as a bug"
-    )]
+    #[error("the trimmed snapshot of {path} gives another report; use the whole snapshot, and report this as a bug")]
     Differs {
         /// The whole snapshot.
         path: PathBuf,

@@ -77,9 +77,5 @@ fn symbols_at_other_places_are_refused() {
     let boot = boot("symbols-moved", &file);
     assert_eq!(boot.status, Some(0), "{}", boot.stderr);
     assert!(!boot.stderr.contains("unreferenced"), "{}", boot.stderr);
-    assert!(
-        boot.messages().first().is_some_and(|m| m.contains("does not fit the running kernel")),
-        "{}",
-        boot.stderr
-    );
+    assert!(boot.messages().first().is_some_and(|m| m.contains("does not fit the running kernel")), "{}", boot.stderr);
 }

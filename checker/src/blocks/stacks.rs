@@ -25,7 +25,7 @@ const STALE_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
 
 /// A flag in `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// Size in bytes of a frame that holds only a return address, and of one with the caller's frame
+/// Size in bytes of a frame with a return address only, and of a frame with the caller's frame
 /// pointer too.
 const RETURN_ADDRESS: u64 = 8;
 const FRAME_POINTER: i16 = 16;
@@ -99,11 +99,11 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
     }
 }
 
-/// Kernel threads that serve requests in a loop, and hold none while they wait for the next. Their
-/// frames and registers still hold the last request. It was an object that is freed
+/// Kernel threads that serve requests in a loop, and hold no request while they wait. Their frames
+/// and registers still hold the last request. It was one of two things: a freed object
 /// (`kthread_create_info`, kernel/kthread.c), or a variable on the stack of a task that may be gone
-/// (`struct req`, drivers/base/devtmpfs.c; devtmpfs_work_loop() is inlined into devtmpfsd() in
-/// 5.10).
+/// (`struct req`, drivers/base/devtmpfs.c). devtmpfs_work_loop() is inlined into devtmpfsd() in
+/// 5.10.
 const WAIT_LOOPS: [&str; 3] = ["kthreadd", "devtmpfs_work_loop", "devtmpfsd"];
 
 /// rbx, rbp, r12 to r15 (System V ABI, x86-64).
@@ -122,7 +122,7 @@ const SWITCH_RETURN: u64 = 48;
 /// that `struct kthread` does not hold as well. But its callees save its registers, and kthread()
 /// itself saves those of ret_from_fork(). These slots keep the address of the `struct
 /// kthread_create_info`, which is freed by then. They also keep the address of the stack of the
-/// creating task. Whatever is allocated there next would seem to be referenced.
+/// creating task. The next object at such an address would seem to be referenced.
 struct Threads<'a, M> {
     code: Code<'a, M>,
     /// Virtual addresses of the code of kthread().
@@ -210,8 +210,8 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         Some(stale)
     }
 
-    /// The registers that a function has saved when it executes `ip`, and whether it has saved no
-    /// other one. Each register has the distance in bytes from its slot to the caller's frame.
+    /// The registers that a function has saved when it executes `ip`, and whether these are all.
+    /// Each register has the distance in bytes from its slot to the caller's frame.
     ///
     /// `None` if that is not certain:
     ///

@@ -1,5 +1,5 @@
 //! Stale words: memory that its owner keeps but no longer uses. The objects that these words point
-//! to were handed out or freed, and their memory may belong to other objects now.
+//! to were handed out or freed. Their memory may belong to other objects now.
 //!
 //! Each entry was found through a leak that it hid. Entries are variables and members, and are
 //! looked up in the running kernel.
@@ -64,7 +64,7 @@ const INTERRUPT_STACK: (&str, u64, &str, &str) =
 /// link, and its pointer to the last job. That job was on the stack of a task that may be gone.
 const KEPT_WORKS: (&str, &str, &str, &str) = ("padata_free_works", "padata_work", "pw_list", "pw_data");
 
-/// Pointers that own nothing: the kernel never reads them, or they refer to a variable on the stack
+/// Pointers that own nothing. The kernel never reads them, or they point to a variable on the stack
 /// of a task that may be gone.
 const NO_OWNERS: [&str; 2] = [
     // The instructions to patch, for breakpoints that another CPU hits meanwhile

@@ -23,9 +23,7 @@ pub enum Trouble {
     )]
     Calls(usize),
     /// There were too many stacks.
-    #[error(
-        "there were more than {0} different backtraces; later ones are cut, and suppressions may not match them"
-    )]
+    #[error("there were more than {0} different backtraces; later ones are cut, and suppressions may not match them")]
     Stacks(usize),
     /// There were too many names of tasks.
     #[error("there were more than {0} different names of tasks; later ones are left out")]

@@ -82,9 +82,7 @@ pub enum DemandError {
     #[error("{0}")]
     Snapshot(String),
     /// The guest cannot be stopped.
-    #[error(
-        "the guest cannot be paused, see QEMU's stderr; libleak tries again later, so send this again then"
-    )]
+    #[error("the guest cannot be paused, see QEMU's stderr; libleak tries again later, so send this again then")]
     Running,
     /// QEMU is exiting, and makes the last scan itself.
     #[error("the guest has ended; the report has the result of the last scan")]

@@ -26,9 +26,7 @@ pub enum StartError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTracked {
     /// libleak panicked.
-    #[error(
-        "an internal error has ended the tracking, see QEMU's stderr; the only report left is that at QEMU's end"
-    )]
+    #[error("an internal error has ended the tracking, see QEMU's stderr; the only report left is that at QEMU's end")]
     Halted,
     /// Another accelerator runs the guest.
     #[error(
