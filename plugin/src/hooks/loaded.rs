@@ -12,7 +12,7 @@ use std::collections::HashSet;
 impl Tracker {
     /// A module or BPF program was loaded.
     pub(super) fn loaded(&self, module: Option<Module>) {
-        // Once no objects are entered, names of functions are not needed.
+        // A closed map gets no objects, so names of functions are not needed.
         let is_news = |module: &Module| !self.objects.is_closed() && self.is_news(module);
         let Some(mut module) = module.filter(is_news) else { return };
         inject("module");
@@ -23,7 +23,7 @@ impl Tracker {
         self.modules.add(module, self.objects.sequence());
     }
 
-    /// Whether a module is to be kept: it is not known yet, and there is room for it.
+    /// Whether to keep a module: it is new, and there is room for it.
     fn is_news(&self, module: &Module) -> bool {
         match self.modules.room_for(module, |loads| self.forget_modules(loads)) {
             Room::Keep => true,

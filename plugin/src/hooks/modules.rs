@@ -46,7 +46,7 @@ impl Modules {
         Modules { loads: Mutex::default(), many: AtomicUsize::new(MANY_BYTES), port: AtomicU64::new(0) }
     }
 
-    /// A copy of all modules. No reference is lent: the guest may load more in the meantime.
+    /// A copy of all modules, because the guest may load more meanwhile.
     pub fn all(&self) -> Loads {
         self.loads.lock().clone()
     }
