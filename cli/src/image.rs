@@ -123,7 +123,7 @@ pub fn load(vmlinux: &[u8]) -> Result<Loaded, ImageError> {
         parts.iter().map(|(at, _)| *at).min().ok_or_else(|| ImageError::Elf("no part of it is loaded".to_owned()))?;
     let end = parts.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap_or(start);
     if parts.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() > SIZE {
-        return Err(ImageError::Elf("its parts are more than a kernel has room for".to_owned()));
+        return Err(ImageError::Elf("its segments exceed the mapping of a kernel".to_owned()));
     }
     let mut memory = vec![0; (end - start) as usize];
     for (at, bytes) in parts {

@@ -1,7 +1,7 @@
 //! libleak.so: a QEMU TCG plugin that finds memory leaks in a Linux guest's kernel from outside.
 //!
-//! This file has the symbols and callbacks that QEMU needs of a plugin, for plugin API versions 4
-//! (QEMU 9.2) to 7 (QEMU 11.1).
+//! This file has the symbols and callbacks that QEMU needs of a plugin. The plugin API has version
+//! 4 (QEMU 9.2) to 7 (QEMU 11.1).
 
 #![deny(unsafe_code)]
 

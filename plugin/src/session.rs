@@ -46,8 +46,8 @@ use std::time::{Duration, Instant};
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
 /// Bytes read of `linux_banner`, which starts with "Linux version RELEASE".
 const MAX_BANNER: usize = 256;
-/// Number of searches before giving up. They run at the kernel's first block, the second, the
-/// third, the fifth and so on, up to about block half a million.
+/// Number of searches before giving up. They run at the kernel's first, second, third and fifth
+/// block and so on, up to about block half a million.
 const MAX_SEARCHES: u32 = 20;
 
 /// Makes the listener for the events of one kernel.

@@ -170,7 +170,7 @@ impl Contents {
         let (millis, min_age, [flags]) = (from.u64()?, Duration::from_millis(from.u64()?), from.array()?);
         let (unseen, halted) = (flags & 1 != 0, flags & 2 != 0);
         if flags > 3 {
-            from.flaw::<()>(format!("{flags} has flags that are none"))?;
+            from.flaw::<()>(format!("{flags} has unknown flags"))?;
         }
 
         from.part("counters");
@@ -207,7 +207,7 @@ impl Contents {
             let frames = (0..from.count(MAX_FRAMES)?).map(|_| from.u64()).collect::<Result<Vec<_>, _>>()?;
             // Stacks are unique, so interning them again yields the numbers that objects have.
             if stacks.intern(&frames).0 as usize != number {
-                from.flaw::<()>(format!("stack {number} is empty, or there twice"))?;
+                from.flaw::<()>(format!("stack {number} is empty or a duplicate"))?;
             }
         }
 
@@ -219,7 +219,7 @@ impl Contents {
 
         from.part("end");
         if from.array()? != END {
-            from.flaw::<()>("more contents than there should be")?;
+            from.flaw::<()>("there are bytes after the end")?;
         }
         Ok(Contents {
             release,

@@ -238,7 +238,7 @@ fn other_files_are_named_as_such() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "so many files take hours there")]
+#[cfg_attr(miri, ignore = "so many files take hours under Miri")]
 fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
     let good = file("damaged");
     assert!(Snapshot::read(&good[..], Path::new("good")).is_ok());
@@ -254,7 +254,7 @@ fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "so many files take hours there")]
+#[cfg_attr(miri, ignore = "so many files take hours under Miri")]
 fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
     let good = Guest::new().contents();
     // A few bits of each page of memory are enough.
@@ -288,7 +288,7 @@ fn flaws_say_what_and_where() {
     };
     let mut contents = guest.contents();
     contents[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert_eq!(message(&contents), "kernel 4: 4294967295 is more than the 65536 there may be");
+    assert_eq!(message(&contents), "kernel 4: 4294967295 exceeds the limit of 65536");
     // The object's address finds its record.
     let contents = guest.contents();
     let second = guest.objects.list()[1].0.to_le_bytes();

@@ -1,5 +1,5 @@
-//! Objects that were taken from a cache and lost are charged to the taker, not to the code that
-//! filled the cache.
+//! A lost object from a cache is charged to the function that took it, not to the code that filled
+//! the cache.
 
 use std::collections::BTreeMap;
 use tests::{Guest, Lost};

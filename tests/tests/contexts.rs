@@ -1,5 +1,5 @@
-//! Leaks in every context of kernel code have the backtrace of the kernel's own unwinder, even
-//! after their module is unloaded.
+//! Leaks in every context of kernel code have the backtrace of the kernel's own unwinder. The
+//! module may be unloaded before the report.
 //!
 //! LIBLEAK_CONTEXTS names further kernels, separated by spaces. Building them takes long.
 

@@ -78,7 +78,7 @@ const ATTACKS: [(&str, Comes); 50] = [
     ("jiffies-ahead", Told("did not return")),
 ];
 
-/// What the module says that it lost, with the attack.
+/// The lost objects that the module prints, each with its attack.
 fn lost(console: &str) -> Vec<(String, u64)> {
     let lines = console.lines().filter_map(|line| line.split_once("hostile: lost "));
     lines

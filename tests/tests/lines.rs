@@ -1,5 +1,5 @@
-//! Source lines of a real kernel and of a module. The guest says what runs where, and the source
-//! files give the lines.
+//! Source lines of a real kernel and of a module. The guest prints its frames, and the source files
+//! give the expected lines.
 
 use lines::{Lines, LinesError};
 use snapshot::Snapshot;

@@ -40,7 +40,7 @@ fn assert_status(done: &Finished, status: i32) {
     assert_eq!(done.status, Some(status), "{}\n{}", done.stdout, done.stderr);
 }
 
-/// Every shell block of a page is one that a test of this file asks for.
+/// A test of this file runs each shell block of each page.
 #[test]
 fn every_block_is_run() {
     let source = include_str!("page_commands.rs").split_whitespace().collect::<Vec<_>>().join(" ");
@@ -62,7 +62,7 @@ fn every_block_is_run() {
     assert_eq!(blocks, calls.len(), "{calls:?}");
 }
 
-/// A clone has the demo, and the demo ends well. It runs in the checkout, where all is built.
+/// A clone has the demo, and the demo succeeds. It runs in the checkout, where everything is built.
 #[test]
 fn the_quick_start() {
     let commands = block("README.md", "git clone");
@@ -83,7 +83,7 @@ fn building() {
     assert!(done.stdout.contains("loads the plugin"), "{}", done.stdout);
 }
 
-/// The recipes of README.md and `docs/testing-kernels.md`, and what is made of their reports later.
+/// The recipes of README.md and `docs/testing-kernels.md`, and later uses of their reports.
 #[test]
 fn recipes() {
     let sandbox = Sandbox::with_guest("page-recipes", LEAKS);
@@ -96,7 +96,7 @@ fn recipes() {
     let lines = sandbox.read("leaks.jsonl");
     assert!(lines.contains("\"test\":\"first\""), "{lines}");
 
-    // The commands with vng and kunit.py run elsewhere; QEMU's is left.
+    // Another script runs the commands with vng and kunit.py. QEMU's command runs here.
     assert_eq!(block("README.md", "vng -r"), [""; 0]);
     let done = sandbox.run(&block("docs/testing-kernels.md", "kunit.py run"));
     assert_status(&done, 23);

@@ -139,8 +139,8 @@ fn places(console: &str) -> Vec<(&str, &str)> {
 }
 
 /// A saved state of another boot, whose kernel has its page tables at the same address as the
-/// tracked one. QEMU 11.1 flushes translated code before it loads memory, so the flush comes too
-/// early to look at the loaded memory.
+/// tracked one. QEMU 11.1 flushes translated code before it loads memory. The loaded memory cannot
+/// be examined at that time.
 #[test]
 fn a_snapshot_of_another_boot_in_the_same_place() {
     let files = Files::new("other-boot");

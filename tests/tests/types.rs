@@ -123,7 +123,7 @@ fn payload(image: &[u8]) -> Range<usize> {
 /// A bzImage whose kernel has zeroes in place of its BTF. All else is the same.
 ///
 /// The new compressed kernel may be shorter, and is padded. The kernel's decompressor knows the
-/// length of its output from the build, and ignores what follows the compressed data
+/// length of its output from the build. It ignores what follows the compressed data
 /// (arch/x86/boot/compressed/mkpiggy.c, lib/decompress_inflate.c).
 fn without_btf(mut image: Vec<u8>) -> Vec<u8> {
     let place = payload(&image);

@@ -25,8 +25,8 @@ const STALE_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
 
 /// A flag in `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// Size in bytes of a frame with a return address only, and of a frame with the caller's frame
-/// pointer too.
+/// Size in bytes of a frame with a return address only, and of one with the caller's frame pointer
+/// too.
 const RETURN_ADDRESS: u64 = 8;
 const FRAME_POINTER: i16 = 16;
 

@@ -15,7 +15,7 @@ const ANSWER: Duration = Duration::from_secs(300);
 pub enum Error {
     /// No socket was named.
     #[error(
-        "where does libleak listen? Give --control PATH or set LIBLEAK_CONTROL, with the path of the plugin's option control="
+        "no control socket is given; give --control PATH or set LIBLEAK_CONTROL, with the path of the plugin's option control="
     )]
     NoPath,
     /// Nobody listens on the socket.

@@ -1,9 +1,9 @@
 //! Finds the lines of KTAP by which tests report on the guest's console.
 //!
 //! Lines are read in the functions that write them. KUnit's lines are read when their record is in
-//! the kernel's log, whatever the console's log level is. Lines of processes are read in the write
-//! functions of terminals and virtio ports. Pipes and pseudo-terminals are ignored: the process at
-//! the other end writes the lines again.
+//! the kernel's log, at any console log level. Lines of processes are read in the write functions
+//! of terminals and virtio ports. Pipes and pseudo-terminals are ignored: the process at the other
+//! end writes the lines again.
 
 use super::marker;
 use crate::ffi::inject;

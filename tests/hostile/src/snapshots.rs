@@ -10,8 +10,8 @@ use snapshot::{MAGIC, Snapshot, VERSION};
 use std::io::Write;
 use std::path::Path;
 
-/// The first byte says whether a file follows or only its uncompressed contents. In a file, nearly
-/// all changes fail at the checksums.
+/// The first byte selects the input that follows: a file, or its uncompressed contents. In a file,
+/// nearly all changes fail at the checksums.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let made;

@@ -30,7 +30,7 @@ pub enum SocketError {
     System {
         /// The path given.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system.
         why: io::Error,
     },
 }
