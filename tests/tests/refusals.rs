@@ -46,7 +46,7 @@ fn a_control_socket_that_is_anothers() {
     assert!(socket.exists());
     drop(live);
     std::fs::write(&file, "mine").expect("a file");
-    assert_option_refused(&format!("control={}", file.display()), &["no socket", "another path"]);
+    assert_option_refused(&format!("control={}", file.display()), &["not a socket", "another path"]);
     assert_eq!(std::fs::read_to_string(&file).expect("the file"), "mine");
     std::fs::remove_dir_all(folder).expect("the folder goes away");
 }

@@ -158,9 +158,9 @@ mod tests {
         let path = folder.join("s");
         let error = |path: &Path| Socket::bind(path).err().unwrap().to_string();
         fs::write(&path, "mine").unwrap();
-        assert!(error(&path).contains("no socket"));
+        assert!(error(&path).contains("not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
-        assert!(error(&folder).contains("no socket"));
+        assert!(error(&folder).contains("not a socket"));
         assert!(error(&folder.join("nowhere/s")).contains("make the folder"));
         let long = folder.join("x".repeat(90));
         fs::create_dir(&long).unwrap();
