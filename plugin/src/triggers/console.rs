@@ -12,6 +12,7 @@ use crate::hooks::guest_text::{kernel_text, user_text};
 use crate::hooks::tracker::Tracker;
 use crate::session::Session;
 use detector::ktap;
+use guest_symbols::VirtAddr;
 use libc::c_uint;
 use parking_lot::Mutex;
 
@@ -22,13 +23,20 @@ const MAX_LINE: usize = 1 << 10;
 /// Most unfinished lines, each of one terminal or port.
 const MAX_OPEN: usize = 8;
 /// Stands for all virtio ports.
-const PORT: u64 = 0;
+const PORT: VirtAddr = VirtAddr(0);
+
+/// The start of a line whose end was not written yet.
+struct OpenLine {
+    /// The address of the `tty_struct` that it was written to, or [`PORT`].
+    to: VirtAddr,
+    text: Vec<u8>,
+}
 
 /// The console of one kernel.
 pub(super) struct Console {
     session: &'static Session,
-    /// Unfinished lines, by the virtual address of the `tty_struct`, or [`PORT`].
-    open: Mutex<Vec<(u64, Vec<u8>)>>,
+    /// Unfinished lines, the latest last.
+    open: Mutex<Vec<OpenLine>>,
 }
 
 impl Console {
@@ -37,9 +45,8 @@ impl Console {
         Console { session, open: Mutex::default() }
     }
 
-    /// A process writes to the terminal `tty`. The kernel has copied the text to virtual address
-    /// `buf`.
-    pub fn tty(&self, tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
+    /// A process writes `count` bytes to the terminal `tty`. The kernel has copied them to `buf`.
+    pub fn tty(&self, tracker: &Tracker, vcpu: c_uint, tty: VirtAddr, buf: VirtAddr, count: u64) {
         let Guest { kernel, ram, text, .. } = &tracker.guest;
         if !text.is_pty(kernel, ram, tty) {
             let text = kernel_text(kernel, ram, buf, count.min(MAX_WRITE) as usize);
@@ -47,32 +54,31 @@ impl Console {
         }
     }
 
-    /// A process writes to a virtio port.
-    pub fn port(&self, tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
+    /// A process writes `count` bytes at its own address `buf` to a virtio port.
+    pub fn port(&self, tracker: &Tracker, vcpu: c_uint, buf: VirtAddr, count: u64) {
         let Guest { kernel, ram, .. } = &tracker.guest;
         self.write(tracker, vcpu, PORT, &user_text(kernel, ram, buf, count.min(MAX_WRITE) as usize).bytes);
     }
 
-    /// A record is complete in the kernel's log. Its `prb_reserved_entry` is at virtual address
-    /// `entry`.
-    pub fn printk(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
+    /// A record is complete in the kernel's log. Its `prb_reserved_entry` is at `entry`.
+    pub fn printk(&self, tracker: &Tracker, vcpu: c_uint, entry: VirtAddr) {
         if self.session.options.ktap {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
             self.lines(tracker, vcpu, text.record(kernel, ram, entry).split(|b| *b == b'\n'));
         }
     }
 
-    fn write(&self, tracker: &Tracker, vcpu: c_uint, to: u64, text: &[u8]) {
+    fn write(&self, tracker: &Tracker, vcpu: c_uint, to: VirtAddr, text: &[u8]) {
         let mut all = self.open.lock();
         inject("console");
-        let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
+        let before = all.iter().position(|line| line.to == to).map(|i| all.remove(i).text);
         let (whole, rest) = whole_lines(before.unwrap_or_default(), text);
         // Most lines do not belong to tests.
         if !rest.is_empty() && ktap::may_be(&rest) {
             if all.len() == MAX_OPEN {
                 all.remove(0);
             }
-            all.push((to, rest));
+            all.push(OpenLine { to, text: rest });
         }
         drop(all);
         self.lines(tracker, vcpu, whole.iter().map(Vec::as_slice));
