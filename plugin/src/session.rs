@@ -246,9 +246,11 @@ impl Session {
             let memory = ram.stopped(&stopped);
             // Types may be read from a file, by threads that are started for that.
             let found = signals::while_blocked(|| Kernel::find(&memory, VirtAddr(start), phys, symbols));
-            self.beside.complete(found, &memory, (VirtAddr(start), phys)).map_err(|(e, notes)| match e {
-                KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
-                e => NotFound::Never(format!("{e}{notes}")),
+            self.beside.complete(found, &memory, (VirtAddr(start), phys)).map_err(|incomplete| {
+                match incomplete.why {
+                    KernelError::NotLinux(_) => NotFound::NotYet(incomplete.to_string()),
+                    _ => NotFound::Never(incomplete.to_string()),
+                }
             })?
         };
         log::info!(
