@@ -241,7 +241,7 @@ mod tests {
             assert!(error.contains(words), "{error}");
             thread.join().unwrap();
         };
-        failed("none", &["SSH-2.0\n"], "no JSON");
+        failed("none", &["SSH-2.0\n"], "not JSON");
         failed("other", &["{}\n"], "no QMP monitor");
         failed("dead", &[HELLO, DONE], "closed the connection");
         failed("refuses", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", "{\"error\":{}}\n"], "stop: {}");
