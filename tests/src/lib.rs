@@ -21,6 +21,7 @@ pub mod sample;
 pub mod sandbox;
 
 pub use boot::Boot;
+pub use fields::assert_has;
 pub use guest::Guest;
 pub use hidden::Lost;
 pub use page::Page;

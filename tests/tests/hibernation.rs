@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::planted::{self, Differences};
 use tests::program::scratch;
 use tests::{Boot, Guest, Lost, Unreferenced, hidden};
@@ -175,7 +176,7 @@ fn a_kernel_that_hibernated_elsewhere() {
     assert!(boot.console.contains("libleak-guest: end lose 0"), "{}", boot.hint());
     let (planted, reports) = (planted::planted(&boot.console), boot.reports());
     let [other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-    assert!(other.objects.is_empty() && other.summary.is_trustworthy(), "{}", boot.hint());
+    assert_fields!(boot.hint(); other.objects.is_empty() => true, other.summary.is_trustworthy() => true);
     assert!(boot.stderr.contains("brought to another time (loadvm, resume from disk)"), "{}", boot.hint());
     assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
     let mut objects = resumed.objects.clone();

@@ -38,7 +38,7 @@ fn assert_reported(boot: &Boot, expected: &BTreeSet<u64>) {
     assert_eq!(reported.len(), report.objects.len(), "an object twice; {}", boot.hint());
     let missed: Vec<_> = expected.difference(&reported).filter(|at| !boot.is_hidden(**at)).collect();
     let extra: Vec<_> = reported.difference(expected).collect();
-    assert!(missed.is_empty() && extra.is_empty(), "missed {missed:x?}, extra {extra:x?}; {}", boot.hint());
+    assert_fields!(format_args!("missed {missed:x?}, extra {extra:x?}; {}", boot.hint()); missed.is_empty() => true, extra.is_empty() => true);
     for object in &report.objects {
         assert_eq!(object.comm, "insmod", "{object:x?}");
         let ours = |frame: &String| is_frame_of(frame, "kmemleak_test_init", "kmemleak_test");

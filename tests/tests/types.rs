@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use tests::assert_fields;
 use tests::program::{Program, cache, module_debug_folder, scratch, workspace};
 use tests::{Boot, Guest, planted};
 
@@ -99,7 +100,7 @@ fn debugging_information_gives_the_answers_of_btf() {
             missing.len(),
             other.len()
         );
-        assert!(asked > 60 && equal > 10_000, "{asked} of {equal}");
+        assert_fields!(format_args!("{asked} of {equal}"); asked > 60 => true, equal > 10_000 => true);
         // Types inside functions, and functions that are defined several times.
         assert!(missing.len() < equal / 40, "{missing:?}");
         // BTF may have a weak function where the kernel has the one that replaces it.
