@@ -42,6 +42,7 @@ pub mod why;
 use allocations::Allocations;
 use audit::Audit;
 use blocks::{Block, Blocks, Caches};
+use detector::Count;
 use detector::graph::{self, Leaked, Verdict};
 use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
@@ -98,16 +99,16 @@ pub struct Unreferenced {
 pub struct Outcome {
     /// Every unreferenced object, in order of allocation.
     pub unreferenced: Vec<Unreferenced>,
-    /// Number of live objects, and their bytes.
-    pub live: (u64, u64),
+    /// Live objects.
+    pub live: Count,
     /// Objects in the live map that are in no slab any more. Their frees were missed.
     pub stale: u64,
     /// The reason for each unreferenced object that was left out because the kernel declares it not
     /// to be a leak.
     pub not_leaks: Vec<&'static str>,
-    /// Unreferenced objects that were suppressed: their number and bytes. The key is the number
-    /// that [`Request::suppressed`] returned.
-    pub suppressed: BTreeMap<usize, (u64, u64)>,
+    /// Unreferenced objects that were suppressed, by the number that [`Request::suppressed`]
+    /// returned.
+    pub suppressed: BTreeMap<usize, Count>,
     /// The comparison of the live map with the slabs. `None` if the slabs cannot be walked.
     pub audit: Option<Audit>,
     /// The path of references to each object that was asked for.
@@ -189,7 +190,7 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     troubles.count(unmapped, Trouble::Unmapped);
     Ok(Outcome {
         unreferenced,
-        live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
+        live: Count { objects: blocks.blocks.len() as u64, bytes: blocks.blocks.iter().map(|b| b.size).sum() },
         stale: blocks.stale,
         audit: blocks.audit,
         not_leaks,
@@ -238,15 +239,14 @@ fn suppress<M: StoppedMemory>(
     blocks: &Blocks<'_, M>,
     marker: &mut Marker,
     request: Request<'_>,
-) -> BTreeMap<usize, (u64, u64)> {
-    let mut counts = BTreeMap::new();
+) -> BTreeMap<usize, Count> {
+    let mut counts = BTreeMap::<usize, Count>::new();
     let Some(suppressed) = request.suppressed else { return counts };
     let leaked: Vec<u32> = marker.unmarked().filter(|&i| may_leak(blocks, i, request)).collect();
     for i in leaked {
         let block = &blocks.blocks[i as usize];
         if let Some(reason) = suppressed(blocks.object(block)) {
-            let (objects, bytes) = counts.entry(reason).or_default();
-            (*objects, *bytes) = (*objects + 1, *bytes + block.size);
+            *counts.entry(reason).or_default() += Count { objects: 1, bytes: block.size };
             marker.root_block(i);
         }
     }

@@ -56,8 +56,12 @@ pub enum Holder {
 /// An object, and why it counts as referenced.
 #[derive(Debug, Clone)]
 pub struct Path {
-    /// Its address, its size in bytes, and its entry in the live map.
-    pub of: (u64, u64, Object),
+    /// Its virtual address, or `__percpu` pointer.
+    pub addr: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its entry in the live map.
+    pub object: Object,
     /// The holders, from the direct one up to the root. Empty if nothing refers to the object.
     pub holders: Vec<Holder>,
 }
@@ -105,7 +109,7 @@ pub(crate) fn paths<M: StoppedMemory>(
                 }
             }
         }
-        paths.push(Path { of: (block.addr, block.size, *blocks.object(block)), holders });
+        paths.push(Path { addr: block.addr, size: block.size, object: *blocks.object(block), holders });
     }
     paths
 }

@@ -9,8 +9,10 @@ use crate::format::{END, MAGIC, VERSION};
 use crate::ram::TakeError;
 use crate::{guest_tests, objects, ram};
 use checker::guest_state::{Counters, GuestState};
+use checker::names::Load;
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
+use detector::objects::Counters as LiveMapCounters;
 use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
@@ -64,7 +66,7 @@ pub(crate) struct Contents {
     counters: Counters,
     troubles: Vec<String>,
     registers: Vec<u64>,
-    modules: Vec<(u64, Arc<Module>)>,
+    modules: Vec<Load>,
     tests: Tests,
     stacks: Stacks,
     objects: Objects,
@@ -175,10 +177,12 @@ impl Contents {
 
         from.part("counters");
         let counters = Counters {
-            allocations: from.u64()?,
-            frees: from.u64()?,
-            unknown_frees: from.u64()?,
-            missed_frees: from.u64()?,
+            live_map: LiveMapCounters {
+                allocations: from.u64()?,
+                frees: from.u64()?,
+                unknown_frees: from.u64()?,
+                missed_frees: from.u64()?,
+            },
             unmatched_returns: from.u64()?,
             unwatched_sites: from.u64()?,
             hooks_hit: from.u64()?,
@@ -195,7 +199,7 @@ impl Contents {
 
         from.part("modules");
         let modules = (0..from.count(MAX_MODULES)?)
-            .map(|_| Ok((from.u64()?, Arc::new(take_module(from)?))))
+            .map(|_| Ok(Load { sequence: from.u64()?, module: Arc::new(take_module(from)?) }))
             .collect::<Result<_, Flaw>>()?;
 
         from.part("tests");

@@ -6,11 +6,12 @@ use crate::format::{MAGIC, VERSION};
 use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
 use checker::guest_state::{Counters, GuestState};
+use checker::names::Load;
 use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::{Test, Tests, Verdict};
-use detector::objects::{Allocation, Kind, LiveMap};
+use detector::objects::{self, Allocation, Kind, LiveMap};
 use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
 use guest_symbols::kernel::Kernel;
@@ -20,7 +21,6 @@ use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::symbols::Symbol;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 const TEXT: u64 = 0xffff_ffff_8100_0000;
@@ -37,7 +37,7 @@ struct Guest {
     memory: OwnedMemory,
     kernel: Kernel,
     objects: Objects,
-    modules: Vec<(u64, Arc<Module>)>,
+    modules: Vec<Load>,
     stacks: Stacks,
     tests: Tests,
     troubles: Vec<String>,
@@ -92,7 +92,10 @@ impl Guest {
             stacks,
             kernel,
             objects,
-            modules: vec![(3, module("leaky").into()), (5, module("other").into())],
+            modules: vec![
+                Load { sequence: 3, module: module("leaky").into() },
+                Load { sequence: 5, module: module("other").into() },
+            ],
             memory,
         }
     }
@@ -107,7 +110,13 @@ impl Guest {
             registers: &[1, u64::MAX],
             modules: &self.modules,
             tests: &self.tests,
-            counters: Counters { allocations: 4, hooks: 34, rewinds: 9, boot: 2, ..Counters::default() },
+            counters: Counters {
+                live_map: objects::Counters { allocations: 4, ..objects::Counters::default() },
+                hooks: 34,
+                rewinds: 9,
+                boot: 2,
+                ..Counters::default()
+            },
             troubles: &self.troubles,
             millis: 1234,
             min_age: Duration::from_secs(5),

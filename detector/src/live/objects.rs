@@ -97,7 +97,7 @@ type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 /// The counters of a [`LiveMap`] at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Objects entered.
+    /// Allocations entered into the map.
     pub allocations: u64,
     /// Objects removed, or passed to `kfree_rcu()`.
     pub frees: u64,
