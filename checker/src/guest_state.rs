@@ -4,6 +4,7 @@
 use crate::allocations::Allocations;
 use crate::blocks::Block;
 pub use crate::counters::Counters;
+use crate::loss::Traces;
 use crate::names::Names;
 use crate::text::comm;
 use crate::why::Path;
@@ -53,6 +54,8 @@ pub struct GuestState<'a, M> {
     pub unseen: bool,
     /// Whether tracing had ended before the check. See [`Allocations::halted`].
     pub halted: bool,
+    /// The history of references, if there is one. Snapshots do not keep it.
+    pub traces: Option<&'a dyn Traces>,
 }
 
 impl<'a, M> GuestState<'a, M> {
@@ -76,6 +79,7 @@ impl<'a, M> GuestState<'a, M> {
             min_age,
             unseen,
             halted,
+            traces,
         } = self;
         GuestState {
             kernel,
@@ -92,6 +96,7 @@ impl<'a, M> GuestState<'a, M> {
             min_age,
             unseen,
             halted,
+            traces,
         }
     }
 }
@@ -135,6 +140,7 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
             unseen: self.unseen,
             wanted,
             suppressed,
+            traces: self.traces,
         };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
         outcome.troubles.splice(..0, self.troubles.iter().cloned());
@@ -142,6 +148,10 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
         outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
         outcome.unreferenced.retain_mut(|u| {
             u.leak.age = self.millis.saturating_sub(self.objects.millis(&u.object));
+            if let Some(traced) = &mut u.traced {
+                let lost = traced.trace.lost.map_or(0, |lost| self.objects.millis_at(lost.time));
+                traced.age = self.millis.saturating_sub(lost);
+            }
             !u.object.is_reported() && Duration::from_millis(u.leak.age) >= self.min_age
         });
         Ok(outcome)
@@ -165,6 +175,7 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
             unseen: self.unseen,
             wanted: Some(&wanted),
             suppressed: None,
+            traces: None,
         };
         Ok(crate::check(self.kernel, self.memory, request)?.paths)
     }

@@ -143,6 +143,7 @@ impl Snapshot {
             min_age: c.min_age,
             unseen: c.unseen,
             halted: c.halted,
+            traces: None,
         }
     }
 }

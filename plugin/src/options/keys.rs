@@ -57,6 +57,8 @@ keys! {
         "slab: report also what the kernel holds and whose allocation was not seen (default: hooks)";
     Pages: "pages" = "on|off",
         "also report pages taken from the page allocator and lost, which kmemleak does not (default: off)";
+    History: "history" = "on|off",
+        "say where each leak was lost: its last reference, and how that ended (default: off; the guest takes longer)";
     Why: "why" = "PATTERN",
         "after each report, say who refers to the live objects of functions, modules or tasks so called";
     Snapshot: "snapshot" = "PATH",

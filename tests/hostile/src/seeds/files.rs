@@ -139,6 +139,7 @@ pub(super) fn snapshot() -> Vec<u8> {
         counters: Counters { allocations: 4, hooks: 34, ..Counters::default() },
         troubles: &[],
         halted: false,
+        traces: None,
         millis: 1234,
         min_age: Duration::from_secs(5),
         unseen: true,
