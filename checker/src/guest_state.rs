@@ -4,7 +4,7 @@
 use crate::allocations::Allocations;
 use crate::blocks::Block;
 pub use crate::counters::Counters;
-use crate::loss::Traces;
+use crate::loss::{self, Traces};
 use crate::names::Names;
 use crate::text::comm;
 use crate::why::Path;
@@ -146,6 +146,7 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
         outcome.troubles.splice(..0, self.troubles.iter().cloned());
         outcome.tests = self.tests.clone();
         outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
+        loss::name_variables(names, self.memory, outcome.unreferenced.iter_mut().filter_map(|u| u.traced.as_mut()));
         outcome.unreferenced.retain_mut(|u| {
             u.leak.age = self.millis.saturating_sub(self.objects.millis(&u.object));
             if let Some(traced) = &mut u.traced {

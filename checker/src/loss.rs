@@ -1,7 +1,7 @@
 //! Where leaks were lost, by the history of references.
 
 use crate::allocations::is_wrapper;
-use crate::blocks::Blocks;
+use crate::blocks::{Block, Blocks};
 use crate::names::Names;
 use crate::why;
 use detector::guest_tests::shown;
@@ -10,9 +10,14 @@ use detector::objects::{Kind, Object};
 use detector::report::{Frame, How, Loss, Reference};
 use detector::stacks::StackId;
 use guest_symbols::Kernel;
-use guest_symbols::memory::{PhysAddr, StoppedMemory, VirtAddr};
+use guest_symbols::memory::{PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Maps, Pages, Use};
+use guest_symbols::percpu::PerCpu;
 use guest_symbols::slab::Cache;
+use std::collections::HashMap;
+
+/// Most pages of modules that are looked at.
+const MAX_MODULE_PAGES: usize = 1 << 18;
 
 /// Starts of the names of functions that change or free what they are given. Who calls them is
 /// responsible. From lib/, mm/ and arch/x86/lib/, 5.10 to 7.3.
@@ -90,7 +95,14 @@ pub enum Place {
     /// In a variable of the kernel.
     Variable(String, u64),
     /// In other memory.
-    Memory(PhysAddr, Use),
+    Memory {
+        /// Guest physical address.
+        phys: PhysAddr,
+        /// Virtual address in the direct map.
+        at: u64,
+        /// Use of its page.
+        usage: Use,
+    },
 }
 
 /// What is known about a leak.
@@ -139,13 +151,52 @@ fn place<M: StoppedMemory>(
             addr: block.addr,
             size: block.size,
             cache: cache.map(|cache| shown(&cache.name).into_owned()),
-            offset: at.wrapping_sub(block.addr),
+            offset: offset(block, &blocks.percpu, at),
             object: *blocks.object(block),
         };
     }
-    match why::variable(kernel, memory, &blocks.percpu, phys) {
-        Some((name, offset)) => Place::Variable(name, offset),
-        None => Place::Memory(phys, pages.usage(phys.pfn())),
+    match (why::variable(kernel, memory, &blocks.percpu, phys), pages.usage(phys.pfn())) {
+        // The kernel frees parts of its image after boot.
+        (Some((name, offset)), Use::Reserved) => Place::Variable(name, offset),
+        (_, usage) => Place::Memory { phys, at, usage },
+    }
+}
+
+/// The offset of an address in a block. A per-CPU block has a copy for each CPU.
+fn offset(block: &Block, percpu: &PerCpu, at: u64) -> u64 {
+    let within = |start: u64| Some(at.wrapping_sub(start)).filter(|offset| *offset < block.size);
+    let copies = || percpu.offsets.iter().find_map(|copy| within(block.addr.wrapping_add(*copy)));
+    within(block.addr).or_else(copies).unwrap_or(0)
+}
+
+/// Finds the variables of modules among the places of leaks.
+pub(crate) fn name_variables<'t, M: StoppedMemory>(
+    names: Names<'_>,
+    memory: &M,
+    traced: impl Iterator<Item = &'t mut Traced>,
+) {
+    // The virtual address of each page of a module, by frame. The last module comes first.
+    let mut pages: Option<HashMap<u64, u64>> = None;
+    let find = || {
+        let mut pages = HashMap::new();
+        let ranges = names.modules.iter().rev().flat_map(|(_, module)| &module.ranges);
+        let starts = ranges.flat_map(|range| (range.start & !(PAGE_SIZE - 1)..range.end).step_by(PAGE_SIZE as usize));
+        for at in starts.take(MAX_MODULE_PAGES) {
+            if let Ok(found) = names.kernel.translate(memory, VirtAddr(at)) {
+                pages.entry(found.phys.pfn()).or_insert(at);
+            }
+        }
+        pages
+    };
+    for traced in traced {
+        let Some(Place::Memory { phys, usage: Use::Kernel, .. }) = traced.place else { continue };
+        let Some(page) = pages.get_or_insert_with(find).get(&phys.pfn()) else { continue };
+        let at = page + phys.0 % PAGE_SIZE;
+        let mut modules = names.modules.iter().rev();
+        if let Some((module, symbol)) = modules.find_map(|(_, module)| Some((module, module.resolve(at)?))) {
+            let name = format!("{} [{}]", shown(symbol.name), shown(&module.name));
+            traced.place = Some(Place::Variable(name, symbol.offset));
+        }
     }
 }
 
@@ -184,10 +235,9 @@ fn common(later: &[Frame], earlier: &[Frame]) -> Option<Frame> {
 }
 
 /// The part of the report. `allocation` is the stack of the allocation.
-pub(crate) fn tell(names: Names<'_>, object: &Object, traced: &Traced, allocation: &[Frame]) -> Loss {
+pub(crate) fn tell(names: Names<'_>, traced: &Traced, allocation: &[Frame]) -> Loss {
     // Modules at the time of the report: they may have been loaded after the allocation.
     let now = u64::MAX;
-    let _ = object;
     let Trace { lost, reference, remains, held, count } = traced.trace;
     let held = frames(names, held, now);
     let reference = reference.zip(traced.place.as_ref()).map(|((_, ip), place)| Reference {
@@ -224,7 +274,7 @@ fn describe(names: Names<'_>, place: &Place, ending: Option<Ending>) -> String {
     match place {
         Place::Object { addr, size, cache, offset, object } => {
             let what = match ending {
-                Some(Ending::Freed | Ending::Reused) => "where now is ",
+                Some(Ending::Freed | Ending::Reused) => "a freed object, where now is ",
                 _ => "",
             };
             let cache = cache.as_ref().map_or(format!("{:?}", object.kind()).to_lowercase(), Clone::clone);
@@ -232,6 +282,7 @@ fn describe(names: Names<'_>, place: &Place, ending: Option<Ending>) -> String {
             format!("{what}+{offset:#x} of {addr:#x} (size {size}, {cache}{by})")
         }
         Place::Variable(name, offset) => format!("{name}+{offset:#x}"),
-        Place::Memory(phys, usage) => format!("physical {:#x} ({usage:?})", phys.0),
+        Place::Memory { at, .. } if ending == Some(Ending::Freed) => format!("a freed object, at {at:#x}"),
+        Place::Memory { at, usage, .. } => format!("{at:#x} (page: {usage:?})"),
     }
 }

@@ -28,9 +28,9 @@ pub fn on_store<H: OnStore>(insn: Insn, data: usize) {
 }
 
 impl Store {
-    /// Its bytes.
+    /// How many bytes were stored.
     #[inline]
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         // SAFETY: it decodes a number.
         1 << unsafe { (api().mem_size_shift)(self.access) }.min(8)
     }

@@ -60,7 +60,7 @@ impl History {
             let objects = (((limit >> 20) + 1) * OBJECTS_A_MIB).min(MAX as u64) as usize;
             Some(References::new(Sparse::new(words)?, Sparse::new(words)?, Sparse::new(objects * RECORD)?))
         };
-        let words = Words::get(limit, make).ok_or(HistoryError::NoSpace)?;
+        let words = Words::get(ram, limit, make).ok_or(HistoryError::NoSpace)?;
         words.start(kernel);
         Ok(History { words, slabs })
     }
@@ -73,6 +73,11 @@ impl History {
     /// How many objects have no history, for lack of room.
     pub fn unrecorded(&self) -> u64 {
         self.words.references.unrecorded()
+    }
+
+    /// Ends the history for good, and frees its memory. Returns whether there was one.
+    pub fn give_up(&self) -> bool {
+        self.words.give_up()
     }
 
     /// Forgets everything: the guest is in another time.
@@ -108,8 +113,8 @@ impl History {
     }
 
     /// The guest's kernel has stored something. `sp` reads the stack pointer.
-    pub fn stored(&self, guest: &Guest, store: &Store, sp: impl FnOnce() -> u64, event: &impl Event) {
-        self.words.stored(&guest.ram, store, sp, event);
+    pub fn stored(&self, store: &Store, sp: impl FnOnce() -> u64, event: &impl Event) {
+        self.words.stored(store, sp, event);
     }
 }
 

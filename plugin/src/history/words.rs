@@ -19,6 +19,9 @@ pub(super) const WORD: u64 = 8;
 /// Bits of the filter of vmalloc space, in words of 64.
 const FILTER: usize = 1 << 10;
 
+/// Stands for the address of the direct map after [`Words::give_up`].
+const GIVEN_UP: u64 = u64::MAX;
+
 /// The tables of this process. QEMU's callbacks carry no data that could hold them.
 static WORDS: OnceLock<Words> = OnceLock::new();
 
@@ -26,7 +29,9 @@ static WORDS: OnceLock<Words> = OnceLock::new();
 pub(super) struct Words {
     pub references: References<Sparse>,
     pub stacks: Stacks,
+    ram: Ram,
     /// Virtual address of the direct map; 0 before the first allocation. Early boot sets it.
+    /// [`GIVEN_UP`] matches no address of the kernel.
     direct: AtomicU64,
     /// Physical addresses below have a history.
     limit: u64,
@@ -44,12 +49,13 @@ pub(super) fn words() -> Option<&'static Words> {
 
 impl Words {
     /// Makes the tables, unless an earlier boot has. `None` if `make` fails.
-    pub fn get(limit: u64, make: impl FnOnce() -> Option<References<Sparse>>) -> Option<&'static Words> {
+    pub fn get(ram: &Ram, limit: u64, make: impl FnOnce() -> Option<References<Sparse>>) -> Option<&'static Words> {
         if WORDS.get().is_none() {
             let zero = || AtomicU64::new(0);
             let words = Words {
                 references: make()?,
                 stacks: Stacks::default(),
+                ram: ram.clone(),
                 direct: zero(),
                 limit,
                 image: [zero(), zero(), zero()],
@@ -78,20 +84,28 @@ impl Words {
         self.filter.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 
+    /// Ends the history of this kernel. Returns whether there was one.
+    pub fn give_up(&self) -> bool {
+        let was_on = self.direct.swap(GIVEN_UP, Ordering::Relaxed) != GIVEN_UP;
+        self.forget();
+        was_on
+    }
+
     /// Reads where the direct map is, if that is not known.
     #[inline]
     pub fn find_direct_map(&self, kernel: &Kernel, ram: &Ram) {
         if self.direct.load(Ordering::Relaxed) == 0 {
             let base = kernel.variable(ram, "page_offset_base");
-            self.direct.store(base.unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.direct.store(base.unwrap_or(GIVEN_UP), Ordering::Relaxed);
         }
     }
 
     /// The number of the word at a virtual address of the direct map.
     #[inline]
     pub fn word(&self, at: u64) -> Option<usize> {
-        let phys = at.wrapping_sub(self.direct.load(Ordering::Relaxed));
-        (phys < self.limit).then_some((phys / WORD) as usize)
+        let direct = self.direct.load(Ordering::Relaxed);
+        let phys = at.wrapping_sub(direct);
+        (phys < self.limit && direct != GIVEN_UP).then_some((phys / WORD) as usize)
     }
 
     /// The object that an address points into.
@@ -103,8 +117,9 @@ impl Words {
     /// The physical address of an address in the image.
     #[inline]
     fn in_image(&self, at: u64) -> Option<u64> {
-        let [start, end, offset] = [0, 1, 2].map(|i: usize| self.image[i].load(Ordering::Relaxed));
-        (start..end).contains(&at).then(|| at.wrapping_add(offset))
+        let [start, end, offset] = &self.image;
+        let is_inside = at >= start.load(Ordering::Relaxed) && at < end.load(Ordering::Relaxed);
+        is_inside.then(|| at.wrapping_add(offset.load(Ordering::Relaxed)))
     }
 
     /// The bit of a page of vmalloc space in the filter.
@@ -119,18 +134,20 @@ impl Words {
     pub fn concerns(&self, store: &Store) -> bool {
         let direct = self.direct.load(Ordering::Relaxed);
         // User space, and what is before the first allocation.
-        if direct == 0 || store.at < direct.min(START_KERNEL_MAP) {
+        if direct == 0 || direct == GIVEN_UP || store.at < direct.min(START_KERNEL_MAP) {
             return false;
         }
-        let Some(value) = store.value() else { return true };
-        let to = self.points_into(value);
         let phys = store.at.wrapping_sub(direct);
         let phys = if phys < self.limit { Some(phys) } else { self.in_image(store.at) };
         if let Some(phys) = phys {
-            return to != Id::NONE
-                || !phys.is_multiple_of(WORD) && phys % WORD + store.len() > WORD
-                || self.references.target((phys / WORD) as usize) != Id::NONE;
+            // The word is read from memory, which is faster than asking QEMU for the value.
+            let (word, bytes) = (phys / WORD, store.bytes());
+            return phys % WORD + bytes > WORD
+                || self.references.target(word as usize) != Id::NONE
+                || bytes == WORD && self.read(word) != Id::NONE;
         }
+        let Some(value) = store.value() else { return true };
+        let to = self.points_into(value);
         if self.stacks.is_known(store.at) {
             return to != Id::NONE && self.references.is_unreferenced(to);
         }
@@ -138,14 +155,20 @@ impl Words {
         to != Id::NONE || bits.load(Ordering::Relaxed) & bit != 0
     }
 
+    /// The object that the value of a word points into.
+    #[inline]
+    fn read(&self, word: u64) -> Id {
+        self.ram.read_u64(PhysAddr(word * WORD)).map_or(Id::NONE, |value| self.points_into(value))
+    }
+
     /// The guest's kernel has stored something. `sp` reads the stack pointer.
-    pub fn stored(&self, ram: &Ram, store: &Store, sp: impl FnOnce() -> u64, event: &impl Event) {
+    pub fn stored(&self, store: &Store, sp: impl FnOnce() -> u64, event: &impl Event) {
         let phys = store.at.wrapping_sub(self.direct.load(Ordering::Relaxed));
         if phys < self.limit {
-            return self.stored_at(ram, phys, store.len(), event);
+            return self.stored_at(phys, store.bytes(), event);
         }
         if let Some(phys) = self.in_image(store.at) {
-            return self.stored_at(ram, phys, store.len(), event);
+            return self.stored_at(phys, store.bytes(), event);
         }
         if let Some(depth) = self.stacks.depth(store.at, sp()) {
             let id = store.value().map_or(Id::NONE, |value| self.points_into(value));
@@ -157,18 +180,17 @@ impl Words {
         {
             let (bits, bit) = self.bit(store.at);
             bits.fetch_or(bit, Ordering::Relaxed);
-            self.stored_at(ram, phys.0, store.len(), event);
+            self.stored_at(phys.0, store.bytes(), event);
         }
     }
 
     /// The words of `len` bytes at a physical address were written to.
-    fn stored_at(&self, ram: &Ram, phys: u64, len: u64, event: &impl Event) {
+    fn stored_at(&self, phys: u64, len: u64, event: &impl Event) {
         let (first, last) = (phys / WORD, (phys + len - 1) / WORD);
         for word in first..=last {
-            let read = || ram.read_u64(PhysAddr(word * WORD)).map_or(Id::NONE, |value| self.points_into(value));
             // A part of a word makes no reference, but ends one.
             if len >= WORD || self.references.target(word as usize) != Id::NONE {
-                self.references.store(word as usize, read, event);
+                self.references.store(word as usize, || self.read(word), event);
             }
         }
     }

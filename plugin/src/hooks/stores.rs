@@ -83,7 +83,7 @@ impl OnStore for Stores {
             {
                 inject("store");
                 let event = Storing { tracker, at: data | !0 << TAG };
-                history.stored(&tracker.guest, &store, || regs::read(arch::STACK_POINTER), &event);
+                history.stored(&store, || regs::read(arch::STACK_POINTER), &event);
             }
         });
     }

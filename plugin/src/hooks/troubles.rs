@@ -27,6 +27,14 @@ pub enum Trouble {
         "there were more than {0} different backtraces: further ones are cut, and rules and suppressions may not fit them"
     )]
     Stacks(usize),
+    /// The history of references was given up.
+    #[error(
+        "there was too little memory for the history of references, and it was given up: nothing says where leaks were lost; give QEMU more, or raise max-memory="
+    )]
+    NoHistory,
+    /// The history of references had no room.
+    #[error("the history of references had no room for {0} objects: nothing says where they were lost")]
+    Unrecorded(u64),
     /// There were too many names of tasks.
     #[error("there were more than {0} different names of tasks: further ones are not told")]
     Comms(usize),
