@@ -4,6 +4,7 @@
 use crate::allocations::Allocations;
 use crate::blocks::Block;
 pub use crate::counters::Counters;
+use crate::loss::{self, Traces};
 use crate::names::{Load, Names};
 use crate::text::comm;
 use crate::why::Path;
@@ -51,6 +52,8 @@ pub struct GuestState<'a, M> {
     pub unseen: bool,
     /// Whether tracing had ended before the check. See [`Allocations::halted`].
     pub halted: bool,
+    /// The history of references, if there is one. Snapshots do not keep it.
+    pub traces: Option<&'a dyn Traces>,
 }
 
 impl<'a, M> GuestState<'a, M> {
@@ -74,6 +77,7 @@ impl<'a, M> GuestState<'a, M> {
             min_age: self.min_age,
             unseen: self.unseen,
             halted: self.halted,
+            traces: self.traces,
         }
     }
 }
@@ -117,13 +121,19 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
             unseen: self.unseen,
             wanted,
             suppressed,
+            traces: self.traces,
         };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
         outcome.troubles.splice(..0, self.troubles.iter().cloned());
         outcome.tests = self.tests.clone();
         outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
+        loss::name_variables(names, self.memory, outcome.unreferenced.iter_mut().filter_map(|u| u.traced.as_mut()));
         outcome.unreferenced.retain_mut(|u| {
             u.leak.age = self.millis.saturating_sub(self.objects.millis(&u.object));
+            if let Some(traced) = &mut u.traced {
+                let lost = traced.trace.lost.map_or(0, |lost| self.objects.millis_at(lost.time));
+                traced.age = self.millis.saturating_sub(lost);
+            }
             !u.object.is_reported() && Duration::from_millis(u.leak.age) >= self.min_age
         });
         Ok(outcome)
@@ -147,6 +157,7 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
             unseen: self.unseen,
             wanted: Some(&wanted),
             suppressed: None,
+            traces: None,
         };
         Ok(crate::check(self.kernel, self.memory, request)?.paths)
     }

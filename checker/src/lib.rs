@@ -7,6 +7,7 @@
 //! - [`not_leaks`]: objects that the kernel declares not to be leaks
 //! - [`blocks`]: live objects as blocks of guest memory
 //! - [`roots`]: memory that the kernel owns besides objects
+//! - [`loss`]: where leaks were lost
 //! - [`why`]: the references that keep an object alive
 //! - [`guest_state`]: everything that a report depends on, and the check of it
 //! - [`counters`]: the numbers of events before the check
@@ -26,6 +27,7 @@ pub mod blocks;
 pub mod counters;
 mod guess;
 pub mod guest_state;
+pub mod loss;
 mod mempools;
 pub mod names;
 pub mod not_leaks;
@@ -53,6 +55,7 @@ use detector::scan::{self, Contents, Marker, Options};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Maps, Pages, PagesError, Use};
+use loss::{Traced, Traces};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -94,6 +97,8 @@ pub struct Unreferenced {
     pub direct: bool,
     /// Its part of the report, without stack, type and age.
     pub leak: Leak,
+    /// What the history of references tells of it.
+    pub traced: Option<Traced>,
 }
 
 /// The result of a check.
@@ -150,6 +155,8 @@ pub struct Request<'a> {
     /// Picks the unreferenced objects to suppress. Objects that are reachable from them are
     /// suppressed too.
     pub suppressed: Option<&'a Suppressed<'a>>,
+    /// The history of references, if there is one.
+    pub traces: Option<&'a dyn Traces>,
 }
 
 /// Makes one check of a stopped guest.
@@ -188,7 +195,9 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence());
     let verdicts = judge(&blocks, &leaked);
     let mut caches = Caches::new();
+    let trace = |i| loss::traced(kernel, memory, &pages, &blocks, request.traces?, i);
     let described = leaked.iter().zip(verdicts).map(|(&i, v)| describe(kernel, &blocks, &mut caches, i, v));
+    let described = described.zip(&leaked).map(|(u, &i)| Unreferenced { traced: trace(i), ..u });
     let unreferenced = described.collect();
     let mut troubles = std::mem::take(&mut blocks.troubles);
     troubles.count(unmapped, Trouble::Unmapped);
@@ -305,8 +314,9 @@ fn describe<M: StoppedMemory>(
         shown_cpu: (object.kind() == Kind::Percpu).then_some(0),
         crc: crc.value(),
         retains: verdict.retains,
+        loss: None,
     };
-    Unreferenced { object, direct: verdict.direct, leak }
+    Unreferenced { object, direct: verdict.direct, leak, traced: None }
 }
 
 // The detector reads blocks with the rules applied. Reports read them whole.

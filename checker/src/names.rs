@@ -88,6 +88,12 @@ impl Names<'_> {
         allocator.into_iter().chain(self.caller(object)).collect()
     }
 
+    /// The name and the source location of a frame, at the time of allocation `sequence`.
+    pub fn located(&self, at: u64, sequence: u64) -> Frame {
+        let frame = self.frame(at, sequence);
+        Frame { places: self.places(&frame, false), ..frame }
+    }
+
     /// The name of an address at the time of allocation `sequence`.
     pub fn frame(&self, at: u64, sequence: u64) -> Frame {
         let function = |r: Resolved, module: Option<&str>| Function {

@@ -2,6 +2,7 @@
 
 use crate::counters::Counters;
 use crate::guess;
+use crate::loss;
 use crate::names::Names;
 pub use crate::text::Asked;
 use crate::{Outcome, text};
@@ -38,6 +39,7 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
             Some(other) if other.cache == leak.cache && other.size == leak.size => other.guess.clone(),
             _ => guess::guess(names, &leak, &group.frames),
         };
+        leak.loss = u.traced.as_ref().map(|traced| Box::new(loss::tell(names, traced, &group.frames)));
         group.leaks.push(leak);
     }
     let weight = |g: &Group| g.bytes() + g.retains().bytes;

@@ -147,6 +147,16 @@ fn object<M: StoppedMemory>(
 fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, percpu: &PerCpu, phys: PhysAddr) -> Holder {
     let first = phys.0.saturating_sub(8 * AROUND).max(phys.0 & !(PAGE_SIZE - 1));
     let words = (0..=2 * AROUND).map_while(|i| memory.read_u64(PhysAddr(first + 8 * i)).ok()).collect();
+    Holder::Root { phys, usage: pages.usage(phys.pfn()), symbol: variable(kernel, memory, percpu, phys), words }
+}
+
+/// The static or per-CPU variable at a physical address, and the offset in it in bytes.
+pub(crate) fn variable<M: StoppedMemory>(
+    kernel: &Kernel,
+    memory: &M,
+    percpu: &PerCpu,
+    phys: PhysAddr,
+) -> Option<(String, u64)> {
     let name = |at: VirtAddr, from: &str, to: &str| {
         let inside = kernel.symbol(from)? <= at && at < kernel.symbol(to)?;
         kernel.symbols.resolve(at.0).filter(|_| inside).map(|r| (r.name.to_owned(), r.offset))
@@ -161,6 +171,5 @@ fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, percpu: &P
         let mut variables = percpu.offsets.iter().map(|o| VirtAddr(at.wrapping_sub(*o)));
         variables.find_map(|at| name(at, "__per_cpu_start", "__per_cpu_end"))
     };
-    let symbol = in_image().or_else(in_percpu);
-    Holder::Root { phys, usage: pages.usage(phys.pfn()), symbol, words }
+    in_image().or_else(in_percpu)
 }

@@ -11,6 +11,7 @@ pub mod diagnostics;
 #[expect(unsafe_code, reason = "contact with QEMU and libc")]
 pub mod ffi;
 mod file;
+pub mod history;
 pub mod hooks;
 pub mod options;
 pub mod output;

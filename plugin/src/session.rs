@@ -269,7 +269,8 @@ impl Session {
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
         let has_run = attach::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
-        let kept = Kept { frames: self.options.frames, objects: self.options.max_objects };
+        let kept =
+            Kept { frames: self.options.frames, objects: self.options.max_objects, history: self.options.history };
         let guest = Guest::new(kernel, ram, boot, &stopped);
         let (tracker, missing) = Tracker::new(guest, wanted, kept, &stopped);
         if has_run {

@@ -145,6 +145,7 @@ impl Snapshot {
             min_age: c.min_age,
             unseen: c.unseen,
             halted: c.halted,
+            traces: None,
         }
     }
 }

@@ -122,6 +122,7 @@ impl Guest {
             min_age: Duration::from_secs(5),
             unseen: true,
             halted: true,
+            traces: None,
         }
     }
 

@@ -30,7 +30,7 @@
 //! | `first_age_ms`, `last_age_ms` | milliseconds since the first and the last allocation |
 //! | `retains` | indirect leaks that are reachable from it: `objects`, `bytes` |
 //! | `stack` | frames, innermost first: `address`, \[`function`, `offset`, `size`, \[`module`]], \[`places`: \[`function`], `file`, `line`, innermost inlined function first] |
-//! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), \[`cache`], \[`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), \[`shown_cpu`], `crc`, `retains` |
+//! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), \[`cache`], \[`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), \[`shown_cpu`], `crc`, `retains`, \[`loss`: `how` (overwritten, freed, reused, frame, held), \[`by`], \[`age_ms`], \[`stack`], \[`held`], \[`reference`: `place`, `stored_by`]] |
 //!
 //! | a test that ended since the previous report | |
 //! |---|---|

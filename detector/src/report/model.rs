@@ -132,6 +132,58 @@ pub struct Leak {
     /// The indirect leaks that are reachable from a direct leak. Each counts for one direct leak. 0
     /// for indirect leaks.
     pub retains: Count,
+    /// Where it was lost, with `history=on`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Box<Loss>>,
+}
+
+/// How an object was lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// The last reference was overwritten.
+    Overwritten,
+    /// The object with the last reference was freed.
+    Freed,
+    /// The memory with the last reference was allocated again.
+    Reused,
+    /// It was never stored outside of registers and stacks.
+    #[default]
+    Frame,
+    /// The last reference remains. Nothing refers to the memory that contains it.
+    Held,
+}
+
+/// The last reference to an object, stacks excluded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// Where it is, or was.
+    pub place: String,
+    /// The instruction that stored it.
+    pub stored_by: Frame,
+}
+
+/// Where an object was lost, by the history of references.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// How.
+    pub how: How,
+    /// The frame of the function that lost it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Frame>,
+    /// Milliseconds of the host's clock since then. Absent if the moment is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// The stack at that moment, innermost frame first. It is the instruction alone, if other words
+    /// still referred to the object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<Frame>,
+    /// The outermost stack on which the object was held after that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Frame>,
+    /// The last reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Reference>,
 }
 
 /// Leaks with equal stacks from one test. All are direct, or all are indirect.

@@ -8,6 +8,7 @@
 use super::image::Image;
 use super::tracker::Tracker;
 use crate::ffi::allocator;
+use crate::history::History;
 use guest_symbols::memory::GuestMemory;
 use std::hash::{DefaultHasher, Hasher};
 
@@ -70,6 +71,7 @@ impl Tracker {
         drop(kept);
         let jiffies = image.jiffies;
         image.put_back(&self.objects, &self.calls);
+        self.history.iter().for_each(History::forget);
         self.time.resume(jiffies);
         self.tests.lock().forget(self.objects.sequence());
         self.troubles.forget_this_time();

@@ -11,6 +11,7 @@
 use super::pending::MAX_CALLS;
 use super::tracker::Tracker;
 use super::troubles::Trouble;
+use crate::history::History;
 use detector::{comms, stacks};
 
 impl Tracker {
@@ -37,6 +38,9 @@ impl Tracker {
     pub fn report_limits(&self) {
         if self.unwinder.is_cut() {
             self.troubles.warn(&Trouble::Stacks(stacks::MAX));
+        }
+        if let Some(unrecorded @ 1..) = self.history.as_ref().map(History::unrecorded) {
+            self.troubles.warn(&Trouble::Unrecorded(unrecorded));
         }
         if self.objects.are_comms_cut() {
             self.troubles.warn(&Trouble::Comms(comms::MAX));

@@ -6,6 +6,7 @@
 //!   code
 //! - [`calls`], [`pending`]: the hot path, entries and returns of functions
 //! - [`allocations`], [`objects`]: the live map
+//! - [`stores`]: the history of references
 //! - [`unwinder`], [`code`], [`tracer_returns`]: allocation stacks
 //! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the
 //!   guest's kernel
@@ -37,6 +38,7 @@ mod objects;
 mod pending;
 pub mod resolved;
 mod return_watches;
+mod stores;
 pub mod table;
 mod tracer_returns;
 pub mod tracker;

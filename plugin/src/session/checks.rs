@@ -12,6 +12,7 @@ use crate::ffi::{allocator, inject, panics, signals};
 use crate::hooks::tracker::Tracker;
 use crate::hooks::troubles::Trouble;
 use checker::guest_state::{Counters, GuestState};
+use checker::loss::Traces;
 use checker::names::Names;
 use checker::report::Asked;
 use checker::sites::Sites;
@@ -292,6 +293,7 @@ impl Session {
             // The time of their allocation is not known, so after a mark they count as older.
             unseen: self.options.live_slab && baseline == 0,
             halted: panics::halted().is_some(),
+            traces: tracker.history.as_ref().map(|history| history as &dyn Traces),
         }))
     }
 

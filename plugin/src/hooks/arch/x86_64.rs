@@ -60,6 +60,16 @@ pub fn call_before(at: u64, before: &[u8; LONGEST_CALL]) -> Option<Call> {
     ends_in_indirect_call(before).then_some(Call::Indirect)
 }
 
+/// Whether an instruction is a call. It stores its return address.
+pub fn is_call(insn: &[u8]) -> bool {
+    let insn = if insn.first().is_some_and(|byte| byte & 0xf0 == 0x40) { &insn[1..] } else { insn };
+    match insn {
+        [0xe8, ..] => true,
+        [0xff, mode, ..] => (mode >> 3) & 7 == 2,
+        _ => false,
+    }
+}
+
 /// `ff /2`: with a register (2 bytes), memory and no, 1 or 4 bytes of displacement, and perhaps a
 /// SIB byte.
 fn ends_in_indirect_call(before: &[u8; LONGEST_CALL]) -> bool {

@@ -144,6 +144,7 @@ pub(super) fn snapshot() -> Vec<u8> {
         },
         troubles: &[],
         halted: false,
+        traces: None,
         millis: 1234,
         min_age: Duration::from_secs(5),
         unseen: true,
