@@ -9,10 +9,11 @@ use std::path::PathBuf;
 const KERNEL: &str = "bookworm-backports";
 
 /// Commands that another script runs: a part of the command, the script, and what it must contain.
-const ELSEWHERE: [(&str, &str, &[&str]); 3] = [
+const ELSEWHERE: [(&str, &str, &[&str]); 4] = [
     // The plugin and the program are built before any test.
     ("cargo build --release", "scripts/test", &["cargo build --release --package libleak --package cli"]),
-    // This one installs a package of Python's.
+    // These install a package of Python's, and build a kernel.
+    ("vng --build", "scripts/lib/vng.sh", &["cd \"$tree\" && PATH=$path:$PATH vng --build"]),
     ("vng -r", "scripts/lib/recipes.sh", &["\"$leak\" run --report", "vng ", " -r ", "--user root", "--exec"]),
     // This one builds a kernel, which takes minutes. The script runs its parts, build and exec.
     ("kunit.py run", "scripts/lib/recipes.sh", &["\"$leak\" run", "./tools/testing/kunit/kunit.py exec --arch=x86_64"]),

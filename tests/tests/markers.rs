@@ -13,6 +13,7 @@ use tests::{Boot, Guest, Program};
 const HEAD: &str = "#!/bin/sh
 lose() { echo $1 >/sys/module/loser/parameters/lose; }
 say() { echo \"$1\" >/sys/module/loser/parameters/say; }
+part() { printf %s \"$1\" >/sys/module/loser/parameters/say; }
 insmod /modules/loser.ko
 ";
 
@@ -42,7 +43,8 @@ echo leak:test >/proc/self/comm
 lose 500
 ";
 
-/// Test output on the console and in the kernel's log.
+/// Test output on the console and in the kernel's log. KUnit prints results of cases without an end
+/// of line.
 const LINES: &str = "
 echo TAP version 13
 echo 1..2
@@ -57,11 +59,30 @@ echo 'ok 2 alone # SKIP there is none'
 say '    # Subtest: suite'
 say '    1..2'
 lose 1000
-say '    ok 1 case'
-say '    not ok 2 other'
+part '    ok 1 case'
+part '    not ok 2 other'
 lose 2000
 say 'ok 3 suite'
 lose 4000
+";
+
+/// The same through pipes, whose readers write the lines when all is lost. Some lines are for
+/// nobody.
+const PIPES: &str = "
+echo 'ok 9 nowhere' | cat >/dev/null
+{
+    lose 60
+    echo '# selftests: net: foo.sh'
+    lose 90
+    { echo 'ok 1 part' | sed 's/^/# /'; }
+    lose 190
+    echo 'not ok 1 selftests: net: foo.sh # exit=1'
+    lose 500
+    printf 'ok 2 al'
+    printf 'one # SKIP there is none\\n'
+} | { sleep 2; cat; } | tee /tmp/log
+echo 'leak:test after' >/proc/self/comm
+lose 2000
 ";
 
 struct Files {
@@ -186,6 +207,25 @@ fn lines_of_tests_name_them_and_are_times_to_scan() {
         last.test.as_deref() => None,
         last.tests.len() => 0,
     );
+}
+
+#[test]
+fn lines_in_pipes_count_when_they_are_written() {
+    let (guest, files) = guest("markers-pipes", "bookworm-backports", PIPES);
+    let boot = guest.option(&files.snapshot_option()).boot();
+    let reports = files.reports(&boot);
+    let [report] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    let foo = "selftests: net: foo.sh";
+    let part = format!("{foo}/part");
+    let want = [(64, None), (96, Some(part.as_str())), (192, Some(foo)), (512, Some("alone")), (2048, Some("after"))];
+    assert_eq!(lost(report), want, "{}", boot.hint());
+    let ended = [
+        test(&part, Some(Verdict::Ok)),
+        test(foo, Some(Verdict::NotOk)),
+        test("alone", Some(Verdict::Skip)),
+        test("after", None),
+    ];
+    assert_eq!(report.tests, ended, "{}", boot.hint());
 }
 
 #[test]

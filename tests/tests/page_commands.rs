@@ -100,6 +100,7 @@ fn recipes() {
 
     // Another script runs the commands with vng and kunit.py. QEMU's command runs here.
     assert_eq!(block("README.md", "vng -r"), [""; 0]);
+    assert_eq!(block("docs/testing-kernels.md", "vng --build"), [""; 0]);
     let done = sandbox.run(&block("docs/testing-kernels.md", "kunit.py run"));
     assert_status(&done, 23);
     assert!(done.stderr.contains("[leaky]"), "{}", done.stderr);
@@ -156,6 +157,26 @@ fn markers_of_a_guest() {
     let objects: Vec<usize> = boot.reports().iter().map(|report| report.objects.len()).collect();
     let [asked, _last] = objects[..] else { panic!("not two reports: {objects:?} {}", boot.hint()) };
     assert!(asked >= 6, "{objects:?} {}", boot.hint());
+}
+
+/// A guest with the page's program, and with its commands.
+#[test]
+fn the_file_of_kmemleak() {
+    let sandbox = Sandbox::new("page-leak-guest");
+    assert_status(&sandbox.run(&block("docs/testing-kernels.md", "cc -O2 -static -o leak-guest")), 0);
+    let commands = block("docs/testing-kernels.md", "leak-guest mount").join("\n");
+    let script = format!("#!/bin/sh\nPATH=$PATH:/guest\ninsmod /modules/leaky.ko\nset -e\n{commands}\n");
+    let boot = Guest::new("page-leak-guest-boot", "bookworm-backports")
+        .module("leaky")
+        .kmods("fuse")
+        .file(&sandbox.path("leak-guest"), "/guest/leak-guest")
+        .script("commands", &script)
+        .run(&["commands"])
+        .boot();
+    boot.assert_ended_well();
+    let objects = boot.console.matches("unreferenced object 0x").count();
+    assert!((6..=8).contains(&objects), "{objects}; {}", boot.hint());
+    assert!(boot.console.contains("libleak: 0 unreferenced objects"), "{}", boot.hint());
 }
 
 /// `docs/tutorial.md`, from the leak to the fix.

@@ -25,6 +25,8 @@ pub struct GuestText {
     iter: Option<Iter>,
     log: Option<Log>,
     driver: Option<Driver>,
+    /// Offset of `struct kiocb`'s file (include/linux/fs.h).
+    file: Option<u64>,
 }
 
 /// Offsets of a terminal's driver (`struct tty_struct`, include/linux/tty.h), and of the driver's
@@ -86,7 +88,13 @@ impl GuestText {
             let driver = kernel.offset_of("tty_struct", "driver")?;
             Some(Driver { driver, kind: kernel.offset_of("tty_driver", "type")? })
         };
-        GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver() }
+        let file = kernel.offset_of("kiocb", "ki_filp");
+        GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver(), file }
+    }
+
+    /// The address of the `struct file` that the `kiocb` at `iocb` is for.
+    pub fn file(&self, kernel: &Kernel, ram: &Ram, iocb: VirtAddr) -> Option<VirtAddr> {
+        kernel.read_u64(ram, iocb.offset(self.file?)).ok().map(VirtAddr)
     }
 
     /// Whether the `tty_struct` at `tty` is a pseudo-terminal.
@@ -102,6 +110,12 @@ impl GuestText {
     /// at `iter`.
     pub fn iter(&self, kernel: &Kernel, ram: &Ram, iter: VirtAddr, max: usize) -> Text {
         self.iter.as_ref().and_then(|i| i.read(kernel, ram, iter, max)).unwrap_or_default()
+    }
+
+    /// The id of a log record, given the address of its `prb_reserved_entry`. A record that is
+    /// continued keeps its id.
+    pub fn record_id(&self, kernel: &Kernel, ram: &Ram, entry: VirtAddr) -> Option<u64> {
+        kernel.read_u64(ram, entry.offset(self.log.as_ref()?.entry_id)).ok()
     }
 
     /// Reads the text of a log record, given the address of its `prb_reserved_entry`.

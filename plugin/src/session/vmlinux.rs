@@ -4,7 +4,6 @@
 //! The file provides source lines, and the types or symbols that the kernel's image lacks. It is
 //! used only if it belongs to the running kernel.
 
-use crate::diagnostics;
 use crate::ffi::signals;
 use guest_symbols::elf::{Elf, ElfError};
 use guest_symbols::identity::Identity;
@@ -193,8 +192,8 @@ impl Beside {
             let Ok(elf) = Elf::open(path) else { continue };
             let theirs = Identity::of_file(&elf, &ours);
             if !theirs.is(&ours) {
-                let why = VmlinuxError::OtherKernel { path: path.to_owned(), theirs, ours: ours.clone() };
-                diagnostics::warning(&why.to_string());
+                // Nothing depends on it: an older build may have left the file there.
+                log::info!("{}", VmlinuxError::OtherKernel { path: path.to_owned(), theirs, ours: ours.clone() });
             } else if elf.has_dwarf() {
                 log::info!("source lines are those of {}", path.display());
                 return Some(Lines::of_running(path, &kernel.release, &self.modules, self.here.as_deref()));

@@ -35,11 +35,15 @@ impl GuestEvents for Listener {
                 self.markers.kmsg_copied(tracker, vcpu, VirtAddr(entry));
                 self.console.printk(tracker, vcpu, VirtAddr(entry));
             }
-            Event::PrintkPart { entry } => self.markers.kmsg_copied(tracker, vcpu, VirtAddr(entry)),
+            Event::PrintkPart { entry } => {
+                self.markers.kmsg_copied(tracker, vcpu, VirtAddr(entry));
+                self.console.printk_part(tracker, vcpu, VirtAddr(entry));
+            }
             Event::WriteTty { tty, buf, count } => {
                 self.console.tty(tracker, vcpu, VirtAddr(tty), VirtAddr(buf), count);
             }
             Event::WritePort { buf, count } => self.console.port(tracker, vcpu, VirtAddr(buf), count),
+            Event::WritePipe { iocb, from } => self.console.pipe(tracker, VirtAddr(iocb), VirtAddr(from)),
         }
     }
 
