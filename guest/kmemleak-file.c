@@ -25,13 +25,10 @@
 
 #define FILE_NAME "kmemleak"
 #define BEHIND ".debugfs"
-/* Bytes of a request at most, and of a write. FUSE_MIN_READ_BUFFER is less. */
-#define MAX_REQUEST (128 << 10)
+#define MAX_REQUEST (128 << 10) /* bytes; FUSE_MIN_READ_BUFFER is less */
 #define MAX_WRITE 4096
-/* Bytes that the file has at most. */
-#define MAX_TEXT (16 << 20)
-/* Names of debugfs that have been looked up, at most. */
-#define MAX_NAMES 4096
+#define MAX_TEXT (16 << 20) /* bytes that the file has */
+#define MAX_NAMES 4096	    /* names of debugfs that have been looked up */
 
 /* Numbers of nodes: the root is FUSE_ROOT_ID. Links follow. */
 enum { NODE_FILE = 2, NODE_BEHIND, NODE_LINKS = 16 };

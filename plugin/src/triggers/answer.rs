@@ -101,9 +101,9 @@ impl Reply {
         Reply { state: State::Done, objects: 0, text: String::new() }
     }
 
-    /// The marker is none.
+    /// The marker is unknown.
     pub fn unknown(command: u32) -> Reply {
-        Reply { state: State::Failed, objects: 0, text: format!("{command} is no marker\n") }
+        Reply { state: State::Failed, objects: 0, text: format!("marker {command} is unknown\n") }
     }
 
     /// The result of a demand.
