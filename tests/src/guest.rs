@@ -126,8 +126,8 @@ impl Guest {
         self.boot_option("--module-debug", name)
     }
 
-    /// Adds modules of the distribution, and what they depend on, for `modprobe` in the guest.
-    /// Commas separate names. What the kernel has built in is left out.
+    /// Adds modules of the distribution and their dependencies, for `modprobe` in the guest. Commas
+    /// separate names. Drivers in the kernel image are left out.
     #[must_use]
     pub fn kmods(mut self, names: &str) -> Guest {
         self.kmods = Some(names.to_owned());

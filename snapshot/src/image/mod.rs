@@ -21,6 +21,7 @@ pub use memory::{ImageMemory, Missed};
 use allocations::Recorded;
 use checker::Outcome;
 use checker::guest_state::{Counters, GuestState};
+use checker::names::Load;
 use detector::guest_tests::{Tests, shown};
 use detector::stacks::StackId;
 use file::{Bytes, FLATTENED, Flattened, Plain};
@@ -59,7 +60,7 @@ pub struct Image {
     memory: ImageMemory,
     recorded: Recorded,
     registers: Vec<u64>,
-    modules: Vec<(u64, Arc<Module>)>,
+    modules: Vec<Load>,
     tests: Tests,
     troubles: Vec<String>,
 }
@@ -110,7 +111,7 @@ impl Image {
         let loaded = modules::list(&kernel, &memory).into_iter().filter_map(|at| Module::read(&kernel, &memory, at));
         let programs = modules::entries(&kernel, &memory, "bpf_kallsyms", kernel.offset_of("bpf_ksym", "lnode"));
         let programs = programs.into_iter().filter_map(|at| Module::read_bpf(&kernel, &memory, at));
-        let modules = loaded.chain(programs).map(|module| (0, Arc::new(module))).collect();
+        let modules = loaded.chain(programs).map(|module| Load { sequence: 0, module: Arc::new(module) }).collect();
         let mut troubles = Vec::new();
         if incomplete {
             troubles.push("the image is incomplete: there was no room for all of it when it was written".to_owned());
@@ -148,6 +149,7 @@ impl Image {
             min_age: Duration::ZERO,
             unseen: true,
             halted: true,
+            traces: None,
         }
     }
 
