@@ -17,12 +17,17 @@ use std::collections::HashMap;
 /// What is known of an object whose allocation was not seen: its kind, slab cache, and bytes.
 type Origin = Option<(Kind, Option<String>, u64)>;
 
+/// What the leaks of a group have in common: direct or not, test, origin, and names of frames.
+type Named<'a> = (bool, Option<&'a str>, Origin, Vec<String>);
+/// The same by the number of the stack, and the modules that were loaded.
+type Stacked<'a> = (bool, Option<&'a str>, StackId, u64, Origin);
+
 /// Groups the leaks. Leaks of one test whose stacks have equal names are one group, wherever their
 /// module was loaded. Leaks without a stack form groups by slab cache and size.
 fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut by_name: HashMap<(bool, Option<&str>, Origin, Vec<String>), usize> = HashMap::new();
-    let mut by_stack: HashMap<(bool, Option<&str>, StackId, u64, Origin), usize> = HashMap::new();
+    let mut by_name: HashMap<Named<'_>, usize> = HashMap::new();
+    let mut by_stack: HashMap<Stacked<'_>, usize> = HashMap::new();
     for u in &outcome.unreferenced {
         // An allocation that was not seen belongs to no test.
         let seen = u.object.stack() != StackId::NONE;

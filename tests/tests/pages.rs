@@ -11,8 +11,8 @@ const README_LINES: usize = 120;
 /// Columns of a line that is no part of a table.
 const COLUMNS: usize = 100;
 /// Keys of `KEY=VALUE` in the pages that belong to QEMU, to the kernel or to the environment.
-const OTHERS_OPTIONS: [&str; 8] =
-    ["accel", "dump", "memory-backend", "one-insn-per-tb", "sleep", "stack", "thread", "LIBLEAK_MANY"];
+const OTHERS_OPTIONS: [&str; 9] =
+    ["accel", "crashkernel", "dump", "memory-backend", "one-insn-per-tb", "sleep", "stack", "thread", "LIBLEAK_MANY"];
 
 /// Fails with the list, unless it is empty.
 fn assert_none(wrong: &[String]) {
