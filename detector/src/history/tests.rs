@@ -98,6 +98,8 @@ fn the_outermost_frame_is_kept() {
     r.hold(id, 6, &At(8));
     assert_eq!(r.trace(100).unwrap().held, StackId(8));
     assert_eq!(r.record(id).unwrap().len(), 4);
+    r.hold(id, u32::MAX, &At(9));
+    assert_eq!((r.record(id).unwrap().len(), r.trace(100).unwrap().held), (4, StackId(9)));
 }
 
 #[test]
