@@ -5,7 +5,7 @@ use crate::allocations::Allocations;
 use crate::blocks::Block;
 pub use crate::counters::Counters;
 use crate::loss::{self, Traces};
-use crate::names::Names;
+use crate::names::{Load, Names};
 use crate::text::comm;
 use crate::why::Path;
 use crate::{CheckError, Outcome, Request};
@@ -16,12 +16,10 @@ use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
-use guest_symbols::modules::Module;
 use guest_symbols::percpu::PerCpu;
 use lines::Lines;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// The state of a stopped guest.
@@ -38,8 +36,8 @@ pub struct GuestState<'a, M> {
     pub stacks: &'a Stacks,
     /// The user's debugging information for this kernel.
     pub lines: Option<&'a Lines>,
-    /// Modules as they were loaded, each with the sequence number of that load.
-    pub modules: &'a [(u64, Arc<Module>)],
+    /// Modules as they were loaded, in this order.
+    pub modules: &'a [Load],
     /// The tests that the guest has run before the check.
     pub tests: &'a Tests,
     /// Events before the check.
@@ -64,39 +62,22 @@ impl<'a, M> GuestState<'a, M> {
     where
         'a: 'b,
     {
-        let &GuestState {
-            kernel,
-            memory: _,
-            objects,
-            registers,
-            stacks,
-            lines,
-            modules,
-            tests,
-            counters,
-            troubles,
-            millis,
-            min_age,
-            unseen,
-            halted,
-            traces,
-        } = self;
         GuestState {
-            kernel,
             memory,
-            objects,
-            registers,
-            stacks,
-            lines,
-            modules,
-            tests,
-            counters,
-            troubles,
-            millis,
-            min_age,
-            unseen,
-            halted,
-            traces,
+            kernel: self.kernel,
+            objects: self.objects,
+            registers: self.registers,
+            stacks: self.stacks,
+            lines: self.lines,
+            modules: self.modules,
+            tests: self.tests,
+            counters: self.counters,
+            troubles: self.troubles,
+            millis: self.millis,
+            min_age: self.min_age,
+            unseen: self.unseen,
+            halted: self.halted,
+            traces: self.traces,
         }
     }
 }

@@ -210,7 +210,7 @@ pub(crate) fn name_variables<'t, M: StoppedMemory>(
     let mut pages: Option<HashMap<u64, u64>> = None;
     let find = || {
         let mut pages = HashMap::new();
-        let ranges = names.modules.iter().rev().flat_map(|(_, module)| &module.ranges);
+        let ranges = names.modules.iter().rev().flat_map(|load| &load.module.ranges);
         let starts = ranges.flat_map(|range| (range.start & !(PAGE_SIZE - 1)..range.end).step_by(PAGE_SIZE as usize));
         for at in starts.take(MAX_MODULE_PAGES) {
             if let Ok(found) = names.kernel.translate(memory, VirtAddr(at)) {
@@ -224,7 +224,7 @@ pub(crate) fn name_variables<'t, M: StoppedMemory>(
         let Some(page) = pages.get_or_insert_with(find).get(&phys.pfn()) else { continue };
         let at = page + phys.0 % PAGE_SIZE;
         let mut modules = names.modules.iter().rev();
-        if let Some((module, symbol)) = modules.find_map(|(_, module)| Some((module, module.resolve(at)?))) {
+        if let Some((module, symbol)) = modules.find_map(|load| Some((&load.module, load.module.resolve(at)?))) {
             let [name, module] = [symbol.name, &module.name].map(|name| shown(name).into_owned());
             traced.place = Some(Place::Variable { name, offset: symbol.offset, module: Some(module) });
         }

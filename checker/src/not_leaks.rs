@@ -34,12 +34,12 @@ const TABLE: &[NotLeak] = &[
     NotLeak {
         caller: "__register_sysctl_table",
         when: When::Boot,
-        reason: "sysctl headers registered at boot live for ever (register_sysctl_init, fs/proc/proc_sysctl.c, 5.18 on)",
+        reason: "sysctl headers registered at boot are never freed (register_sysctl_init, fs/proc/proc_sysctl.c, 5.18 on)",
     },
     NotLeak {
         caller: "__register_sysctl_paths",
         when: When::Boot,
-        reason: "sysctl headers registered at boot live for ever (register_sysctl_paths, fs/proc/proc_sysctl.c, to 6.4)",
+        reason: "sysctl headers registered at boot are never freed (register_sysctl_paths, fs/proc/proc_sysctl.c, to 6.4)",
     },
     NotLeak {
         caller: "futex_init",
@@ -117,7 +117,7 @@ pub fn mark<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>, marker: &
     hits
 }
 
-const SYSCTL_HEADER: &str = "sysctl headers that are registered in the first namespace live for ever";
+const SYSCTL_HEADER: &str = "sysctl headers that are registered in the first namespace are never freed";
 
 /// Whether an object whose allocation was not seen is a sysctl header. A header has a pointer to
 /// the common root of all headers at a fixed offset.

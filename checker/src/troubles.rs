@@ -1,5 +1,5 @@
-//! Reasons to doubt the result of a check, found by the check itself. Each is certain. A guest
-//! whose kernel is not corrupted has none, whatever it does and whenever it is stopped.
+//! Reasons to doubt the result of a check, found by the check itself. Each is certain: a guest with
+//! an intact kernel never has one.
 
 use guest_symbols::corruption::{Corruption, Unreadable};
 
@@ -18,7 +18,7 @@ pub enum Trouble {
     Freed(u64),
     /// Blocks in memory that is used otherwise.
     #[error(
-        "{0} live blocks lie in memory that is free, absent or used by slabs, according to the page descriptors: the guest's kernel has corrupted them, or calls of its allocators were forged"
+        "{0} live blocks lie in memory that is free, absent or used by slabs, according to the page descriptors; the guest's kernel has corrupted them, or calls of its allocators were forged"
     )]
     Misplaced(u64),
     /// Blocks that are not mapped.
@@ -28,7 +28,7 @@ pub enum Trouble {
     Unmapped(u64),
     /// Blocks that are too far apart in the address space.
     #[error(
-        "live blocks are too far apart in the address space to scan all of them: calls of the guest's allocators were forged"
+        "live blocks are too far apart in the address space to scan all of them; calls of the guest's allocators were forged"
     )]
     Spread,
 }

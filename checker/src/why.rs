@@ -15,8 +15,7 @@ use guest_symbols::slab::Cache;
 
 /// Most steps that are shown of one path.
 const MAX_STEPS: usize = 16;
-/// Words that are shown around a reference. In an object these are so many in total, in a root so
-/// many on each side.
+/// Number of words shown around a reference: in total for an object, on each side for a root.
 const AROUND: u64 = 4;
 
 /// One place on the path.
@@ -32,7 +31,7 @@ pub enum Holder {
         object: Object,
         /// The name of its slab cache.
         cache: Option<String>,
-        /// Offset of the reference in bytes. `None` if a rule leads from it, not a word.
+        /// Offset of the reference in bytes. `None` if a rule and not a word is the reference.
         offset: Option<u64>,
         /// The aligned group of words that the reference is in.
         words: Vec<u64>,
@@ -57,10 +56,13 @@ pub enum Holder {
 /// An object, and why it counts as referenced.
 #[derive(Debug, Clone)]
 pub struct Path {
-    /// Its address, its size in bytes, and its entry in the live map.
-    pub of: (u64, u64, Object),
-    /// What refers to it, what refers to that, and so on up to the root. Empty if nothing refers to
-    /// it.
+    /// Its virtual address, or `__percpu` pointer.
+    pub addr: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its entry in the live map.
+    pub object: Object,
+    /// The holders, from the direct one up to the root. Empty if nothing refers to the object.
     pub holders: Vec<Holder>,
 }
 
@@ -107,7 +109,7 @@ pub(crate) fn paths<M: StoppedMemory>(
                 }
             }
         }
-        paths.push(Path { of: (block.addr, block.size, *blocks.object(block)), holders });
+        paths.push(Path { addr: block.addr, size: block.size, object: *blocks.object(block), holders });
     }
     paths
 }

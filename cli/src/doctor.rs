@@ -117,9 +117,9 @@ fn with_plugin(qemu: &Path, plugin: Option<&Path>) -> Finding {
 
 fn kvm() -> Finding {
     match fs::File::options().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => {
-            note("KVM: is there; leak run takes it off command lines, as guests under it cannot be watched".to_owned())
-        }
+        Ok(_) => note(
+            "KVM: is there; leak run removes it from command lines, since plugins see nothing under KVM".to_owned(),
+        ),
         Err(_) => ok("KVM: is not there, and not needed".to_owned()),
     }
 }

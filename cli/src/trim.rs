@@ -50,13 +50,11 @@ pub enum Error {
     Name {
         /// The path given.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
     /// The reports differ. This is a bug.
-    #[error(
-        "without what the check of {path} did not read its report is another; use the whole snapshot, and report this as a bug"
-    )]
+    #[error("the trimmed snapshot of {path} gives another report; use the whole snapshot, and report this as a bug")]
     Differs {
         /// The whole snapshot.
         path: PathBuf,

@@ -45,7 +45,7 @@ pub enum LinesError {
         path: PathBuf,
     },
     /// The debugging information is malformed.
-    #[error("the debugging information of debug={path} cannot be understood: {why}; build or fetch the file anew")]
+    #[error("the debugging information of debug={path} cannot be read: {why}; build or fetch the file again")]
     BadDwarf {
         /// The file.
         path: PathBuf,
@@ -54,7 +54,7 @@ pub enum LinesError {
     },
     /// The vmlinux belongs to another kernel.
     #[error(
-        "debug={path} does not belong to the running kernel: the file is of {theirs}, the guest runs {ours}; give the vmlinux of the guest's own kernel"
+        "debug={path} does not fit the running kernel: the file is of {theirs}, the guest runs {ours}; give the vmlinux of the guest's own kernel"
     )]
     OtherKernel {
         /// The file.

@@ -16,9 +16,7 @@ fn asks(words: &[u8]) -> bool {
 
 /// No one would see a report.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error(
-    "QEMU has no stderr once -daemonize has sent it to the background, so nobody would see a report; add report=PATH"
-)]
+#[error("QEMU has no stderr after -daemonize, so reports would be lost; add report=PATH")]
 pub struct NoReport;
 
 /// Adapts the options: paths become absolute.

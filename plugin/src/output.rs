@@ -45,7 +45,7 @@ impl Output {
             let (file, made) = Grown::create(&report.path);
             if let Err(why) = &made {
                 diagnostics::warning(&format!(
-                    "cannot write report={}: {why}; {}; until then its reports go to stderr",
+                    "cannot write report={}: {why}; {}; until then reports go to stderr",
                     file.path().display(),
                     advice(why)
                 ));
@@ -115,7 +115,7 @@ impl Destination {
                 if !failed {
                     // On stderr alone: the other files are complete.
                     diagnostics::line(&format!(
-                        "error: cannot write report={}: {why}; {}; until then its reports go to stderr",
+                        "error: cannot write report={}: {why}; {}; until then reports go to stderr",
                         self.file.path().display(),
                         advice(&why)
                     ));

@@ -18,7 +18,7 @@ pub enum WriteError {
     },
     /// The file was created and cannot be completed.
     #[error(
-        "cannot write snapshot {path}: {why}; it needs some 50 MiB for a booted guest, and no folder may be called so"
+        "cannot write snapshot {path}: {why}; it needs some 50 MiB for a booted guest, and the path must not be a folder"
     )]
     Write {
         /// The requested name.

@@ -1,5 +1,5 @@
-//! If the plugin cannot work, one line says what it needs. If it can tell at load time, QEMU does
-//! not start.
+//! If the plugin cannot work, it prints one line with the requirement. If it can tell at load time,
+//! QEMU does not start.
 
 use tests::program::{plugin_argument, qemu, scratch};
 use tests::{Boot, Finished, Guest, Program};
@@ -46,7 +46,7 @@ fn a_control_socket_that_is_anothers() {
     assert!(socket.exists());
     drop(live);
     std::fs::write(&file, "mine").expect("a file");
-    assert_option_refused(&format!("control={}", file.display()), &["no socket", "another path"]);
+    assert_option_refused(&format!("control={}", file.display()), &["not a socket", "another path"]);
     assert_eq!(std::fs::read_to_string(&file).expect("the file"), "mine");
     std::fs::remove_dir_all(folder).expect("the folder goes away");
 }
@@ -162,9 +162,9 @@ fn boot_with_symbols(test: &str, symbols: &std::path::Path) -> Boot {
 fn assert_other_kernel(boot: &Boot, words: &[&str]) {
     let messages = boot.messages();
     let [first, last] = messages[..] else { panic!("{messages:#?}") };
-    assert_error(&[first], &["does not belong to the running kernel", "the guest runs Linux 6.12"]);
+    assert_error(&[first], &["does not fit the running kernel", "the guest runs Linux 6.12"]);
     assert_error(&[first], words);
-    assert_error(&[last], &["nothing was tracked", "does not belong to the running kernel"]);
+    assert_error(&[last], &["nothing was tracked", "does not fit the running kernel"]);
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Outcome {
         let folders = folder::all(run);
         if folders.is_empty() {
             outcome.failures.push(format!(
-                "the command started no QEMU for x86-64 that leak run could see; it is found on PATH under the names {}, not by a path of its own",
+                "the command started no QEMU for x86-64 through PATH; leak run sees only QEMU that is started by one of the names {}",
                 folder::NAMES.join(", ")
             ));
         }
@@ -114,20 +114,20 @@ fn read(folder: &Path, plugin: &Path, changed: &mut Vec<String>) -> (Run, Option
         Err(why) => return (Run::default(), Some(why.to_string())),
     };
     let failure = if started.watched {
-        Some("its command line loads libleak already, with reports of its own; take that -plugin off it".to_owned())
+        Some("its command line already loads libleak with its own reports; remove that -plugin".to_owned())
     } else if !run.errors.is_empty() || !run.reports.is_empty() {
         // Either the report was made at the end, or there is an error. A caller that looks only at
         // the status must not take an unreliable report for a result.
         let doubtful = || run.reports.iter().flat_map(|r| &r.troubles).next_back();
         run.errors.last().cloned().or_else(|| doubtful().map(|why| format!("the report is unreliable: {why}")))
     } else if started.daemonized {
-        Some("it runs in the background (-daemonize) and made no report yet; take -daemonize off".to_owned())
+        Some("it runs in the background (-daemonize) and made no report yet; remove -daemonize".to_owned())
     } else if !late {
         Some("it was still running and did not end when told to".to_owned())
     } else {
         Some(match qemu::probe(&started.program, plugin) {
             Ok(_) if !started.kept.is_empty() => format!(
-                "it ended without a report, with KVM left on its command line ({}): a guest under KVM cannot be watched; leave --keep-kvm out",
+                "it ended without a report, with KVM on its command line ({}); plugins see nothing under KVM; remove --keep-kvm",
                 started.kept.join("; ")
             ),
             Ok(_) => "it ended without a report: it did not start, or was killed; see what it said above".to_owned(),

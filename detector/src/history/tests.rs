@@ -132,6 +132,18 @@ fn an_old_reference_is_none_to_the_next_object() {
     assert_eq!((trace.count, trace.lost), (0, None));
 }
 
+/// Objects that stay fill whole runs of places. There is always room for the next one.
+#[test]
+fn long_lived_objects_leave_room() {
+    const OBJECTS: usize = if cfg!(miri) { 500 } else { 150_000 };
+    let r = References::new(table(OBJECTS + 1), table(OBJECTS + 1), table(4 * OBJECTS * RECORD));
+    for at in 0..OBJECTS {
+        r.begin(at, 1, &At(1));
+        r.begin(OBJECTS, 1, &At(1));
+    }
+    assert_eq!(r.unrecorded(), 0);
+}
+
 #[test]
 fn without_room_there_is_no_history() {
     let r = references(3);

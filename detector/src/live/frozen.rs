@@ -11,7 +11,7 @@ use rayon::slice::ParallelSliceMut;
 pub struct Size {
     /// Virtual address, or `__percpu` pointer.
     pub addr: u64,
-    /// What the object is made of: pages may start where another object does.
+    /// The allocator that it comes from. Pages may start at the address of another object.
     pub kind: Kind,
     /// Bytes as requested.
     pub bytes: u64,

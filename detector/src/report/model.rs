@@ -129,8 +129,8 @@ pub struct Leak {
     /// The [`Checksum`] of the contents.
     #[serde(with = "encoding::hex")]
     pub crc: u32,
-    /// The indirect leaks that hang from a direct leak. Each counts for one direct leak. 0 for
-    /// indirect leaks.
+    /// The indirect leaks that are reachable from a direct leak. Each counts for one direct leak. 0
+    /// for indirect leaks.
     pub retains: Count,
     /// Where it was lost, with `history=on`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -211,7 +211,7 @@ impl Group {
         Ages { oldest: ages().max().unwrap_or(0), youngest: ages().min().unwrap_or(0) }
     }
 
-    /// The indirect leaks that hang from its leaks.
+    /// The indirect leaks that are reachable from its leaks.
     pub fn retains(&self) -> Count {
         let mut sum = Count::default();
         self.leaks.iter().for_each(|leak| sum += leak.retains);
@@ -240,7 +240,7 @@ pub struct Suppressed {
     pub file: String,
     /// The line in the file, counted from 1.
     pub line: usize,
-    /// Suppressed objects, without the indirect leaks that hang from them.
+    /// Suppressed objects, without the indirect leaks that are reachable from them.
     pub objects: u64,
     /// Bytes of the suppressed objects.
     pub bytes: u64,
@@ -249,8 +249,8 @@ pub struct Suppressed {
 /// The result of one check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The leaks. Direct groups come first. Each kind is sorted by bytes, including what hangs from
-    /// the group, in descending order, and then by first allocation.
+    /// The leaks. Direct groups come first. Each kind is sorted by bytes in descending order, and
+    /// then by first allocation. The bytes include the indirect leaks that the group holds.
     pub groups: Vec<Group>,
     /// The test that ran or ended when the check was made.
     pub test: Option<String>,

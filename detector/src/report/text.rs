@@ -1,9 +1,9 @@
 //! Reports in kmemleak's text format, as `print_unreferenced()` prints it (mm/kmemleak.c, Linux
 //! 6.12).
 //!
-//! Lines that kmemleak does not print follow the backtrace, indented by two. Readers of kmemleak's
-//! text take lines indented by four for frames. syzkaller takes a line for a frame if it starts
-//! with a name and `+` or `.`.
+//! Lines that kmemleak does not print follow the backtrace, indented by two. Parsers of kmemleak's
+//! text read lines indented by four as frames. syzkaller reads a line as a frame if it starts with
+//! a name and `+` or `.`.
 
 use super::model::{Ages, Frame, Group, How, Leak, Loss, Report};
 use crate::count::Count;
@@ -210,7 +210,7 @@ pub(super) mod tests {
         assert_eq!(Format::Console.write(&report, false), format!("{CONSOLE}{OBJECT}{want}libleak: 1\n"));
         // Once per object, if every object is written.
         assert_eq!(Format::Console.write(&report, true), format!("{CONSOLE}{OBJECT}{CONSOLE}{OBJECT}libleak: 1\n"));
-        // syzkaller must not take any line for a frame.
+        // No line may look like a frame to syzkaller.
         for line in want.lines() {
             let word = line.trim_start().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             let next = line.trim_start()[word.clone().next().unwrap().len()..].chars().next();
@@ -267,7 +267,7 @@ libleak: 1
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "as many leaks as make a flood take minutes there")]
+    #[cfg_attr(miri, ignore = "so many leaks take minutes under Miri")]
     fn a_flood_is_one_group() {
         let leaks = (0..100_000).map(|i| Leak { addr: 0xffff_8881_0000_0000 + 32 * i, age: 100_000 - i, ..leak() });
         let report = report(leaks.collect());

@@ -84,7 +84,7 @@ fn halt(what: impl FnOnce() -> String) {
     }
     let _ = SINCE.set(Instant::now());
     let line = format!(
-        "internal error, so nothing is tracked from now on: {}; please report this with the command line of QEMU",
+        "internal error, nothing is tracked from now on: {}; please report this with the command line of QEMU",
         what()
     );
     diagnostics::line(&format!("error: {line}"));

@@ -270,6 +270,16 @@ pub struct StoppedRam<'a> {
     _stopped: &'a GuestStopped,
 }
 
+impl StoppedRam<'_> {
+    /// Writes to RAM as a device does: QEMU throws away code that it translated there, and marks
+    /// the pages as changed. Returns whether all bytes were written. If not, none or only the first
+    /// were. No slice of the RAM can be lent out meanwhile.
+    pub fn write(&mut self, at: PhysAddr, bytes: &[u8]) -> bool {
+        // What is no RAM is a device.
+        host_of(self.layout, at, bytes.len()).is_some() && layout::write_physical(at.0, bytes)
+    }
+}
+
 impl GuestMemory for StoppedRam<'_> {
     fn read(&self, at: PhysAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let host = host_of(self.layout, at, buf.len()).ok_or(MemoryError::NoRam(at))?;

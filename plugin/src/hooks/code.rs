@@ -52,7 +52,7 @@ impl Code {
             kernel.orc.is_none() && has_frame_pointers(bytes, functions.map(|s| (s.addr - text.start) as usize));
         if kernel.orc.is_none() && !frame_pointers {
             log::warn!(
-                "this kernel has neither ORC tables nor frame pointers, so backtraces are of two frames; build it with CONFIG_UNWINDER_ORC for whole ones"
+                "this kernel has neither ORC tables nor frame pointers, so backtraces have two frames; build it with CONFIG_UNWINDER_ORC for whole ones"
             );
         }
         Code {

@@ -1,10 +1,12 @@
-//! Limits for what a guest can make up: calls that do not return, and live objects. A healthy guest
-//! does not come near them. A corrupt or hostile guest must not exhaust the host's memory.
+//! Limits for calls that do not return, and for live objects. A corrupt or hostile guest can forge
+//! any number of them, and must not exhaust the host's memory. A healthy guest does not come near
+//! the limits.
 //!
-//! Limits are checked now and then, off the hot path. These are limited elsewhere: return addresses
+//! Limits are checked now and then, off the hot path. Other limits are elsewhere: return addresses
 //! ([`return_watches`](super::return_watches)), stacks and names of tasks
-//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules ([`modules`](super::modules)),
-//! readings of clocks, tests, and markers and console lines that wait.
+//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), and modules
+//! ([`modules`](super::modules)). Readings of clocks, tests, waiting markers and console lines have
+//! limits too.
 
 use super::pending::MAX_CALLS;
 use super::tracker::Tracker;

@@ -87,9 +87,7 @@ impl Tracker {
         if self.objects.close() {
             let trouble = Trouble::NoMemory { why, allocations: self.objects.counters().allocations };
             self.troubles.enter(&trouble);
-            diagnostics::warning(&format!(
-                "{trouble}, and none of them is reported; give QEMU more, or raise max-memory="
-            ));
+            diagnostics::warning(&format!("{trouble} and not reported; give QEMU more memory, or raise max-memory="));
         }
     }
 }

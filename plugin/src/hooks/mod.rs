@@ -11,7 +11,7 @@
 //! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the
 //!   guest's kernel
 //! - [`modules`], [`loaded`]: modules and BPF programs
-//! - [`hibernation`], [`image`]: what was live when the guest hibernated
+//! - [`hibernation`], [`image`]: the live map of a hibernated guest
 //! - [`guest_events`]: the interface for markers and tests
 //! - [`limits`], [`memory_budget`], [`troubles`]: limits, and reasons not to trust reports
 

@@ -2,10 +2,14 @@
 //! registers that hold their arguments.
 
 use super::arch;
-use super::table::{Arg, CACHES, CODE, CONSOLE, Effect, Event, LATER, LOG, MARKERS, NONE_YET, PAGES, PORT, Row, TABLE};
+use super::arch::{Call, LONGEST_CALL, call_before};
+use super::table::{
+    Arg, CACHES, CODE, CONSOLE, Effect, Event, LATER, LOG, MARKERS, NONE_YET, ONLY_THROUGH, PAGES, PORT, Row, TABLE,
+};
 use crate::ffi::regs::Reg;
 use detector::objects::Kind;
 use guest_symbols::Kernel;
+use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
@@ -139,8 +143,9 @@ impl HookSet {
 
 /// Chooses the hooks that the running kernel has. Also returns the families of allocators without
 /// any function.
-pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>) {
+pub fn choose(kernel: &Kernel, memory: &impl StoppedMemory, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>) {
     let (mut hooks, mut missing) = (Vec::new(), Vec::new());
+    let unneeded = unneeded(kernel, memory);
     let some = |rows: &'static [Row], wanted: bool| rows.iter().filter(move |_| wanted);
     let markers = some(MARKERS, wanted.markers).chain(some(LOG, wanted.markers || wanted.console));
     let others = CACHES.iter().chain(CODE).chain(markers).chain(some(CONSOLE, wanted.console));
@@ -150,7 +155,7 @@ pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>)
         let before = hooks.len();
         for &name in row.names {
             let addr = kernel.symbols.lookup(name).or((name == PORT).then_some(LATER));
-            let Some(addr) = addr else { continue };
+            let Some(addr) = addr.filter(|_| !unneeded.contains(&name)) else { continue };
             match action(kernel, name, row.effect) {
                 Some(action) => hooks.push(Hook { name, addr, action }),
                 None => log::warn!("{name} is not hooked: an argument is not in a register"),
@@ -163,6 +168,39 @@ pub fn choose(kernel: &Kernel, wanted: Wanted) -> (Vec<Hook>, Vec<&'static str>)
         }
     }
     (hooks, missing)
+}
+
+/// Functions of [`ONLY_THROUGH`] that need no hook in this kernel: their code calls the function
+/// that takes the object, or another function that needs no hook.
+fn unneeded(kernel: &Kernel, memory: &impl StoppedMemory) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    for (taker, callers) in ONLY_THROUGH {
+        let Some(taker) = kernel.symbols.lookup(taker) else { continue };
+        let mut targets = vec![taker];
+        for &caller in *callers {
+            let Some(addr) = kernel.symbols.lookup(caller) else { continue };
+            if calls_any(kernel, memory, addr, &targets) {
+                targets.push(addr);
+                found.push(caller);
+            }
+        }
+    }
+    found
+}
+
+/// Most bytes of a function that [`calls_any`] reads.
+const LONGEST_FUNCTION: u64 = 1 << 14;
+
+/// Whether the function at virtual address `function` calls one of `targets` directly.
+fn calls_any(kernel: &Kernel, memory: &impl StoppedMemory, function: u64, targets: &[u64]) -> bool {
+    let next = kernel.symbols.iter().map(|s| s.addr).filter(|&addr| addr > function).min().unwrap_or(function);
+    let length = (next - function).min(LONGEST_FUNCTION) as usize;
+    let code = memory.run(kernel.image_phys(VirtAddr(function)), length);
+    code.windows(LONGEST_CALL).enumerate().any(|(at, before)| {
+        let before = before.try_into().unwrap_or(&[0; LONGEST_CALL]);
+        let end = function + (at + LONGEST_CALL) as u64;
+        matches!(call_before(end, before), Some(Call::Direct(target)) if targets.contains(&target))
+    })
 }
 
 fn action(kernel: &Kernel, function: &str, effect: Effect) -> Option<Action> {

@@ -83,6 +83,8 @@ pub enum Event<A> {
     WriteTty { tty: A, buf: A, count: A },
     /// Writes what a process wrote to a virtio port (drivers/char/virtio_console.c).
     WritePort { buf: A, count: A },
+    /// Writes what a process wrote to a pipe (fs/pipe.c).
+    WritePipe { iocb: A, from: A },
 }
 
 impl<A> Event<A> {
@@ -98,6 +100,7 @@ impl<A> Event<A> {
             Event::PrintkPart { entry } => Event::PrintkPart { entry: to(entry)? },
             Event::WriteTty { tty, buf, count } => Event::WriteTty { tty: to(tty)?, buf: to(buf)?, count: to(count)? },
             Event::WritePort { buf, count } => Event::WritePort { buf: to(buf)?, count: to(count)? },
+            Event::WritePipe { iocb, from } => Event::WritePipe { iocb: to(iocb)?, from: to(from)? },
         })
     }
 }
@@ -278,6 +281,14 @@ pub const CACHES: &[Row] = &[
     Row { family: "bios", names: &["bio_alloc_bioset"], effect: Effect::Take },
 ];
 
+/// A function that takes an object from a cache, and callers that use the cache through it alone.
+/// Compilers may inline the function into a caller. A caller that calls it needs no hook of its own
+/// (net/core/skbuff.c, net/core/gro.c; 5.13 to 7.3). Inner callers come first.
+pub const ONLY_THROUGH: &[(&str, &[&str])] = &[(
+    "napi_skb_cache_get",
+    &["__alloc_skb", "__napi_build_skb", "napi_build_skb", "__napi_alloc_skb", "napi_alloc_skb", "napi_get_frags"],
+)];
+
 /// Functions that load code, or start another kernel. A kernel may be built without them.
 pub const CODE: &[Row] = &[
     Row { family: "module symbols", names: &["do_init_module"], effect: Effect::ModuleLoad(arg(&["mod"], 0)) },
@@ -368,6 +379,12 @@ pub const CONSOLE: &[Row] = &[
         family: "virtio ports",
         names: &[PORT],
         effect: Effect::Event(Event::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) }),
+    },
+    Row {
+        family: "pipes",
+        // The second one since 6.15.
+        names: &["pipe_write", "anon_pipe_write"],
+        effect: Effect::Event(Event::WritePipe { iocb: arg(&["iocb"], 0), from: arg(&["from"], 1) }),
     },
 ];
 

@@ -70,10 +70,10 @@ impl Tracker {
     /// Chooses hooks for the kernel. Also returns the families of allocators of which the kernel
     /// has none.
     pub fn new(guest: Guest, wanted: Wanted, kept: Kept, stopped: &GuestStopped) -> (Tracker, Vec<&'static str>) {
-        let (hooks, missing) = resolved::choose(&guest.kernel, wanted);
+        let memory = guest.ram.stopped(stopped);
+        let (hooks, missing) = resolved::choose(&guest.kernel, &memory, wanted);
         let descriptor = guest.kernel.btf.as_ref().and_then(|b| b.size_of("page")).filter(|_| wanted.pages);
         let allocators: Vec<u64> = hooks.iter().filter(|h| h.action.allocates()).map(|h| h.addr).collect();
-        let memory = guest.ram.stopped(stopped);
         let tracker = Tracker {
             objects: LiveObjects::new(kept.objects.unwrap_or_else(|| default_most(&guest.ram)), descriptor),
             history: history(&guest, kept),

@@ -10,22 +10,20 @@ use std::mem::{Discriminant, discriminant};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
     /// No function of a family of allocators was found.
-    #[error("this kernel has no known function of the families {}: such allocations or frees are not seen", .0.join(", "))]
+    #[error("this kernel has no known function of the families {}; such allocations or frees are not seen", .0.join(", "))]
     NoHook(Vec<&'static str>),
     /// The live map was full.
     #[error(
-        "there were {0} live objects, as many as max-objects= allows: what was allocated while there was no room for more is searched for references, as far as the kernel's own books know of it, and never reported"
+        "there were {0} live objects, the limit of max-objects=; objects allocated at the limit are never reported, and are searched for references only if allocator metadata lists them"
     )]
     Objects(usize),
     /// Too many calls did not return.
     #[error(
-        "more than {0} calls of allocators did not return, and the first of them are not waited for any more: what they return is not tracked"
+        "more than {0} calls of allocators did not return; the oldest are dropped, and the objects they return are not tracked"
     )]
     Calls(usize),
     /// There were too many stacks.
-    #[error(
-        "there were more than {0} different backtraces: further ones are cut, and rules and suppressions may not fit them"
-    )]
+    #[error("there were more than {0} different backtraces; later ones are cut, and suppressions may not match them")]
     Stacks(usize),
     /// The history of references was given up.
     #[error(
@@ -36,35 +34,35 @@ pub enum Trouble {
     #[error("the history of references had no room for {0} objects: nothing says where they were lost")]
     Unrecorded(u64),
     /// There were too many names of tasks.
-    #[error("there were more than {0} different names of tasks: further ones are not told")]
+    #[error("there were more than {0} different names of tasks; later ones are left out")]
     Comms(usize),
     /// The guest's clock went back although no snapshot was loaded.
     #[error(
-        "the guest's jiffies went back while it ran: its kernel has corrupted its memory, or was brought to another time in a way that is not known; what was allocated before is not reported"
+        "the guest's jiffies went back while it ran; its kernel has corrupted its memory, or another program restored it; objects allocated before are not reported"
     )]
     TimeWentBack,
     /// The data by which the kernel was found was overwritten.
     #[error(
-        "the guest's kernel has overwritten its own symbols, types or unwind tables: this report was made with what they were before, but a check of a snapshot may fail or tell other names"
+        "the guest's kernel has overwritten its own symbols, types or unwind tables; this report uses their earlier contents, but a check of a snapshot may fail or print other names"
     )]
     Image,
     /// The kernel may have been replaced.
     #[error(
-        "the tracked kernel's read-only data are not what they were: it has overwritten them itself, or a snapshot of another boot was loaded and QEMU did not tell of it, so that nothing is tracked since; start QEMU with -loadvm to track that boot"
+        "the tracked kernel's read-only data have changed; the kernel has overwritten them, or QEMU loaded a snapshot of another boot without notice, and nothing is tracked since; start QEMU with -loadvm to track that boot"
     )]
     ReadOnlyData,
     /// There were too many modules.
     #[error(
-        "there were more than {0} modules and BPF programs, or larger ones than there can be: the functions of further ones have no names, and suppressions do not fit them"
+        "there were more than {0} modules and BPF programs, or one has an impossible size; functions of later ones have no names, and suppressions do not match them"
     )]
     Modules(usize),
     /// libleak panicked.
     #[error(
-        "an internal error ended the tracking {0} s before: what was allocated since is not known, and of what was freed since only what the kernel's own books tell"
+        "an internal error ended the tracking {0} s before; later allocations are unknown, and later frees are known from allocator metadata only"
     )]
     Halted(u64),
     /// There was too little memory.
-    #[error("{why}, so of the objects allocated after the first {allocations} none is known")]
+    #[error("{why}; objects after the first {allocations} allocations are unknown")]
     NoMemory {
         /// What was exhausted.
         why: &'static str,

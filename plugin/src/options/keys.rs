@@ -32,9 +32,9 @@ keys! {
     Format: "format" = "text|jsonl|console",
         "form of the report= before it, or of stderr: kmemleak's text, lines of JSON, or text for parsers of consoles";
     Each: "each" = "on|off",
-        "print every object, in kmemleak's very words, and not one of each group (default: off)";
+        "print every object in kmemleak's format, not one of each group (default: off)";
     Suppress: "suppress" = "PATH",
-        "leave out what this file of lines leak:PATTERN fits, as LeakSanitizer does; once or more";
+        "leave out leaks that a line leak:PATTERN of this file matches, as LeakSanitizer does; once or more";
     SuppressPrint: "suppress-print" = "PATH",
         "write suppressions there that fit all that was reported";
     MaxObjects: "max-objects" = "NUMBER",
@@ -52,19 +52,19 @@ keys! {
     Symbols: "symbols" = "PATH",
         "vmlinux, System.map or saved /proc/kallsyms of the guest's kernel, if it lacks CONFIG_KALLSYMS_ALL";
     Audit: "audit" = "on|off",
-        "after each report, say which objects only the kernel or only libleak knows (default: off)";
+        "after each report, list objects that only the kernel or only libleak knows (default: off)";
     Live: "live" = "hooks|slab",
-        "slab: report also what the kernel holds and whose allocation was not seen (default: hooks)";
+        "slab: also report slab objects whose allocation was not seen (default: hooks)";
     Pages: "pages" = "on|off",
-        "also report pages taken from the page allocator and lost, which kmemleak does not (default: off)";
+        "also report leaked pages of the page allocator, which kmemleak does not (default: off)";
     History: "history" = "on|off",
         "say where each leak was lost: its last reference, and how that ended (default: off; the guest takes longer)";
     Why: "why" = "PATTERN",
-        "after each report, say who refers to the live objects of functions, modules or tasks so called";
+        "after each report, list what refers to live objects of functions, modules or tasks of this name";
     Snapshot: "snapshot" = "PATH",
-        "before each check, write all that it needs there, for the program leak; the last one stays";
+        "before each check, write the guest's memory there, for leak check; the last one stays";
     Control: "control" = "PATH",
-        "take requests there, a Unix socket, while the guest runs: for leak scan, watch and other programs";
+        "answer requests on this Unix socket while the guest runs, for leak scan, leak watch and other programs";
     GuestMarkers: "guest-markers" = "on|off",
         "let the guest ask for scans and name tests, by /proc/self/comm, /dev/kmsg or cpuid (default: on)";
     Tests: "tests" = "ktap|off",
@@ -72,9 +72,9 @@ keys! {
     PerTest: "per-test" = "on|off",
         "also scan at the end of each test (default: off)";
     Threads: "threads" = "NUMBER",
-        "threads that make a check, 1 to 64 (default: as many as the host has processors, and 8 at most)";
+        "threads of a check, 1 to 64 (default: as many as the host has processors, at most 8)";
     MaxMemory: "max-memory" = "SIZE",
-        "memory for libleak itself at most, such as 500M or 2G (default: what the host has)";
+        "most memory of libleak itself, such as 500M or 2G (default: what the host has)";
     Help: "help" = "",
         "print this";
 }

@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub enum PauseError {
     /// The monitor failed.
     #[error(
-        "pausing through the monitor at {path} failed: {why}; start QEMU with -qmp unix:{path},server=on,wait=off and leave that socket to libleak"
+        "pausing through the monitor at {path} failed: {why}; start QEMU with -qmp unix:{path},server=on,wait=off and let no other program use that socket"
     )]
     Monitor {
         /// The socket.

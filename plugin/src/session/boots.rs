@@ -66,7 +66,7 @@ impl Session {
             load: |stopped| super::session().into_iter().for_each(|session| session.load(stopped)),
         };
         if !lifecycle::on_ends(ends) {
-            log::info!("this QEMU does not tell of resets");
+            log::info!("this QEMU does not report resets");
         }
     }
 
@@ -95,8 +95,8 @@ impl Session {
         self.search.is_loaded.store(true, Ordering::Release);
     }
 
-    /// If a snapshot was loaded, finds out whether it contains the tracked kernel. To be called
-    /// before the guest is looked at, in a callback of a vCPU or while all vCPUs are stopped.
+    /// If a snapshot was loaded, finds out whether it contains the tracked kernel. Call it before
+    /// the guest is examined, in a callback of a vCPU or while all vCPUs are stopped.
     #[inline]
     pub fn take_up_loaded(&self) {
         if self.search.is_loaded.load(Ordering::Acquire) {
@@ -159,7 +159,7 @@ impl Session {
     /// The tracked kernel is gone and was not checked.
     fn lost(&self) {
         diagnostics::warning(
-            "the guest was loaded from a snapshot of another boot, and QEMU did not tell before: what had leaked until then and was not reported yet is lost; ask for a scan before loadvm (scan=, control=)",
+            "QEMU loaded a snapshot of another boot without notice; leaks that were not reported before are lost; ask for a scan before loadvm (scan=, control=)",
         );
         self.restart(false);
     }
@@ -208,7 +208,7 @@ impl Session {
         match self.last_scan(stopped, &tracker) {
             // Without slab metadata, objects freed since the panic would be reported.
             Ok(found) if halted.is_some() && found.outcome.audit.is_none() => diagnostics::error(
-                "no result: an internal error had ended the tracking, and the kernel's slabs do not say what was freed since",
+                "no result: an internal error had ended the tracking, and the kernel's slabs cannot show what was freed since",
             ),
             Ok(found) => {
                 self.report(&tracker, &found, began.elapsed(), last);

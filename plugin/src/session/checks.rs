@@ -55,7 +55,7 @@ pub enum SaveError {
     Write(#[from] WriteError),
 }
 
-/// What the guest is stopped for.
+/// The purpose of a stop.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum For {
     /// Something that needs less memory than a check.
@@ -65,7 +65,7 @@ enum For {
     LastCheck,
 }
 
-/// What a scan found.
+/// The result of a scan.
 pub struct ScanResult {
     /// New leaks, and the figures of the scan.
     pub outcome: Outcome,

@@ -82,18 +82,16 @@ pub enum DemandError {
     #[error("{0}")]
     Snapshot(String),
     /// The guest cannot be stopped.
-    #[error(
-        "the guest cannot be paused, as a line on QEMU's stderr says; it is tried again after a while, so send this again then"
-    )]
+    #[error("the guest cannot be paused, see QEMU's stderr; libleak tries again later, so send this again then")]
     Running,
     /// QEMU is exiting, and makes the last scan itself.
-    #[error("the guest has ended; what the last scan found is in the report")]
+    #[error("the guest has ended; the report has the result of the last scan")]
     Ended,
     /// The guest was reset before it was stopped.
-    #[error("the guest has just started again, and all of its last kernel is in a report; send the request again")]
+    #[error("the guest has just restarted, and a report of its last kernel is written; send the request again")]
     Again,
     /// Too many demands wait.
-    #[error("too many requests wait for the guest to be paused; send this one again when others are answered")]
+    #[error("too many requests wait for a pause; send this one again when others are answered")]
     Busy,
 }
 

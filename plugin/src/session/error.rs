@@ -22,17 +22,15 @@ pub enum StartError {
     Debug(#[from] LinesError),
 }
 
-/// Why no kernel is tracked, or none that a scan would be right about.
+/// Why no kernel is tracked, or why a scan of the tracked kernel would be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTracked {
     /// libleak panicked.
-    #[error(
-        "an internal error has ended the tracking, as a line on QEMU's stderr says: there is no report but the last one, at QEMU's end"
-    )]
+    #[error("an internal error has ended the tracking, see QEMU's stderr; the only report left is that at QEMU's end")]
     Halted,
     /// Another accelerator runs the guest.
     #[error(
-        "QEMU translated no guest code, so nothing was tracked: the guest ran under KVM or another accelerator, or not at all; use -accel tcg"
+        "QEMU translated no guest code, so nothing was tracked; the guest ran under KVM or another accelerator, or not at all; use -accel tcg"
     )]
     NoCode,
     /// The kernel cannot be tracked.
@@ -51,7 +49,7 @@ pub enum NotTracked {
     Replaced,
     /// The kernel of this release has allocated nothing.
     #[error(
-        "nothing was tracked: Linux {0} was found, but it ended before its first allocation, or none of its allocators is known"
+        "nothing was tracked: Linux {0} was found, but it ended before its first allocation, or has no known allocator"
     )]
     NoAllocations(String),
 }

@@ -3,11 +3,12 @@
 //! - [`demand`](crate::session::demand): the demands
 //! - [`interval`]: scans every `scan=` seconds
 //! - [`control`]: requests of other programs, through a socket
-//! - [`marker`]: requests of the guest; [`console`]: tests that it runs; [`listener`]: both
+//! - [`marker`]: requests of the guest, with [`answer`]s; [`console`]: tests that it runs; [`listener`]: both
 //!
 //! QEMU's exit and callbacks in an exclusive section call the same methods of
 //! [`Session`](crate::session::Session) as the thread.
 
+mod answer;
 pub mod command;
 mod console;
 pub mod control;
@@ -52,7 +53,7 @@ pub fn start(session: &'static Session) {
     });
     match spawned {
         Ok(_) => drop(QUEUE.set(queue)),
-        Err(why) => diagnostics::error(&format!("no thread could be started, so there is no scan before exit: {why}")),
+        Err(why) => diagnostics::error(&format!("no thread could be started, so only the exit has a scan: {why}")),
     }
 }
 
@@ -157,7 +158,7 @@ impl Scanner {
         }
         if !self.is_lost {
             self.is_lost = true;
-            diagnostics::error("the guest cannot be paused: there is no scan before exit until it can");
+            diagnostics::error("the guest cannot be paused; until it can, only the exit has a scan");
         }
         Err(DemandError::Running)
     }

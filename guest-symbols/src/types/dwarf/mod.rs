@@ -33,7 +33,7 @@ pub enum DwarfError {
     #[error("it has no debugging information")]
     None,
     /// The DWARF is in other files, due to CONFIG_DEBUG_INFO_SPLIT.
-    #[error("its debugging information is in .dwo files (CONFIG_DEBUG_INFO_SPLIT), which are not read")]
+    #[error("its debugging information is in .dwo files (CONFIG_DEBUG_INFO_SPLIT), which libleak does not read")]
     Split,
     /// A section cannot be read.
     #[error(transparent)]

@@ -29,7 +29,7 @@ pub enum Problem {
     #[error("the line is longer than {MAX_LINE} bytes and was not read; send a shorter one")]
     TooLong,
     /// There are too many clients.
-    #[error("{0} clients are connected, and no more can be; send it again when one has gone")]
+    #[error("{0} clients are connected, the limit; send this again when one has gone")]
     Full(usize),
     /// The system gives no more threads, or no memory for one.
     #[error("no thread can be started to serve this: {0}; send it again later")]
@@ -41,14 +41,14 @@ pub enum Problem {
     #[error("the mark's name has {0} bytes; send one of at most {MAX_NAME}")]
     Name(usize),
     /// The path is not absolute.
-    #[error("path {0:?} does not start at the root, and QEMU may run in any folder; send one that starts with /")]
+    #[error("path {0:?} is relative, and QEMU may run in any folder; send one that starts with /")]
     Path(String),
     /// There is no such mark.
     #[error("there is no mark {asked}{kept}; send {{\"do\":\"mark\"}} first, and {{\"do\":\"diff\"}} later", asked = name(.0), kept = kept(.1))]
     NoMark(Option<String>, Vec<String>),
     /// No live object contains the address.
     #[error(
-        "no live object has {0:#x} in it: what was there is freed, or it is the kernel's own memory; send an address of one that a report or the guest tells"
+        "no live object contains {0:#x}; it was freed, or it is the kernel's own memory; send an address from a report or from the guest"
     )]
     NoObject(u64),
     /// The demand failed.
@@ -215,11 +215,10 @@ fn path(names: Names<'_>, path: &checker::why::Path) -> Path {
         Holder::Register => json!({"what": "register"}),
         Holder::Known => json!({"what": "known"}),
     };
-    let (address, size, object) = path.of;
     Path {
-        address,
-        size,
-        stack: names.frames(&object),
+        address: path.addr,
+        size: path.size,
+        stack: names.frames(&path.object),
         holders: path.holders.iter().map(holder).collect(),
         text: checker::text::path(names, path).lines().map(str::to_owned).collect(),
     }

@@ -20,7 +20,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// There is a file that is not a socket.
-    #[error("control={path}: there is a file that is no socket; give another path, or take that file away")]
+    #[error("control={path}: this file is not a socket; give another path, or remove that file")]
     NoSocket {
         /// The path given.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum SocketError {
     System {
         /// The path given.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system.
         why: io::Error,
     },
 }
@@ -38,7 +38,7 @@ pub enum SocketError {
 fn what_to_do(why: &io::Error) -> &'static str {
     match why.kind() {
         // The path is too long.
-        ErrorKind::InvalidInput => "give a path of less than 90 bytes: that of a socket can hardly be longer",
+        ErrorKind::InvalidInput => "give a path of less than 90 bytes: paths of sockets are limited to 107",
         _ => advice(why),
     }
 }
@@ -143,7 +143,7 @@ mod tests {
         drop(live);
         let socket = Socket::bind(&path).unwrap();
         UnixStream::connect(&path).unwrap();
-        // Somebody else's is left alone.
+        // Another process's file is not removed.
         fs::remove_file(&path).unwrap();
         let other = UnixListener::bind(&path).unwrap();
         drop(socket);
@@ -158,14 +158,14 @@ mod tests {
         let path = folder.join("s");
         let error = |path: &Path| Socket::bind(path).err().unwrap().to_string();
         fs::write(&path, "mine").unwrap();
-        assert!(error(&path).contains("no socket"));
+        assert!(error(&path).contains("not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
-        assert!(error(&folder).contains("no socket"));
+        assert!(error(&folder).contains("not a socket"));
         assert!(error(&folder.join("nowhere/s")).contains("make the folder"));
         let long = folder.join("x".repeat(90));
         fs::create_dir(&long).unwrap();
         assert!(error(&long.join("s")).contains("less than 90 bytes"), "{}", error(&long.join("s")));
-        // The folder that it was to come to be in is gone.
+        // The folder of the socket is gone.
         assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
         fs::remove_dir_all(folder).unwrap();
     }
