@@ -7,6 +7,7 @@
 //! - [`not_leaks`]: objects that the kernel declares not to be leaks
 //! - [`blocks`]: live objects as blocks of guest memory
 //! - [`roots`]: memory that the kernel owns besides objects
+//! - [`loss`]: where leaks were lost
 //! - [`why`]: the references that keep an object alive
 //! - [`guest_state`]: everything that a report depends on, and the check of it
 //! - [`counters`]: the numbers of events before the check
@@ -26,6 +27,7 @@ pub mod blocks;
 pub mod counters;
 mod guess;
 pub mod guest_state;
+pub mod loss;
 mod mempools;
 pub mod names;
 pub mod not_leaks;
@@ -44,6 +46,7 @@ pub mod why;
 use allocations::Allocations;
 use audit::Audit;
 use blocks::{Block, Blocks, Caches};
+use detector::Count;
 use detector::graph::{self, Leaked, Verdict};
 use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
@@ -52,6 +55,7 @@ use detector::scan::{self, Contents, Marker, Options};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Maps, Pages, PagesError, Use};
+use loss::{Traced, Traces};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -93,6 +97,8 @@ pub struct Unreferenced {
     pub direct: bool,
     /// Its part of the report, without stack, type and age.
     pub leak: Leak,
+    /// What the history of references tells of it.
+    pub traced: Option<Traced>,
 }
 
 /// The result of a check.
@@ -100,16 +106,16 @@ pub struct Unreferenced {
 pub struct Outcome {
     /// Every unreferenced object, in order of allocation.
     pub unreferenced: Vec<Unreferenced>,
-    /// Number of live objects, and their bytes.
-    pub live: (u64, u64),
+    /// Live objects.
+    pub live: Count,
     /// Objects in the live map that are in no slab any more. Their frees were missed.
     pub stale: u64,
     /// The reason for each unreferenced object that was left out because the kernel declares it not
     /// to be a leak.
     pub not_leaks: Vec<&'static str>,
-    /// Unreferenced objects that were suppressed: their number and bytes. The key is the number
-    /// that [`Request::suppressed`] returned.
-    pub suppressed: BTreeMap<usize, (u64, u64)>,
+    /// Unreferenced objects that were suppressed, by the number that [`Request::suppressed`]
+    /// returned.
+    pub suppressed: BTreeMap<usize, Count>,
     /// The comparison of the live map with the slabs. `None` if the slabs cannot be walked.
     pub audit: Option<Audit>,
     /// The path of references to each object that was asked for.
@@ -149,6 +155,8 @@ pub struct Request<'a> {
     /// Picks the unreferenced objects to suppress. Objects that are reachable from them are
     /// suppressed too.
     pub suppressed: Option<&'a Suppressed<'a>>,
+    /// The history of references, if there is one.
+    pub traces: Option<&'a dyn Traces>,
 }
 
 /// Makes one check of a stopped guest.
@@ -187,13 +195,15 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence());
     let verdicts = judge(&blocks, &leaked);
     let mut caches = Caches::new();
+    let trace = |i| loss::traced(kernel, memory, &pages, &blocks, request.traces?, i);
     let described = leaked.iter().zip(verdicts).map(|(&i, v)| describe(kernel, &blocks, &mut caches, i, v));
+    let described = described.zip(&leaked).map(|(u, &i)| Unreferenced { traced: trace(i), ..u });
     let unreferenced = described.collect();
     let mut troubles = std::mem::take(&mut blocks.troubles);
     troubles.count(unmapped, Trouble::Unmapped);
     Ok(Outcome {
         unreferenced,
-        live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
+        live: Count { objects: blocks.blocks.len() as u64, bytes: blocks.blocks.iter().map(|b| b.size).sum() },
         stale: blocks.stale,
         audit: blocks.audit,
         not_leaks,
@@ -242,15 +252,14 @@ fn suppress<M: StoppedMemory>(
     blocks: &Blocks<'_, M>,
     marker: &mut Marker,
     request: Request<'_>,
-) -> BTreeMap<usize, (u64, u64)> {
-    let mut counts = BTreeMap::new();
+) -> BTreeMap<usize, Count> {
+    let mut counts = BTreeMap::<usize, Count>::new();
     let Some(suppressed) = request.suppressed else { return counts };
     let leaked: Vec<u32> = marker.unmarked().filter(|&i| may_leak(blocks, i, request)).collect();
     for i in leaked {
         let block = &blocks.blocks[i as usize];
         if let Some(reason) = suppressed(blocks.object(block)) {
-            let (objects, bytes) = counts.entry(reason).or_default();
-            (*objects, *bytes) = (*objects + 1, *bytes + block.size);
+            *counts.entry(reason).or_default() += Count { objects: 1, bytes: block.size };
             marker.root_block(i);
         }
     }
@@ -305,8 +314,9 @@ fn describe<M: StoppedMemory>(
         shown_cpu: (object.kind() == Kind::Percpu).then_some(0),
         crc: crc.value(),
         retains: verdict.retains,
+        loss: None,
     };
-    Unreferenced { object, direct: verdict.direct, leak }
+    Unreferenced { object, direct: verdict.direct, leak, traced: None }
 }
 
 // The detector reads blocks with the rules applied. Reports read them whole.

@@ -145,8 +145,8 @@ fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, 
     Some((chunks, all_whole))
 }
 
-/// Every block of the chunks. A block starts where both maps have a bit, and ends at the next bit
-/// of the bound map (pcpu_alloc_area(), mm/percpu.c).
+/// Every block of the chunks. A block starts where both maps have a bit. It ends at the next bit of
+/// the bound map (pcpu_alloc_area(), mm/percpu.c).
 fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) -> Option<Vec<(u64, u64)>> {
     let layout = Chunk::of(kernel)?;
     // Like static variables, `__percpu` pointers count from the first chunk's start

@@ -1,5 +1,5 @@
-//! Objects that were taken from a cache and lost are charged to the taker, not to the code that
-//! filled the cache. Pools that still exist do not hide what they have handed out.
+//! A lost object from a cache is charged to the function that took it, not to the code that filled
+//! the cache. Pools that still exist do not hide the objects that they handed out.
 
 use std::collections::BTreeMap;
 use tests::{Guest, Lost};

@@ -29,8 +29,8 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 const STACK_SIZES: RangeInclusive<u64> = (8 << 10)..=(128 << 10);
 /// Where the first idle task's stack ends: the symbol of newer kernels, and the one of older ones.
 const ENDS_OF_FIRST_STACK: [&str; 2] = ["__end_init_stack", "__end_init_task"];
-/// Size in bytes of a frame that holds only a return address, and of one with the caller's frame
-/// pointer too.
+/// Size in bytes of a frame with a return address only, and of one with the caller's frame pointer
+/// too.
 const RETURN_ADDRESS: u64 = 8;
 const FRAME_POINTER: i16 = 16;
 
@@ -118,11 +118,11 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
     }
 }
 
-/// Kernel threads that serve requests in a loop, and hold none while they wait for the next. Their
-/// frames and registers still hold the last request. It was an object that is freed
+/// Kernel threads that serve requests in a loop, and hold no request while they wait. Their frames
+/// and registers still hold the last request. It was one of two things: a freed object
 /// (`kthread_create_info`, kernel/kthread.c), or a variable on the stack of a task that may be gone
-/// (`struct req`, drivers/base/devtmpfs.c; devtmpfs_work_loop() is inlined into devtmpfsd() in
-/// 5.10).
+/// (`struct req`, drivers/base/devtmpfs.c). devtmpfs_work_loop() is inlined into devtmpfsd() in
+/// 5.10.
 ///
 /// An idle task that is not running has nothing to do either. Interrupts and the scheduler have
 /// left words in its frames (kernel/sched/idle.c).
@@ -144,7 +144,7 @@ const SWITCH_RETURN: u64 = 48;
 /// that `struct kthread` does not hold as well. But its callees save its registers, and kthread()
 /// itself saves those of ret_from_fork(). These slots keep the address of the `struct
 /// kthread_create_info`, which is freed by then. They also keep the address of the stack of the
-/// creating task. Whatever is allocated there next would seem to be referenced.
+/// creating task. The next object at such an address would seem to be referenced.
 struct Threads<'a, M> {
     code: Code<'a, M>,
     /// Virtual addresses of the code of kthread().
@@ -232,8 +232,8 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         Some(stale)
     }
 
-    /// The registers that a function has saved when it executes `ip`, and whether it has saved no
-    /// other one. Each register has the distance in bytes from its slot to the caller's frame.
+    /// The registers that a function has saved when it executes `ip`, and whether these are all.
+    /// Each register has the distance in bytes from its slot to the caller's frame.
     ///
     /// `None` if that is not certain:
     ///
