@@ -3,6 +3,9 @@
 use crate::memory::{GuestMemory, MemoryError, PhysAddr, VirtAddr};
 
 const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const DIRTY: u64 = 1 << 6;
 const HUGE: u64 = 1 << 7;
 /// Bits 51 to 12 of an entry.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
@@ -26,23 +29,41 @@ pub struct Translation {
 }
 
 impl PageTables {
-    /// Walks the tables for `at`. It reads one entry per level, whatever the tables contain.
+    /// Walks the tables for `at`. It reads one entry per level, with any content of the tables.
     ///
     /// # Errors
     /// [`MemoryError::NotMapped`] if an entry is not present. [`MemoryError::NoRam`] if a table is
     /// not in RAM.
     #[inline]
     pub fn translate(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
+        self.walk(memory, at, PRESENT, 0)
+    }
+
+    /// As [`PageTables::translate`], for a page that a process may write to and has written to. A
+    /// page without the dirty bit may be one that the kernel shares or has in a file.
+    ///
+    /// # Errors
+    /// As for [`PageTables::translate`]. Other pages count as not mapped.
+    pub fn translate_dirty(&self, memory: &impl GuestMemory, at: VirtAddr) -> Result<Translation, MemoryError> {
+        self.walk(memory, at, PRESENT | WRITABLE | USER, DIRTY)
+    }
+
+    /// Walks the tables. Each entry must have all bits of `each`, the last one also those of `last`.
+    #[inline]
+    fn walk(&self, memory: &impl GuestMemory, at: VirtAddr, each: u64, last: u64) -> Result<Translation, MemoryError> {
         let mut table = self.root.0 & FRAME;
         for level in (0..self.levels).rev() {
             let shift = 12 + 9 * level;
             let index = (at.0 >> shift) & 0x1ff;
             let entry = memory.read_u64(PhysAddr(table + 8 * index))?;
-            if entry & PRESENT == 0 {
+            if entry & each != each {
                 return Err(MemoryError::NotMapped(at));
             }
             // Only the three lowest levels map pages. Bit 7 of a PGD or P4D entry is reserved.
             if level == 0 || (level <= 2 && entry & HUGE != 0) {
+                if entry & last != last {
+                    return Err(MemoryError::NotMapped(at));
+                }
                 let size = 1u64 << shift;
                 let within = at.0 & (size - 1);
                 let frame = entry & FRAME & !(size - 1);
@@ -162,6 +183,26 @@ mod tests {
             t.frames(&m, |_| false, |_| true, &mut |_, _| none += 1);
             assert_eq!(none, 1, "the top-level table alone");
         }
+    }
+
+    /// Every level takes part: one without the bit is enough.
+    #[test]
+    fn only_pages_that_a_process_wrote_to_are_dirty() {
+        let (all, at) = (PRESENT | WRITABLE | USER, VirtAddr(0x40_0123));
+        let entries = [(0x1000, 0x2000), (0x2000, 0x3000), (0x3010, 0x4000), (0x4000, 0x7000 | DIRTY)];
+        let translate = |lacks: Option<(usize, u64)>| {
+            let mut m = OwnedMemory::zeroed(0, 0x10000);
+            for (i, (at, entry)) in entries.into_iter().enumerate() {
+                let missing = lacks.filter(|(level, _)| *level == i).map_or(0, |(_, bit)| bit);
+                m.write(at, &((entry | all) & !missing).to_le_bytes());
+            }
+            PageTables { root: PhysAddr(0x1000), levels: 4 }.translate_dirty(&m, at)
+        };
+        assert_eq!(translate(None).unwrap().phys, PhysAddr(0x7123));
+        for bit in [PRESENT, WRITABLE, USER] {
+            (0..4).for_each(|level| assert!(translate(Some((level, bit))).is_err(), "bit {bit:#x} of {level}"));
+        }
+        assert!(translate(Some((3, DIRTY))).is_err());
     }
 
     #[test]

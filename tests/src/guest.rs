@@ -126,8 +126,8 @@ impl Guest {
         self.boot_option("--module-debug", name)
     }
 
-    /// Adds modules of the distribution, and what they depend on, for `modprobe` in the guest.
-    /// Commas separate names. What the kernel has built in is left out.
+    /// Adds modules of the distribution and their dependencies, for `modprobe` in the guest. Commas
+    /// separate names. Drivers in the kernel image are left out.
     #[must_use]
     pub fn kmods(mut self, names: &str) -> Guest {
         self.kmods = Some(names.to_owned());
@@ -149,7 +149,8 @@ impl Guest {
     /// If it cannot be compiled.
     #[must_use]
     pub fn program(self, name: &str) -> Guest {
-        self.compiled("tests/programs", name)
+        let source = workspace().join("tests/programs").join(format!("{name}.c"));
+        self.compiled(name, &[source])
     }
 
     /// As [`Guest::program`], for a program of `tests/leaks`.
@@ -158,15 +159,32 @@ impl Guest {
     /// If it cannot be compiled.
     #[must_use]
     pub fn leak(self, name: &str) -> Guest {
-        self.compiled("tests/leaks", name)
+        let source = workspace().join("tests/leaks").join(format!("{name}.c"));
+        self.compiled(name, &[source])
     }
 
-    fn compiled(self, folder: &str, name: &str) -> Guest {
+    /// Compiles `leak-guest` and adds it as a step.
+    ///
+    /// # Panics
+    /// If it cannot be compiled.
+    #[must_use]
+    pub fn leak_guest(self) -> Guest {
+        let sources = ["leak-guest.c", "kmemleak-file.c"].map(|name| workspace().join("guest").join(name));
+        self.compiled("leak-guest", &sources)
+    }
+
+    fn compiled(self, name: &str, sources: &[PathBuf]) -> Guest {
         let file = scratch(&format!("{}-{name}", self.test)).join(name);
-        let source = workspace().join(folder).join(format!("{name}.c"));
-        let gcc = Program::new("gcc").args("-O2 -static -Wall -Werror -o").arg(&file).arg(source).run();
+        let gcc = Program::new("gcc").args("-O2 -static -Wall -Werror -o").arg(&file);
+        let gcc = sources.iter().fold(gcc, |gcc, source| gcc.arg(source)).run();
         assert_eq!(gcc.status, Some(0), "{}", gcc.stderr);
-        self.boot_option("--file", &format!("{}:/guest/{name}", file.display()))
+        self.file(&file, &format!("/guest/{name}"))
+    }
+
+    /// Adds a file at a path in the guest.
+    #[must_use]
+    pub fn file(self, file: &Path, path: &str) -> Guest {
+        self.boot_option("--file", &format!("{}:{path}", file.display()))
     }
 
     /// Adds to the kernel command line.

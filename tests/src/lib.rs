@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod bzimage;
 pub mod contexts;
 pub mod control;
 pub mod fields;
@@ -19,8 +20,10 @@ pub mod program;
 pub mod report;
 pub mod sample;
 pub mod sandbox;
+pub mod tree;
 
 pub use boot::Boot;
+pub use fields::assert_has;
 pub use guest::Guest;
 pub use hidden::Lost;
 pub use page::Page;

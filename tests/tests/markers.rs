@@ -5,6 +5,7 @@ use detector::guest_tests::{Test, Verdict};
 use detector::report::{Format, Report, json};
 use std::path::PathBuf;
 use tests::assert_fields;
+use tests::assert_has;
 use tests::program::{leak, scratch};
 use tests::{Boot, Guest, Program};
 
@@ -12,6 +13,7 @@ use tests::{Boot, Guest, Program};
 const HEAD: &str = "#!/bin/sh
 lose() { echo $1 >/sys/module/loser/parameters/lose; }
 say() { echo \"$1\" >/sys/module/loser/parameters/say; }
+part() { printf %s \"$1\" >/sys/module/loser/parameters/say; }
 insmod /modules/loser.ko
 ";
 
@@ -41,7 +43,8 @@ echo leak:test >/proc/self/comm
 lose 500
 ";
 
-/// Test output on the console and in the kernel's log.
+/// Test output on the console and in the kernel's log. KUnit prints results of cases without an end
+/// of line.
 const LINES: &str = "
 echo TAP version 13
 echo 1..2
@@ -56,11 +59,30 @@ echo 'ok 2 alone # SKIP there is none'
 say '    # Subtest: suite'
 say '    1..2'
 lose 1000
-say '    ok 1 case'
-say '    not ok 2 other'
+part '    ok 1 case'
+part '    not ok 2 other'
 lose 2000
 say 'ok 3 suite'
 lose 4000
+";
+
+/// The same through pipes, whose readers write the lines when all is lost. Some lines are for
+/// nobody.
+const PIPES: &str = "
+echo 'ok 9 nowhere' | cat >/dev/null
+{
+    lose 60
+    echo '# selftests: net: foo.sh'
+    lose 90
+    { echo 'ok 1 part' | sed 's/^/# /'; }
+    lose 190
+    echo 'not ok 1 selftests: net: foo.sh # exit=1'
+    lose 500
+    printf 'ok 2 al'
+    printf 'one # SKIP there is none\\n'
+} | { sleep 2; cat; } | tee /tmp/log
+echo 'leak:test after' >/proc/self/comm
+lose 2000
 ";
 
 struct Files {
@@ -188,12 +210,31 @@ fn lines_of_tests_name_them_and_are_times_to_scan() {
 }
 
 #[test]
+fn lines_in_pipes_count_when_they_are_written() {
+    let (guest, files) = guest("markers-pipes", "bookworm-backports", PIPES);
+    let boot = guest.option(&files.snapshot_option()).boot();
+    let reports = files.reports(&boot);
+    let [report] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
+    let foo = "selftests: net: foo.sh";
+    let part = format!("{foo}/part");
+    let want = [(64, None), (96, Some(part.as_str())), (192, Some(foo)), (512, Some("alone")), (2048, Some("after"))];
+    assert_eq!(lost(report), want, "{}", boot.hint());
+    let ended = [
+        test(&part, Some(Verdict::Ok)),
+        test(foo, Some(Verdict::NotOk)),
+        test("alone", Some(Verdict::Skip)),
+        test("after", None),
+    ];
+    assert_eq!(report.tests, ended, "{}", boot.hint());
+}
+
+#[test]
 fn a_guest_that_is_not_trusted_marks_nothing() {
     let (guest, files) = guest("markers-off", "bookworm-backports", &format!("{MARKERS}{LINES}"));
     let boot = guest.option("guest-markers=off").option("tests=off").option(&files.snapshot_option()).boot();
     let reports = files.reports(&boot);
     assert_eq!(reports.len(), 1, "{}", boot.hint());
-    assert!(reports[0].groups.iter().all(|g| g.test.is_none()) && reports[0].tests.is_empty(), "{}", boot.hint());
+    assert_fields!(boot.hint(); reports[0].groups.iter().all(|g| g.test.is_none()) => true, reports[0].tests.is_empty() => true);
     // Objects from before a mark are reported too: all come from one site.
     let sizes: u64 = reports[0].groups.iter().map(|g| g.leaks.len() as u64).sum();
     assert!(sizes >= 50, "{sizes}; {}", boot.hint());
@@ -204,7 +245,7 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     let (guest, files) = guest("markers-hostile", "bookworm-backports", "/guest/markers && exec /guest/busy");
     let boot = guest.program("markers").program("busy").option("scan=1").boot();
     assert_eq!(boot.status, Some(0), "{}", boot.hint());
-    assert!(boot.console.contains("libleak-guest: end steps 0") && boot.console.contains("libleak-guest: off"));
+    assert_has(&boot.console, &["libleak-guest: end steps 0", "libleak-guest: off"]);
     let messages = boot.messages();
     assert_eq!(messages.len(), 8, "{messages:?}; {}", boot.hint());
     assert!(messages.iter().all(|m| m.contains("is unknown; known are scan, mark")), "{messages:?}; {}", boot.hint());
@@ -218,7 +259,7 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     let names: Vec<&str> = tests.iter().take(3).map(|t| t.name.as_str()).collect();
     // However the process gets the text.
     assert_eq!(names, ["fresh", "fresh line", "parts"], "{}", boot.hint());
-    assert!(tests.len() > 1000 && tests.iter().all(|t| t.name.len() <= 1024), "{}; {}", tests.len(), boot.hint());
+    assert_fields!(format_args!("{}; {}", tests.len(), boot.hint()); tests.len() > 1000 => true, tests.iter().all(|t| t.name.len() <= 1024) => true);
     assert!(reports.iter().all(|r| r.groups.is_empty()), "{}", boot.hint());
     // This line measures how far the other CPU gets meanwhile, for the documentation.
     let busy = boot.console.lines().find_map(|l| l.split_once("busy: ")?.1.split_once(" scans, "));

@@ -1,34 +1,21 @@
 //! Types from debugging information. They give the same answers as BTF. A guest whose kernel has no
 //! BTF needs no option if its vmlinux lies where the kernel was built.
 
-use flate2::Compression;
-use flate2::bufread::GzDecoder;
-use flate2::write::GzEncoder;
 use guest_symbols::btf::Btf;
 use guest_symbols::elf::Elf;
 use guest_symbols::types::{self, dwarf};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tests::program::{Program, cache, module_debug_folder, scratch, workspace};
-use tests::{Boot, Guest, planted};
+use tests::assert_fields;
+use tests::program::{cache, workspace};
+use tests::tree::{add_module, add_vmlinux, assert_lines, assert_refused, build, guest, tree};
+use tests::{Boot, bzimage, planted};
 
 /// The kernel of the guests. Its vmlinux has BTF and DWARF.
 const KERNEL: &str = "selfbuilt-kmemleak";
 /// Another kernel, whose vmlinux also has both.
 const OTHER: &str = "selfbuilt-debug";
-
-/// Builds a kernel unless the cache has it.
-fn build(kernel: &str) {
-    let script = format!(
-        ". '{0}/scripts/lib/common.sh'; . '{0}/scripts/lib/kernels.sh'; guest_kernel {kernel}",
-        workspace().display()
-    );
-    let done = Program::new("bash").arg("-c").arg(script).limit(7200).run();
-    assert_eq!(done.status, Some(0), "{}", done.stderr);
-}
 
 /// Every vmlinux in the cache with BTF and DWARF.
 fn vmlinux_with_both() -> Vec<PathBuf> {
@@ -99,7 +86,7 @@ fn debugging_information_gives_the_answers_of_btf() {
             missing.len(),
             other.len()
         );
-        assert!(asked > 60 && equal > 10_000, "{asked} of {equal}");
+        assert_fields!(format_args!("{asked} of {equal}"); asked > 60 => true, equal > 10_000 => true);
         // Types inside functions, and functions that are defined several times.
         assert!(missing.len() < equal / 40, "{missing:?}");
         // BTF may have a weak function where the kernel has the one that replaces it.
@@ -108,86 +95,25 @@ fn debugging_information_gives_the_answers_of_btf() {
     }
 }
 
-/// The compressed kernel in a bzImage: its place in the file
-/// (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length).
-fn payload(image: &[u8]) -> Range<usize> {
-    let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().expect("4 bytes")) as usize;
-    let setup = match image[0x1f1] {
-        0 => 4,
-        sectors => usize::from(sectors),
-    };
-    let start = (setup + 1) * 512 + word(0x248);
-    start..start + word(0x24c)
-}
-
-/// A bzImage whose kernel has zeroes in place of its BTF. All else is the same.
-///
-/// The new compressed kernel may be shorter, and is padded. The kernel's decompressor knows the
-/// length of its output from the build, and ignores what follows the compressed data
-/// (arch/x86/boot/compressed/mkpiggy.c, lib/decompress_inflate.c).
-fn without_btf(mut image: Vec<u8>) -> Vec<u8> {
-    let place = payload(&image);
-    let mut kernel = Vec::new();
-    GzDecoder::new(&image[place.clone()]).read_to_end(&mut kernel).expect("a kernel that gzip compressed");
-    // The header of BTF: version 1, no flags, 24 bytes long.
-    let header = memchr::memmem::find(&kernel, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).expect("BTF");
-    let btf = Btf::blob_len(&kernel[header..]).expect("a blob");
-    assert!(btf > 1_000_000, "{btf} bytes");
-    kernel[header..header + btf].fill(0);
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(&kernel).expect("memory");
-    let mut new = encoder.finish().expect("memory");
-    assert!(new.len() <= place.len(), "{} bytes do not fit into {}", new.len(), place.len());
-    new.resize(place.len(), 0);
-    image[place].copy_from_slice(&new);
-    image
-}
-
-/// A folder with the layout of a kernel's tree, and with an image without BTF.
-fn tree(name: &str) -> PathBuf {
-    build(KERNEL);
-    let folder = scratch(name);
-    let boot = folder.join("arch/x86/boot");
-    fs::create_dir_all(&boot).expect("a folder");
-    let image = fs::read(cache().join("kernels").join(KERNEL).join("vmlinuz")).expect("the image");
-    fs::write(boot.join("bzImage"), without_btf(image)).expect("the image");
-    folder
-}
-
-/// Copies a kernel's vmlinux, changed by objcopy.
-fn vmlinux(from: &str, to: &Path, how: &str) {
-    let from = cache().join("kernels").join(from).join("debug/vmlinux");
-    let done = Program::new("objcopy").args(how).arg(from).arg(to).run();
-    assert_eq!(done.status, Some(0), "{}", done.stderr);
-}
-
-fn guest(test: &str, folder: &Path) -> Guest {
-    Guest::new(test, KERNEL)
-        .module_debug("leaky")
-        .qemu_arg("-kernel")
-        .qemu_arg(folder.join("arch/x86/boot/bzImage").to_str().expect("text"))
-        .run(&["insmod:leaky", "workload"])
-}
-
-/// Copies the module with its debugging information into the tree, as a build leaves it.
-fn add_module(folder: &Path) {
-    let file = module_debug_folder(KERNEL).join("leaky.ko");
-    fs::copy(file, folder.join("leaky.ko")).expect("the module");
-}
-
-fn assert_lines(boot: &Boot) {
-    assert!(boot.stderr.contains(" leaky.c:"), "no line of the module; {}", boot.hint());
-    assert!(boot.stderr.contains("init/main.c:"), "no line of the kernel; {}", boot.hint());
+/// A bzImage whose kernel has zeroes in place of its BTF.
+fn without_btf(image: Vec<u8>) -> Vec<u8> {
+    bzimage::changed(image, |kernel| {
+        // The header of BTF: version 1, no flags, 24 bytes long.
+        let header = memchr::memmem::find(kernel, &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0]).expect("BTF");
+        let btf = Btf::blob_len(&kernel[header..]).expect("a blob");
+        assert!(btf > 1_000_000, "{btf} bytes");
+        kernel[header..header + btf].fill(0);
+    })
 }
 
 #[test]
 fn a_kernel_without_btf_needs_no_option() {
-    let folder = tree("types-tree");
-    vmlinux(KERNEL, &folder.join("vmlinux"), "--remove-section .BTF --remove-section .BTF_ids");
-    let guest = guest("types-dwarf", &folder).losing(planted::lost);
+    let folder = tree("types-tree", KERNEL, without_btf);
+    add_vmlinux(&folder, KERNEL, "--remove-section .BTF --remove-section .BTF_ids");
+    let guest = guest("types-dwarf", KERNEL, &folder).losing(planted::lost);
     // This boot is only to build the module.
     guest.clone().without_plugin().boot();
-    add_module(&folder);
+    add_module(&folder, KERNEL);
     // The types have to be read from the vmlinux, not from the cache.
     let id = Elf::open(&folder.join("vmlinux")).expect("a vmlinux").build_id().expect("a build id");
     let kept = cache().join("types");
@@ -205,7 +131,7 @@ fn a_kernel_without_btf_needs_no_option() {
 /// The message names the options to set, in the syntax of the usual build tools.
 #[test]
 fn a_kernel_without_types_names_the_options_to_set() {
-    let folder = tree("types-none");
+    let folder = tree("types-none", KERNEL, without_btf);
     let words = [
         "has no types",
         "CONFIG_DEBUG_INFO_BTF is off",
@@ -213,21 +139,15 @@ fn a_kernel_without_types_names_the_options_to_set() {
         "kunit.py run --kconfig_add CONFIG_DEBUG_KERNEL=y --kconfig_add CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y",
         "CONFIG_DEBUG_KERNEL=y CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y in its .config",
     ];
-    let assert_said = |boot: &Boot, further: &[&str]| {
-        let said = boot.messages();
-        for word in words.iter().chain(further) {
-            assert!(said.first().is_some_and(|line| line.contains(word)), "no {word:?} in {said:#?}");
-        }
-        assert!(!boot.stderr.contains("unreferenced"), "{}", boot.stderr);
-    };
-    assert_said(&guest("types-missing", &folder).boot(), &[]);
+    let assert_said = |boot: &Boot, further: &[&str]| assert_refused(boot, &[&words[..], further].concat());
+    assert_said(&guest("types-missing", KERNEL, &folder).boot(), &[]);
     // The vmlinux of another kernel is not used.
     build(OTHER);
-    vmlinux(OTHER, &folder.join("vmlinux"), "--remove-section .BTF");
+    add_vmlinux(&folder, OTHER, "--remove-section .BTF");
     assert_said(
-        &guest("types-other", &folder).boot(),
+        &guest("types-other", KERNEL, &folder).boot(),
         &["vmlinux is not used: it is of", "build id", "the guest runs"],
     );
-    vmlinux(KERNEL, &folder.join("vmlinux"), "--strip-debug --remove-section .BTF");
-    assert_said(&guest("types-stripped", &folder).boot(), &["it has neither BTF nor debugging information"]);
+    add_vmlinux(&folder, KERNEL, "--strip-debug --remove-section .BTF");
+    assert_said(&guest("types-stripped", KERNEL, &folder).boot(), &["it has neither BTF nor debugging information"]);
 }

@@ -91,6 +91,19 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
     Some(Line::Result { column, name: if name.is_empty() { number } else { name }, verdict })
 }
 
+/// A line without what its readers may add or cut: the output of a kselftest has `# ` before each
+/// line (tools/testing/selftests/kselftest/prefix.pl).
+pub fn bare(mut line: &[u8]) -> &[u8] {
+    for _ in 0..MAX_LEVELS {
+        line = line.trim_ascii();
+        match line.strip_prefix(b"# ") {
+            Some(rest) => line = rest,
+            None => break,
+        }
+    }
+    line
+}
+
 fn start(column: usize, name: &[u8]) -> Option<Line<'_>> {
     Some(Line::Start { column, name: name.trim_ascii() }).filter(|_| !name.trim_ascii().is_empty())
 }
@@ -145,6 +158,16 @@ mod tests {
             assert_eq!(parse(line.as_bytes()), None, "{line}");
         }
         assert_eq!(parse(&b"# ".repeat(1 << 16)), None);
+    }
+
+    #[test]
+    fn what_readers_add_is_not_the_line() {
+        for line in ["ok 1 a", "# ok 1 a", "    # # ok 1 a\r", "ok 1 a \n"] {
+            assert_eq!(bare(line.as_bytes()), b"ok 1 a", "{line}");
+        }
+        assert_eq!(bare(b"# Subtest: a"), b"Subtest: a");
+        assert_eq!(bare(b"#"), b"#");
+        assert_eq!(bare(b""), b"");
     }
 
     #[test]

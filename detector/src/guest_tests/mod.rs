@@ -8,6 +8,7 @@
 //! bounded.
 
 pub mod ktap;
+pub mod written;
 
 use ktap::Line;
 pub use ktap::Verdict;
@@ -79,6 +80,11 @@ impl Tests {
             Some(stretch) => stretch.test.as_ref(),
             None => self.running.as_ref(),
         }
+    }
+
+    /// The sequence number at which the last range ends.
+    pub fn last_boundary(&self) -> u64 {
+        self.stretches.last().map_or(0, |last| last.end)
     }
 
     /// A marker ends the previous test and begins a new one, unless `name` is `None`. `now` is the
@@ -303,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "as many lines as are too many take minutes there")]
+    #[cfg_attr(miri, ignore = "so many lines take minutes under Miri")]
     fn there_are_only_so_many() {
         let mut tests = Tests::default();
         for i in 0..MAX_STRETCHES as u64 + 100 {

@@ -308,6 +308,34 @@ fn map_physical(phys: u64) -> Option<Segment> {
     (!host.is_null() && len > 0).then_some(Segment { phys, len, host: host as usize })
 }
 
+/// Writes to RAM at guest physical address `phys`, as a device does. Returns whether QEMU has
+/// written all bytes. Call it on a thread that QEMU's RCU knows, for RAM only.
+pub(super) fn write_physical(phys: u64, bytes: &[u8]) -> bool {
+    let (Some(map), Some(unmap), Some(space)) =
+        (optional::address_space_map(), optional::address_space_unmap(), optional::address_space_memory())
+    else {
+        return false;
+    };
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        let mut len = rest.len() as u64;
+        // SAFETY: the argument is the system address space. QEMU has mapped `len` bytes at `host`
+        // for this access, which ends with unmap(). That marks the bytes as changed.
+        unsafe {
+            let host = map(space, phys + done as u64, &mut len, true, 0);
+            let len = len.min(rest.len() as u64);
+            if host.is_null() || len == 0 {
+                return false;
+            }
+            std::ptr::copy_nonoverlapping(rest.as_ptr(), host.cast::<u8>(), len as usize);
+            unmap(space, host, len, true, len);
+            done += len as usize;
+        }
+    }
+    true
+}
+
 /// The mapping of this process that contains host address `host`.
 fn mapping_of(host: usize) -> Option<Range<usize>> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;

@@ -77,6 +77,7 @@ pub fn watch() {
 
 /// Guest RAM by guest physical address. It can be read at any time. Slices are lent only by
 /// [`Ram::stopped`].
+#[derive(Clone)]
 pub struct Ram {
     /// The first segment. In most guests there is no other. It is never unmapped.
     first: Segment,
@@ -267,6 +268,16 @@ pub struct StoppedRam<'a> {
     layout: &'a Layout,
     _readers: RwLockReadGuard<'static, ()>,
     _stopped: &'a GuestStopped,
+}
+
+impl StoppedRam<'_> {
+    /// Writes to RAM as a device does: QEMU throws away code that it translated there, and marks
+    /// the pages as changed. Returns whether all bytes were written. If not, none or only the first
+    /// were. No slice of the RAM can be lent out meanwhile.
+    pub fn write(&mut self, at: PhysAddr, bytes: &[u8]) -> bool {
+        // What is no RAM is a device.
+        host_of(self.layout, at, bytes.len()).is_some() && layout::write_physical(at.0, bytes)
+    }
 }
 
 impl GuestMemory for StoppedRam<'_> {

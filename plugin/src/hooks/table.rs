@@ -83,6 +83,8 @@ pub enum Event<A> {
     WriteTty { tty: A, buf: A, count: A },
     /// Writes what a process wrote to a virtio port (drivers/char/virtio_console.c).
     WritePort { buf: A, count: A },
+    /// Writes what a process wrote to a pipe (fs/pipe.c).
+    WritePipe { iocb: A, from: A },
 }
 
 impl<A> Event<A> {
@@ -98,6 +100,7 @@ impl<A> Event<A> {
             Event::PrintkPart { entry } => Event::PrintkPart { entry: to(entry)? },
             Event::WriteTty { tty, buf, count } => Event::WriteTty { tty: to(tty)?, buf: to(buf)?, count: to(count)? },
             Event::WritePort { buf, count } => Event::WritePort { buf: to(buf)?, count: to(count)? },
+            Event::WritePipe { iocb, from } => Event::WritePipe { iocb: to(iocb)?, from: to(from)? },
         })
     }
 }
@@ -376,6 +379,12 @@ pub const CONSOLE: &[Row] = &[
         family: "virtio ports",
         names: &[PORT],
         effect: Effect::Event(Event::WritePort { buf: arg(&["ubuf"], 1), count: arg(&["count"], 2) }),
+    },
+    Row {
+        family: "pipes",
+        // The second one since 6.15.
+        names: &["pipe_write", "anon_pipe_write"],
+        effect: Effect::Event(Event::WritePipe { iocb: arg(&["iocb"], 0), from: arg(&["from"], 1) }),
     },
 ];
 

@@ -3,7 +3,7 @@
 
 use super::Session;
 use super::checks::ScanResult;
-use super::demand::{self, Done, What};
+use super::demand::{self, Answer, DemandError, Done, What};
 use crate::diagnostics;
 use crate::ffi::witness::GuestStopped;
 use crate::ffi::{guard, inject, signals};
@@ -74,17 +74,14 @@ impl Session {
             Ok(tracker) => tracker,
             Err(why) => return log::info!("no effect of a marker: {why}"),
         };
-        inject("marker");
         let began = Instant::now();
-        tracker.tests.lock().at = at;
-        let done = self.obey(stopped, &tracker, what);
-        tracker.tests.lock().at = None;
-        self.paused(began.elapsed());
-        self.pace.paused(Instant::now(), began.elapsed());
+        let done = self.serve_marker(stopped, &tracker, what, at);
+        let pause = began.elapsed();
+        self.marker_paused(pause);
         match done {
             Ok(Done::Scanned(result)) => {
                 let mut reports = self.reports.waiting.lock();
-                reports.push_back(Scanned { tracker: Arc::clone(&tracker), result, pause: began.elapsed() });
+                reports.push_back(Scanned { tracker, result, pause });
                 let full = reports.len() > MAX_REPORTS;
                 drop(reports);
                 match self.reports.wake.get().filter(|_| !full) {
@@ -99,5 +96,53 @@ impl Session {
             }
             Err(why) => diagnostics::error(&format!("no result of a marker: {why}")),
         }
+    }
+
+    /// As [`Session::obey_marker`], for a process that waits for the answer. Its report is written
+    /// while the guest is stopped.
+    ///
+    /// # Errors
+    /// [`DemandError`].
+    pub fn answer_marker(
+        &self,
+        stopped: &GuestStopped,
+        what: &What,
+        at: Option<Arc<str>>,
+    ) -> Result<Answer, DemandError> {
+        let tracker = self.tracked()?;
+        let began = Instant::now();
+        let done = self.serve_marker(stopped, &tracker, what, at);
+        let answer = done.map(|done| match done {
+            Done::Scanned(result) => {
+                let pause = began.elapsed();
+                self.flush_reports();
+                Answer::Report(Arc::new(self.report(&tracker, &result, pause, false)))
+            }
+            Done::Answer(answer) => {
+                demand::publish(&answer);
+                answer
+            }
+        });
+        self.marker_paused(began.elapsed());
+        answer
+    }
+
+    fn serve_marker(
+        &self,
+        stopped: &GuestStopped,
+        tracker: &Tracker,
+        what: &What,
+        at: Option<Arc<str>>,
+    ) -> Result<Done, DemandError> {
+        inject("marker");
+        tracker.tests.lock().at = at;
+        let done = self.obey(stopped, tracker, what);
+        tracker.tests.lock().at = None;
+        done
+    }
+
+    fn marker_paused(&self, pause: Duration) {
+        self.paused(pause);
+        self.pace.paused(Instant::now(), pause);
     }
 }

@@ -4,18 +4,20 @@
 //!
 //! - `echo leak:scan > /proc/self/comm`
 //! - `echo "libleak: scan" > /dev/kmsg`
-//! - the instruction CPUID with [`LEAF`] in eax and the command's number in ecx
+//! - the instruction CPUID with [`LEAF`] in eax and the command's number in ecx. With this one a
+//!   process can wait for the [`answer`]
 //!
 //! A marker is seen when the kernel's function or the instruction is about to run. Its demand is
 //! served before this vCPU runs another block, and so before the call returns. A vCPU that sends
 //! one marker after the other has to wait as long as the guest was stopped for the last one, so
 //! that the other vCPUs make progress. Another thread writes the reports.
 
+use super::answer::{self, Buffer, Reply};
 use super::command::{Command, parse};
 use crate::diagnostics;
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::regs::{self, Reg};
-use crate::ffi::witness::GuestStopped;
+use crate::ffi::witness::{GuestStopped, Work};
 use crate::ffi::{guard, inject, vcpu};
 use crate::hooks::current;
 use crate::hooks::guest::Guest;
@@ -58,8 +60,8 @@ struct Deferred {
 /// Text in the memory of a process.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct UserBuffer {
-    /// Its virtual address.
-    at: u64,
+    /// Its address in that process.
+    at: VirtAddr,
     /// Bytes.
     len: usize,
 }
@@ -78,8 +80,8 @@ impl Markers {
         Markers { session, deferred: Mutex::default(), deferred_count: AtomicUsize::new(0) }
     }
 
-    /// A process writes to /proc/PID/comm.
-    pub fn comm(&self, tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
+    /// A process writes `count` bytes at its own address `buf` to /proc/PID/comm.
+    pub fn comm(&self, tracker: &Tracker, vcpu: c_uint, buf: VirtAddr, count: u64) {
         inject("comm");
         let count = count.min(MAX_TEXT as u64) as usize;
         let text = user_text(&tracker.guest.kernel, &tracker.guest.ram, buf, count);
@@ -94,16 +96,16 @@ impl Markers {
         }
     }
 
-    /// A process writes to /dev/kmsg.
-    pub fn kmsg(&self, tracker: &Tracker, vcpu: c_uint, iter: u64) {
+    /// A process writes to /dev/kmsg. Its `iov_iter` is at `iter`.
+    pub fn kmsg(&self, tracker: &Tracker, vcpu: c_uint, iter: VirtAddr) {
         inject("kmsg");
         let Guest { kernel, ram, text, .. } = &tracker.guest;
         self.tell_or_defer(tracker, vcpu, text.iter(kernel, ram, iter, MAX_TEXT), None);
     }
 
-    /// A record is in the log, its `prb_reserved_entry` at virtual address `entry`. If this task
-    /// wrote it to /dev/kmsg, the text can be read from the log.
-    pub fn kmsg_copied(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
+    /// A record is in the log, its `prb_reserved_entry` at `entry`. If this task wrote it to
+    /// /dev/kmsg, the text can be read from the log.
+    pub fn kmsg_copied(&self, tracker: &Tracker, vcpu: c_uint, entry: VirtAddr) {
         if self.take_deferred(tracker, false).is_some() {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
             tell(self.session, tracker, vcpu, &text.record(kernel, ram, entry));
@@ -162,19 +164,25 @@ fn complain(what: &str) {
 }
 
 fn obey(session: &'static Session, tracker: &Tracker, vcpu: c_uint, command: Command<'_>) {
-    let what = match command {
+    if let Some((what, at)) = demanded(session, tracker, command) {
+        after(session, vcpu, what, at);
+    }
+}
+
+/// Begins or ends a test. Returns what has to be done while the guest is stopped, and the test that
+/// its report belongs to.
+fn demanded(session: &Session, tracker: &Tracker, command: Command<'_>) -> Option<(What, Option<Arc<str>>)> {
+    let scan = || What::Scan { min_age: session.options.min_age.unwrap_or_default() };
+    Some(match command {
         Command::Test(name) => {
             let ended = tracker.tests.lock().mark(name, tracker.objects.sequence());
-            if ended.is_some() && session.options.per_test {
-                scan_after(session, vcpu, ended);
-            }
-            return;
+            let is_scanned = ended.is_some() && session.options.per_test;
+            return is_scanned.then(|| (scan(), ended));
         }
-        Command::Scan => return scan_after(session, vcpu, tracker.tests.lock().running.clone()),
-        Command::Mark(name) => What::Mark { name: name.map(detector::guest_tests::clean) },
-        Command::Clear => What::Clear,
-    };
-    after(session, vcpu, what, None);
+        Command::Scan => (scan(), tracker.tests.lock().running.clone()),
+        Command::Mark(name) => (What::Mark { name: name.map(detector::guest_tests::clean) }, None),
+        Command::Clear => (What::Clear, None),
+    })
 }
 
 /// Scans at the end of this block. The report belongs to the test `at`.
@@ -182,14 +190,22 @@ pub(super) fn scan_after(session: &'static Session, vcpu: c_uint, at: Option<Arc
     after(session, vcpu, What::Scan { min_age: session.options.min_age.unwrap_or_default() }, at);
 }
 
-fn after(session: &'static Session, index: c_uint, what: What, at: Option<Arc<str>>) {
+fn after(session: &'static Session, vcpu: c_uint, what: What, at: Option<Arc<str>>) {
+    rest(session);
+    at_end_of_block(vcpu, Box::new(move |stopped: &GuestStopped| session.obey_marker(stopped, &what, at)));
+}
+
+/// Lets the guest run for as long as it was stopped for the last marker.
+fn rest(session: &Session) {
     // This vCPU's thread holds no lock of QEMU. Another thread that stops the guest has to wait for
     // this one, but not for long.
     std::thread::sleep(session.pace.rest(Instant::now()).min(MAX_RUNNING));
-    let work = Box::new(move |stopped: &GuestStopped| session.obey_marker(stopped, &what, at));
+}
+
+fn at_end_of_block(vcpu: c_uint, work: Work) {
     /// The error concerns QEMU, so it is printed once for all kernels.
     static TOLD: AtomicBool = AtomicBool::new(false);
-    if let Err(why) = vcpu::exclusive_after(index as usize, work)
+    if let Err(why) = vcpu::exclusive_after(vcpu as usize, work)
         && !TOLD.swap(true, Ordering::Relaxed)
     {
         diagnostics::error(&format!("the guest's markers have no effect: {why}; use a distribution's QEMU"));
@@ -232,7 +248,7 @@ fn cpuid(session: &'static Session, tracker: &Tracker, vcpu: c_uint) {
         let text = match VirtAddr(regs::read(Reg::Rdx)) {
             VirtAddr(0) => Vec::new(),
             at if at.is_kernel() => tracker.guest.kernel.read_string(&tracker.guest.ram, at, MAX_NAME).into_bytes(),
-            at => user_text(&tracker.guest.kernel, &tracker.guest.ram, at.0, MAX_NAME).bytes,
+            at => user_text(&tracker.guest.kernel, &tracker.guest.ram, at, MAX_NAME).bytes,
         };
         let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
         text[..end].to_vec()
@@ -240,11 +256,43 @@ fn cpuid(session: &'static Session, tracker: &Tracker, vcpu: c_uint) {
     fn some(name: &[u8]) -> Option<&[u8]> {
         Some(name.trim_ascii()).filter(|name| !name.is_empty())
     }
-    match regs::read(Reg::Rcx) as u32 {
-        1 => obey(session, tracker, vcpu, Command::Scan),
-        2 => obey(session, tracker, vcpu, Command::Mark(some(&name()))),
-        3 => obey(session, tracker, vcpu, Command::Clear),
-        4 => obey(session, tracker, vcpu, Command::Test(some(&name()))),
-        n => complain(&format!("by cpuid, number {n},")),
+    let number = regs::read(Reg::Rcx) as u32;
+    let name = name();
+    let command = match number & !answer::WANTED {
+        1 => Some(Command::Scan),
+        2 => Some(Command::Mark(some(&name))),
+        3 => Some(Command::Clear),
+        4 => Some(Command::Test(some(&name))),
+        _ => None,
+    };
+    match command {
+        command if number & answer::WANTED != 0 => answer(session, tracker, vcpu, number, command),
+        Some(command) => obey(session, tracker, vcpu, command),
+        None => complain(&format!("by cpuid, number {number},")),
     }
+}
+
+/// Obeys a marker whose process waits for the answer. Without a command the answer says that
+/// libleak is here.
+fn answer(session: &'static Session, tracker: &Tracker, vcpu: c_uint, number: u32, command: Option<Command<'_>>) {
+    let buffer = Buffer::of_registers(tracker);
+    let early = match command {
+        None if number == answer::WANTED => Reply::here(&tracker.guest.kernel.release),
+        None => Reply::unknown(number),
+        Some(_) => Reply::done(),
+    };
+    let demand = command.and_then(|command| demanded(session, tracker, command));
+    rest(session);
+    at_end_of_block(
+        vcpu,
+        Box::new(move |stopped: &GuestStopped| {
+            let reply = match demand {
+                Some((what, at)) => Reply::of(&session.answer_marker(stopped, &what, at)),
+                None => early,
+            };
+            if let Some(tracker) = current::tracker() {
+                buffer.put(&tracker.guest.ram, stopped, &reply);
+            }
+        }),
+    );
 }

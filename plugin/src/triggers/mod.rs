@@ -3,11 +3,12 @@
 //! - [`demand`](crate::session::demand): the demands
 //! - [`interval`]: scans every `scan=` seconds
 //! - [`control`]: requests of other programs, through a socket
-//! - [`marker`]: requests of the guest; [`console`]: tests that it runs; [`listener`]: both
+//! - [`marker`]: requests of the guest, with [`answer`]s; [`console`]: tests that it runs; [`listener`]: both
 //!
 //! QEMU's exit and callbacks in an exclusive section call the same methods of
 //! [`Session`](crate::session::Session) as the thread.
 
+mod answer;
 pub mod command;
 mod console;
 pub mod control;

@@ -1,5 +1,6 @@
 //! Text from the guest: lines of KTAP on its console and in its log, and markers.
 
+use detector::guest_tests::written::Written;
 use detector::guest_tests::{MAX_FINISHED, MAX_NAME, MAX_PATH, MAX_STRETCHES, Tests, clean};
 use detector::ktap;
 
@@ -9,9 +10,10 @@ pub mod command;
 
 use command::Command;
 
-/// Lines. Each belongs to the console or is a marker.
+/// Lines. Each belongs to the console or is a marker. Half of them go through one of two pipes
+/// first.
 pub fn check(data: &[u8]) {
-    let mut tests = Tests::default();
+    let (mut tests, mut written) = (Tests::default(), Written::default());
     let mut last = 0;
     for (i, line) in data.split(|b| *b == b'\n').enumerate() {
         let now = 3 * i as u64;
@@ -21,6 +23,9 @@ pub fn check(data: &[u8]) {
             assert!(name.len() <= line.len() && !name.is_empty() && name.trim_ascii() == name, "{name:?}");
             assert!(column <= 4 * line.len());
         }
+        if i % 2 == 0 {
+            written.write(i as u64 / 2 % 2, line, now);
+        }
         match command::parse(line) {
             Some(Ok(Command::Test(name))) => drop(tests.mark(name, now)),
             Some(Ok(Command::Mark(name))) => assert!(name.is_none_or(|name| clean(name).len() <= MAX_NAME)),
@@ -28,7 +33,9 @@ pub fn check(data: &[u8]) {
             Some(Ok(Command::Clear)) => tests.forget(now),
             Some(Err(word)) => assert!(word.len() < line.len()),
             None => {
-                let named = tests.line(line, now);
+                let at = written.read(line, tests.last_boundary()).unwrap_or(now);
+                assert!(at <= now, "{at} is later than {now}");
+                let named = tests.line(line, at);
                 assert!(named.is_none_or(|name| name.len() <= MAX_PATH));
             }
         }

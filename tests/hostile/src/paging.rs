@@ -28,6 +28,9 @@ pub fn check(data: &[u8]) {
             let last = tables.translate(&memory, VirtAddr(at.wrapping_add(found.len - 1))).expect("the same page");
             assert_eq!((last.phys.0, last.len), (found.phys.0 + found.len - 1, 1));
         }
+        if let Ok(found) = tables.translate_dirty(&memory, VirtAddr(at)) {
+            assert_eq!(tables.translate(&memory, VirtAddr(at)).ok(), Some(found));
+        }
     }
     let (mut calls, mut used) = (0, 0);
     let mut read = std::collections::HashSet::new();
