@@ -62,10 +62,12 @@ impl<'a> Allocations<'a> {
     /// Returns a predicate on objects, by the function that called the allocator. Each call site is
     /// looked up once. There are a few thousand of them, and a hundred times as many objects.
     pub(crate) fn by_caller(self, kernel: &'a Kernel, is: fn(&str) -> bool) -> impl FnMut(&Object) -> bool + 'a {
-        let mut found: HashMap<StackId, bool> = HashMap::new();
+        // Stacks are numbered from 1 on without gaps.
+        let mut found: Vec<Option<bool>> = vec![None; self.stacks.len() + 1];
         let mut names: HashMap<u64, Option<&'a str>> = HashMap::new();
         move |object| {
-            *found.entry(object.stack()).or_insert_with(|| {
+            let Some(found) = found.get_mut(object.stack().0 as usize) else { return false };
+            *found.get_or_insert_with(|| {
                 let frames = self.stacks.frames(object.stack());
                 let mut name = |at| *names.entry(at).or_insert_with(|| function(kernel, at));
                 caller_of(&frames, &mut name).and_then(|i| name(frames[i])).is_some_and(is)

@@ -24,8 +24,10 @@ pub struct Audit {
     pub freed: BTreeMap<String, u64>,
     /// Corrupted freelists.
     pub broken: u64,
-    /// Blocks of vmalloc() and per-CPU blocks that the kernel counts as allocated.
-    pub blocks: (u64, u64),
+    /// Blocks of vmalloc() that the kernel counts as allocated.
+    pub vmalloc: u64,
+    /// Per-CPU blocks that the kernel counts as allocated.
+    pub percpu: u64,
 }
 
 impl Audit {

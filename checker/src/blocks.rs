@@ -226,8 +226,8 @@ impl<'a, M: StoppedMemory> Blocks<'a, M> {
     ) {
         let Some(audit) = self.audit.as_mut().filter(|_| !metadata.is_empty()) else { return };
         match kind {
-            Kind::Vmalloc => audit.blocks.0 = metadata.len() as u64,
-            _ => audit.blocks.1 = metadata.len() as u64,
+            Kind::Vmalloc => audit.vmalloc = metadata.len() as u64,
+            _ => audit.percpu = metadata.len() as u64,
         }
         let allocated: HashSet<u64> = metadata.iter().map(|((addr, _), _)| *addr).collect();
         let objects = self.allocations.objects.list();

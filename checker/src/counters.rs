@@ -1,16 +1,12 @@
 //! Numbers of events that a report is based on.
 
+use detector::objects;
+
 /// Events before the check.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Allocations entered into the live map.
-    pub allocations: u64,
-    /// Frees of objects that were in the live map.
-    pub frees: u64,
-    /// Frees of objects that were not in the live map.
-    pub unknown_frees: u64,
-    /// Allocations at an address that was still live.
-    pub missed_frees: u64,
+    /// Allocations and frees, as the live map counts them.
+    pub live_map: objects::Counters,
     /// Calls whose return was not seen.
     pub unmatched_returns: u64,
     /// Calls that return to an address that is not watched, or whose stack could not be read.
@@ -23,4 +19,25 @@ pub struct Counters {
     pub rewinds: u64,
     /// Number of this kernel's boot among those that ran in this QEMU, counted from 1.
     pub boot: u64,
+}
+
+impl Counters {
+    /// All counters, by their names in structured reports. Snapshots have the same order.
+    pub fn figures(&self) -> [(&'static str, u64); 10] {
+        // All fields by name, so that a new field cannot be forgotten.
+        let &Counters { live_map, unmatched_returns, unwatched_sites, hooks_hit, hooks, rewinds, boot } = self;
+        let objects::Counters { allocations, frees, unknown_frees, missed_frees } = live_map;
+        [
+            ("allocations", allocations),
+            ("frees", frees),
+            ("unknown_frees", unknown_frees),
+            ("missed_frees", missed_frees),
+            ("unmatched_returns", unmatched_returns),
+            ("unwatched_sites", unwatched_sites),
+            ("hooks_hit", hooks_hit),
+            ("hooks", hooks),
+            ("rewinds", rewinds),
+            ("boot", boot),
+        ]
+    }
 }

@@ -4,7 +4,8 @@
 use crate::allocations::Allocations;
 use crate::blocks::Block;
 pub use crate::counters::Counters;
-use crate::names::Names;
+use crate::loss::{self, Traces};
+use crate::names::{Load, Names};
 use crate::text::comm;
 use crate::why::Path;
 use crate::{CheckError, Outcome, Request};
@@ -15,12 +16,10 @@ use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
 use guest_symbols::Kernel;
 use guest_symbols::memory::StoppedMemory;
-use guest_symbols::modules::Module;
 use guest_symbols::percpu::PerCpu;
 use lines::Lines;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// The state of a stopped guest.
@@ -37,8 +36,8 @@ pub struct GuestState<'a, M> {
     pub stacks: &'a Stacks,
     /// The user's debugging information for this kernel.
     pub lines: Option<&'a Lines>,
-    /// Modules as they were loaded, each with the sequence number of that load.
-    pub modules: &'a [(u64, Arc<Module>)],
+    /// Modules as they were loaded, in this order.
+    pub modules: &'a [Load],
     /// The tests that the guest has run before the check.
     pub tests: &'a Tests,
     /// Events before the check.
@@ -53,6 +52,8 @@ pub struct GuestState<'a, M> {
     pub unseen: bool,
     /// Whether tracing had ended before the check. See [`Allocations::halted`].
     pub halted: bool,
+    /// The history of references, if there is one. Snapshots do not keep it.
+    pub traces: Option<&'a dyn Traces>,
 }
 
 impl<'a, M> GuestState<'a, M> {
@@ -61,37 +62,22 @@ impl<'a, M> GuestState<'a, M> {
     where
         'a: 'b,
     {
-        let &GuestState {
-            kernel,
-            memory: _,
-            objects,
-            registers,
-            stacks,
-            lines,
-            modules,
-            tests,
-            counters,
-            troubles,
-            millis,
-            min_age,
-            unseen,
-            halted,
-        } = self;
         GuestState {
-            kernel,
             memory,
-            objects,
-            registers,
-            stacks,
-            lines,
-            modules,
-            tests,
-            counters,
-            troubles,
-            millis,
-            min_age,
-            unseen,
-            halted,
+            kernel: self.kernel,
+            objects: self.objects,
+            registers: self.registers,
+            stacks: self.stacks,
+            lines: self.lines,
+            modules: self.modules,
+            tests: self.tests,
+            counters: self.counters,
+            troubles: self.troubles,
+            millis: self.millis,
+            min_age: self.min_age,
+            unseen: self.unseen,
+            halted: self.halted,
+            traces: self.traces,
         }
     }
 }
@@ -135,13 +121,19 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
             unseen: self.unseen,
             wanted,
             suppressed,
+            traces: self.traces,
         };
         let mut outcome = crate::check(self.kernel, self.memory, request)?;
         outcome.troubles.splice(..0, self.troubles.iter().cloned());
         outcome.tests = self.tests.clone();
         outcome.suppressed.keys().for_each(|number| suppressions.set_used(*number));
+        loss::name_variables(names, self.memory, outcome.unreferenced.iter_mut().filter_map(|u| u.traced.as_mut()));
         outcome.unreferenced.retain_mut(|u| {
             u.leak.age = self.millis.saturating_sub(self.objects.millis(&u.object));
+            if let Some(traced) = &mut u.traced {
+                let lost = traced.trace.lost.map_or(0, |lost| self.objects.millis_at(lost.time));
+                traced.age = self.millis.saturating_sub(lost);
+            }
             !u.object.is_reported() && Duration::from_millis(u.leak.age) >= self.min_age
         });
         Ok(outcome)
@@ -165,6 +157,7 @@ impl<'a, M: StoppedMemory> GuestState<'a, M> {
             unseen: self.unseen,
             wanted: Some(&wanted),
             suppressed: None,
+            traces: None,
         };
         Ok(crate::check(self.kernel, self.memory, request)?.paths)
     }

@@ -7,6 +7,7 @@
 //! - [`not_leaks`]: objects that the kernel declares not to be leaks
 //! - [`blocks`]: live objects as blocks of guest memory
 //! - [`roots`]: memory that the kernel owns besides objects
+//! - [`loss`]: where leaks were lost
 //! - [`why`]: the references that keep an object alive
 //! - [`guest_state`]: everything that a report depends on, and the check of it
 //! - [`counters`]: the numbers of events before the check
@@ -26,6 +27,8 @@ pub mod blocks;
 pub mod counters;
 mod guess;
 pub mod guest_state;
+pub mod loss;
+mod mempools;
 pub mod names;
 pub mod not_leaks;
 mod prologue;
@@ -34,6 +37,7 @@ pub mod roots;
 mod semaphores;
 pub mod sites;
 mod skips;
+mod surroundings;
 pub mod text;
 pub mod threads;
 pub mod troubles;
@@ -42,6 +46,7 @@ pub mod why;
 use allocations::Allocations;
 use audit::Audit;
 use blocks::{Block, Blocks, Caches};
+use detector::Count;
 use detector::graph::{self, Leaked, Verdict};
 use detector::guest_tests::Tests;
 use detector::objects::{Kind, Object};
@@ -50,10 +55,11 @@ use detector::scan::{self, Contents, Marker, Options};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{StoppedMemory, VirtAddr};
 use guest_symbols::pages::{Maps, Pages, PagesError, Use};
-use semaphores::Semaphores;
+use loss::{Traced, Traces};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use surroundings::StaleWords;
 use troubles::Trouble;
 
 /// Cache lines to prefetch of an object that is read soon. The CPU prefetches the lines after them
@@ -91,6 +97,8 @@ pub struct Unreferenced {
     pub direct: bool,
     /// Its part of the report, without stack, type and age.
     pub leak: Leak,
+    /// What the history of references tells of it.
+    pub traced: Option<Traced>,
 }
 
 /// The result of a check.
@@ -98,16 +106,16 @@ pub struct Unreferenced {
 pub struct Outcome {
     /// Every unreferenced object, in order of allocation.
     pub unreferenced: Vec<Unreferenced>,
-    /// Number of live objects, and their bytes.
-    pub live: (u64, u64),
+    /// Live objects.
+    pub live: Count,
     /// Objects in the live map that are in no slab any more. Their frees were missed.
     pub stale: u64,
     /// The reason for each unreferenced object that was left out because the kernel declares it not
     /// to be a leak.
     pub not_leaks: Vec<&'static str>,
-    /// Unreferenced objects that were suppressed: their number and bytes. The key is the number
-    /// that [`Request::suppressed`] returned.
-    pub suppressed: BTreeMap<usize, (u64, u64)>,
+    /// Unreferenced objects that were suppressed, by the number that [`Request::suppressed`]
+    /// returned.
+    pub suppressed: BTreeMap<usize, Count>,
     /// The comparison of the live map with the slabs. `None` if the slabs cannot be walked.
     pub audit: Option<Audit>,
     /// The path of references to each object that was asked for.
@@ -147,6 +155,8 @@ pub struct Request<'a> {
     /// Picks the unreferenced objects to suppress. Objects that are reachable from them are
     /// suppressed too.
     pub suppressed: Option<&'a Suppressed<'a>>,
+    /// The history of references, if there is one.
+    pub traces: Option<&'a dyn Traces>,
 }
 
 /// Makes one check of a stopped guest.
@@ -162,12 +172,14 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     steps.done("page descriptors");
     let mut blocks = blocks::lay_out(kernel, memory, &pages, request.allocations, request.registers);
     steps.done("blocks");
-    let semaphores = Semaphores::of(kernel, memory);
+    let stale_words = StaleWords::of(kernel, &blocks);
     let options = Options { origins: request.wanted.is_some(), ..Options::default() };
-    let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules, &semaphores, options);
+    let mut marker = Marker::new(&blocks.addresses, &blocks.percpu_pointers, &blocks.rules, &stale_words, options);
     let unmapped = roots::scan(kernel, memory, &pages, &blocks, &mut marker);
     request.registers.iter().for_each(|&word| marker.root_word(word));
     steps.done("roots");
+    marker.run(&blocks);
+    stale_words.mempools.without_a_pool().for_each(|array| marker.root_block(array));
     marker.run(&blocks);
     steps.done("marking");
     let not_leaks = not_leaks::mark(kernel, &blocks, &mut marker);
@@ -183,13 +195,15 @@ pub fn check(kernel: &Kernel, memory: &impl StoppedMemory, request: Request<'_>)
     leaked.sort_by_key(|&i| blocks.object(&blocks.blocks[i as usize]).sequence());
     let verdicts = judge(&blocks, &leaked);
     let mut caches = Caches::new();
+    let trace = |i| loss::traced(kernel, memory, &pages, &blocks, request.traces?, i);
     let described = leaked.iter().zip(verdicts).map(|(&i, v)| describe(kernel, &blocks, &mut caches, i, v));
+    let described = described.zip(&leaked).map(|(u, &i)| Unreferenced { traced: trace(i), ..u });
     let unreferenced = described.collect();
     let mut troubles = std::mem::take(&mut blocks.troubles);
     troubles.count(unmapped, Trouble::Unmapped);
     Ok(Outcome {
         unreferenced,
-        live: (blocks.blocks.len() as u64, blocks.blocks.iter().map(|b| b.size).sum()),
+        live: Count { objects: blocks.blocks.len() as u64, bytes: blocks.blocks.iter().map(|b| b.size).sum() },
         stale: blocks.stale,
         audit: blocks.audit,
         not_leaks,
@@ -238,15 +252,14 @@ fn suppress<M: StoppedMemory>(
     blocks: &Blocks<'_, M>,
     marker: &mut Marker,
     request: Request<'_>,
-) -> BTreeMap<usize, (u64, u64)> {
-    let mut counts = BTreeMap::new();
+) -> BTreeMap<usize, Count> {
+    let mut counts = BTreeMap::<usize, Count>::new();
     let Some(suppressed) = request.suppressed else { return counts };
     let leaked: Vec<u32> = marker.unmarked().filter(|&i| may_leak(blocks, i, request)).collect();
     for i in leaked {
         let block = &blocks.blocks[i as usize];
         if let Some(reason) = suppressed(blocks.object(block)) {
-            let (objects, bytes) = counts.entry(reason).or_default();
-            (*objects, *bytes) = (*objects + 1, *bytes + block.size);
+            *counts.entry(reason).or_default() += Count { objects: 1, bytes: block.size };
             marker.root_block(i);
         }
     }
@@ -301,8 +314,9 @@ fn describe<M: StoppedMemory>(
         shown_cpu: (object.kind() == Kind::Percpu).then_some(0),
         crc: crc.value(),
         retains: verdict.retains,
+        loss: None,
     };
-    Unreferenced { object, direct: verdict.direct, leak }
+    Unreferenced { object, direct: verdict.direct, leak, traced: None }
 }
 
 // The detector reads blocks with the rules applied. Reports read them whole.

@@ -11,13 +11,22 @@ use guest_symbols::symbols::Resolved;
 use lines::Lines;
 use std::sync::Arc;
 
+/// A module or BPF program, at the time when it was loaded.
+#[derive(Clone)]
+pub struct Load {
+    /// Sequence number of the next allocation at that time.
+    pub sequence: u64,
+    /// Its ranges and symbols.
+    pub module: Arc<Module>,
+}
+
 /// Names at the time of a check.
 #[derive(Clone, Copy)]
 pub struct Names<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// Modules as they were loaded, each with the sequence number of that load.
-    pub modules: &'a [(u64, Arc<Module>)],
+    /// Modules as they were loaded, in this order.
+    pub modules: &'a [Load],
     /// The stacks of allocations.
     pub stacks: &'a Stacks,
     /// The user's debugging information for this kernel.
@@ -61,8 +70,8 @@ impl Names<'_> {
     /// Equal stacks have equal names as long as this number is the same. Forgotten modules that are
     /// in none of these stacks make no difference.
     pub fn loaded(&self, sequence: u64) -> u64 {
-        let after = self.modules.partition_point(|(load, _)| *load <= sequence);
-        self.modules[..after].last().map_or(0, |(load, _)| *load)
+        let after = self.modules.partition_point(|load| load.sequence <= sequence);
+        self.modules[..after].last().map_or(0, |load| load.sequence)
     }
 
     /// The caller of the allocator and of the wrappers around it. `None` if the allocation was not
@@ -79,6 +88,12 @@ impl Names<'_> {
         allocator.into_iter().chain(self.caller(object)).collect()
     }
 
+    /// The name and the source location of a frame, at the time of allocation `sequence`.
+    pub fn located(&self, at: u64, sequence: u64) -> Frame {
+        let frame = self.frame(at, sequence);
+        Frame { places: self.places(&frame, false), ..frame }
+    }
+
     /// The name of an address at the time of allocation `sequence`.
     pub fn frame(&self, at: u64, sequence: u64) -> Frame {
         let function = |r: Resolved, module: Option<&str>| Function {
@@ -89,8 +104,7 @@ impl Names<'_> {
         };
         let frame = |function| Frame { address: at, function, places: Vec::new() };
         // The last module that was loaded there before. After rmmod, the kernel reuses the space.
-        let module = self.modules.iter().rev().filter(|(loaded, _)| *loaded <= sequence);
-        for (_, module) in module {
+        for Load { module, .. } in self.modules.iter().rev().filter(|load| load.sequence <= sequence) {
             if module.ranges.iter().any(|r| r.contains(&at)) {
                 let unnamed = || Function { module: Some(shown(&module.name).into_owned()), ..Function::default() };
                 return frame(Some(module.resolve(at).map_or_else(unnamed, |r| function(r, Some(&module.name)))));

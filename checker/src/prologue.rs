@@ -1,17 +1,17 @@
-//! What a function with a frame pointer saves where it starts. Unwind tables count such frames from
-//! the frame pointer and do not tell what is pushed below it.
+//! The registers that a function with a frame pointer saves at its start. Unwind tables address
+//! such frames from the frame pointer, and do not describe the registers pushed below it.
 
 /// A register that a function preserves for its caller, by its number in instructions.
 pub(crate) type Register = u8;
 
 /// `mov %rsp,%rbp`.
 pub(crate) const SET_FRAME_POINTER: [u8; 3] = [0x48, 0x89, 0xe5];
-/// Bytes of code that are looked at.
+/// Bytes of code that are examined.
 pub(crate) const LENGTH: usize = 64;
 
-/// The registers that `code` pushes, in this order, from the instruction after
-/// [`SET_FRAME_POINTER`] on; and whether it makes room for its variables after these, so that no
-/// other one is pushed.
+/// The registers that `code` pushes, in order, from the instruction after [`SET_FRAME_POINTER`] on.
+/// The flag is whether the function then reserves space for its variables, so that it pushes no
+/// other register.
 pub(crate) fn pushes(mut code: &[u8]) -> (Vec<Register>, bool) {
     let mut pushed = Vec::new();
     loop {
@@ -35,11 +35,11 @@ pub(crate) fn pushes(mut code: &[u8]) -> (Vec<Register>, bool) {
     }
 }
 
-/// The length of an instruction that compilers put between pushes and that does not change the
-/// stack pointer: a move of a constant, between registers, or of a per-CPU variable, a comparison
-/// with zero, or none at all.
+/// The length of an instruction that compilers put between pushes. It does not change the stack
+/// pointer. It moves a constant, a register or a per-CPU variable, compares with zero, or does
+/// nothing.
 fn other(code: &[u8]) -> Option<usize> {
-    // Whether what it writes is no stack pointer, by the bit that says that it is another register.
+    // Whether the destination is not the stack pointer. `other` is the bit that selects r8 to r15.
     let is_other = |m: u8, other: bool| m >= 0xc0 && (m & 7 != 4 || other);
     Some(match *code {
         [0x48..=0x4f, 0xc7, m, ..] if is_other(m, code[0] & 1 != 0) => 7,
@@ -68,10 +68,10 @@ mod tests {
             0xec, 0x40,
         ];
         assert_eq!(pushes(&code), (vec![15, 14, 13, 12, 3], true));
-        // Cut before the end, or after what is not known.
+        // The code ends early, or an unknown instruction follows.
         assert_eq!(pushes(&code[..16]), (vec![15, 14, 13, 12, 3], false));
         assert_eq!(pushes(&[0x41, 0x57, 0xe8, 0, 0, 0, 0, 0x53]), (vec![15], false));
-        // The stack pointer is aligned, or set: what comes then is in no known place.
+        // The stack pointer is aligned or set. The offsets of later pushes are unknown.
         assert_eq!(pushes(&[0x48, 0x83, 0xe4, 0xf0, 0x53]), (vec![], false));
         assert_eq!(pushes(&[0x48, 0x89, 0xec, 0x53]), (vec![], false));
         assert_eq!(pushes(&[0x49, 0x89, 0xfc, 0x53]), (vec![3], false));

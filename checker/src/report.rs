@@ -2,9 +2,11 @@
 
 use crate::counters::Counters;
 use crate::guess;
+use crate::loss;
 use crate::names::Names;
 pub use crate::text::Asked;
 use crate::{Outcome, text};
+use detector::Count;
 use detector::report::{Frame, Group, Report, Suppressed};
 use detector::stacks::StackId;
 use detector::suppress::Suppression;
@@ -37,6 +39,7 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
             Some(other) if other.cache == leak.cache && other.size == leak.size => other.guess.clone(),
             _ => guess::guess(names, &leak, &group.frames),
         };
+        leak.loss = u.traced.as_ref().map(|traced| Box::new(loss::tell(names, traced, &group.frames)));
         group.leaks.push(leak);
     }
     let weight = |g: &Group| g.bytes() + g.retains().bytes;
@@ -47,15 +50,15 @@ fn groups(names: Names<'_>, outcome: &Outcome) -> Vec<Group> {
 /// Makes the report. Leaks with equal stacks are grouped.
 pub fn report(names: Names<'_>, outcome: &Outcome, counters: &Counters, asked: Asked<'_>) -> Report {
     let groups = groups(names, outcome);
-    let entry = |s: &Suppression, (objects, bytes)| Suppressed {
+    let entry = |s: &Suppression, count: Count| Suppressed {
         template: s.template.clone(),
         file: s.path.display().to_string(),
         line: s.line,
-        objects,
-        bytes,
+        objects: count.objects,
+        bytes: count.bytes,
     };
     let all = asked.suppressions.all();
-    let used = outcome.suppressed.iter().filter_map(|(&number, &counts)| Some(entry(all.get(number)?, counts)));
+    let used = outcome.suppressed.iter().filter_map(|(&number, &count)| Some(entry(all.get(number)?, count)));
     let unused = asked.suppressions.unused().filter(|_| asked.unused);
     let mut report = Report {
         test: outcome.tests.at.as_deref().map(str::to_owned),
@@ -65,7 +68,7 @@ pub fn report(names: Names<'_>, outcome: &Outcome, counters: &Counters, asked: A
         groups,
         troubles: outcome.troubles.clone(),
         suppressed: used.collect(),
-        unused: unused.map(|s| entry(s, (0, 0))).collect(),
+        unused: unused.map(|s| entry(s, Count::default())).collect(),
         closing: String::new(),
     };
     report.closing = text::closing(names, outcome, counters, &report, asked);

@@ -4,17 +4,15 @@
 use crate::CheckError;
 use crate::blocks;
 use crate::guest_state::GuestState;
-use crate::names::Names;
+use crate::names::{Load, Names};
 use detector::control::{By, Count, Place};
 use detector::objects::Object;
 use detector::report::Frame;
 use detector::stacks::StackId;
 use guest_symbols::memory::StoppedMemory;
-use guest_symbols::modules::Module;
 use guest_symbols::pages::Pages;
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// Identifies an allocation site: the stack, and the last module loaded before the allocation. An
 /// address may belong to different modules at different times.
@@ -28,7 +26,7 @@ pub struct Sites {
     total: Count,
     at_ms: u64,
     /// The modules at that time. Some of them may be forgotten later.
-    modules: Vec<(u64, Arc<Module>)>,
+    modules: Vec<Load>,
 }
 
 impl Sites {

@@ -97,10 +97,10 @@ fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, groups: &[Group], p
         leaked(outcome),
         groups.len(),
         direct(outcome),
-        c.allocations,
-        c.frees,
-        outcome.live.0,
-        mib(outcome.live.1),
+        c.live_map.allocations,
+        c.live_map.frees,
+        outcome.live.objects,
+        mib(outcome.live.bytes),
         mib(outcome.root_bytes),
         mib(outcome.heap_bytes),
         outcome.time.as_secs_f64() * 1e3,
@@ -109,8 +109,8 @@ fn summary(kernel: &Kernel, outcome: &Outcome, c: &Counters, groups: &[Group], p
         freed,
         c.unmatched_returns,
         c.unwatched_sites,
-        c.unknown_frees,
-        c.missed_frees,
+        c.live_map.unknown_frees,
+        c.live_map.missed_frees,
         outcome.stale,
         outcome.not_leaks.len(),
         suppressed(outcome),
@@ -125,14 +125,14 @@ fn leaked(outcome: &Outcome) -> u64 {
     outcome.unreferenced.iter().map(|u| u.leak.size).sum()
 }
 
-/// How many of the reported objects nothing refers to.
+/// How many of the reported objects are direct leaks.
 fn direct(outcome: &Outcome) -> u64 {
     outcome.unreferenced.iter().filter(|u| u.direct).count() as u64
 }
 
-/// How many objects suppressions match.
+/// How many objects the suppressions match.
 fn suppressed(outcome: &Outcome) -> u64 {
-    outcome.suppressed.values().map(|(objects, _)| objects).sum()
+    outcome.suppressed.values().map(|count| count.objects).sum()
 }
 
 /// The numbers of the summary line, for structured reports.
@@ -143,30 +143,20 @@ pub(crate) fn figures(outcome: &Outcome, groups: &[Group], c: &Counters, pause: 
         ("unreferenced_bytes", leaked(outcome)),
         ("groups", groups.len() as u64),
         ("direct", direct(outcome)),
-        ("allocations", c.allocations),
-        ("frees", c.frees),
-        ("live_objects", outcome.live.0),
-        ("live_bytes", outcome.live.1),
+        ("live_objects", outcome.live.objects),
+        ("live_bytes", outcome.live.bytes),
         ("root_bytes", outcome.root_bytes),
         ("heap_bytes", outcome.heap_bytes),
         ("scan_microseconds", outcome.time.as_micros() as u64),
         ("in_slabs", outcome.audit.as_ref().map_or(0, |a| a.allocated)),
         ("unknown", unknown),
         ("freed", freed),
-        ("unmatched_returns", c.unmatched_returns),
-        ("unwatched_sites", c.unwatched_sites),
-        ("unknown_frees", c.unknown_frees),
-        ("missed_frees", c.missed_frees),
         ("stale", outcome.stale),
         ("known", outcome.not_leaks.len() as u64),
         ("suppressed", suppressed(outcome)),
-        ("hooks_hit", c.hooks_hit),
-        ("hooks", c.hooks),
-        ("rewinds", c.rewinds),
-        ("boot", c.boot),
     ];
     let pause = pause.map(|p| ("pause_microseconds", p.as_micros() as u64));
-    figures.into_iter().chain(pause).map(|(name, value)| (name.to_owned(), value)).collect()
+    figures.into_iter().chain(c.figures()).chain(pause).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The objects that each suppression matched, in LeakSanitizer's format, and the suppressions that
@@ -200,7 +190,7 @@ fn audit(audit: &Audit) -> String {
         + &lines("only libleak holds, by allocating function,", &audit.freed)
         + &format!(
             "libleak: audit: {} slab objects, {} vmalloc blocks and {} per-CPU blocks compared, {} invalid freelists\n",
-            audit.allocated, audit.blocks.0, audit.blocks.1, audit.broken
+            audit.allocated, audit.vmalloc, audit.percpu, audit.broken
         )
 }
 
@@ -221,8 +211,7 @@ pub fn path(names: Names<'_>, path: &Path) -> String {
         Some(caller) => format!("by {caller}"),
     };
     let words = |words: &[u64]| words.iter().map(|w| format!("{w:x}")).collect::<Vec<_>>().join(" ");
-    let (addr, size, object) = &path.of;
-    let mut text = format!("libleak: why: {addr:#x} (size {size}, {}): ", site(object));
+    let mut text = format!("libleak: why: {:#x} (size {}, {}): ", path.addr, path.size, site(&path.object));
     if path.holders.is_empty() {
         return text + "nobody refers to it\n";
     }

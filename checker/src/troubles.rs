@@ -1,5 +1,5 @@
-//! Reasons to doubt the result of a check, found by the check itself. Each is certain. A guest
-//! whose kernel is not corrupted has none, whatever it does and whenever it is stopped.
+//! Reasons to doubt the result of a check, found by the check itself. Each is certain: a guest with
+//! an intact kernel never has one.
 
 use guest_symbols::corruption::{Corruption, Unreadable};
 

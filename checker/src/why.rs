@@ -15,8 +15,7 @@ use guest_symbols::slab::Cache;
 
 /// Most steps that are shown of one path.
 const MAX_STEPS: usize = 16;
-/// Words that are shown around a reference. In an object these are so many in total, in a root so
-/// many on each side.
+/// Number of words shown around a reference: in total for an object, on each side for a root.
 const AROUND: u64 = 4;
 
 /// One place on the path.
@@ -32,7 +31,7 @@ pub enum Holder {
         object: Object,
         /// The name of its slab cache.
         cache: Option<String>,
-        /// Offset of the reference in bytes. `None` if a rule leads from it, not a word.
+        /// Offset of the reference in bytes. `None` if a rule and not a word is the reference.
         offset: Option<u64>,
         /// The aligned group of words that the reference is in.
         words: Vec<u64>,
@@ -57,10 +56,13 @@ pub enum Holder {
 /// An object, and why it counts as referenced.
 #[derive(Debug, Clone)]
 pub struct Path {
-    /// Its address, its size in bytes, and its entry in the live map.
-    pub of: (u64, u64, Object),
-    /// What refers to it, what refers to that, and so on up to the root. Empty if nothing refers to
-    /// it.
+    /// Its virtual address, or `__percpu` pointer.
+    pub addr: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its entry in the live map.
+    pub object: Object,
+    /// The holders, from the direct one up to the root. Empty if nothing refers to the object.
     pub holders: Vec<Holder>,
 }
 
@@ -107,7 +109,7 @@ pub(crate) fn paths<M: StoppedMemory>(
                 }
             }
         }
-        paths.push(Path { of: (block.addr, block.size, *blocks.object(block)), holders });
+        paths.push(Path { addr: block.addr, size: block.size, object: *blocks.object(block), holders });
     }
     paths
 }
@@ -145,6 +147,16 @@ fn object<M: StoppedMemory>(
 fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, percpu: &PerCpu, phys: PhysAddr) -> Holder {
     let first = phys.0.saturating_sub(8 * AROUND).max(phys.0 & !(PAGE_SIZE - 1));
     let words = (0..=2 * AROUND).map_while(|i| memory.read_u64(PhysAddr(first + 8 * i)).ok()).collect();
+    Holder::Root { phys, usage: pages.usage(phys.pfn()), symbol: variable(kernel, memory, percpu, phys), words }
+}
+
+/// The static or per-CPU variable at a physical address, and the offset in it in bytes.
+pub(crate) fn variable<M: StoppedMemory>(
+    kernel: &Kernel,
+    memory: &M,
+    percpu: &PerCpu,
+    phys: PhysAddr,
+) -> Option<(String, u64)> {
     let name = |at: VirtAddr, from: &str, to: &str| {
         let inside = kernel.symbol(from)? <= at && at < kernel.symbol(to)?;
         kernel.symbols.resolve(at.0).filter(|_| inside).map(|r| (r.name.to_owned(), r.offset))
@@ -159,6 +171,5 @@ fn root<M: StoppedMemory>(kernel: &Kernel, memory: &M, pages: &Pages, percpu: &P
         let mut variables = percpu.offsets.iter().map(|o| VirtAddr(at.wrapping_sub(*o)));
         variables.find_map(|at| name(at, "__per_cpu_start", "__per_cpu_end"))
     };
-    let symbol = in_image().or_else(in_percpu);
-    Holder::Root { phys, usage: pages.usage(phys.pfn()), symbol, words }
+    in_image().or_else(in_percpu)
 }

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 
 /// Check a snapshot and print its report
 ///
-/// The report is the one that the plugin printed when it wrote the snapshot, except for the length
-/// of the pause. The status is 0 if there is a report, whatever is in it, and 1 if there is none.
+/// The report is the one that the plugin printed when it wrote the snapshot. Only the length of the
+/// pause differs. The status is 0 if there is a report, with or without leaks. It is 1 if there is
+/// no report.
 #[derive(clap::Args)]
 pub struct Check {
     /// File that the plugin's option snapshot= wrote

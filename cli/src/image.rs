@@ -29,10 +29,27 @@ pub enum ImageError {
     Packing(Vec<u8>),
     /// The payload cannot be decompressed.
     #[error("it does not unpack: {0}")]
-    Unpack(String),
+    Unpack(std::io::Error),
+    /// A block of the payload cannot be decompressed.
+    #[error("it does not unpack: {0}")]
+    Lz4(lz4_flex::block::DecompressError),
     /// The payload is not an ELF file for x86-64.
     #[error("it holds no x86-64 ELF file: {0}")]
-    Elf(String),
+    Elf(ImageFlaw),
+}
+
+/// What is wrong with an unpacked kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageFlaw {
+    /// The headers are malformed.
+    #[error(transparent)]
+    Headers(#[from] object::read::Error),
+    /// No segment is in the kernel's mapping.
+    #[error("no part of it is loaded")]
+    Empty,
+    /// The segments are larger than the kernel's mapping.
+    #[error("its segments exceed the mapping of a kernel")]
+    TooLarge,
 }
 
 /// A kernel image as it lies in memory.
@@ -70,12 +87,12 @@ pub fn unpack(data: &[u8]) -> Result<Vec<u8>, ImageError> {
         data.get(start..start.checked_add(field(0x24c)?)?)
     })();
     let payload = payload.filter(|p| !p.is_empty()).ok_or(ImageError::Payload)?;
-    let fail = |why: &dyn std::fmt::Display| ImageError::Unpack(why.to_string());
     match payload {
         [0x1f, 0x8b, ..] => read(flate2::read::GzDecoder::new(payload)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read(lzma_rust2::XzReader::new_mem_limit(payload, false, XZ_MEMORY)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            read(ruzstd::decoding::StreamingDecoder::new(payload).map_err(|why| fail(&why))?)
+            let decoder = ruzstd::decoding::StreamingDecoder::new(payload);
+            read(decoder.map_err(|why| ImageError::Unpack(std::io::Error::other(why)))?)
         }
         [0x02, 0x21, 0x4c, 0x18, ..] => lz4(&payload[4..]),
         other => Err(ImageError::Packing(other[..other.len().min(8)].to_vec())),
@@ -84,7 +101,7 @@ pub fn unpack(data: &[u8]) -> Result<Vec<u8>, ImageError> {
 
 fn read(from: impl Read) -> Result<Vec<u8>, ImageError> {
     let mut data = Vec::new();
-    from.take(MOST).read_to_end(&mut data).map_err(|why| ImageError::Unpack(why.to_string()))?;
+    from.take(MOST).read_to_end(&mut data).map_err(ImageError::Unpack)?;
     Ok(data)
 }
 
@@ -98,7 +115,7 @@ fn lz4(mut packed: &[u8]) -> Result<Vec<u8>, ImageError> {
         && !block.is_empty()
         && (data.len() as u64) < MOST
     {
-        data.extend(lz4_flex::block::decompress(block, BLOCK).map_err(|why| ImageError::Unpack(why.to_string()))?);
+        data.extend(lz4_flex::block::decompress(block, BLOCK).map_err(ImageError::Lz4)?);
         packed = &rest[block.len()..];
     }
     Ok(data)
@@ -109,7 +126,7 @@ fn lz4(mut packed: &[u8]) -> Result<Vec<u8>, ImageError> {
 /// # Errors
 /// [`ImageError::Elf`].
 pub fn load(vmlinux: &[u8]) -> Result<Loaded, ImageError> {
-    let elf = ElfFile64::<Endianness>::parse(vmlinux).map_err(|why| ImageError::Elf(why.to_string()))?;
+    let elf = ElfFile64::<Endianness>::parse(vmlinux).map_err(|why| ImageError::Elf(why.into()))?;
     let endian = elf.endian();
     let parts: Vec<(u64, &[u8])> = elf
         .elf_program_headers()
@@ -119,11 +136,10 @@ pub fn load(vmlinux: &[u8]) -> Result<Loaded, ImageError> {
         // The per-CPU segment of older kernels lies at 0.
         .filter(|(at, bytes)| *at >= START && (at - START).saturating_add(bytes.len() as u64) <= SIZE)
         .collect();
-    let start =
-        parts.iter().map(|(at, _)| *at).min().ok_or_else(|| ImageError::Elf("no part of it is loaded".to_owned()))?;
+    let start = parts.iter().map(|(at, _)| *at).min().ok_or(ImageError::Elf(ImageFlaw::Empty))?;
     let end = parts.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap_or(start);
     if parts.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() > SIZE {
-        return Err(ImageError::Elf("its parts are more than a kernel has room for".to_owned()));
+        return Err(ImageError::Elf(ImageFlaw::TooLarge));
     }
     let mut memory = vec![0; (end - start) as usize];
     for (at, bytes) in parts {

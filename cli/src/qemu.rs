@@ -16,7 +16,7 @@ const NAME: &str = "libleak.so";
 pub struct PluginError {
     /// The path that was tried.
     pub path: PathBuf,
-    /// The system's word.
+    /// The error of the system.
     pub why: std::io::Error,
 }
 
@@ -28,7 +28,7 @@ pub enum ProbeError {
     Start {
         /// QEMU.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: std::io::Error,
     },
     /// QEMU or the plugin refused. The field is the message.

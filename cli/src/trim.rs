@@ -50,7 +50,7 @@ pub enum Error {
     Name {
         /// The path given.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
     /// The reports differ. This is a bug.

@@ -18,6 +18,7 @@
 //! - [`objects`]: the map of live objects; [`object`] is one entry
 //! - [`frozen`]: a copy of the map, with task names ([`comms`]) and clock readings ([`clock`])
 //! - [`stacks`]: allocation stacks, each stored once
+//! - [`history`]: which words refer to which objects, followed store by store
 //! - [`guest_tests`]: which test an allocation belongs to; [`ktap`] parses its lines
 //! - [`report`]: the report and its formats
 //! - [`suppress`]: leaks that the user does not want to see
@@ -66,6 +67,7 @@
 
 mod count;
 pub mod guest_tests;
+pub mod history;
 mod live;
 pub mod report;
 pub mod scan;

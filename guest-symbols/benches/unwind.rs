@@ -1,5 +1,5 @@
-//! How long a walk of a stack takes, over a table of rules like the kernel's and a stack that fits
-//! it. It happens at every allocation.
+//! The duration of a stack walk, which happens at every allocation. The unwind table has the size
+//! of a kernel's, and the stack matches it.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use guest_symbols::unwind::cache::Cache;
@@ -11,22 +11,22 @@ use std::hint::black_box;
 
 const TEXT: u64 = 0xffff_ffff_8100_0000;
 const STACK: u64 = 0xffff_c900_0000_0000;
-/// Functions, a rule each, and their bytes.
+/// Number of functions, one rule for each, and their size in bytes.
 const FUNCTIONS: u64 = 100_000;
 const FUNCTION: u64 = 0x80;
-/// Words of each frame, the return address included.
+/// Words of each frame, with the return address.
 const FRAME: u64 = 8;
 
-/// A guest in which reading memory costs nothing: what is measured is the walk itself.
+/// A guest whose memory costs nothing to read, so that only the walk is measured.
 struct Guest {
-    /// From which address on each holds.
+    /// The start address of each rule.
     rules: Vec<(u64, Rule)>,
     stack: Vec<u64>,
     cache: Option<Cache>,
 }
 
 impl Guest {
-    /// With a stack of calls of functions all over the text.
+    /// A guest whose stack has calls of functions all over the text.
     fn new(cache: Option<Cache>) -> Guest {
         let rule = Rule {
             sp: Base::Sp,
@@ -71,7 +71,7 @@ fn unwind(criterion: &mut Criterion) {
             let mut guest = Guest::new(cache.then(Cache::default));
             let mut out = vec![0; frames];
             let start = State::returned(TEXT + 0x20, STACK, Bp::Is(0));
-            assert_eq!(walk(&mut guest, start, &mut out), frames, "the stack is as deep as is asked for");
+            assert_eq!(walk(&mut guest, start, &mut out), frames, "the stack has the requested depth");
             group.bench_function(BenchmarkId::new(name, frames), |bencher| {
                 bencher.iter(|| walk(&mut guest, black_box(start), &mut out));
             });
@@ -80,7 +80,7 @@ fn unwind(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A walk that was made before, by the words that it read.
+/// A known walk, found by the words that it read.
 fn known(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("unwind");
     for frames in [2, 16] {

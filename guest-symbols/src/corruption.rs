@@ -1,8 +1,8 @@
 //! Corruption in the kernel's own records.
 //!
-//! Guests are fuzzed, and their kernels may corrupt their own memory. No corruption is found in an
-//! intact kernel, at whatever instruction it is stopped. Each test is an invariant that the kernel
-//! keeps at every instruction, and not a guess at usual values.
+//! Guests are fuzzed, and their kernels may corrupt their own memory. Each test is an invariant
+//! that the kernel keeps at every instruction, and not a guess at usual values. So an intact kernel
+//! never shows corruption.
 
 use crate::Kernel;
 use crate::memory::{GuestMemory, VirtAddr};

@@ -29,7 +29,7 @@ pub struct Translation {
 }
 
 impl PageTables {
-    /// Walks the tables for `at`. It reads one entry per level, whatever the tables contain.
+    /// Walks the tables for `at`. It reads one entry per level, with any content of the tables.
     ///
     /// # Errors
     /// [`MemoryError::NotMapped`] if an entry is not present. [`MemoryError::NoRam`] if a table is

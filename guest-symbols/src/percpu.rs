@@ -61,6 +61,14 @@ impl Chunk {
             nr_pages: at("nr_pages")?,
         })
     }
+
+    /// The part of a chunk's pages that belongs to it, in bytes from `base_addr`. The first chunks
+    /// share pages with what lies before and behind them.
+    fn own(&self, kernel: &Kernel, memory: &impl GuestMemory, chunk: VirtAddr) -> Option<Range<u64>> {
+        let int = |at: u64| kernel.read_u32(memory, chunk.offset(at)).ok().map(u64::from);
+        let size = int(self.nr_pages)?.min(MAX_CHUNK_PAGES) * PAGE_SIZE;
+        Some(int(self.start_offset)?..size.saturating_sub(int(self.end_offset)?))
+    }
 }
 
 impl PerCpu {
@@ -86,6 +94,9 @@ impl PerCpu {
     }
 
     /// Virtual ranges of the chunks in every CPU's memory.
+    ///
+    /// A unit is larger than what the first chunks use of it. The rest went back to the page
+    /// allocator (pcpu_embed_first_chunk(), mm/percpu.c, 5.10 to 7.3).
     fn ranges(&self, kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) -> Option<Vec<Range<u64>>> {
         let variable = |name: &str| kernel.variable(memory, name);
         let unit_size = variable("pcpu_unit_size")? & 0xffff_ffff;
@@ -98,22 +109,14 @@ impl PerCpu {
         for cpu in 0..self.offsets.len() as u64 {
             unit.push(kernel.read_u64(memory, units.offset(8 * cpu)).ok()?);
         }
-        let base_at = kernel.offset_of("pcpu_chunk", "base_addr")?;
-        let first = VirtAddr(variable("pcpu_base_addr")?);
-        // The first chunk starts with the static variables, which belong to the kernel itself.
-        let static_size = kernel.symbol("__per_cpu_end")?.0.wrapping_sub(kernel.symbol("__per_cpu_start")?.0);
-        let mut ranges: Vec<_> = unit
-            .iter()
-            .map(|u| first.0.wrapping_add(*u))
-            .map(|u| u.wrapping_add(static_size)..u.wrapping_add(unit_size))
-            .collect();
+        let layout = Chunk::of(kernel)?;
+        let mut ranges = Vec::new();
         for chunk in chunks {
-            let base = kernel.read_u64(memory, chunk.offset(base_at)).ok()?;
-            // The first chunk's base is that of its dynamic part, inside the first unit's range
-            // above.
-            if !(first.0..first.0.wrapping_add(unit_size)).contains(&base) {
-                ranges.extend(unit.iter().map(|u| base.wrapping_add(*u)).map(|u| u..u.wrapping_add(unit_size)));
-            }
+            let base = kernel.read_u64(memory, chunk.offset(layout.base_addr)).ok()?;
+            let own = layout.own(kernel, memory, *chunk)?;
+            let own = own.start.min(unit_size)..own.end.min(unit_size);
+            let of_cpu = |unit: &u64| base.wrapping_add(*unit);
+            ranges.extend(unit.iter().map(of_cpu).map(|u| u.wrapping_add(own.start)..u.wrapping_add(own.end)));
         }
         ranges.retain(|r| r.start < r.end);
         Some(ranges)
@@ -142,8 +145,8 @@ fn chunks(kernel: &Kernel, memory: &impl GuestMemory) -> Option<(Vec<VirtAddr>, 
     Some((chunks, all_whole))
 }
 
-/// Every block of the chunks. A block starts where both maps have a bit, and ends at the next bit
-/// of the bound map (pcpu_alloc_area(), mm/percpu.c).
+/// Every block of the chunks. A block starts where both maps have a bit. It ends at the next bit of
+/// the bound map (pcpu_alloc_area(), mm/percpu.c).
 fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) -> Option<Vec<(u64, u64)>> {
     let layout = Chunk::of(kernel)?;
     // Like static variables, `__percpu` pointers count from the first chunk's start
@@ -160,7 +163,7 @@ fn allocated(kernel: &Kernel, memory: &impl GuestMemory, chunks: &[VirtAddr]) ->
             Some(move |bit: u64| bytes.get(bit as usize / 8).is_some_and(|b| b >> (bit % 8) & 1 != 0))
         };
         // Parts that do not belong to a chunk are marked as allocated in its map.
-        let own = int(layout.start_offset)?..size.saturating_sub(int(layout.end_offset)?);
+        let own = layout.own(kernel, memory, *chunk)?;
         let is_allocated = map(layout.alloc_map, size / MIN_ALLOC)?;
         let is_bound = map(layout.bound_map, size / MIN_ALLOC + 1)?;
         let base = word(layout.base_addr)?.wrapping_add(to_pointer);

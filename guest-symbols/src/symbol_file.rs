@@ -4,7 +4,7 @@
 //! is rejected, because wrong symbols are worse than none.
 
 use crate::btf::Btf;
-use crate::elf::{Elf, ElfError};
+use crate::elf::{Elf, ElfError, SectionError};
 use crate::kallsyms::has_code;
 use crate::memory::VirtAddr;
 use crate::symbols::{SymbolTable, SymbolTableBuilder, find_release};
@@ -41,7 +41,7 @@ pub enum SymbolFileError {
         /// The path from the user.
         path: PathBuf,
         /// What is wrong with it.
-        why: String,
+        why: FormatFlaw,
     },
     /// Its debugging information gives no types.
     #[error(
@@ -65,6 +65,34 @@ pub enum SymbolFileError {
         /// Version of the guest, and build id if known.
         ours: String,
     },
+}
+
+/// What is wrong with a file that has none of the three formats.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatFlaw {
+    /// It is not an ELF file of an x86-64 kernel.
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// Its symbol table cannot be read.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// It has no symbols.
+    #[error("it has no symbol table (stripped)")]
+    Stripped,
+    /// It is neither an ELF file nor text.
+    #[error("it is not text")]
+    NotText,
+    /// A line of text has no symbol.
+    #[error("line {line} is not ADDRESS LETTER NAME: {text:?}")]
+    Line {
+        /// The line, counted from 1.
+        line: usize,
+        /// The start of its text.
+        text: String,
+    },
+    /// The kernel has hidden the addresses in /proc/kallsyms.
+    #[error("all addresses are 0: read /proc/kallsyms as root, with kernel.kptr_restrict=0")]
+    Hidden,
 }
 
 /// Symbols read from a file, at the file's addresses.
@@ -109,7 +137,7 @@ impl SymbolFile {
             return match Elf::open(path) {
                 Ok(elf) => SymbolFile::of_elf(path, elf),
                 Err(ElfError::Unreadable(why)) => Err(unreadable(why)),
-                Err(ElfError::NoElf(why)) => Err(SymbolFileError::Format { path: path.into(), why: why.to_string() }),
+                Err(why) => Err(SymbolFileError::Format { path: path.into(), why: why.into() }),
             };
         }
         SymbolFile::parse(path, &bytes(path).map_err(unreadable)?)
@@ -122,7 +150,7 @@ impl SymbolFile {
     pub fn parse(path: &Path, data: &[u8]) -> Result<SymbolFile, SymbolFileError> {
         let format = |why| SymbolFileError::Format { path: path.into(), why };
         if data.starts_with(b"\x7fELF") {
-            let elf = Elf::of_bytes(data.into()).map_err(|why| format(why.to_string()))?;
+            let elf = Elf::of_bytes(data.into()).map_err(|why| format(why.into()))?;
             return SymbolFile::of_elf(path, elf);
         }
         parse_text(data).map(|file| SymbolFile { path: path.into(), ..file }).map_err(format)
@@ -266,10 +294,10 @@ fn find_build_id(notes: &[u8]) -> Option<&[u8]> {
     notes.get(at..at + 20)
 }
 
-fn parse_elf(elf: Elf) -> Result<SymbolFile, String> {
-    let symbols = elf.symbols().map_err(|why| why.to_string())?;
+fn parse_elf(elf: Elf) -> Result<SymbolFile, FormatFlaw> {
+    let symbols = elf.symbols()?;
     if symbols.is_empty() {
-        return Err("it has no symbol table (stripped)".to_owned());
+        return Err(FormatFlaw::Stripped);
     }
     let banner = symbols.iter().find(|(.., name)| name == "linux_banner").and_then(|(at, ..)| elf.banner_at(*at));
     let build_id = elf.build_id();
@@ -278,8 +306,8 @@ fn parse_elf(elf: Elf) -> Result<SymbolFile, String> {
 
 /// Parses a System.map or /proc/kallsyms: `ADDRESS LETTER NAME`. The latter has `[module]` after
 /// module symbols.
-fn parse_text(data: &[u8]) -> Result<SymbolFile, String> {
-    let text = std::str::from_utf8(data).map_err(|_| "it is not text".to_owned())?;
+fn parse_text(data: &[u8]) -> Result<SymbolFile, FormatFlaw> {
+    let text = std::str::from_utf8(data).map_err(|_| FormatFlaw::NotText)?;
     let mut symbols = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let mut words = line.split_ascii_whitespace();
@@ -289,18 +317,14 @@ fn parse_text(data: &[u8]) -> Result<SymbolFile, String> {
             Some((addr, *kind, words.next()?))
         })();
         let Some((addr, kind, name)) = parsed else {
-            return Err(format!(
-                "line {} is not ADDRESS LETTER NAME: {:?}",
-                i + 1,
-                line.chars().take(60).collect::<String>()
-            ));
+            return Err(FormatFlaw::Line { line: i + 1, text: line.chars().take(60).collect() });
         };
         if words.next().is_none() {
             symbols.push((addr, kind, name.to_owned()));
         }
     }
     if symbols.iter().all(|(addr, ..)| *addr == 0) {
-        return Err("all addresses are 0: read /proc/kallsyms as root, with kernel.kptr_restrict=0".to_owned());
+        return Err(FormatFlaw::Hidden);
     }
     Ok(SymbolFile { path: PathBuf::new(), symbols, banner: None, build_id: None, btf: None, elf: None })
 }
@@ -362,7 +386,9 @@ mod tests {
 
     #[test]
     fn bad_lines_are_named() {
-        assert!(parse_text(b"ffffffff81000000 T a\nnonsense\n").err().unwrap().contains("line 2"));
-        assert!(parse_text(b"0000000000000000 T a\n").err().unwrap().contains("kptr_restrict"));
+        let flaw = parse_text(b"ffffffff81000000 T a\nnonsense\n").err().unwrap();
+        assert!(matches!(&flaw, FormatFlaw::Line { line: 2, text } if text == "nonsense"), "{flaw}");
+        let flaw = parse_text(b"0000000000000000 T a\n").err().unwrap();
+        assert!(matches!(flaw, FormatFlaw::Hidden), "{flaw}");
     }
 }

@@ -74,8 +74,8 @@ impl SymbolTableBuilder {
         SymbolTableBuilder { entries: Vec::with_capacity(n), names: String::with_capacity(n * 24) }
     }
 
-    /// Adds a symbol. Names longer than 64 KiB, names beyond 4 GiB in total, and names that are not
-    /// one word are left out.
+    /// Adds a symbol. Three kinds of names are left out: longer than 64 KiB, beyond 4 GiB in total,
+    /// and not one word.
     pub fn push(&mut self, addr: u64, kind: u8, name: &str) {
         // All bytes are tested without an early exit, which the compiler vectorizes.
         let unprintable = name.bytes().fold(false, |unprintable, b| unprintable | !(b' '..0x7f).contains(&b));

@@ -89,7 +89,7 @@ fn call_in(path: &Path, function: &str) -> Vec<(u64, u64)> {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "gcc cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start gcc")]
 fn inlined_functions_of_a_module_are_told_from_each_other() {
     for (i, options) in ["-g -gdwarf-5", "-g -gdwarf-4", "-g -gz=zlib", "-g -fdebug-prefix-map=./="].iter().enumerate()
     {
@@ -108,7 +108,7 @@ fn inlined_functions_of_a_module_are_told_from_each_other() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "gcc cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start gcc")]
 fn functions_of_equal_names_are_told_apart_by_size() {
     let scratch = Scratch::new("twins");
     for (name, filler) in [("one", ""), ("two", "asm volatile(\".skip 64, 0x90\");"), ("end", "")] {
@@ -140,7 +140,7 @@ fn functions_of_equal_names_are_told_apart_by_size() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "gcc cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start gcc")]
 fn modules_of_another_release_in_a_folder_are_left_out() {
     let (scratch, path) = module("releases", "-g");
     let (offset, size) = call_in(&path, "outer")[0];
@@ -177,7 +177,7 @@ fn vmlinux(name: &str) -> (Scratch, PathBuf, u64) {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "gcc cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start gcc")]
 fn a_vmlinux_speaks_of_the_kernel_that_it_is() {
     let (scratch, path, offset) = vmlinux("vmlinux");
     let id = {
@@ -207,7 +207,7 @@ fn a_vmlinux_speaks_of_the_kernel_that_it_is() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "gcc cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start gcc")]
 fn files_without_debugging_information_are_named() {
     let (scratch, path) = module("stripped", "-g0");
     let error = Lines::open(std::slice::from_ref(&path)).err().unwrap();
@@ -224,7 +224,7 @@ fn files_without_debugging_information_are_named() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "gcc cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start gcc")]
 fn broken_files_are_errors() {
     let (scratch, path) = module("broken", "-g");
     let (offset, size) = call_in(&path, "outer")[0];

@@ -37,7 +37,7 @@ pub fn also_to(files: &'static dyn MessageFiles) {
     let _ = FILES.set(files);
 }
 
-/// Writes a line to stderr, whatever the log level is.
+/// Writes a line to stderr, at any log level.
 pub fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "libleak: {text}");
 }

@@ -178,7 +178,7 @@ mod tests {
         assert!(made.is_err());
         assert_eq!(names(&folder), [""; 0]);
         fs::remove_dir_all(folder).unwrap();
-        // No file comes to be in /dev.
+        // No file is created in /dev.
         let (_, made) = Grown::create(Path::new("/dev/libleak-no-such-device"));
         assert_eq!(made.unwrap_err().kind(), ErrorKind::NotFound);
     }

@@ -1,7 +1,7 @@
 //! libleak.so: a QEMU TCG plugin that finds memory leaks in a Linux guest's kernel from outside.
 //!
-//! This file has the symbols and callbacks that QEMU needs of a plugin, for plugin API versions 4
-//! (QEMU 9.2) to 7 (QEMU 11.1).
+//! This file has the symbols and callbacks that QEMU needs of a plugin. The plugin API has version
+//! 4 (QEMU 9.2) to 7 (QEMU 11.1).
 
 #![deny(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod diagnostics;
 #[expect(unsafe_code, reason = "contact with QEMU and libc")]
 pub mod ffi;
 mod file;
+pub mod history;
 pub mod hooks;
 pub mod options;
 pub mod output;
@@ -29,13 +30,13 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use triggers::control::{self, Socket, SocketError};
 
 /// The API version that the plugin asks for. QEMU reads it after the constructor has run.
-#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
+#[expect(unsafe_code, reason = "symbols and arguments of QEMU and the loader")]
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub static qemu_plugin_version: AtomicI32 = AtomicI32::new(4);
 
 /// Runs when QEMU loads the library, before QEMU looks up symbols.
-#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
+#[expect(unsafe_code, reason = "symbols and arguments of QEMU and the loader")]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = constructor;
@@ -76,7 +77,7 @@ static REFUSED: AtomicBool = AtomicBool::new(false);
 ///
 /// # Safety
 /// Called by QEMU, with a valid `info`, and `argc` C strings at `argv`.
-#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
+#[expect(unsafe_code, reason = "symbols and arguments of QEMU and the loader")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qemu_plugin_install(
     id: u64,
@@ -144,7 +145,7 @@ enum Unsupported {
     Function(#[from] api::MissingFunction),
 }
 
-#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
+#[expect(unsafe_code, reason = "symbols and arguments of QEMU and the loader")]
 fn install(id: u64, target: &str, system: bool, version: c_int, words: &[String]) -> Result<(), InstallError> {
     if !host::claim_process() {
         // QEMU ends now, before a guest runs. No report is needed.
@@ -215,7 +216,7 @@ extern "C" fn tb_trans_with_id(_id: u64, tb: *mut qemu_plugin_tb) {
     tb_trans(tb, std::ptr::null_mut());
 }
 
-#[expect(unsafe_code, reason = "what QEMU and the loader look for, and hand over")]
+#[expect(unsafe_code, reason = "symbols and arguments of QEMU and the loader")]
 extern "C" fn tb_trans(tb: *mut qemu_plugin_tb, _userdata: *mut c_void) {
     guard(|| {
         inject("translate");
@@ -243,7 +244,7 @@ extern "C" fn at_exit_with_id(_id: u64, userdata: *mut c_void) {
     at_exit(userdata);
 }
 
-#[expect(unsafe_code, reason = "says that the guest is stopped")]
+#[expect(unsafe_code, reason = "states that the guest is stopped")]
 extern "C" fn at_exit(_userdata: *mut c_void) {
     let Some(session) = session().filter(|_| !REFUSED.load(Ordering::Relaxed)) else { return };
     // Also after a panic: what was known until then is reported.

@@ -46,8 +46,8 @@ use std::time::{Duration, Instant};
 const INTERVAL_MIN_AGE: Duration = Duration::from_secs(5);
 /// Bytes read of `linux_banner`, which starts with "Linux version RELEASE".
 const MAX_BANNER: usize = 256;
-/// Searches before giving up: at the kernel's first block, the second, the third, the fifth and so
-/// on, up to about block half a million.
+/// Number of searches before giving up. They run at the kernel's first, second, third and fifth
+/// block and so on, up to about block half a million.
 const MAX_SEARCHES: u32 = 20;
 
 /// Makes the listener for the events of one kernel.
@@ -237,19 +237,20 @@ impl Session {
         let phys = ram
             .phys_of(code)
             .ok_or_else(|| NotFound::NotYet(format!("the kernel block at {start:#x} is not in RAM")))?;
-        // SAFETY: as far as anyone can tell this is the first block of a kernel, so the boot CPU is
-        // the only one that runs, and it is in this callback. Should another run after all, as in a
-        // guest that was loaded, it would be writing kernel data, not the read-only data and the
-        // code that are read.
-        #[expect(unsafe_code, reason = "says that the guest is stopped")]
+        // SAFETY: this seems to be the first block of a kernel. The boot CPU is then the only one
+        // that runs, and it is in this callback. In a guest that was loaded, other CPUs may run.
+        // They write kernel data, and not the read-only data and code that are read here.
+        #[expect(unsafe_code, reason = "states that the guest is stopped")]
         let stopped = unsafe { GuestStopped::new() };
         let kernel = {
             let memory = ram.stopped(&stopped);
             // Types may be read from a file, by threads that are started for that.
             let found = signals::while_blocked(|| Kernel::find(&memory, VirtAddr(start), phys, symbols));
-            self.beside.complete(found, &memory, (VirtAddr(start), phys)).map_err(|(e, notes)| match e {
-                KernelError::NotLinux(_) => NotFound::NotYet(e.to_string()),
-                e => NotFound::Never(format!("{e}{notes}")),
+            self.beside.complete(found, &memory, (VirtAddr(start), phys)).map_err(|incomplete| {
+                match incomplete.why {
+                    KernelError::NotLinux(_) => NotFound::NotYet(incomplete.to_string()),
+                    _ => NotFound::Never(incomplete.to_string()),
+                }
             })?
         };
         log::info!(
@@ -268,7 +269,8 @@ impl Session {
             Wanted { pages: self.options.pages, markers: self.options.guest_markers, console: self.options.ktap };
         let boot = self.search.boots.fetch_add(1, Ordering::Relaxed) + 1;
         let has_run = attach::has_run(&kernel, &ram) || self.search.kernel_blocks.load(Ordering::Relaxed) > 1;
-        let kept = Kept { frames: self.options.frames, objects: self.options.max_objects };
+        let kept =
+            Kept { frames: self.options.frames, objects: self.options.max_objects, history: self.options.history };
         let guest = Guest::new(kernel, ram, boot, &stopped);
         let (tracker, missing) = Tracker::new(guest, wanted, kept, &stopped);
         if has_run {
@@ -295,7 +297,7 @@ impl Session {
         }
     }
 
-    /// The kernel that is tracked, or was until libleak panicked.
+    /// The tracked kernel, or the one that was tracked until libleak panicked.
     fn known(&self) -> Result<Arc<Tracker>, NotTracked> {
         let Some(tracker) = current::tracker() else {
             let why = self.failure.lock().clone();

@@ -79,7 +79,7 @@ boot_guest() {
     if [ -n "$root" ]; then
         binds=${binds#:}
         binds=${binds:+$binds:}$kernel:$(dirname "$initrd")
-        # timeout runs programs, not functions: hence a shell of its own.
+        # timeout runs programs and no functions, so it gets a shell.
         timeout --kill-after=5 "$limit" bash -c "$(declare -f run_in_root)"'; run_in_root "$@"' bash \
             "$root" "$binds" "${command[@]}" </dev/null
     else

@@ -1,4 +1,4 @@
-# What a test guest is made of besides its kernel: modules built for it and an initramfs.
+# The parts of a test guest besides its kernel: modules built for it, and an initramfs.
 #
 # Source it after common.sh, kernels.sh and roots.sh; do not run it.
 
@@ -28,10 +28,10 @@ build_root() {
 }
 
 # build_module KERNELDIR SOURCE.c... OUTDIR, or KERNELDIR SOURCEDIR OUTDIR: builds kernel modules
-# outside the kernel's tree and puts the .ko files into OUTDIR. Every SOURCE.c becomes one module;
-# a SOURCEDIR is taken as it is, and its Kbuild or Makefile says what to build (without one, every
-# .c file is a module). Nothing is built when the same sources were built for the same kernel
-# before. Debugging information is left out; symbols stay.
+# outside the kernel's tree and puts the .ko files into OUTDIR. Every SOURCE.c becomes one module.
+# The Kbuild or Makefile of a SOURCEDIR lists its modules; without one, every .c file is a module.
+# Nothing is built if the same sources were built for the same kernel before. Debugging information is
+# left out; symbols stay.
 #
 # With --debug FOLDER before all else, FOLDER gets the same modules with their debugging information: the
 # code is the same to the byte, as OUTDIR's are copies without it.
@@ -151,7 +151,7 @@ kmemleak_sample_source() {
     echo "$folder"
 }
 
-# guest_busybox: the static busybox every guest runs, from bookworm whatever this machine is.
+# guest_busybox: the static busybox of every guest, from bookworm on any machine.
 guest_busybox() {
     local folder=$CACHE/busybox version
     apt_tree bookworm

@@ -1,9 +1,12 @@
 # Stock Debian guest kernels and their headers, unpacked below the cache. Nothing is installed.
 #
-# A kernel is named SUITE[-backports][@SERIES][-generic|:FLAVOUR], for example bookworm, bookworm-backports,
-# trixie-backports-generic, bookworm:rt-amd64 or trixie-backports@6.19. FLAVOUR is cloud-amd64 unless said, and
-# -generic is the one for real machines, amd64. SERIES is the newest kernel of that series which the suite has; of
-# older ones it may have no headers, and no modules can be built then. selfbuilt-VARIANT is one that selfbuilt.sh builds. Each lives in $CACHE/kernels/NAME:
+# A kernel is named SUITE[-backports][@SERIES[-oldest]][-generic|:FLAVOUR], for example bookworm,
+# bookworm-backports, trixie-backports-generic, bookworm:rt-amd64, trixie-backports@6.19 or
+# bookworm-backports@6.12-oldest. FLAVOUR is cloud-amd64 unless said, and -generic is the one for real
+# machines, amd64. SERIES is the newest kernel of that series which the suite has, and SERIES-oldest is
+# its oldest one. SERIES may be a whole version, such as 6.12.43, as long as the suite has it. Older
+# kernels may have no headers, and no modules can be built then. selfbuilt-VARIANT is one that
+# selfbuilt.sh builds. Each lives in $CACHE/kernels/NAME:
 #   vmlinuz      the compressed kernel image
 #   release      what uname -r prints
 #   modules/     lib/modules/RELEASE
@@ -37,11 +40,12 @@ suite_series() {
         sed -n 's/^linux-image-\([0-9]*\.[0-9]*\)[.+].*-cloud-amd64$/\1/p' | sort -Vu
 }
 
-# newest_package SUITE PREFIX SERIES FLAVOUR: the newest package of that series, such as linux-image-6.19.14+deb13-amd64;
-# nothing if there is none. The names of flavours contain each other.
-newest_package() {
+# series_packages SUITE PREFIX SERIES FLAVOUR: the packages of that series, such as
+# linux-image-6.19.14+deb13-amd64, oldest first. Nothing if there is none. The names of flavours contain
+# each other. The meta package of a series, which has no version in its name, is left out.
+series_packages() {
     in_tree "$1" apt-cache pkgnames "$2-$3" |
-        { grep -Ex "$2-${3/./\\.}([.+][0-9a-z.+]*)?(-[0-9]+)?-$4" || true; } | sort -V | tail -n 1
+        { grep -Ex "$2-${3//./\\.}[.+][0-9a-z.+]*(-[0-9]+)?-$4" || true; } | sort -V
 }
 
 # guest_kernel NAME: fetches the newest kernel of that name and prints its folder.
@@ -80,7 +84,12 @@ guest_kernel() {
     [ "$pocket" = "$suite" ] && pocket=now
     local image headers image_package=linux-image-$flavour headers_package=linux-headers-$flavour
     if [ -n "$series" ]; then
-        image_package=$(newest_package "$suite" linux-image "$series" "$flavour")
+        local packages
+        mapfile -t packages < <(series_packages "$suite" linux-image "${series%-oldest}" "$flavour")
+        case "$series" in
+        *-oldest) image_package=${packages[0]:-} ;;
+        *) image_package=${packages[-1]:-} ;;
+        esac
         [ -n "$image_package" ] || die "Debian $suite has no kernel of the series $series for $flavour"
         headers_package=${image_package/image/headers}
     fi

@@ -2,7 +2,7 @@
 #
 # Source it after common.sh and kernels.sh, in scripts/matrix, whose functions it uses; do not run it.
 #
-# Each row is one boot: the workload, and then the module zoo (leaky, where the zoo cannot be built). The mirror keeps
+# Each row is one boot: the workload, and then the module zoo. The mirror keeps
 # older series without their headers. No module can be built for these, and the workload alone must have no report.
 # The columns:
 #
@@ -89,7 +89,7 @@ series_row() {
             grep -q "timer doesn't work" "$folder/console" || break
         done
         hidden=$((planted - found))
-        [ "$hidden" = 0 ] || [ ! -e "$snapshot" ] || why_hidden "$folder" "$snapshot" "${MODULE[${arguments[0]}]:-zoo}"
+        [ "$hidden" = 0 ] || [ ! -e "$snapshot" ] || why_hidden "$folder" "$snapshot" zoo
         [ "$trouble" != "misses leaks" ] || [ "$hidden" -gt "$SERIES_HIDDEN" ] || trouble=''
         # Of what is wrong everything is kept.
         [ -n "$trouble" ] || rm -f "$snapshot"

@@ -462,7 +462,7 @@ killed() {
 }
 
 daemon() {
-    # It is nobody's child when it has started.
+    # The daemon has no parent process here.
     local folder=$1 status=0 began=$SECONDS pid job=$$
     printf '#!/bin/sh\ninsmod /modules/leaky.ko\n' >"$folder/leak"
     cd "$folder" || return

@@ -23,7 +23,7 @@ fn check(criterion: &mut Criterion) {
     let snapshot = guest();
     let (moment, none) = (snapshot.moment(), Suppressions::default());
     let outcome = moment.check(None, &none).unwrap_or_else(|why| panic!("{why}"));
-    let mut group = criterion.benchmark_group(format!("check of {} objects", outcome.live.0));
+    let mut group = criterion.benchmark_group(format!("check of {} objects", outcome.live.objects));
     group.sample_size(10).throughput(Throughput::Bytes(outcome.root_bytes + outcome.heap_bytes));
     for count in [1, 2, 4, 8] {
         let pool = threads::pool(NonZeroUsize::new(count));

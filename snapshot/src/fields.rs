@@ -96,7 +96,7 @@ impl<R: Read> Source<R> {
     pub fn count(&mut self, most: u32) -> Result<usize, Flaw> {
         match u32::from_le_bytes(self.array()?) {
             n if n <= most => Ok(n as usize),
-            n => self.flaw(format!("{n} is more than the {most} there may be")),
+            n => self.flaw(format!("{n} exceeds the limit of {most}")),
         }
     }
 

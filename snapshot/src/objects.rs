@@ -55,7 +55,7 @@ pub(crate) fn put(to: &mut Sink<impl Write>, objects: &Objects) -> io::Result<()
 
 fn many(from: &mut Source<impl Read>, what: &str) -> Result<u64, Flaw> {
     match from.u64()? {
-        count if count > MAX_OBJECTS => from.flaw(format!("{count} {what} are more than there may be")),
+        count if count > MAX_OBJECTS => from.flaw(format!("{count} {what} exceed the limit")),
         count => Ok(count),
     }
 }

@@ -9,8 +9,10 @@ use crate::format::{END, MAGIC, VERSION};
 use crate::ram::TakeError;
 use crate::{guest_tests, objects, ram};
 use checker::guest_state::{Counters, GuestState};
+use checker::names::Load;
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
+use detector::objects::Counters as LiveMapCounters;
 use detector::stacks::Stacks;
 use guest_symbols::Kernel;
 use guest_symbols::memory::{GuestMemory, MemoryError, OwnedMemory, PAGE_SIZE, PhysAddr, StoppedMemory, VirtAddr};
@@ -64,7 +66,7 @@ pub(crate) struct Contents {
     counters: Counters,
     troubles: Vec<String>,
     registers: Vec<u64>,
-    modules: Vec<(u64, Arc<Module>)>,
+    modules: Vec<Load>,
     tests: Tests,
     stacks: Stacks,
     objects: Objects,
@@ -143,6 +145,7 @@ impl Snapshot {
             min_age: c.min_age,
             unseen: c.unseen,
             halted: c.halted,
+            traces: None,
         }
     }
 }
@@ -170,15 +173,17 @@ impl Contents {
         let (millis, min_age, [flags]) = (from.u64()?, Duration::from_millis(from.u64()?), from.array()?);
         let (unseen, halted) = (flags & 1 != 0, flags & 2 != 0);
         if flags > 3 {
-            from.flaw::<()>(format!("{flags} has flags that are none"))?;
+            from.flaw::<()>(format!("{flags} has unknown flags"))?;
         }
 
         from.part("counters");
         let counters = Counters {
-            allocations: from.u64()?,
-            frees: from.u64()?,
-            unknown_frees: from.u64()?,
-            missed_frees: from.u64()?,
+            live_map: LiveMapCounters {
+                allocations: from.u64()?,
+                frees: from.u64()?,
+                unknown_frees: from.u64()?,
+                missed_frees: from.u64()?,
+            },
             unmatched_returns: from.u64()?,
             unwatched_sites: from.u64()?,
             hooks_hit: from.u64()?,
@@ -195,7 +200,7 @@ impl Contents {
 
         from.part("modules");
         let modules = (0..from.count(MAX_MODULES)?)
-            .map(|_| Ok((from.u64()?, Arc::new(take_module(from)?))))
+            .map(|_| Ok(Load { sequence: from.u64()?, module: Arc::new(take_module(from)?) }))
             .collect::<Result<_, Flaw>>()?;
 
         from.part("tests");
@@ -207,7 +212,7 @@ impl Contents {
             let frames = (0..from.count(MAX_FRAMES)?).map(|_| from.u64()).collect::<Result<Vec<_>, _>>()?;
             // Stacks are unique, so interning them again yields the numbers that objects have.
             if stacks.intern(&frames).0 as usize != number {
-                from.flaw::<()>(format!("stack {number} is empty, or there twice"))?;
+                from.flaw::<()>(format!("stack {number} is empty or a duplicate"))?;
             }
         }
 
@@ -219,7 +224,7 @@ impl Contents {
 
         from.part("end");
         if from.array()? != END {
-            from.flaw::<()>("more contents than there should be")?;
+            from.flaw::<()>("there are bytes after the end")?;
         }
         Ok(Contents {
             release,

@@ -6,11 +6,12 @@ use crate::format::{MAGIC, VERSION};
 use crate::read::{Contents, Snapshot};
 use crate::write::{contents, try_path, write};
 use checker::guest_state::{Counters, GuestState};
+use checker::names::Load;
 use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::{Test, Tests, Verdict};
-use detector::objects::{Allocation, Kind, LiveMap};
+use detector::objects::{self, Allocation, Kind, LiveMap};
 use detector::stacks::{StackId, Stacks};
 use detector::suppress::Suppressions;
 use guest_symbols::kernel::Kernel;
@@ -20,7 +21,6 @@ use guest_symbols::symbol_file::SymbolFile;
 use guest_symbols::symbols::Symbol;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 const TEXT: u64 = 0xffff_ffff_8100_0000;
@@ -37,7 +37,7 @@ struct Guest {
     memory: OwnedMemory,
     kernel: Kernel,
     objects: Objects,
-    modules: Vec<(u64, Arc<Module>)>,
+    modules: Vec<Load>,
     stacks: Stacks,
     tests: Tests,
     troubles: Vec<String>,
@@ -92,7 +92,10 @@ impl Guest {
             stacks,
             kernel,
             objects,
-            modules: vec![(3, module("leaky").into()), (5, module("other").into())],
+            modules: vec![
+                Load { sequence: 3, module: module("leaky").into() },
+                Load { sequence: 5, module: module("other").into() },
+            ],
             memory,
         }
     }
@@ -107,12 +110,19 @@ impl Guest {
             registers: &[1, u64::MAX],
             modules: &self.modules,
             tests: &self.tests,
-            counters: Counters { allocations: 4, hooks: 34, rewinds: 9, boot: 2, ..Counters::default() },
+            counters: Counters {
+                live_map: objects::Counters { allocations: 4, ..objects::Counters::default() },
+                hooks: 34,
+                rewinds: 9,
+                boot: 2,
+                ..Counters::default()
+            },
             troubles: &self.troubles,
             millis: 1234,
             min_age: Duration::from_secs(5),
             unseen: true,
             halted: true,
+            traces: None,
         }
     }
 
@@ -238,7 +248,7 @@ fn other_files_are_named_as_such() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "so many files take hours there")]
+#[cfg_attr(miri, ignore = "so many files take hours under Miri")]
 fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
     let good = file("damaged");
     assert!(Snapshot::read(&good[..], Path::new("good")).is_ok());
@@ -254,7 +264,7 @@ fn a_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "so many files take hours there")]
+#[cfg_attr(miri, ignore = "so many files take hours under Miri")]
 fn contents_with_a_wrong_bit_are_refused_or_read_without_harm() {
     let good = Guest::new().contents();
     // A few bits of each page of memory are enough.
@@ -288,7 +298,7 @@ fn flaws_say_what_and_where() {
     };
     let mut contents = guest.contents();
     contents[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert_eq!(message(&contents), "kernel 4: 4294967295 is more than the 65536 there may be");
+    assert_eq!(message(&contents), "kernel 4: 4294967295 exceeds the limit of 65536");
     // The object's address finds its record.
     let contents = guest.contents();
     let second = guest.objects.list()[1].0.to_le_bytes();

@@ -4,7 +4,7 @@ use crate::error::WriteError;
 use crate::fields::Sink;
 use crate::format::{END, MAGIC, VERSION};
 use crate::{guest_tests, objects, ram};
-use checker::guest_state::{Counters, GuestState};
+use checker::guest_state::GuestState;
 use guest_symbols::memory::StoppedMemory;
 use guest_symbols::modules::Module;
 use guest_symbols::symbol_file::to_map;
@@ -110,7 +110,7 @@ pub(crate) fn contents(
     to.u64(moment.min_age.as_millis() as u64)?;
     to.u8(u8::from(moment.unseen) | u8::from(moment.halted) << 1)?;
 
-    for counter in counters(moment.counters) {
+    for (_, counter) in moment.counters.figures() {
         to.u64(counter)?;
     }
 
@@ -125,9 +125,9 @@ pub(crate) fn contents(
     }
 
     to.count(moment.modules.len())?;
-    for (sequence, module) in moment.modules {
-        to.u64(*sequence)?;
-        put_module(to, module)?;
+    for load in moment.modules {
+        to.u64(load.sequence)?;
+        put_module(to, &load.module)?;
     }
 
     guest_tests::put(to, moment.tests)?;
@@ -162,33 +162,4 @@ fn put_module(to: &mut Sink<impl Write>, module: &Module) -> io::Result<()> {
         to.bytes(symbol.name.as_bytes())?;
     }
     Ok(())
-}
-
-/// The counters in the order of the file.
-fn counters(c: Counters) -> [u64; 10] {
-    // All fields by name, so that a new field cannot be forgotten.
-    let Counters {
-        allocations,
-        frees,
-        unknown_frees,
-        missed_frees,
-        unmatched_returns,
-        unwatched_sites,
-        hooks_hit,
-        hooks,
-        rewinds,
-        boot,
-    } = c;
-    [
-        allocations,
-        frees,
-        unknown_frees,
-        missed_frees,
-        unmatched_returns,
-        unwatched_sites,
-        hooks_hit,
-        hooks,
-        rewinds,
-        boot,
-    ]
 }

@@ -12,9 +12,14 @@
 
 #define SKBS 40
 #define ELEMENTS 40
+#define INNER 8
+/* Elements that stay in a pool's reserve. */
+#define RESERVED 5
 
 static struct kmem_cache *cache;
+/* One pool is an object, and one is a part of something else. Neither is ever destroyed. */
 static mempool_t *pool;
+static mempool_t inner_pool;
 /* Room for skb heads, which are not lost. */
 static char *heads;
 /* Fails at will: the pool gives its reserved elements then. */
@@ -51,9 +56,9 @@ static noinline void lose_skb(int i)
 	pr_info("caches: leak skb 0x%px lose_skb\n", skb);
 }
 
-static noinline void lose_element(void)
+static noinline void lose_element(mempool_t *from)
 {
-	void *element = mempool_alloc(pool, GFP_NOWAIT);
+	void *element = mempool_alloc(from, GFP_NOWAIT);
 
 	pr_info("caches: leak element 0x%px lose_element\n", element);
 }
@@ -66,8 +71,8 @@ static int __init caches_init(void)
 	heads = kzalloc(SKBS * 1024, GFP_KERNEL);
 	if (!cache || !heads)
 		return -ENOMEM;
-	pool = mempool_create(ELEMENTS, element_alloc, element_free, cache);
-	if (!pool)
+	pool = mempool_create(ELEMENTS + RESERVED, element_alloc, element_free, cache);
+	if (!pool || mempool_init(&inner_pool, INNER + RESERVED, element_alloc, element_free, cache))
 		return -ENOMEM;
 	local_bh_disable();
 	caches_fill();
@@ -75,10 +80,11 @@ static int __init caches_init(void)
 		lose_skb(i);
 	local_bh_enable();
 	failing = true;
+	/* The arrays of the pools keep the pointers to the elements that were given out. */
 	for (i = 0; i < ELEMENTS; i++)
-		lose_element();
-	/* Its array still has the elements that it gave. */
-	mempool_destroy(pool);
+		lose_element(pool);
+	for (i = 0; i < INNER; i++)
+		lose_element(&inner_pool);
 	pr_info("caches: done\n");
 	return 0;
 }

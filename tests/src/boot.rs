@@ -17,7 +17,7 @@ pub struct Boot {
     pub stderr: String,
     pub(crate) steps: Vec<String>,
     pub(crate) folder: PathBuf,
-    /// Lost objects that no report has. They are counted: see [`hidden`].
+    /// Lost objects that are in no report. They are counted: see [`hidden`].
     pub(crate) hidden: Vec<Lost>,
 }
 
@@ -28,8 +28,8 @@ impl Boot {
         self.console.contains("Oops: int3:") && self.console.contains("Kernel panic")
     }
 
-    /// Counts the lost objects that no report has. Without any report nothing is hidden: whether
-    /// there should be one is for the test to say.
+    /// Counts the lost objects that are in no report. Without any report none is counted, and the
+    /// test asserts whether there is a report.
     ///
     /// # Panics
     /// If there are too many: see [`hidden::count`].
@@ -69,8 +69,8 @@ impl Boot {
         missing.into_iter().filter(|lost| !reported.iter().any(|r| r.structure == lost.structure)).collect()
     }
 
-    /// For the message of a failed test: where the output is, and the last lines of the console. A
-    /// machine of CI is gone when somebody reads the message.
+    /// For the message of a failed test: the folder of the output, and the last lines of the
+    /// console. A CI machine no longer exists when the message is read.
     pub fn hint(&self) -> String {
         let lines: Vec<&str> = self.console.lines().collect();
         let last = lines[lines.len().saturating_sub(12)..].join("\n    ");
@@ -100,8 +100,7 @@ impl Boot {
     /// Asserts that all steps succeeded, that the guest turned itself off, and that QEMU and the
     /// plugin printed no message.
     ///
-    /// # Panics
-    /// If one of these is not so.
+    /// If one of these fails.
     pub fn assert_ended_well(&self) {
         assert_eq!(self.status, Some(0), "{}\n{}", self.hint(), self.stderr);
         for step in &self.steps {

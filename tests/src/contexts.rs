@@ -1,5 +1,4 @@
-//! Compares a report with what the module `tests/modules/contexts.c` says that it leaked, and
-//! where.
+//! Compares a report with the leaks and stacks that the module `tests/modules/contexts.c` prints.
 
 use crate::hidden::Lost;
 use crate::report::Unreferenced;
@@ -26,7 +25,7 @@ pub struct Leak {
 /// A source location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// What the module calls it.
+    /// The module's name for it.
     pub kind: String,
     /// The file.
     pub file: String,

@@ -126,8 +126,8 @@ impl Guest {
         self.boot_option("--module-debug", name)
     }
 
-    /// Adds modules of the distribution, and what they depend on, for `modprobe` in the guest.
-    /// Commas separate names. What the kernel has built in is left out.
+    /// Adds modules of the distribution and their dependencies, for `modprobe` in the guest. Commas
+    /// separate names. Drivers in the kernel image are left out.
     #[must_use]
     pub fn kmods(mut self, names: &str) -> Guest {
         self.kmods = Some(names.to_owned());
@@ -150,6 +150,16 @@ impl Guest {
     #[must_use]
     pub fn program(self, name: &str) -> Guest {
         let source = workspace().join("tests/programs").join(format!("{name}.c"));
+        self.compiled(name, &[source])
+    }
+
+    /// As [`Guest::program`], for a program of `tests/leaks`.
+    ///
+    /// # Panics
+    /// If it cannot be compiled.
+    #[must_use]
+    pub fn leak(self, name: &str) -> Guest {
+        let source = workspace().join("tests/leaks").join(format!("{name}.c"));
         self.compiled(name, &[source])
     }
 

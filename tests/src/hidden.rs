@@ -1,9 +1,10 @@
-//! Lost objects that a scan does not see, and how many there may be.
+//! Lost objects that a scan does not see, and their limit.
 //!
-//! A scan takes words for pointers. A stale word in memory may equal the address of a lost object,
-//! which is then not reported. kmemleak has the same limit. Such a hidden object is printed and
-//! counted, and the count has a bound. A leak that is missed for another reason exceeds the bound,
-//! since it is missed in every boot. Objects that are reported and not lost always fail a test.
+//! A scan treats words as pointers. A stale word in memory may equal the address of a lost object.
+//! The object is then not reported. kmemleak has the same limit. Such a hidden object is printed
+//! and counted, and the count has a limit. A leak that is missed for another reason is missed in
+//! every boot, and exceeds the limit. An object that is reported and not lost always fails the
+//! test.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +14,7 @@ pub const MOST_IN_A_BOOT: usize = 1;
 /// Most hidden structures in all boots of one test program.
 pub const MOST_IN_A_PROGRAM: usize = 2;
 
-/// From a console, what a module says that it lost.
+/// Reads from a console the lost objects that a module prints.
 pub type Losses = fn(&str) -> Vec<Lost>;
 
 /// A lost object.
@@ -21,7 +22,7 @@ pub type Losses = fn(&str) -> Vec<Lost>;
 pub struct Lost {
     /// Virtual address, or `__percpu` pointer.
     pub address: u64,
-    /// What it is a part of: one stale word hides all of a list or a tree.
+    /// The list or tree that it belongs to. One stale word hides all of it.
     pub structure: String,
 }
 
@@ -45,7 +46,7 @@ pub fn is_linked(kind: &str) -> bool {
 /// Hidden structures so far, each with its boot.
 static HIDDEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Prints and counts the hidden objects of one boot. `hint` says where its output is.
+/// Prints and counts the hidden objects of one boot. `hint` names the folder of its output.
 ///
 /// # Panics
 /// If there are more than [`MOST_IN_A_BOOT`] in it, or more than [`MOST_IN_A_PROGRAM`] in all.

@@ -23,6 +23,7 @@ pub mod sandbox;
 pub mod tree;
 
 pub use boot::Boot;
+pub use fields::assert_has;
 pub use guest::Guest;
 pub use hidden::Lost;
 pub use page::Page;

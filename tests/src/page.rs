@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 pub struct Page {
     /// Its path from the checkout, as `docs/usage.md`.
     pub name: String,
-    /// What it says.
+    /// Its text.
     pub text: String,
 }
 
@@ -87,14 +87,14 @@ impl Page {
         prose.split('`').skip(1).step_by(2).map(|span| span.replace('\n', " ").replace("\\|", "|")).collect()
     }
 
-    /// What its links lead to, as they say it.
+    /// The targets of its links, as written.
     pub fn links(&self) -> Vec<String> {
         let prose = self.prose().join("\n");
         let ends = prose.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned()));
         ends.collect()
     }
 
-    /// What links may name in it after a `#`, one for each heading.
+    /// The anchors of its headings, which links name after a `#`.
     pub fn anchors(&self) -> BTreeSet<String> {
         self.prose().into_iter().filter(|line| line.starts_with('#')).map(anchor).collect()
     }
@@ -112,7 +112,7 @@ impl Page {
 }
 
 impl Block {
-    /// Its lines, of which those that end in a backslash are one with the next.
+    /// Its lines. A line that ends in a backslash is joined with the next.
     pub fn commands(&self) -> Vec<String> {
         self.text
             .replace("\\\n", " ")
@@ -122,7 +122,7 @@ impl Block {
     }
 }
 
-/// What a heading is called in links: lower case, dashes for spaces, and no punctuation.
+/// The anchor of a heading: lower case, dashes for spaces, and no punctuation.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()

@@ -1,4 +1,4 @@
-//! Compares a report with what the module `tests/modules/leaky.c` says that it leaked.
+//! Compares a report with the leaks that the module `tests/modules/leaky.c` prints.
 
 use crate::hidden::Lost;
 use crate::report::Unreferenced;
@@ -38,7 +38,7 @@ pub fn lost(console: &str) -> Vec<Lost> {
     planted(console).iter().map(Planted::lost).collect()
 }
 
-/// How objects differ from what was planted.
+/// The differences between reported and planted objects.
 #[derive(Debug, Default)]
 pub struct Differences {
     /// Planted and not reported. A few may be hidden: see [`hidden`](crate::hidden).

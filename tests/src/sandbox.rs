@@ -21,8 +21,7 @@ const ELSEWHERE: [(&str, &str, &[&str]); 4] = [
 
 /// The commands of the shell block of a page that contains `part`, without those of [`ELSEWHERE`].
 ///
-/// # Panics
-/// If not exactly one block has the part, or a command that is said to run elsewhere does not.
+/// If not exactly one block has the part, or if a script of [`ELSEWHERE`] does not run its command.
 pub fn block(page: &str, part: &str) -> Vec<String> {
     let blocks: Vec<_> = Page::read(page).shell_blocks().into_iter().filter(|b| b.text.contains(part)).collect();
     assert_eq!(blocks.len(), 1, "{page}: shell blocks with {part}");
@@ -47,7 +46,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// A folder of that name below `target/guests`, with links to all that is in the checkout.
+    /// A folder of that name below `target/guests`, with links to everything in the checkout.
     ///
     /// # Panics
     /// If it cannot be made.
@@ -75,7 +74,7 @@ impl Sandbox {
     pub fn with_guest(test: &str, init: &str) -> Sandbox {
         let sandbox = Sandbox::new(test);
         let [image, initramfs] = ["bzImage", "initrd.gz"].map(|name| sandbox.path(name).display().to_string());
-        // In place of QEMU: keeps what would be booted.
+        // A script in place of QEMU. It keeps the files to boot.
         let taker = format!(
             "#!/bin/sh\nwhile [ $# -gt 0 ]; do\n    case $1 in\n    -kernel) cp \"$2\" {image} ;;\n    \
              -initrd) cp \"$2\" {initramfs} ;;\n    esac\n    shift\ndone\n"

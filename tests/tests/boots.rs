@@ -53,7 +53,7 @@ fn a_reboot_and_a_kexec() {
     let boot = assert_each_boot(&[true, true, true], || guest.boot());
     let releases: Vec<&str> = boot.stderr.lines().filter_map(|l| Some(l.split_once("hooks hit; Linux ")?.1)).collect();
     let [first, second, third] = releases[..] else { panic!("not three: {releases:?}") };
-    assert!(first == second && first != third, "{releases:?}");
+    assert_fields!(format_args!("{releases:?}"); first => second, first != third => true);
 }
 
 /// A reset in the middle of the workload.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use tests::assert_fields;
+use tests::assert_has;
 use tests::program::{cache, leak, scratch, workspace};
 use tests::{Finished, Guest, Program, planted};
 
@@ -46,7 +47,8 @@ fn symbols_and_comparisons() {
     let slides: Vec<u64> = there.iter().zip(&here).map(|(there, here)| there.wrapping_sub(*here)).collect();
     assert!(slides.iter().all(|slide| *slide == slides[0] && slide % (2 << 20) == 0), "{slides:x?}");
     let readme = run(&format!("symbols {}", workspace().join("README.md").display()));
-    assert!(readme.status == Some(1) && readme.stderr.contains("README.md"), "{}", readme.stderr);
+    assert_eq!(readme.status, Some(1), "{}", readme.stderr);
+    assert_has(&readme.stderr, &["README.md"]);
 
     // The list's head and its members are two groups, every other object is one. One may be hidden.
     let text = std::fs::read_to_string(&lines).unwrap();
@@ -63,12 +65,15 @@ fn symbols_and_comparisons() {
     let head = text.lines().next().unwrap().replace(&format!("\"groups\":{groups}"), "\"groups\":0");
     std::fs::write(&clean, head).unwrap();
     let worse = run(&format!("compare {} {lines}", clean.display()));
-    assert!(worse.status == Some(23) && worse.stdout.contains("new leak in leak_list [leaky]: "), "{}", worse.stdout);
+    assert_eq!(worse.status, Some(23), "{}", worse.stdout);
+    assert_has(&worse.stdout, &["new leak in leak_list [leaky]: "]);
     let better = run(&format!("compare --json {lines} {}", clean.display()));
-    assert!(better.status == Some(0) && better.stdout.contains("\"new\": []"), "{}", better.stdout);
+    assert_eq!(better.status, Some(0), "{}", better.stdout);
+    assert_has(&better.stdout, &["\"new\": []"]);
     std::fs::write(&clean, "").unwrap();
     let none = run(&format!("compare {lines} {}", clean.display()));
-    assert!(none.status == Some(24) && none.stderr.contains("no result"), "{}", none.stderr);
+    assert_eq!(none.status, Some(24), "{}", none.stderr);
+    assert_has(&none.stderr, &["no result"]);
 }
 
 /// Images with each compression that distributions use.
@@ -93,10 +98,12 @@ fn doctor_and_completions() {
     assert_eq!(done.status, Some(1), "{}", done.stdout);
     assert!(done.stdout.contains("bad   plugin: there is no plugin at /no/such.so"), "{}", done.stdout);
     let done = run("doctor --qemu /bin/true");
-    assert!(done.status == Some(1) && done.stdout.contains("bad   QEMU: /bin/true"), "{}", done.stdout);
+    assert_eq!(done.status, Some(1), "{}", done.stdout);
+    assert_has(&done.stdout, &["bad   QEMU: /bin/true"]);
     for shell in ["bash", "zsh", "fish"] {
         let done = run(&format!("completions {shell}"));
-        assert!(done.status == Some(0) && done.stdout.contains("keep-kvm"), "{shell}");
+        assert_eq!(done.status, Some(0), "{}", shell);
+        assert_has(&done.stdout, &["keep-kvm"]);
     }
 }
 
@@ -114,13 +121,14 @@ fn examples_are_well_formed() {
     let json: serde_json::Value = serde_json::from_str(&read(&example("syzkaller.cfg"))).expect("JSON");
     assert_eq!(json["type"], "qemu");
     let arguments = json["vm"]["qemu_args"].as_str().expect("arguments");
-    assert!(arguments.contains("-accel tcg") && arguments.contains("format=console"), "{arguments}");
+    assert_has(arguments, &["-accel tcg", "format=console"]);
     let xml = read(&example("libvirt.xml"));
     let done = Program::new("python3").args("-c").arg("import sys, xml.dom.minidom as d; d.parse(sys.argv[1])");
     let done = done.arg(example("libvirt.xml")).run();
     assert_eq!(done.status, Some(0), "{}", done.stderr);
     let yaml = read(&example("github-actions.yml"));
-    assert!(yaml.lines().all(|line| !line.contains('\t')) && yaml.contains("leak run "), "{yaml}");
+    assert!(yaml.lines().all(|line| !line.contains('\t')), "{}", yaml);
+    assert_has(&yaml, &["leak run "]);
 
     let help = Program::new(tests::program::qemu("installed"))
         .args("-machine none -display none -plugin")

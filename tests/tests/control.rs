@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use tests::assert_fields;
+use tests::assert_has;
 use tests::control::{Client, Places, order};
 use tests::program::{plugin_argument, qemu};
 use tests::{Boot, Guest, Program};
@@ -165,7 +166,7 @@ fn news_are_told_once(places: &Places, client: &mut Client, orders: &mut UnixStr
     assert_eq!(scan.status, Some(23), "{}\n{}", scan.stdout, scan.stderr);
     let report = tests::report::parse(&scan.stdout);
     let [object] = report[0].objects.as_slice() else { panic!("{}", scan.stdout) };
-    assert!((31..=33).contains(&object.count()) && object.frames[1].starts_with("grower_lose"), "{}", scan.stdout);
+    assert_fields!(scan.stdout; (31..=33).contains(&object.count()) => true, object.frames[1].starts_with("grower_lose") => true);
     // Objects that a stale word hid may still be reported.
     assert!(places.leak(&["scan", "--json"]).stdout.starts_with("{\"do\":\"scan\""));
 }
@@ -230,7 +231,8 @@ fn a_running_guest_is_asked() {
         client.ask(&json!({"do": "mark", "name": "last"}));
         bad_clients_do_no_harm(&places, &mut client);
         let status = places.leak(&["status"]);
-        assert!(status.status == Some(0) && status.stdout.contains("tracking     yes"), "{}", status.stdout);
+        assert_eq!(status.status, Some(0), "{}", status.stdout);
+        assert_has(&status.stdout, &["tracking     yes"]);
         let watch = std::thread::scope(|scope| {
             let watch = scope.spawn(|| places.leak(&["watch", "--every", "0.2"]));
             std::thread::sleep(Duration::from_secs(2));
@@ -239,11 +241,12 @@ fn a_running_guest_is_asked() {
         });
         assert_eq!(watch.status, Some(0), "{}", watch.stderr);
         let lines: Vec<&str> = watch.stdout.lines().collect();
-        assert!(lines.len() > 2 && lines[0].contains(" allocations/s"), "{lines:#?}");
+        assert!(lines.len() > 2, "{lines:#?}");
+        assert_has(lines[0], &[" allocations/s"]);
         assert_eq!(lines.last(), Some(&"the guest has ended"));
         let events: Vec<Value> = std::iter::from_fn(|| events.line()).collect();
         let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
-        assert!(count("mark") == 4 && count("clear") == 1 && count("scan") > 5, "{events:#?}");
+        assert_fields!(format_args!("{events:#?}"); count("mark") => 4, count("clear") => 1, count("scan") > 5 => true);
         assert_eq!(events.last().map(|e| &e["event"]), Some(&"end".into()));
     });
     boot.assert_ended_well();
@@ -251,7 +254,8 @@ fn a_running_guest_is_asked() {
     assert!(!places.control.exists(), "the socket is still there");
     // This is not the same as a report without leaks.
     let late = places.leak(&["scan"]);
-    assert!(late.status == Some(24) && late.stderr.contains("cannot reach libleak at "), "{}", late.stderr);
+    assert_eq!(late.status, Some(24), "{}", late.stderr);
+    assert_has(&late.stderr, &["cannot reach libleak at "]);
     assert!(snapshot.exists());
 }
 
@@ -278,7 +282,7 @@ fn a_mark_knows_the_modules_of_its_time() {
         do_so("others 1");
         client.ask(&json!({"do": "snapshot", "path": snapshot}));
         let modules = Snapshot::open(&snapshot).expect("a snapshot").moment().modules.to_vec();
-        assert!(!modules.iter().any(|(_, m)| m.name == "dummy"), "it is not forgotten");
+        assert!(!modules.iter().any(|load| load.module.name == "dummy"), "it is not forgotten");
         do_so("devices 60");
         let answer = client.ask(&json!({"do": "diff", "name": "fifty", "limit": 1000}));
         let all = answer["places"].as_array().expect("places");
@@ -304,13 +308,14 @@ fn a_guest_without_linux_is_no_guest_without_leaks() {
         let bare = scope.spawn(|| bare.run());
         let mut client = places.client();
         let status = client.ask(&json!({"do": "status"}));
-        assert!(status["tracking"] == false && status["why"].is_string(), "{status}");
+        assert_fields!(status; status["tracking"] => false, status["why"].is_string() => true);
         for request in ["scan", "mark", "clear", "top"] {
             let answer = client.answer(&json!({"do": request}));
             assert!(answer["error"].as_str().is_some_and(|e| e.contains("nothing was tracked")), "{answer}");
         }
         let scan = places.leak(&["scan"]);
-        assert!(scan.status == Some(24) && scan.stderr.contains("nothing was tracked"), "{}", scan.stderr);
+        assert_eq!(scan.status, Some(24), "{}", scan.stderr);
+        assert_has(&scan.stderr, &["nothing was tracked"]);
         assert_eq!(places.leak(&["status"]).status, Some(24));
         bare.join().expect("QEMU's thread")
     });

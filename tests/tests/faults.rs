@@ -47,7 +47,7 @@ fn files_that_have_no_end_are_refused() {
 fn a_terminal_that_is_gone_and_few_files() {
     // The reader of stderr is gone. Only writing to it fails.
     let done = bare("", &[], "2> >(exec true); echo status $?", 6);
-    assert!(done.stdout.is_empty() && done.status == Some(124), "{done:?}");
+    assert_fields!(format_args!("{done:?}"); done.stdout.is_empty() => true, done.status => Some(124));
     // No file of libleak may get the number of the closed stderr.
     let report = scratch("faults-closed").join("report");
     let done = bare("exec", &[format!("report={}", report.display())], "2>&-", 6);
@@ -171,7 +171,7 @@ fn max_memory_is_kept() {
     assert_closed(&boot, "max-memory= was reached");
     let report = boot.report();
     assert!(boot.stderr.contains("libleak: unreliable: max-memory= was reached"), "{}", boot.stderr);
-    assert!(report.summary.unreferenced < 100_000 && report.summary.allocations < 200_000, "{}", boot.hint());
+    assert_fields!(boot.hint(); report.summary.unreferenced < 100_000 => true, report.summary.allocations < 200_000 => true);
     assert!(report.objects.iter().all(|o| o.frames[1].starts_with("flood_init")), "{}", boot.stderr);
 }
 
@@ -199,7 +199,7 @@ fn a_host_without_memory() {
         // There may be no thread for a new client. It gets one of two messages.
         let refused = places.leak(&["scan"]);
         let told = |words| refused.stderr.contains(words);
-        assert!(refused.status == Some(24) && (told("a check needs about") || told("no thread")), "{}", refused.stderr);
+        assert_fields!(refused.stderr; refused.status => Some(24), (told("a check needs about") || told("no thread")) => true);
         order(&mut orders, "end");
         boot.join().expect("the guest's thread")
     });

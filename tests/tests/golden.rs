@@ -1,6 +1,7 @@
 //! The snapshot in tests/golden gives the report beside it. `scripts/golden` makes both.
 
 use checker::sites::Sites;
+use detector::Count;
 use detector::control::By;
 use detector::suppress::Suppressions;
 use snapshot::Snapshot;
@@ -53,12 +54,13 @@ fn the_golden_snapshot_is_counted_and_explained() {
     let moment = snapshot.moment();
     let outcome = moment.check(None, &Suppressions::default()).expect("a check");
     let sites = Sites::of(&moment).expect("a count");
-    assert_eq!((sites.total().objects, sites.total().bytes), outcome.live);
+    assert_eq!(sites.total(), outcome.live);
     for by in [By::Site, By::Stack] {
         let top = sites.top(moment.names(), by);
-        let sum = top.iter().fold((0, 0), |(n, b), place| (n + place.now.objects, b + place.now.bytes));
+        let mut sum = Count::default();
+        top.iter().for_each(|place| sum += place.now);
         assert_eq!(sum, outcome.live, "{by:?}");
-        assert!(top.is_sorted_by(|a, b| a.now.bytes >= b.now.bytes) && top.len() > 100, "{by:?}");
+        assert_fields!(format_args!("{by:?}"); top.is_sorted_by(|a, b| a.now.bytes >= b.now.bytes) => true, top.len() > 100 => true);
         assert_eq!(sites.grown_since(&sites, moment.names(), by), [], "{by:?}");
         // All objects are new compared with an empty mark.
         let grown = sites.grown_since(&Sites::default(), moment.names(), by);
@@ -67,11 +69,13 @@ fn the_golden_snapshot_is_counted_and_explained() {
     let leaks: Vec<u64> = outcome.unreferenced.iter().filter(|u| u.direct).map(|u| u.leak.addr).collect();
     for &address in &leaks {
         let paths = moment.why(address + 1).expect("a check");
-        assert!(paths.len() == 1 && paths[0].of.0 == address && paths[0].holders.is_empty(), "{address:#x} {paths:?}");
+        let [path] = &paths[..] else { panic!("{address:#x}: not one path: {paths:?}") };
+        assert_fields!(format_args!("{path:?}"); path.addr => address, path.holders.len() => 0);
     }
     let live = moment.objects.list().iter().filter(|(address, _)| !leaks.contains(address));
     let (address, _) = live.min_by_key(|(_, object)| object.sequence()).expect("an object");
     let paths = moment.why(*address).expect("a check");
-    assert!(paths.len() == 1 && !paths[0].holders.is_empty(), "{address:#x} {paths:?}");
+    let [path] = &paths[..] else { panic!("{address:#x}: not one path: {paths:?}") };
+    assert!(!path.holders.is_empty(), "{path:?}");
     assert!(moment.why(16).expect("a check").is_empty());
 }

@@ -1,21 +1,21 @@
-//! Guests that hibernate. Memory goes back to the moment of the image, and so does what is known of
-//! it.
+//! Guests that hibernate. Memory returns to the moment of the image, and so does the live map.
 
 use std::fs::File;
 use std::path::PathBuf;
+use tests::assert_fields;
 use tests::planted::{self, Differences};
 use tests::program::scratch;
 use tests::{Boot, Guest, Lost, Unreferenced, hidden};
 
 const KERNEL: &str = "bookworm-backports";
-/// What the module `leaky` loses.
+/// Number of objects that the module `leaky` loses.
 const PLANTED: usize = 8;
-/// What the module `grower` holds when the guest hibernates, and loses after it was resumed.
+/// Number of objects that the module `grower` holds at hibernation, and loses after the resume.
 const GROWN: usize = 50;
-/// What it allocates and loses after that.
+/// Number of objects that it allocates and loses after that.
 const LOST: usize = 20;
 
-/// Finds the disk, and with an image on it resumes.
+/// Finds the disk. If it has an image, resumes from it.
 const RESUME: &str = "#!/bin/sh
 modprobe virtio_pci
 modprobe virtio_blk
@@ -30,7 +30,7 @@ if dd if=/dev/vda bs=4096 count=1 2>/dev/null | tail -c 10 | grep -q S1SUSPEND; 
 fi
 mkswap /dev/vda >/dev/null && swapon /dev/vda
 ";
-/// Loses and holds something, hibernates, and goes on behind that.
+/// Loses some objects and holds others, hibernates, and continues after the resume.
 const HIBERNATE: &str = "#!/bin/sh
 [ \"$1\" = shutdown ] || insmod /modules/leaky.ko
 insmod /modules/grower.ko
@@ -39,7 +39,7 @@ cat /sys/block/vda/dev >/sys/power/resume
 echo \"$1\" >/sys/power/disk && echo disk >/sys/power/state || exit 1
 swapoff /dev/vda
 ";
-/// Loses what was held since before, and something new.
+/// Loses the objects that were held since before, and new ones.
 const LOSE: &str = "#!/bin/sh
 echo 1 >/sys/module/grower/parameters/drop
 echo 20 >/sys/module/grower/parameters/lose
@@ -80,7 +80,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // It is large, and tells nothing.
+        // The file is large and not needed any more.
         let _ = std::fs::remove_file(&self.disk);
     }
 }
@@ -89,8 +89,8 @@ fn is_of(object: &Unreferenced, function: &str) -> bool {
     object.frames.iter().any(|frame| planted::is_frame_of(frame, function, "grower"))
 }
 
-/// Takes the objects that the module `grower` lost out of a report, and compares them with what the
-/// module prints.
+/// Removes from a report the objects that the module `grower` lost, and compares them with the
+/// module's output.
 fn take_grown(boot: &Boot, objects: &mut Vec<Unreferenced>) {
     let dropped = boot.console.lines().filter_map(|line| line.split_once("grower: dropped 0x"));
     let dropped: Vec<u64> = dropped.filter_map(|(_, address)| u64::from_str_radix(address.trim(), 16).ok()).collect();
@@ -106,14 +106,14 @@ fn take_grown(boot: &Boot, objects: &mut Vec<Unreferenced>) {
             continue;
         };
         let object = objects.remove(at);
-        // It was allocated before the image: its frames come from there.
+        // It was allocated before the image, so it has its frames of that time.
         let is_as_allocated = is_of(&object, "grower_add") && object.size == 256;
         assert!(is_as_allocated, "not as grower allocated it: {object:x?}; {}", boot.hint());
     }
     hidden::count("grower", &missing, &boot.hint());
 }
 
-/// Nothing was unknown, though the guest has been at three moments.
+/// No object is unknown, although the guest's time has changed.
 fn assert_trustworthy(boot: &Boot) {
     for report in boot.reports() {
         assert!(report.summary.is_trustworthy(), "{}; {}", report.summary.line, boot.hint());
@@ -144,12 +144,12 @@ fn a_kernel_that_another_one_resumes() {
     boot.assert_agrees(&differences);
 }
 
-/// The kernel writes the image, and at once goes back to its moment: what it allocated and freed
-/// for that never was.
+/// The kernel writes the image and at once returns to its moment. Its allocations and frees since
+/// then are undone.
 #[test]
 fn a_kernel_that_goes_back_to_its_own_image() {
     let machine = Machine::new("hibernation-test");
-    // Pages that the kernel takes for the image are known by their frame numbers alone.
+    // Only frame numbers refer to the pages that the kernel allocates for the image.
     let boot = machine.guest("hibernation-test", "test_resume").option("pages=on").boot();
     boot.assert_ended_well();
     assert_trustworthy(&boot);
@@ -158,13 +158,13 @@ fn a_kernel_that_goes_back_to_its_own_image() {
     assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
     let mut objects = end.objects.clone();
     take_grown(&boot, &mut objects);
-    // The kernel's copies of memory, which exist at that moment, hide nothing.
+    // The kernel's copies of memory exist at that moment. They hide no leak.
     let mut differences = planted::differences(&planted, &left.objects);
     differences.extend(planted::differences(&[], &objects));
     boot.assert_agrees(&differences);
 }
 
-/// The first kernel hibernated in another QEMU: what it allocated there is not known, as after
+/// The first kernel hibernated in another QEMU. Its allocations there are not known, as after
 /// -loadvm.
 #[test]
 fn a_kernel_that_hibernated_elsewhere() {
@@ -176,7 +176,7 @@ fn a_kernel_that_hibernated_elsewhere() {
     assert!(boot.console.contains("libleak-guest: end lose 0"), "{}", boot.hint());
     let (planted, reports) = (planted::planted(&boot.console), boot.reports());
     let [other, resumed] = &reports[..] else { panic!("{} reports; {}", reports.len(), boot.hint()) };
-    assert!(other.objects.is_empty() && other.summary.is_trustworthy(), "{}", boot.hint());
+    assert_fields!(boot.hint(); other.objects.is_empty() => true, other.summary.is_trustworthy() => true);
     assert!(boot.stderr.contains("brought to another time (loadvm, resume from disk)"), "{}", boot.hint());
     assert_eq!(planted.len(), PLANTED, "{}", boot.hint());
     let mut objects = resumed.objects.clone();

@@ -8,6 +8,7 @@ use detector::report::{Report, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use tests::assert_fields;
+use tests::assert_has;
 use tests::program::scratch;
 use tests::{Boot, Guest};
 
@@ -78,7 +79,7 @@ const ATTACKS: [(&str, Comes); 50] = [
     ("jiffies-ahead", Told("did not return")),
 ];
 
-/// What the module says that it lost, with the attack.
+/// The lost objects that the module prints, each with its attack.
 fn lost(console: &str) -> Vec<(String, u64)> {
     let lines = console.lines().filter_map(|line| line.split_once("hostile: lost "));
     lines
@@ -125,7 +126,7 @@ fn every_attack_is_borne(kernel: &str, strict: bool) {
     let (guest, file) = guest(&test, kernel, &steps(attacks.chain(["echo markers >attack".to_owned()])));
     let boot = guest.boot();
     let reports = read(&boot, &file);
-    assert!(boot.console.contains("libleak-guest: end steps 0") && boot.console.contains("libleak-guest: off"));
+    assert_has(&boot.console, &["libleak-guest: end steps 0", "libleak-guest: off"]);
     let lost = lost(&boot.console);
     let all: BTreeSet<u64> = lost.iter().map(|(_, address)| *address).collect();
     let (mut hidden, mut failed) = (Vec::new(), 0);

@@ -1,10 +1,10 @@
-//! Pages that are the kernel's and yet no plain memory of its own: compressed memory, huge pages,
-//! and what programs have the kernel take. With `pages=on` none of them is lost, and none of them
-//! is searched for references.
+//! Pages that the kernel owns and that are not ordinary kernel memory: compressed memory, huge
+//! pages, and pages that programs make the kernel allocate. With `pages=on`, none of them is
+//! reported, and none of them is searched for references.
 
 use tests::{Boot, Guest, planted};
 
-/// Swap on zram, and a process that needs it. To 6.11 the module that compresses is one of its own.
+/// Swap on zram, and a process that needs it. To 6.11 the compression is in a module of its own.
 const ZRAM: &str = "#!/bin/sh
 modprobe zram || exit 1
 echo $((400 << 20)) >/sys/block/zram0/disksize
@@ -54,11 +54,11 @@ fn pages_of_zram_are_not_lost_on_linux_7_3() {
     pages_of_zram_are_not_lost("trixie-backports");
 }
 
-/// The addresses of what was lost stand in huge pages that a program has or gave back, and a GiB
-/// waits for whoever wants it.
+/// The addresses of lost objects are in huge pages that a program uses or has freed. A page of 1
+/// GiB stays in the pool.
 fn huge_pages_are_no_roots(kernel: &str) {
     let boot = Guest::new(&format!("pages-huge-{kernel}"), kernel)
-        // A GiB that is free, and begins at a multiple of its size.
+        // So much memory contains a free GiB at a multiple of its size.
         .memory(3072)
         .cpu("max")
         .append("nokaslr hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=16")
@@ -95,8 +95,8 @@ fn huge_pages_are_no_roots_on_linux_7_3() {
     huge_pages_are_no_roots("trixie-backports");
 }
 
-/// Network devices whose buffers are pages, and a program that has the kernel take pages in each
-/// way that there is.
+/// Network devices whose buffers are pages, and a program that makes the kernel allocate pages in
+/// every known way.
 const TAKE: &str = "#!/bin/sh
 for module in virtio_pci virtio_net tun vhost_net; do modprobe $module; done
 ifconfig eth0 10.0.2.15 up && ping -q -c 2 10.0.2.2 >/dev/null && echo 'pages: virtio_net ok'

@@ -1,4 +1,4 @@
-//! KFENCE's objects are live objects of their own size, and what it has freed holds nothing.
+//! KFENCE's objects are live objects of their requested size. Its freed objects hold no references.
 
 use std::collections::BTreeMap;
 use tests::{Guest, Lost};
@@ -15,8 +15,8 @@ fn lost(console: &str) -> BTreeMap<u64, u64> {
         .collect()
 }
 
-/// The module loses objects of the pool, objects that only freed objects of the pool refer to, and
-/// an object of a destroyed cache. `interval` is in milliseconds.
+/// The module loses three kinds of objects: objects of the pool, objects to which only freed
+/// objects of the pool refer, and an object of a destroyed cache. `interval` is in milliseconds.
 fn lost_objects_are_reported(kernel: &str, interval: u32) {
     let boot = Guest::new(&format!("kfence-{kernel}"), kernel)
         .append(&format!("kfence.sample_interval={interval}"))

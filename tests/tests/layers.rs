@@ -1,10 +1,9 @@
-//! The modules of each crate form layers: no module imports, by way of others, itself.
+//! The modules of each crate form layers: no module imports itself through others.
 //!
-//! The test reads the sources as text. A module imports another if its code names it in a path that
-//! starts with `crate`, `super` or `self`, in a `use` or elsewhere. A module that names a module of
-//! its own (`mod a;`, `a::B`) does not import it: the two are one unit, and what the outer one
-//! shares with the inner one is seen from there. Tests inside a module (`#[cfg(test)] mod`) are
-//! left out.
+//! The test reads the sources as text. A module imports another if its code names the other in a
+//! path that starts with `crate`, `super` or `self`, in a `use` or elsewhere. A module does not
+//! import its own submodules (`mod a;`, `a::B`). They are one unit, and the submodule sees the
+//! items of the outer module. Tests inside a module (`#[cfg(test)] mod`) are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -38,7 +37,7 @@ fn roots(source: &Path) -> Vec<PathBuf> {
 fn code(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_else(|why| panic!("{}: {why}", file.display()));
     let (text, tests) = text.split_once("#[cfg(test)]\nmod ").unwrap_or((&text, ""));
-    // Tests in a file of their own; what follows in this one is none.
+    // Tests in another file. The text after the declaration is not part of them.
     let after = tests.split_once(['{', ';']).filter(|(name, _)| tests[name.len()..].starts_with(';'));
     let text = format!("{text}{}", after.map_or("", |(_, after)| after));
     text.lines()
@@ -89,8 +88,8 @@ fn tokens(code: &str) -> Vec<&str> {
     tokens
 }
 
-/// The paths that begin at the start of `tokens`, with `before` in front of each, and how many
-/// tokens they are.
+/// Finds the paths that begin at the start of `tokens`, with `before` in front of each. Returns
+/// their number of tokens.
 fn paths(tokens: &[&str], before: &[String], found: &mut Vec<Vec<String>>) -> usize {
     let mut path = before.to_vec();
     let mut at = 0;
@@ -119,8 +118,8 @@ fn paths(tokens: &[&str], before: &[String], found: &mut Vec<Vec<String>>) -> us
     }
 }
 
-/// The module that a path names, or the one that has what it names; `None` if the path is of no
-/// module here.
+/// The module that a path names, or the module of the item that it names. `None` if there is no
+/// such module here.
 fn resolve<'a>(modules: &'a Modules, here: &[String], path: &[String]) -> Option<&'a Vec<String>> {
     let mut names = path.iter().peekable();
     let mut module = match names.peek()?.as_str() {
@@ -164,7 +163,7 @@ fn imports(root: &Path) -> Imports {
     imports
 }
 
-/// All that a module imports, by way of others too.
+/// Everything that a module imports, directly or through others.
 fn reachable<'a>(imports: &'a Imports, from: &'a str) -> BTreeSet<&'a str> {
     let (mut found, mut next) = (BTreeSet::new(), vec![from]);
     while let Some(module) = next.pop() {
@@ -173,7 +172,7 @@ fn reachable<'a>(imports: &'a Imports, from: &'a str) -> BTreeSet<&'a str> {
     found
 }
 
-/// Groups of modules each of which imports each other of its group, by way of others too.
+/// Groups of modules in which each module imports each other, directly or through others.
 fn circles(imports: &Imports) -> BTreeSet<Vec<&str>> {
     let all: BTreeMap<&str, BTreeSet<&str>> =
         imports.keys().map(|module| (module.as_str(), reachable(imports, module))).collect();

@@ -1,9 +1,10 @@
-//! Source lines of a real kernel and of a module. The guest says what runs where, and the source
-//! files give the lines.
+//! Source lines of a real kernel and of a module. The guest prints its frames, and the source files
+//! give the expected lines.
 
 use lines::{Lines, LinesError};
 use snapshot::Snapshot;
 use tests::assert_fields;
+use tests::assert_has;
 use tests::contexts;
 use tests::program::{cache, module_debug_folder, scratch};
 use tests::{Boot, Guest};
@@ -60,7 +61,7 @@ fn calls_have_the_lines_of_their_sources() {
     assert_eq!(place(inlined), ("inlined_helper".to_owned(), "contexts.c".to_owned(), line("inlined")));
     assert_eq!(place(inlining), ("leak_inlined".to_owned(), "contexts.c".to_owned(), line("inlining")));
     // kmalloc() is inlined, too.
-    assert!(places.len() > 2 && places[0].file == "include/linux/slab.h", "{places:?}");
+    assert_fields!(format_args!("{places:?}"); places.len() > 2 => true, places[0].file => "include/linux/slab.h");
 
     // All other frames. Their functions must be those of the symbols.
     let (mut of_kernel, mut files) = (0, Vec::new());
@@ -79,7 +80,7 @@ fn calls_have_the_lines_of_their_sources() {
         if let Some(function) = &outer.function {
             assert_eq!(Some(function.as_str()), name.split('.').next(), "{places:?}");
         }
-        assert!(!outer.file.starts_with('/') && outer.line > 0, "{outer:?}");
+        assert_fields!(format_args!("{outer:?}"); outer.file.starts_with('/') => false, outer.line > 0 => true);
         files.push(outer.file.clone());
     }
     assert!(of_kernel > 30, "{of_kernel} frames");
@@ -99,7 +100,7 @@ fn a_vmlinux_of_another_kernel_is_refused() {
     let error = lines.check_kernel(moment.kernel, moment.memory).unwrap_err();
     assert!(matches!(error, LinesError::OtherKernel { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains(KERNEL) && text.contains(&format!("Linux {}", moment.kernel.release)), "{text}");
+    assert_has(&text, &[KERNEL, &format!("Linux {}", moment.kernel.release)]);
     let text = moment.kernel.symbols.lookup("do_one_initcall").unwrap();
     assert_eq!(lines.kernel(moment.kernel, text + 0x20), []);
 }

@@ -5,6 +5,7 @@ use detector::guest_tests::{Test, Verdict};
 use detector::report::{Format, Report, json};
 use std::path::PathBuf;
 use tests::assert_fields;
+use tests::assert_has;
 use tests::program::{leak, scratch};
 use tests::{Boot, Guest, Program};
 
@@ -233,7 +234,7 @@ fn a_guest_that_is_not_trusted_marks_nothing() {
     let boot = guest.option("guest-markers=off").option("tests=off").option(&files.snapshot_option()).boot();
     let reports = files.reports(&boot);
     assert_eq!(reports.len(), 1, "{}", boot.hint());
-    assert!(reports[0].groups.iter().all(|g| g.test.is_none()) && reports[0].tests.is_empty(), "{}", boot.hint());
+    assert_fields!(boot.hint(); reports[0].groups.iter().all(|g| g.test.is_none()) => true, reports[0].tests.is_empty() => true);
     // Objects from before a mark are reported too: all come from one site.
     let sizes: u64 = reports[0].groups.iter().map(|g| g.leaks.len() as u64).sum();
     assert!(sizes >= 50, "{sizes}; {}", boot.hint());
@@ -244,7 +245,7 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     let (guest, files) = guest("markers-hostile", "bookworm-backports", "/guest/markers && exec /guest/busy");
     let boot = guest.program("markers").program("busy").option("scan=1").boot();
     assert_eq!(boot.status, Some(0), "{}", boot.hint());
-    assert!(boot.console.contains("libleak-guest: end steps 0") && boot.console.contains("libleak-guest: off"));
+    assert_has(&boot.console, &["libleak-guest: end steps 0", "libleak-guest: off"]);
     let messages = boot.messages();
     assert_eq!(messages.len(), 8, "{messages:?}; {}", boot.hint());
     assert!(messages.iter().all(|m| m.contains("is unknown; known are scan, mark")), "{messages:?}; {}", boot.hint());
@@ -258,7 +259,7 @@ fn markers_as_fast_as_two_cpus_can_do_no_harm() {
     let names: Vec<&str> = tests.iter().take(3).map(|t| t.name.as_str()).collect();
     // However the process gets the text.
     assert_eq!(names, ["fresh", "fresh line", "parts"], "{}", boot.hint());
-    assert!(tests.len() > 1000 && tests.iter().all(|t| t.name.len() <= 1024), "{}; {}", tests.len(), boot.hint());
+    assert_fields!(format_args!("{}; {}", tests.len(), boot.hint()); tests.len() > 1000 => true, tests.iter().all(|t| t.name.len() <= 1024) => true);
     assert!(reports.iter().all(|r| r.groups.is_empty()), "{}", boot.hint());
     // This line measures how far the other CPU gets meanwhile, for the documentation.
     let busy = boot.console.lines().find_map(|l| l.split_once("busy: ")?.1.split_once(" scans, "));

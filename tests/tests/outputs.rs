@@ -4,6 +4,7 @@ use detector::Count;
 use detector::report::{Format, json};
 use std::path::Path;
 use tests::assert_fields;
+use tests::assert_has;
 use tests::program::{leak, scratch};
 use tests::{Finished, Guest, Program, planted, report};
 
@@ -70,7 +71,7 @@ fn every_form_says_the_same() {
         indirect.bytes() => 192,
     );
     for leak in &direct.leaks {
-        assert!(leak.tgid == leak.pid && leak.cpu < 2 && leak.cache.is_some(), "{leak:?}");
+        assert_fields!(format_args!("{leak:?}"); leak.tgid => leak.pid, leak.cpu < 2 => true, leak.cache.is_some() => true);
     }
 }
 
@@ -83,7 +84,7 @@ fn a_hundred_thousand_leaks_of_one_place_are_one_group() {
     // A stale word may hide one of that many.
     let [object] = &report.objects[..] else { panic!("{} groups; {}", report.objects.len(), boot.hint()) };
     let group = object.group.as_ref().expect("a group");
-    assert!(group.direct && (99_900..=100_000).contains(&group.objects), "{group:?}; {}", boot.hint());
+    assert_fields!(format_args!("{group:?}; {}", boot.hint()); group.direct => true, (99_900..=100_000).contains(&group.objects) => true);
     assert_eq!(group.bytes, 32 * group.objects);
     assert!(planted::is_frame_of(&object.frames[1], "flood_init", "flood") || object.frames[1].ends_with(" [flood]"));
     assert!(boot.stderr.lines().count() < 60, "{}", boot.hint());
@@ -114,7 +115,8 @@ fn what_is_suppressed_is_not_reported_nor_what_hangs_from_it() {
     let used = "Suppressions used:\n  count      bytes template\n      3        288 ^leak_list\n------";
     assert!(boot.stderr.contains(used), "{}", boot.hint());
     let unused = format!("not used: leak:nobody_is_called_so ({}, line 3)", known.display());
-    assert!(boot.stderr.contains(&unused) && boot.stderr.matches("not used").count() == 1, "{}", boot.hint());
+    assert_eq!(boot.stderr.matches("not used").count(), 1, "{}", boot.hint());
+    assert_has(&boot.stderr, &[&unused]);
 
     // The same offline. There, nothing need be suppressed, and the printed suppressions cover the
     // rest.
@@ -151,8 +153,10 @@ fn a_full_disk_and_a_missing_folder_cost_no_report() {
     assert_eq!(boot.status, Some(0), "{}", boot.hint());
     let messages = boot.messages();
     let [missing, full] = messages[..] else { panic!("{messages:#?}") };
-    assert!(missing.starts_with("warning: cannot write report=") && missing.contains("make the folder"), "{missing}");
-    assert!(full.starts_with("error: cannot write report=/dev/full: ") && full.contains("make room there"), "{full}");
+    assert!(missing.starts_with("warning: cannot write report="), "{}", missing);
+    assert_has(missing, &["make the folder"]);
+    assert!(full.starts_with("error: cannot write report=/dev/full: "), "{}", full);
+    assert_has(full, &["make room there"]);
     // The report comes once, though two files failed.
     assert_eq!(boot.report().summary.unreferenced, 8 - boot.hidden_objects(), "{}", boot.hint());
     assert!(!nowhere.exists());

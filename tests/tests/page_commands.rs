@@ -2,6 +2,8 @@
 //! `tests::sandbox` lists those that another script runs.
 
 use std::collections::BTreeSet;
+use tests::assert_fields;
+use tests::assert_has;
 use tests::page::Page;
 use tests::program::{scratch, workspace};
 use tests::sandbox::{Sandbox, block};
@@ -31,7 +33,7 @@ fn assert_leaky(report: &str) {
     let reports = report::parse(report);
     let last = reports.last().unwrap_or_else(|| panic!("no report:\n{report}"));
     let objects: u64 = last.objects.iter().map(report::Unreferenced::count).sum();
-    assert!((6..=8).contains(&objects) && last.summary.is_trustworthy(), "{report}");
+    assert_fields!(report; (6..=8).contains(&objects) => true, last.summary.is_trustworthy() => true);
     assert!(last.objects.iter().all(|object| object.frames.iter().any(|frame| frame.contains("[leaky]"))), "{report}");
 }
 
@@ -40,7 +42,7 @@ fn assert_status(done: &Finished, status: i32) {
     assert_eq!(done.status, Some(status), "{}\n{}", done.stdout, done.stderr);
 }
 
-/// Every shell block of a page is one that a test of this file asks for.
+/// A test of this file runs each shell block of each page.
 #[test]
 fn every_block_is_run() {
     let source = include_str!("page_commands.rs").split_whitespace().collect::<Vec<_>>().join(" ");
@@ -62,7 +64,7 @@ fn every_block_is_run() {
     assert_eq!(blocks, calls.len(), "{calls:?}");
 }
 
-/// A clone has the demo, and the demo ends well. It runs in the checkout, where all is built.
+/// A clone has the demo, and the demo succeeds. It runs in the checkout, where everything is built.
 #[test]
 fn the_quick_start() {
     let commands = block("README.md", "git clone");
@@ -83,7 +85,7 @@ fn building() {
     assert!(done.stdout.contains("loads the plugin"), "{}", done.stdout);
 }
 
-/// The recipes of README.md and `docs/testing-kernels.md`, and what is made of their reports later.
+/// The recipes of README.md and `docs/testing-kernels.md`, and later uses of their reports.
 #[test]
 fn recipes() {
     let sandbox = Sandbox::with_guest("page-recipes", LEAKS);
@@ -96,7 +98,7 @@ fn recipes() {
     let lines = sandbox.read("leaks.jsonl");
     assert!(lines.contains("\"test\":\"first\""), "{lines}");
 
-    // The commands with vng and kunit.py run elsewhere; QEMU's is left.
+    // Another script runs the commands with vng and kunit.py. QEMU's command runs here.
     assert_eq!(block("README.md", "vng -r"), [""; 0]);
     assert_eq!(block("docs/testing-kernels.md", "vng --build"), [""; 0]);
     let done = sandbox.run(&block("docs/testing-kernels.md", "kunit.py run"));
@@ -108,7 +110,7 @@ fn recipes() {
     }
     let done = sandbox.run(&block("docs/testing-kernels.md", "yesterday.jsonl"));
     assert_status(&done, 0);
-    assert!(done.stdout.contains("0 new, 0 grown, 0 gone") && done.stdout.contains("<testsuite"), "{}", done.stdout);
+    assert_has(&done.stdout, &["0 new, 0 grown, 0 gone", "<testsuite"]);
 }
 
 #[test]
@@ -117,7 +119,8 @@ fn snapshots() {
     let done = sandbox.run(&block("docs/usage.md", "leak check guest.snapshot"));
     assert_status(&done, 0);
     assert_leaky(&done.stderr);
-    assert!(done.stdout.contains("\"type\":\"group\"") && sandbox.path("small.snapshot").exists(), "{}", done.stdout);
+    assert!(sandbox.path("small.snapshot").exists(), "{}", done.stdout);
+    assert_has(&done.stdout, &["\"type\":\"group\""]);
 }
 
 /// QEMU in one terminal, and the questions in another, once the guest is tracked.
@@ -134,7 +137,7 @@ fn questions_to_a_running_guest() {
     let done = sandbox.run(&[script]);
     let said = sandbox.read("questions");
     assert_eq!(done.status, Some(0), "{said}");
-    assert!(said.contains("before") && said.contains("0 unreferenced objects"), "{said}");
+    assert_has(&said, &["before", "0 unreferenced objects"]);
     assert!(sandbox.read("report").contains("libleak: 0 unreferenced objects"), "{}", sandbox.read("report"));
 }
 
@@ -152,7 +155,8 @@ fn markers_of_a_guest() {
     boot.assert_ended_well();
     // One when the guest asked for it, and one at the end.
     let objects: Vec<usize> = boot.reports().iter().map(|report| report.objects.len()).collect();
-    assert!(objects.len() == 2 && objects[0] >= 6, "{objects:?} {}", boot.hint());
+    let [asked, _last] = objects[..] else { panic!("not two reports: {objects:?} {}", boot.hint()) };
+    assert!(asked >= 6, "{objects:?} {}", boot.hint());
 }
 
 /// A guest with the page's program, and with its commands.
@@ -187,7 +191,7 @@ fn the_tutorial() {
         objects.map(report::Unreferenced::count).sum::<u64>()
     };
     // A stale word may hide one; the page has all ten of both.
-    assert!((9..=10).contains(&(of("note_add") - of("kstrdup"))) && (9..=10).contains(&of("kstrdup")), "{text}");
+    assert_fields!(text; (9..=10).contains(&(of("note_add") - of("kstrdup"))) => true, (9..=10).contains(&of("kstrdup")) => true);
     assert!(
         text.contains("  direct leak: ") && text.contains("  holding ") && text.contains("62 72 65 61 64 0a"),
         "{text}"

@@ -275,7 +275,7 @@ fn scripts_are_there_and_know_their_options() {
                 continue;
             }
             let mut text = std::fs::read_to_string(&path).unwrap_or_default();
-            // That one passes on what it does not know.
+            // scripts/boot passes unknown options on to its library.
             if script == "scripts/boot" {
                 text += &std::fs::read_to_string(workspace().join("scripts/lib/boot.sh")).expect("its library");
             }

@@ -4,6 +4,8 @@
 //! LIBLEAK_ALL_PANICS asks for one guest per place.
 
 use serde_json::{Value, json};
+use tests::assert_fields;
+use tests::assert_has;
 use tests::control::{Places, order};
 use tests::program::{argument, faulty_plugin, qemu};
 use tests::{Boot, Finished, Guest, Program};
@@ -21,8 +23,8 @@ fn bare(places: &str, options: &[String], seconds: u32) -> Program {
 fn assert_one_line(messages: &[&str], stderr: &str, place: &str) {
     let first = messages.first().unwrap_or_else(|| panic!("{stderr}"));
     assert!(first.starts_with("error: internal error, nothing is tracked from now on: injected, in "), "{stderr}");
-    assert!(first.contains(place) && first.contains("plugin/src/") && first.contains("please report this"), "{first}");
-    assert!(!stderr.contains("panicked at") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
+    assert_has(first, &[place, "plugin/src/", "please report this"]);
+    assert_fields!(stderr; stderr.contains("panicked at") => false, stderr.contains("RUST_BACKTRACE") => false);
     assert_eq!(stderr.matches("from now on").count(), 1, "{stderr}");
 }
 
@@ -30,7 +32,8 @@ fn assert_bare(done: &Finished, place: &str, status: i32, last: &str) {
     assert_eq!(done.status, Some(status), "{place}: {}", done.stderr);
     let messages = done.messages();
     assert_one_line(&messages, &done.stderr, place);
-    assert!(messages.len() <= 2 && done.stderr.contains(last), "{place}: {}", done.stderr);
+    assert!(messages.len() <= 2, "{place}: {}", done.stderr);
+    assert_has(&done.stderr, &[last]);
 }
 
 #[test]
@@ -60,7 +63,7 @@ fn of_threads_that_serve_clients() {
             // The thread and the connection are gone.
             let mut client = places.client();
             let answer = client.line_after(format!("{{\"do\":\"{request}\"}}\n").as_bytes());
-            assert!(answer.is_none_or(|a| a["do"] == "events") && client.line().is_none(), "{request}");
+            assert_fields!(request; answer.is_none_or(|a| a["do"] == "events") => true, client.line().is_none() => true);
         }
         let mut late = places.client();
         for _ in 0..3 {
@@ -153,7 +156,8 @@ fn what_was_known_before_is_reported() {
         let answer = client.answer(&json!({"do": "mark"}));
         assert!(answer["error"].as_str().is_some_and(|e| e.contains("an internal error")), "{answer}");
         let scan = places.leak(&["scan"]);
-        assert!(scan.status == Some(24) && scan.stderr.contains("an internal error"), "{}", scan.stderr);
+        assert_eq!(scan.status, Some(24), "{}", scan.stderr);
+        assert_has(&scan.stderr, &["an internal error"]);
         order(&mut orders, "workload 1");
         places.wait_for("obey: done workload");
         order(&mut orders, "end");
@@ -170,14 +174,15 @@ fn a_check_that_fails_too_is_the_end_of_it() {
     let boot = Guest::new("panics-check", KERNEL).panics("return:30000,check").boot();
     assert_one_line(&boot.messages(), &boot.stderr, "in return");
     let last = "libleak: error: no result: the check failed by an internal error: injected, in check, at ";
-    assert!(boot.status == Some(0) && boot.stderr.contains(last), "{}", boot.stderr);
+    assert_eq!(boot.status, Some(0), "{}", boot.stderr);
+    assert_has(&boot.stderr, &[last]);
 }
 
 #[test]
 fn at_the_end() {
     let boot = Guest::new("panics-exit", KERNEL).panics("exit").boot();
     assert_one_line(&boot.messages(), &boot.stderr, "in exit");
-    assert!(boot.status == Some(0) && boot.reports().is_empty(), "{}", boot.stderr);
+    assert_fields!(boot.stderr; boot.status => Some(0), boot.reports().is_empty() => true);
     assert!(
         boot.stderr.contains("libleak: error: no result: the check failed by an internal error"),
         "{}",

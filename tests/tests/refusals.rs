@@ -1,5 +1,5 @@
-//! If the plugin cannot work, one line says what it needs. If it can tell at load time, QEMU does
-//! not start.
+//! If the plugin cannot work, it prints one line with the requirement. If it can tell at load time,
+//! QEMU does not start.
 
 use tests::program::{plugin_argument, qemu, scratch};
 use tests::{Boot, Finished, Guest, Program};

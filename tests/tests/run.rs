@@ -3,6 +3,7 @@
 use detector::report::{Format, json};
 use std::path::{Path, PathBuf};
 use tests::assert_fields;
+use tests::assert_has;
 use tests::program::{leak, scratch, workspace};
 use tests::{Finished, Guest, Program, planted, report};
 
@@ -126,7 +127,7 @@ fn a_clean_guest_and_a_command_that_fails() {
     let done = run("", "BOOT -- -cpu host -enable-kvm 2>/dev/null");
     assert_fields!(done.stderr; done.status => Some(0), said(&done).last() => Some(&"no leaks"));
     let kvm = said(&done).into_iter().find(|line| line.starts_with("KVM was removed from")).expect("a line on KVM");
-    assert!(kvm.contains("-enable-kvm") && kvm.contains("-cpu host became max"), "{kvm}");
+    assert_has(kvm, &["-enable-kvm", "-cpu host became max"]);
     assert!(done.stderr.contains("libleak: 0 unreferenced objects"), "{}", done.stderr);
     // The command's own status has priority, since the caller knows its meaning.
     let done = run("--fail-on none", "exit 7");
@@ -162,7 +163,7 @@ fn a_detector_that_did_not_work_is_no_success() {
     refused(&run(&format!("{options} --plugin-options scans=1"), &firmware), &["see what it said"]);
     let done = run("--plugin /no/such.so", "true");
     assert_eq!(done.status, Some(24), "{}", done.stderr);
-    assert!(done.stderr.contains("no plugin at /no/such.so") && done.stderr.contains("cargo build"), "{}", done.stderr);
+    assert_has(&done.stderr, &["no plugin at /no/such.so", "cargo build"]);
 }
 
 /// The shell ends at once and leaves its QEMU behind, which is told to end and makes its report.

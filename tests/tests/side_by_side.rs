@@ -2,7 +2,7 @@
 //! and reports nothing that is not lost.
 //!
 //! The kernel is built with kmemleak (`scripts/lib/selfbuilt.sh`). Both reports are compared by
-//! address with what the modules say that they lost.
+//! address with the lost objects that the modules print.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -109,7 +109,7 @@ fn a_trimmed_snapshot_gives_the_same_report_and_has_no_file_of_the_guest() {
     assert!(size(&trimmed) < size(&whole) / 2, "{} of {}", size(&trimmed), size(&whole));
     // 777300 and the next numbers, as tr writes them.
     let secret = b"hhhdaa\nhhhdab\nhhhdac\n";
-    assert!(holds(&whole, secret) && !holds(&trimmed, secret), "{}", boot.hint());
+    assert_fields!(boot.hint(); holds(&whole, secret) => true, holds(&trimmed, secret) => false);
     let folder = std::fs::read_dir(whole.parent().unwrap()).unwrap();
     assert_eq!(folder.count(), 2, "a temporary file stays");
 }

@@ -7,6 +7,7 @@ use guest_symbols::types::{self, dwarf};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use tests::assert_fields;
 use tests::program::{cache, workspace};
 use tests::tree::{add_module, add_vmlinux, assert_lines, assert_refused, build, guest, tree};
 use tests::{Boot, bzimage, planted};
@@ -85,7 +86,7 @@ fn debugging_information_gives_the_answers_of_btf() {
             missing.len(),
             other.len()
         );
-        assert!(asked > 60 && equal > 10_000, "{asked} of {equal}");
+        assert_fields!(format_args!("{asked} of {equal}"); asked > 60 => true, equal > 10_000 => true);
         // Types inside functions, and functions that are defined several times.
         assert!(missing.len() < equal / 40, "{missing:?}");
         // BTF may have a weak function where the kernel has the one that replaces it.

@@ -3,6 +3,7 @@
 
 use std::process::Command;
 use std::time::Duration;
+use tests::assert_has;
 use tests::monitor::{Monitor, wait_for};
 use tests::program::{plugin_argument, qemu, scratch};
 use tests::{Boot, Guest, Program, planted};
@@ -116,5 +117,6 @@ fn in_the_background_reports_need_a_file() {
         .run();
     assert_eq!(done.status, Some(1), "{}", done.stderr);
     let [message] = done.messages()[..] else { panic!("{}", done.stderr) };
-    assert!(message.starts_with("error: ") && message.contains("-daemonize") && message.contains("report=PATH"));
+    assert!(message.starts_with("error: "));
+    assert_has(message, &["-daemonize", "report=PATH"]);
 }

@@ -1,6 +1,7 @@
 //! `why=` names the holders of an object.
 
 use tests::Guest;
+use tests::assert_has;
 
 #[test]
 fn the_holders_of_an_object_are_named_up_to_the_root() {
@@ -17,7 +18,7 @@ fn the_holders_of_an_object_are_named_up_to_the_root() {
     let path: Vec<&str> = lines.take_while(|l| l.starts_with("libleak: why:   ")).collect();
     assert!(path.len() >= 2, "{}", boot.hint());
     // tests/modules/zoo/zoo_held.c: vmalloc_holder[700].
-    assert!(path[0].contains("   +0x15e0 of ") && path[0].contains(", vmalloc, by "), "{path:#?}; {}", boot.hint());
+    assert_has(path[0], &["   +0x15e0 of ", ", vmalloc, by "]);
     assert!(path[path.len() - 1].contains("   a root "), "{path:#?}; {}", boot.hint());
     // Reported objects have no holder.
     let planted = boot.stderr.lines().filter(|l| l.ends_with(": nobody refers to it")).count();

@@ -113,8 +113,8 @@ fn lost_and_held_objects_are_told_apart_on_linux_7_3() {
     the_zoo_is_told_apart("trixie-backports");
 }
 
-/// With the sanitizers and checks that the network developers turn on together. What waits in
-/// quarantine is no object, and what only a debug option refers to is lost. With the address
+/// With the sanitizers and checks that network developers use together. Freed objects in quarantine
+/// are not live. An object is lost if only a debug option refers to it. With the address
 /// sanitizer's shadow, the roots would be 193 MiB.
 #[test]
 fn lost_and_held_objects_are_told_apart_on_a_kernel_with_sanitizers() {
@@ -180,8 +180,8 @@ fn what_is_held_is_reported_when_its_holder_lets_go() {
         .map(|s| format!("{}: {s:x?}", s.kind))
         .collect();
     assert!(missing.is_empty(), "{}\n{}", boot.hint(), missing.join("\n"));
-    // Objects with the kernel's own types are recognised by the function that returns them, and by
-    // the name of their cache.
+    // Two names identify an object's type in the kernel image: the function that returns it, and
+    // its cache.
     let check = Program::new(leak()).arg("check").arg(&snapshot).run();
     for guess in ["sk_buff", "maple_node"] {
         let line = format!("  probably struct {guess}");

@@ -57,8 +57,8 @@ pub(super) fn sheaves(kernel: &Kernel, memory: &impl StoppedMemory, allocations:
 }
 
 impl<M: StoppedMemory> Blocks<'_, M> {
-    /// Words of vm_struct and vmap_area that describe an area do not make it referenced. But
-    /// whoever references the vm_struct also keeps the area (kmemleak's excess_ref).
+    /// Words of vm_struct and vmap_area that describe an area do not make it referenced. But a
+    /// reference to the vm_struct also keeps the area alive (kmemleak's excess_ref).
     pub(super) fn apply_vmap_rules(&mut self, kernel: &Kernel, areas: Option<&[vmap::Area]>) {
         let (Some(areas), Some(offsets)) = (areas, vmap::Offsets::read(kernel)) else {
             log::warn!("the kernel's vmap areas cannot be read: leaked vmalloc blocks may be missed");

@@ -11,7 +11,7 @@ use guest_symbols::tasks::{self, Stack, Tasks};
 use guest_symbols::unwind::frames::{self, Registers};
 use guest_symbols::unwind::orc::{Base, Rule};
 use std::collections::HashSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Members of `task_struct` that may point to objects that were freed long ago.
 ///
@@ -25,8 +25,12 @@ const STALE_IN_TASKS: [&str; 3] = ["last_wakee", "se.run_node", "held_locks"];
 
 /// A flag in `task_struct.flags` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// Size in bytes of a frame that holds only a return address, and of one with the caller's frame
-/// pointer too.
+/// The sizes in bytes of a stack that are accepted. KASAN doubles the size.
+const STACK_SIZES: RangeInclusive<u64> = (8 << 10)..=(128 << 10);
+/// Where the first idle task's stack ends: the symbol of newer kernels, and the one of older ones.
+const ENDS_OF_FIRST_STACK: [&str; 2] = ["__end_init_stack", "__end_init_task"];
+/// Size in bytes of a frame with a return address only, and of one with the caller's frame pointer
+/// too.
 const RETURN_ADDRESS: u64 = 8;
 const FRAME_POINTER: i16 = 16;
 
@@ -40,12 +44,16 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
     skip_stacks_of_nobody(blocks, kernel, &tasks);
     let threads = Threads::of(kernel, blocks.memory);
     for stack in &tasks.stacks {
-        let Some(block) = blocks.addresses.find(stack.base) else { continue };
-        let b = &blocks.blocks[block as usize];
-        if b.addr != stack.base || b.kind != Kind::Vmalloc {
-            continue;
-        }
-        let size = b.size;
+        // The first idle task's stack is a variable of the image (init_stack).
+        let block = blocks.addresses.find(stack.base);
+        let size = match block.map(|block| &blocks.blocks[block as usize]) {
+            Some(b) if b.addr == stack.base && b.kind == Kind::Vmalloc => b.size,
+            Some(_) => continue,
+            None => match size_of_first_stack(kernel, stack.base) {
+                Some(size) => size,
+                None => continue,
+            },
+        };
         let mut stale: Vec<Range<u64>> = Vec::new();
         match stack.state {
             Stack::From(sp) if sp.wrapping_sub(stack.base) < size => stale.push(0..(sp - stack.base) & !7),
@@ -63,8 +71,19 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
             let words = threads.stale_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
             stale.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
         }
-        blocks.skip.extend(block, stale);
+        match block {
+            Some(block) => blocks.skip.extend(block, stale),
+            None => blocks.stale_ranges.extend(stale.iter().map(|r| stack.base + r.start..stack.base + r.end)),
+        }
     }
+}
+
+/// Bytes of the first idle task's stack, if it is at this virtual address. The linker script places
+/// it (INIT_TASK_DATA in include/asm-generic/vmlinux.lds.h, 5.10 to 7.3).
+fn size_of_first_stack(kernel: &Kernel, base: u64) -> Option<u64> {
+    let start = kernel.symbol("init_stack").filter(|start| start.0 == base)?;
+    let end = ENDS_OF_FIRST_STACK.iter().find_map(|name| kernel.symbol(name))?;
+    end.0.checked_sub(start.0).filter(|size| size.is_power_of_two() && STACK_SIZES.contains(size))
 }
 
 fn skip_stale_members<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &Kernel, tasks: &Tasks) {
@@ -99,12 +118,15 @@ fn skip_stacks_of_nobody<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: &
     }
 }
 
-/// Kernel threads that serve requests in a loop, and hold none while they wait for the next. Their
-/// frames and registers still hold the last request. It was an object that is freed
+/// Kernel threads that serve requests in a loop, and hold no request while they wait. Their frames
+/// and registers still hold the last request. It was one of two things: a freed object
 /// (`kthread_create_info`, kernel/kthread.c), or a variable on the stack of a task that may be gone
-/// (`struct req`, drivers/base/devtmpfs.c; devtmpfs_work_loop() is inlined into devtmpfsd() in
-/// 5.10).
-const WAIT_LOOPS: [&str; 3] = ["kthreadd", "devtmpfs_work_loop", "devtmpfsd"];
+/// (`struct req`, drivers/base/devtmpfs.c). devtmpfs_work_loop() is inlined into devtmpfsd() in
+/// 5.10.
+///
+/// An idle task that is not running has nothing to do either. Interrupts and the scheduler have
+/// left words in its frames (kernel/sched/idle.c).
+const WAIT_LOOPS: [&str; 5] = ["kthreadd", "devtmpfs_work_loop", "devtmpfsd", "do_idle", "cpu_startup_entry"];
 
 /// rbx, rbp, r12 to r15 (System V ABI, x86-64).
 const PRESERVED: [Register; 6] = [3, 5, 12, 13, 14, 15];
@@ -122,7 +144,7 @@ const SWITCH_RETURN: u64 = 48;
 /// that `struct kthread` does not hold as well. But its callees save its registers, and kthread()
 /// itself saves those of ret_from_fork(). These slots keep the address of the `struct
 /// kthread_create_info`, which is freed by then. They also keep the address of the stack of the
-/// creating task. Whatever is allocated there next would seem to be referenced.
+/// creating task. The next object at such an address would seem to be referenced.
 struct Threads<'a, M> {
     code: Code<'a, M>,
     /// Virtual addresses of the code of kthread().
@@ -210,8 +232,8 @@ impl<'a, M: StoppedMemory> Threads<'a, M> {
         Some(stale)
     }
 
-    /// The registers that a function has saved when it executes `ip`, and whether it has saved no
-    /// other one. Each register has the distance in bytes from its slot to the caller's frame.
+    /// The registers that a function has saved when it executes `ip`, and whether these are all.
+    /// Each register has the distance in bytes from its slot to the caller's frame.
     ///
     /// `None` if that is not certain:
     ///

@@ -1,5 +1,5 @@
 //! Stale words: memory that its owner keeps but no longer uses. The objects that these words point
-//! to were handed out or freed, and their memory may belong to other objects now.
+//! to were handed out or freed. Their memory may belong to other objects now.
 //!
 //! Each entry was found through a leak that it hid. Entries are variables and members, and are
 //! looked up in the running kernel.
@@ -14,57 +14,100 @@ use guest_symbols::slab;
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// Per-CPU arrays of objects with a count. Entries at and above the count were handed out, and
-/// their pointers stay. Each row is the variable, its struct, and the struct's members for the
-/// count and the array.
-const STACKS_OF_OBJECTS: [(&str, &str, &str, &str); 10] = [
+/// A per-CPU array of objects with a count. Entries at and above the count were handed out, and
+/// their pointers stay.
+struct ObjectCache {
+    /// The per-CPU variable.
+    variable: &'static str,
+    /// Its struct.
+    of: &'static str,
+    /// The struct's member that is the count.
+    count: &'static str,
+    /// The struct's member that is the array.
+    array: &'static str,
+}
+
+/// A batch of folios of the per-CPU variable `$variable`, whose struct has the same name.
+macro_rules! folio_batch {
+    ($variable:literal, $batch:literal) => {
+        ObjectCache {
+            variable: $variable,
+            of: $variable,
+            count: concat!($batch, ".nr"),
+            array: concat!($batch, ".folios"),
+        }
+    };
+}
+
+const OBJECT_CACHES: [ObjectCache; 10] = [
     // napi_skb_cache_get(), net/core/skbuff.c, 5.13 on.
-    ("napi_alloc_cache", "napi_alloc_cache", "skb_count", "skb_cache"),
+    ObjectCache { variable: "napi_alloc_cache", of: "napi_alloc_cache", count: "skb_count", array: "skb_cache" },
     // folio_batch_reinit(), include/linux/pagevec.h. The variables are in mm/swap.c and mm/mlock.c,
     // 6.1 on.
-    ("cpu_fbatches", "cpu_fbatches", "lru_add.nr", "lru_add.folios"),
-    ("cpu_fbatches", "cpu_fbatches", "lru_deactivate_file.nr", "lru_deactivate_file.folios"),
-    ("cpu_fbatches", "cpu_fbatches", "lru_deactivate.nr", "lru_deactivate.folios"),
-    ("cpu_fbatches", "cpu_fbatches", "lru_lazyfree.nr", "lru_lazyfree.folios"),
-    ("cpu_fbatches", "cpu_fbatches", "lru_activate.nr", "lru_activate.folios"),
-    ("cpu_fbatches", "cpu_fbatches", "activate.nr", "activate.folios"),
-    ("cpu_fbatches", "cpu_fbatches", "lru_move_tail.nr", "lru_move_tail.folios"),
-    ("lru_rotate", "lru_rotate", "fbatch.nr", "fbatch.folios"),
-    ("mlock_fbatch", "mlock_fbatch", "fbatch.nr", "fbatch.folios"),
+    folio_batch!("cpu_fbatches", "lru_add"),
+    folio_batch!("cpu_fbatches", "lru_deactivate_file"),
+    folio_batch!("cpu_fbatches", "lru_deactivate"),
+    folio_batch!("cpu_fbatches", "lru_lazyfree"),
+    folio_batch!("cpu_fbatches", "lru_activate"),
+    folio_batch!("cpu_fbatches", "activate"),
+    folio_batch!("cpu_fbatches", "lru_move_tail"),
+    folio_batch!("lru_rotate", "fbatch"),
+    folio_batch!("mlock_fbatch", "fbatch"),
 ];
 
 /// Lists of pages that record objects passed to kvfree_rcu() (kernel/rcu/tree.c up to 6.13,
-/// mm/slab_common.c after).
-///
-/// The row is the per-CPU variable, its struct, and the struct's members that are lists. Each
-/// member but the first is an array of lists. Recorded objects are being freed. The kernel keeps
-/// the pages for later use, with the old records in them.
-const RECORDS: (&str, &str, [&str; 3]) = ("krc", "kfree_rcu_cpu", ["bkvcache", "bkvhead", "bulk_head"]);
-/// An array of batches in that struct, the struct of a batch, and its members that are such lists.
-const RECORDS_OF_BATCHES: (&str, &str, [&str; 2]) =
-    ("krw_arr", "kfree_rcu_cpu_work", ["bkvhead_free", "bulk_head_free"]);
+/// mm/slab_common.c after), in the per-CPU variable `krc`. Recorded objects are being freed. The
+/// kernel keeps the pages for later use, with the old records in them.
+const RECORDS: &str = "krc";
+/// The struct of [`RECORDS`].
+const RECORDS_OF: &str = "kfree_rcu_cpu";
+/// Its member that is a list.
+const RECORD_LIST: &str = "bkvcache";
+/// Its members that are arrays of lists.
+const RECORD_LISTS: [&str; 2] = ["bkvhead", "bulk_head"];
+/// Its member that is an array of batches.
+const BATCHES: &str = "krw_arr";
+/// The struct of a batch.
+const BATCH: &str = "kfree_rcu_cpu_work";
+/// The batch's members that are arrays of lists.
+const BATCH_LISTS: [&str; 2] = ["bkvhead_free", "bulk_head_free"];
 
-/// Lists of objects whose memory waits to be freed: the variable, the struct, and its member that
-/// is the link.
-const STALE_OBJECTS: [(&str, &str, &str); 1] = [
+/// A list of objects whose memory waits to be freed.
+struct StaleObjects {
+    /// The variable that is the list's head.
+    list: &'static str,
+    /// The struct of the objects.
+    of: &'static str,
+    /// The struct's member that is the link.
+    link: &'static str,
+}
+
+const STALE_OBJECTS: [StaleObjects; 1] = [
     // net_complete_free(), net/core/net_namespace.c, 6.13 on and in stable kernels before. A
     // namespace stays listed until the next one is destroyed.
-    ("defer_free_list", "net", "defer_free_list"),
+    StaleObjects { list: "defer_free_list", of: "net", link: "defer_free_list" },
 ];
 
-/// The CPUs' interrupt stacks (arch/x86/include/asm/irq_stack.h, 5.12 on).
-///
-/// The row is the memory, its size in bytes (IRQ_STACK_SIZE), the in-use flag, and a pointer to the
-/// last word. The last word holds the previous stack pointer. The pointer uses the mapping that the
-/// CPU uses. From 6.2 to 6.14 the flag and the pointer are in `pcpu_hot`.
-const INTERRUPT_STACK: (&str, u64, &str, &str) =
-    ("irq_stack_backing_store", 16 << 10, "hardirq_stack_inuse", "hardirq_stack_ptr");
+/// The CPUs' interrupt stacks (arch/x86/include/asm/irq_stack.h, 5.12 on): their memory.
+const INTERRUPT_STACK: &str = "irq_stack_backing_store";
+/// IRQ_STACK_SIZE in bytes.
+const INTERRUPT_STACK_SIZE: u64 = 16 << 10;
+/// The flag that an interrupt stack is in use. From 6.2 to 6.14 it is in `pcpu_hot`.
+const INTERRUPT_STACK_FLAG: &str = "hardirq_stack_inuse";
+/// The pointer to the last word of an interrupt stack, in the mapping that the CPU uses. The last
+/// word holds the previous stack pointer. From 6.2 to 6.14 the pointer is in `pcpu_hot`.
+const INTERRUPT_STACK_END: &str = "hardirq_stack_ptr";
 
-/// Works that padata keeps for later use (kernel/padata.c, 5.8 on): the variable, the struct, its
-/// link, and its pointer to the last job. That job was on the stack of a task that may be gone.
-const KEPT_WORKS: (&str, &str, &str, &str) = ("padata_free_works", "padata_work", "pw_list", "pw_data");
+/// The list of works that padata keeps for later use (kernel/padata.c, 5.8 on).
+const KEPT_WORKS: &str = "padata_free_works";
+/// The struct of such a work.
+const KEPT_WORK: &str = "padata_work";
+/// Its link.
+const KEPT_WORK_LINK: &str = "pw_list";
+/// Its pointer to the last job. That job was on the stack of a task that may be gone.
+const KEPT_WORK_JOB: &str = "pw_data";
 
-/// Pointers that own nothing: the kernel never reads them, or they refer to a variable on the stack
+/// Pointers that own nothing. The kernel never reads them, or they point to a variable on the stack
 /// of a task that may be gone.
 const NO_OWNERS: [&str; 2] = [
     // The instructions to patch, for breakpoints that another CPU hits meanwhile
@@ -124,11 +167,11 @@ fn ranges<M: StoppedMemory>(
         let at = kernel.symbol(name);
         offsets.iter().filter_map(move |offset| Some(at?.offset(*offset))).collect::<Vec<_>>()
     };
-    for (name, of, count, array) in STACKS_OF_OBJECTS {
+    for ObjectCache { variable, of, count, array } in OBJECT_CACHES {
         let member = |path| kernel.btf.as_ref().and_then(|b| Some((b.member(of, path)?, b)));
         let (Some((count, _)), Some((array, btf))) = (member(count), member(array)) else { continue };
         let Some(size) = btf.type_size(array.type_id) else { continue };
-        for at in every_cpu(name) {
+        for at in every_cpu(variable) {
             let mut value = [0; 8];
             let width = btf.type_size(count.type_id).unwrap_or(4).min(8) as usize;
             if kernel.read(blocks.memory, at.offset(count.offset()), &mut value[..width]).is_ok() {
@@ -139,25 +182,25 @@ fn ranges<M: StoppedMemory>(
         }
     }
     stale.extend(interrupt_stacks.iter().map(|stack| stack.stale.clone()));
-    let (name, of, _) = RECORDS;
     // If events ended before the check, calls of kvfree_rcu() were not seen. These lists are then
     // the only record of the objects.
     let lists = Some(()).filter(|()| !blocks.allocations.halted).and_then(|()| lists_of_records(kernel));
     let lists = lists.unwrap_or_default();
-    for at in every_cpu(name).into_iter().filter(|_| kernel.offset_of(of, "bkvcache").is_some()) {
+    let is_known = kernel.offset_of(RECORDS_OF, RECORD_LIST).is_some();
+    for at in every_cpu(RECORDS).into_iter().filter(|_| is_known) {
         for &(list, link) in &lists {
-            for page in nodes(kernel, blocks, name, at.offset(list), link) {
+            for page in nodes(kernel, blocks, RECORDS, at.offset(list), link) {
                 // The links at the start of the page stay references.
                 stale.push(page.0.wrapping_add(16)..(page.0 | (PAGE_SIZE - 1)).wrapping_add(1));
             }
         }
     }
-    let (name, of, link, data) = KEPT_WORKS;
-    if let (Some(head), Some(link), Some(data)) =
-        (kernel.symbol(name), kernel.offset_of(of, link), kernel.offset_of(of, data))
+    let of_work = |member| kernel.offset_of(KEPT_WORK, member);
+    if let (Some(head), Some(link), Some(job)) =
+        (kernel.symbol(KEPT_WORKS), of_work(KEPT_WORK_LINK), of_work(KEPT_WORK_JOB))
     {
-        for node in nodes(kernel, blocks, name, head, 0) {
-            let at = node.0.wrapping_sub(link).wrapping_add(data);
+        for node in nodes(kernel, blocks, KEPT_WORKS, head, 0) {
+            let at = node.0.wrapping_sub(link).wrapping_add(job);
             stale.push(at..at.saturating_add(8));
         }
     }
@@ -186,22 +229,21 @@ struct InterruptStack {
 }
 
 fn interrupt_stacks<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -> Vec<InterruptStack> {
-    let (name, size, flag, last) = INTERRUPT_STACK;
     let variable = |name: &str| {
         let hot = || Some(kernel.symbol("pcpu_hot")?.offset(kernel.offset_of("pcpu_hot", name)?));
         kernel.symbol(name).or_else(hot)
     };
     let of_cpu = |cpu: usize| {
         let at = |name: &str| blocks.percpu.address(cpu, variable(name)?.0);
-        let start = blocks.percpu.address(cpu, kernel.symbol(name)?.0)?.0;
+        let start = blocks.percpu.address(cpu, kernel.symbol(INTERRUPT_STACK)?.0)?.0;
         let mut up = [1];
-        kernel.read(blocks.memory, at(flag)?, &mut up).ok()?;
+        kernel.read(blocks.memory, at(INTERRUPT_STACK_FLAG)?, &mut up).ok()?;
         if up == [0] {
-            return Some(InterruptStack { stale: start..start + size, before: None });
+            return Some(InterruptStack { stale: start..start + INTERRUPT_STACK_SIZE, before: None });
         }
-        let last = kernel.read_u64(blocks.memory, at(last)?).ok()?;
-        let mapped = last.checked_sub(size - 8)?;
-        let used_from = blocks.stack_pointer_in(&(mapped..mapped + size))?;
+        let last = kernel.read_u64(blocks.memory, at(INTERRUPT_STACK_END)?).ok()?;
+        let mapped = last.checked_sub(INTERRUPT_STACK_SIZE - 8)?;
+        let used_from = blocks.stack_pointer_in(&(mapped..mapped + INTERRUPT_STACK_SIZE))?;
         let before = kernel.read_u64(blocks.memory, VirtAddr(last)).ok();
         Some(InterruptStack { stale: start..start + (used_from - mapped), before })
     };
@@ -212,8 +254,6 @@ fn interrupt_stacks<M: StoppedMemory>(kernel: &Kernel, blocks: &Blocks<'_, M>) -
 /// page.
 fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
     let btf = kernel.btf.as_ref()?;
-    let (_, of, lists) = RECORDS;
-    let (batches, batch, lists_of_batch) = RECORDS_OF_BATCHES;
     let link =
         btf.offset_of("kvfree_rcu_bulk_data", "next").or_else(|| btf.offset_of("kvfree_rcu_bulk_data", "list"))?;
     let mut found = Vec::new();
@@ -225,12 +265,12 @@ fn lists_of_records(kernel: &Kernel) -> Option<Vec<(u64, u64)>> {
             found.extend((0..count).map(|i| (base + member.offset() + i * each, link)));
         }
     };
-    add(of, lists[0], 0, 0);
-    lists[1..].iter().for_each(|list| add(of, list, 0, link));
-    let array = btf.member(of, batches)?;
+    add(RECORDS_OF, RECORD_LIST, 0, 0);
+    RECORD_LISTS.iter().for_each(|list| add(RECORDS_OF, list, 0, link));
+    let array = btf.member(RECORDS_OF, BATCHES)?;
     for i in 0..btf.array_len(array.type_id)?.min(MAX_LISTS) {
-        let base = array.offset() + i * btf.size_of(batch)?;
-        lists_of_batch.iter().for_each(|list| add(batch, list, base, link));
+        let base = array.offset() + i * btf.size_of(BATCH)?;
+        BATCH_LISTS.iter().for_each(|list| add(BATCH, list, base, link));
     }
     Some(found)
 }
@@ -251,7 +291,7 @@ pub(crate) fn skip<M: StoppedMemory>(kernel: &Kernel, blocks: &mut Blocks<'_, M>
         block.is_none()
     });
     skip_numbers_of_caches(kernel, blocks);
-    for (list, of, link) in STALE_OBJECTS {
+    for StaleObjects { list, of, link } in STALE_OBJECTS {
         let (Some(head), Some(link)) = (kernel.symbol(list), kernel.offset_of(of, link)) else { continue };
         let mut found = Vec::new();
         for node in nodes(kernel, blocks, list, head, 0) {

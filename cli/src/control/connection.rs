@@ -1,6 +1,7 @@
 //! A connection to the control socket of a running QEMU.
 
 use detector::control::{Request, SCHEMA};
+use detector::report::json;
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -15,7 +16,7 @@ const ANSWER: Duration = Duration::from_secs(300);
 pub enum Error {
     /// No socket was named.
     #[error(
-        "where does libleak listen? Give --control PATH or set LIBLEAK_CONTROL, with the path of the plugin's option control="
+        "no control socket is given; give --control PATH or set LIBLEAK_CONTROL, with the path of the plugin's option control="
     )]
     NoPath,
     /// Nobody listens on the socket.
@@ -37,13 +38,30 @@ pub enum Error {
     Refused(String),
     /// The answer is malformed.
     #[error("the answer is malformed: {0}; use the program of the same libleak as the plugin")]
-    Answer(String),
+    Answer(#[from] AnswerFlaw),
     /// A path is not UTF-8 or has no folder.
     #[error("{0} has no path that can be sent; give another file")]
     Path(PathBuf),
     /// Standard output.
     #[error("cannot write the answer: {0}")]
     Output(io::Error),
+}
+
+/// What is wrong with an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerFlaw {
+    /// It is not JSON, or lacks a field.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// Its report cannot be read.
+    #[error(transparent)]
+    Report(#[from] json::ReadError),
+    /// It has another schema.
+    #[error("it is of schema {0}, and this program knows {SCHEMA}")]
+    Schema(Value),
+    /// It has neither a result nor an error.
+    #[error("it has neither a result nor an error")]
+    Neither,
 }
 
 /// The connection.
@@ -64,7 +82,7 @@ impl Connection {
     /// # Errors
     /// [`Error`]. [`Error::Refused`] has libleak's own message.
     pub fn ask(&mut self, request: &Request) -> Result<Value, Error> {
-        let line = serde_json::to_string(request).map_err(|why| Error::Answer(why.to_string()))? + "\n";
+        let line = serde_json::to_string(request).map_err(AnswerFlaw::from)? + "\n";
         // A refused client first gets an answer and is then disconnected. Such an answer is more
         // useful than the failed write.
         let sent = self.0.get_mut().write_all(line.as_bytes());
@@ -72,14 +90,12 @@ impl Connection {
             Some(line) => line,
             None => return Err(sent.err().map_or(Error::Ended, Error::Lost)),
         };
-        let answer: Value = serde_json::from_str(&answer).map_err(|why| Error::Answer(why.to_string()))?;
+        let answer: Value = serde_json::from_str(&answer).map_err(AnswerFlaw::from)?;
         match (&answer["schema"], &answer["ok"], &answer["error"]) {
-            (schema, _, _) if *schema != SCHEMA => {
-                Err(Error::Answer(format!("it is of schema {schema}, and this program knows {SCHEMA}")))
-            }
+            (schema, _, _) if *schema != SCHEMA => Err(AnswerFlaw::Schema(schema.clone()).into()),
             (_, Value::Bool(true), _) => Ok(answer),
             (_, _, Value::String(why)) => Err(Error::Refused(why.clone())),
-            _ => Err(Error::Answer("it is neither done nor refused".to_owned())),
+            _ => Err(AnswerFlaw::Neither.into()),
         }
     }
 
@@ -107,7 +123,7 @@ impl Connection {
 /// # Errors
 /// [`Error::Answer`].
 pub fn read<T: serde::de::DeserializeOwned>(answer: &Value) -> Result<T, Error> {
-    T::deserialize(answer).map_err(|why| Error::Answer(why.to_string()))
+    T::deserialize(answer).map_err(|why| AnswerFlaw::from(why).into())
 }
 
 /// Writes to standard output. If its reader, such as head, is gone, the program ends.

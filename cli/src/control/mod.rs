@@ -10,7 +10,7 @@ mod print;
 mod watch;
 
 use crate::output::{LEAKS, NO_RESULT};
-use connection::{Connection, Error, output, read};
+use connection::{AnswerFlaw, Connection, Error, output, read};
 use detector::control::{By, Count, Grown, Live, Marked, Reasons, Request, Status};
 use detector::report::{Format, json};
 use serde_json::Value;
@@ -157,7 +157,7 @@ impl Command {
         match self {
             Command::Scan { asking, min_age, each } => {
                 let answer = asking.ask(&Request::Scan { min_age })?;
-                let report = json::read_fields(&answer).map_err(|why| Error::Answer(why.to_string()))?;
+                let report = json::read_fields(&answer).map_err(AnswerFlaw::from)?;
                 asking.print(&answer, || Ok(Format::Text.write(&report, each)))?;
                 Ok(if report.groups.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(LEAKS) })
             }

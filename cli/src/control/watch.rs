@@ -62,7 +62,7 @@ pub fn run(connection: &mut Connection, every: f64, limit: usize) -> Result<(), 
     output("the guest has ended\n")
 }
 
-/// Asks for the state.
+/// Requests the state.
 fn look(connection: &mut Connection) -> Result<Seen, Error> {
     let status: Status = read(&connection.ask(&Request::Status {})?)?;
     if let Some(why) = status.why {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Print JSON lines of the plugin in another format
 ///
 /// Several files stand for several guests, as of a test suite that starts one per part. The status
-/// is 0 if all files can be read, whatever is in them.
+/// is 0 if all files can be read, with or without leaks.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   leak report run.jsonl

@@ -215,7 +215,7 @@ fn without_kvm(program: &str, words: &mut Vec<Word>) -> Vec<String> {
     if !accelerated {
         // A QEMU of this name uses KVM by default.
         if program.ends_with("kvm") {
-            changed.push(format!("what {program} takes by itself"));
+            changed.push(format!("the default accelerator of {program}"));
         }
         words.push(Word::new("accel", "tcg"));
     }

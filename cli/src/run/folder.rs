@@ -51,7 +51,7 @@ pub struct Started {
 pub struct FolderError {
     /// The file or folder.
     pub path: PathBuf,
-    /// The system's word.
+    /// The error of the system.
     pub why: io::Error,
 }
 

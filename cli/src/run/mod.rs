@@ -93,7 +93,7 @@ pub enum Error {
     Missing {
         /// The path given.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
     /// The format of a report is unknown.
@@ -104,18 +104,18 @@ pub enum Error {
     Start {
         /// Its name.
         command: String,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
     /// Signals cannot be caught.
-    #[error("cannot take signals: {0}")]
+    #[error("cannot catch signals: {0}")]
     Signals(io::Error),
     /// A report cannot be written.
     #[error("cannot write --report {path}: {why}; make room there, or the folder")]
     Report {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: io::Error,
     },
     /// The XML cannot be written.
@@ -141,7 +141,7 @@ impl RunCommand {
         let mut run = new_folder()?;
         if self.keep {
             run.disable_cleanup(true);
-            say(&format!("what is exchanged with QEMU is in {}", run.path().display()));
+            say(&format!("the files exchanged with QEMU are in {}", run.path().display()));
         }
         folder::save(&run.path().join("setup.json"), &setup)?;
         let signals = Forwarding::start().map_err(Error::Signals)?;

@@ -24,7 +24,7 @@ pub enum Error {
     Start {
         /// QEMU.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         why: std::io::Error,
     },
     /// The folder of the run cannot be used.

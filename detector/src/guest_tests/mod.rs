@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "as many lines as are too many take minutes there")]
+    #[cfg_attr(miri, ignore = "so many lines take minutes under Miri")]
     fn there_are_only_so_many() {
         let mut tests = Tests::default();
         for i in 0..MAX_STRETCHES as u64 + 100 {

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "as many readings as make it full take minutes there")]
+    #[cfg_attr(miri, ignore = "so many readings take minutes under Miri")]
     fn room_is_bounded_and_order_kept() {
         let clock = Clock::default();
         (0..200_000).for_each(|i| clock.tick(i * STEP, || i));

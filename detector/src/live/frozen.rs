@@ -11,7 +11,7 @@ use rayon::slice::ParallelSliceMut;
 pub struct Size {
     /// Virtual address, or `__percpu` pointer.
     pub addr: u64,
-    /// What the object is made of: pages may start where another object does.
+    /// The allocator that it comes from. Pages may start at the address of another object.
     pub kind: Kind,
     /// Bytes as requested.
     pub bytes: u64,
@@ -96,9 +96,20 @@ impl Objects {
 
     /// The guest's jiffies at allocation: the latest value before now with the stored low half.
     pub fn jiffies(&self, object: &Object) -> u64 {
+        self.whole(object.jiffies())
+    }
+
+    /// The latest jiffies before now with this low half.
+    fn whole(&self, jiffies: u32) -> u64 {
         let now = self.readings.last().map_or(0, |r| r.jiffies);
-        let age = (now as u32).wrapping_sub(object.jiffies());
+        let age = (now as u32).wrapping_sub(jiffies);
         now.wrapping_sub(age.into())
+    }
+
+    /// The time in milliseconds since the start of tracking when the low half of the guest's jiffies
+    /// was `jiffies`.
+    pub fn millis_at(&self, jiffies: u32) -> u64 {
+        clock::millis_at(&self.readings, self.whole(jiffies))
     }
 
     /// The time of allocation in milliseconds since the start of tracking.

@@ -55,7 +55,7 @@ const COMM: Field = Field { at: 40, bits: 24 };
 /// An allocation before it is packed into an [`Object`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allocation {
-    /// What the object is made of.
+    /// The allocator that it comes from.
     pub kind: Kind,
     /// The allocation stack, innermost allocator first.
     pub stack: StackId,
@@ -101,7 +101,7 @@ impl Object {
         Object { who: KIND.put(kind as u64), entry: 0, stack: StackId::NONE, jiffies: 0 }
     }
 
-    /// What it is made of.
+    /// The allocator that it comes from.
     #[inline]
     pub fn kind(&self) -> Kind {
         KINDS.get(KIND.get(self.who) as usize).copied().unwrap_or(Kind::Slab)

@@ -97,7 +97,7 @@ type AddressMap<V> = DashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 /// The counters of a [`LiveMap`] at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Objects entered.
+    /// Allocations entered into the map.
     pub allocations: u64,
     /// Objects removed, or passed to `kfree_rcu()`.
     pub frees: u64,
@@ -171,16 +171,16 @@ impl LiveMap {
         inserted
     }
 
-    /// Whether a live object at exactly `addr` was entered before the sequence number `since`, and
-    /// of what kind it is. When a function returns that was entered at `since`, such an object was
-    /// kept somewhere, and was taken from there.
+    /// The kind of a live object at exactly `addr` that was entered before the sequence number
+    /// `since`. A function that was entered at `since` and returns this object took it from a
+    /// cache.
     #[inline]
     pub fn kept_since(&self, addr: u64, since: u64) -> Option<Kind> {
         self.map.get(&addr).filter(|o| o.sequence() < since && !o.is_rcu_pending()).map(|o| o.kind())
     }
 
-    /// The object of which [`LiveMap::kept_since`] told is from now on `object`, of the same kind:
-    /// who took it has it. Its address and size stay, and it counts as the same allocation.
+    /// Replaces the object that [`LiveMap::kept_since`] found by `object`, which has the same kind.
+    /// The taker owns it from now on. Its address and size stay, and no allocation is counted.
     pub fn take(&self, addr: u64, object: Object, since: u64) {
         if let Some(mut old) = self.map.get_mut(&addr)
             && old.sequence() < since

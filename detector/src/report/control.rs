@@ -6,7 +6,7 @@
 //!
 //! | `do` | may have | answer |
 //! |---|---|---|
-//! | `scan` | `min_age` in seconds: younger objects are not reported | [`report`, `groups`, `tests`](crate::report::json::fields) with what no scan reported before, as in a report file; `pause_microseconds` |
+//! | `scan` | `min_age` in seconds: younger objects are not reported | [`report`, `groups`, `tests`](crate::report::json::fields) with the leaks that no scan reported before, as in a report file; `pause_microseconds` |
 //! | `mark` | `name` of at most 256 bytes; it replaces a mark of this name, or the oldest of 32 | [`Marked`]. Objects allocated before a mark are in no later report, but they are still searched for references |
 //! | `diff` | `name` of a mark (default: the last); `limit` (20), `by`: `stack` (whole stacks) or `site` (allocator and caller) | [`Grown`]: sites with more live objects than at the mark, referenced or not |
 //! | `clear` | | [`Count`] of objects that are unreferenced now and were not reported; no later report has them |
@@ -70,7 +70,7 @@ pub enum Request {
         /// Most sites in the answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<usize>,
-        /// What a site is. Whole stacks by default.
+        /// The definition of a site. Whole stacks by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<By>,
     },
@@ -83,7 +83,7 @@ pub enum Request {
         /// Most sites in the answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<usize>,
-        /// What a site is. Allocator and caller by default.
+        /// The definition of a site. Allocator and caller by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<By>,
     },

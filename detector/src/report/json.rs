@@ -10,7 +10,7 @@
 //!
 //! | a report | |
 //! |---|---|
-//! | `schema` | 1. A field that changes its meaning or goes changes it. New fields may appear at any time |
+//! | `schema` | 1. It changes if a field changes its meaning or is removed. New fields may appear at any time |
 //! | `release` | what `uname -r` prints in the guest |
 //! | \[`test`] | the test that ran or ended when the check was made |
 //! | `groups` | the number of group lines that follow |
@@ -28,9 +28,9 @@
 //! | `direct` | true if nothing refers to its objects, false if only other leaks do |
 //! | `count`, `bytes` | objects and bytes of the group |
 //! | `first_age_ms`, `last_age_ms` | milliseconds since the first and the last allocation |
-//! | `retains` | indirect leaks that hang from it: `objects`, `bytes` |
+//! | `retains` | indirect leaks that are reachable from it: `objects`, `bytes` |
 //! | `stack` | frames, innermost first: `address`, \[`function`, `offset`, `size`, \[`module`]], \[`places`: \[`function`], `file`, `line`, innermost inlined function first] |
-//! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), \[`cache`], \[`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), \[`shown_cpu`], `crc`, `retains` |
+//! | `objects` | `address`, `size`, `kind` (slab, large, vmalloc, percpu, pages), \[`cache`], \[`guess`], `comm`, `pid`, `tgid`, `cpu`, `jiffies`, `age_ms`, `head` (first bytes, in hexadecimal), \[`shown_cpu`], `crc`, `retains`, \[`loss`: `how` (overwritten, freed, reused, frame, held), \[`by`], \[`age_ms`], \[`stack`], \[`held`], \[`reference`: `place`, `stored_by`]] |
 //!
 //! | a test that ended since the previous report | |
 //! |---|---|

@@ -15,4 +15,6 @@ pub mod suppress;
 pub mod text;
 
 pub use format::{Format, UnknownFormat};
-pub use model::{Ages, Checksum, Figures, Frame, Function, Group, Leak, Place, Report, Suppressed};
+pub use model::{
+    Ages, Checksum, Figures, Frame, Function, Group, How, Leak, Loss, Place, Reference, Report, Suppressed,
+};

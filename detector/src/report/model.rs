@@ -129,9 +129,61 @@ pub struct Leak {
     /// The [`Checksum`] of the contents.
     #[serde(with = "encoding::hex")]
     pub crc: u32,
-    /// The indirect leaks that hang from a direct leak. Each counts for one direct leak. 0 for
-    /// indirect leaks.
+    /// The indirect leaks that are reachable from a direct leak. Each counts for one direct leak. 0
+    /// for indirect leaks.
     pub retains: Count,
+    /// Where it was lost, with `history=on`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Box<Loss>>,
+}
+
+/// How an object was lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// The last reference was overwritten.
+    Overwritten,
+    /// The object with the last reference was freed.
+    Freed,
+    /// The memory with the last reference was allocated again.
+    Reused,
+    /// It was never stored outside of registers and stacks.
+    #[default]
+    Frame,
+    /// The last reference remains. Nothing refers to the memory that contains it.
+    Held,
+}
+
+/// The last reference to an object, stacks excluded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// Where it is, or was.
+    pub place: String,
+    /// The instruction that stored it.
+    pub stored_by: Frame,
+}
+
+/// Where an object was lost, by the history of references.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// How.
+    pub how: How,
+    /// The frame of the function that lost it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Frame>,
+    /// Milliseconds of the host's clock since then. Absent if the moment is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// The stack at that moment, innermost frame first. It is the instruction alone, if other words
+    /// still referred to the object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<Frame>,
+    /// The outermost stack on which the object was held after that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Frame>,
+    /// The last reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Reference>,
 }
 
 /// Leaks with equal stacks from one test. All are direct, or all are indirect.
@@ -159,7 +211,7 @@ impl Group {
         Ages { oldest: ages().max().unwrap_or(0), youngest: ages().min().unwrap_or(0) }
     }
 
-    /// The indirect leaks that hang from its leaks.
+    /// The indirect leaks that are reachable from its leaks.
     pub fn retains(&self) -> Count {
         let mut sum = Count::default();
         self.leaks.iter().for_each(|leak| sum += leak.retains);
@@ -188,7 +240,7 @@ pub struct Suppressed {
     pub file: String,
     /// The line in the file, counted from 1.
     pub line: usize,
-    /// Suppressed objects, without the indirect leaks that hang from them.
+    /// Suppressed objects, without the indirect leaks that are reachable from them.
     pub objects: u64,
     /// Bytes of the suppressed objects.
     pub bytes: u64,
@@ -197,8 +249,8 @@ pub struct Suppressed {
 /// The result of one check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The leaks. Direct groups come first. Each kind is sorted by bytes, including what hangs from
-    /// the group, in descending order, and then by first allocation.
+    /// The leaks. Direct groups come first. Each kind is sorted by bytes in descending order, and
+    /// then by first allocation. The bytes include the indirect leaks that the group holds.
     pub groups: Vec<Group>,
     /// The test that ran or ended when the check was made.
     pub test: Option<String>,

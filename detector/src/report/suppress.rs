@@ -76,7 +76,7 @@ pub enum Flaw {
     #[error("the pattern is empty; if every leak is meant, it is leak:*")]
     Empty,
     /// The pattern has text behind the anchor `$`.
-    #[error("nothing follows the end of a name, which $ stands for")]
+    #[error("text follows $, which stands for the end of a name")]
     AfterEnd,
 }
 

@@ -1,17 +1,19 @@
 //! Reports in kmemleak's text format, as `print_unreferenced()` prints it (mm/kmemleak.c, Linux
 //! 6.12).
 //!
-//! Lines that kmemleak does not print follow the backtrace, indented by two. Readers of kmemleak's
-//! text take lines indented by four for frames. syzkaller takes a line for a frame if it starts
-//! with a name and `+` or `.`.
+//! Lines that kmemleak does not print follow the backtrace, indented by two. Parsers of kmemleak's
+//! text read lines indented by four as frames. syzkaller reads a line as a frame if it starts with
+//! a name and `+` or `.`.
 
-use super::model::{Ages, Frame, Group, Leak, Report};
+use super::model::{Ages, Frame, Group, How, Leak, Loss, Report};
 use crate::count::Count;
 use std::cmp::Reverse;
 use std::fmt::{self, Write};
 
 /// Most bytes of a hex dump: `HEX_MAX_LINES` lines of `HEX_ROW_SIZE` (mm/kmemleak.c).
 const DUMP: usize = 32;
+/// Most frames that are written of the place where an object was lost.
+const LOST_FRAMES: usize = 8;
 
 /// The headline of a leak for parsers of kernel consoles. syzkaller's own programs print it before
 /// each object of kmemleak.
@@ -75,7 +77,6 @@ fn frame_lines(f: &mut impl Write, frame: &Frame) -> fmt::Result {
 
 /// Writes facts about a group and its first object.
 fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
-    let seconds = |millis: u64| format!("{}.{} s", millis / 1000, millis % 1000 / 100);
     let objects = |n: u64| format!("{n} object{}", if n == 1 { "" } else { "s" });
     let Ages { oldest, youngest } = group.ages();
     if let Some(test) = &group.test {
@@ -100,9 +101,46 @@ fn about(f: &mut impl Write, group: &Group, first: &Leak) -> fmt::Result {
         writeln!(f, "  probably {guess}")?;
     }
     match &first.cache {
-        Some(cache) => writeln!(f, "  from cache {cache}, by tgid {} on cpu {}", first.tgid, first.cpu),
-        None => writeln!(f, "  by tgid {} on cpu {}", first.tgid, first.cpu),
+        Some(cache) => writeln!(f, "  from cache {cache}, by tgid {} on cpu {}", first.tgid, first.cpu)?,
+        None => writeln!(f, "  by tgid {} on cpu {}", first.tgid, first.cpu)?,
     }
+    first.loss.as_ref().map_or(Ok(()), |loss| lost(f, loss))
+}
+
+/// Writes where an object was lost.
+fn lost(f: &mut impl Write, loss: &Loss) -> fmt::Result {
+    if let Some(reference) = &loss.reference {
+        writeln!(f, "  last reference: {}, stored by {}", reference.place, located(&reference.stored_by))?;
+    }
+    f.write_str("  lost: ")?;
+    if let Some(age) = loss.age_ms {
+        write!(f, "{} ago, ", seconds(age))?;
+    }
+    f.write_str(match loss.how {
+        How::Overwritten => "overwritten",
+        How::Freed => "its holder was freed",
+        How::Reused => "the memory of its last reference was allocated again",
+        How::Frame => "never stored outside of registers and stacks",
+        How::Held => "its last reference remains, and nothing refers to that memory",
+    })?;
+    match &loss.by {
+        Some(frame) => writeln!(f, ", in {}", located(frame))?,
+        None => f.write_char('\n')?,
+    }
+    let stack = if loss.stack.is_empty() { &loss.held } else { &loss.stack };
+    stack.iter().take(LOST_FRAMES).try_for_each(|frame| writeln!(f, "  at {}", located(frame)))
+}
+
+/// A frame and its source location.
+fn located(frame: &Frame) -> String {
+    let mut text = String::new();
+    // Writing to a `String` cannot fail.
+    let _ = frame.write(&mut text, frame.places.last());
+    text
+}
+
+fn seconds(millis: u64) -> String {
+    format!("{}.{} s", millis / 1000, millis % 1000 / 100)
 }
 
 #[cfg(test)]
@@ -133,6 +171,7 @@ pub(super) mod tests {
             shown_cpu: None,
             crc: 0xbeef,
             retains: Count::default(),
+            loss: None,
         }
     }
 
@@ -171,7 +210,7 @@ pub(super) mod tests {
         assert_eq!(Format::Console.write(&report, false), format!("{CONSOLE}{OBJECT}{want}libleak: 1\n"));
         // Once per object, if every object is written.
         assert_eq!(Format::Console.write(&report, true), format!("{CONSOLE}{OBJECT}{CONSOLE}{OBJECT}libleak: 1\n"));
-        // syzkaller must not take any line for a frame.
+        // No line may look like a frame to syzkaller.
         for line in want.lines() {
             let word = line.trim_start().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             let next = line.trim_start()[word.clone().next().unwrap().len()..].chars().next();
@@ -203,7 +242,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "as many leaks as make a flood take minutes there")]
+    #[cfg_attr(miri, ignore = "so many leaks take minutes under Miri")]
     fn a_flood_is_one_group() {
         let leaks = (0..100_000).map(|i| Leak { addr: 0xffff_8881_0000_0000 + 32 * i, age: 100_000 - i, ..leak() });
         let report = report(leaks.collect());

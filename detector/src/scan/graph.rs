@@ -130,7 +130,7 @@ mod tests {
 
     const INDIRECT: Verdict = Verdict { direct: false, retains: Count { objects: 0, bytes: 0 } };
 
-    /// A direct leak from which `objects` blocks of 10 bytes hang.
+    /// A direct leak that holds `objects` blocks of 10 bytes.
     const fn direct(objects: u64) -> Verdict {
         Verdict { direct: true, retains: Count { objects, bytes: 10 * objects } }
     }
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn circles_have_one_head() {
         assert_eq!(judged(&[&[1], &[2], &[0]]), [direct(2), INDIRECT, INDIRECT]);
-        // A cycle that an earlier block refers to, and from which another block hangs.
+        // An earlier block refers to a cycle, and the cycle to another block.
         assert_eq!(judged(&[&[1], &[0, 3], &[0], &[]]), [INDIRECT, INDIRECT, direct(3), INDIRECT]);
         // Two cycles, of which one refers to the other.
         assert_eq!(judged(&[&[1], &[0, 2], &[3], &[2]]), [direct(3), INDIRECT, INDIRECT, INDIRECT]);

@@ -136,7 +136,7 @@ impl Windows {
         let upper = _mm256_set1_epi64x(if self.upper { -1 } else { 0 });
         let mut mask = 0;
         for (i, group) in groups.iter().enumerate() {
-            // SAFETY: `group` is 32 bytes, which are a vector; this load asks for no alignment.
+            // SAFETY: `group` has 32 bytes, the size of a vector. This load needs no alignment.
             let four = unsafe { _mm256_loadu_si256(group.as_ptr().cast()) };
             let mut inside = _mm256_and_si256(four, upper);
             for i in 0..N {
@@ -152,7 +152,7 @@ impl Windows {
 #[inline]
 pub fn prefetch<T: ?Sized>(value: &T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which reads nothing that could be told, and never faults.
+    // SAFETY: a prefetch is a hint. It has no visible effect and never faults.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>((&raw const *value).cast());
     }

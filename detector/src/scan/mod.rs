@@ -1,9 +1,9 @@
 //! Reachability: starting at the roots, every aligned word of a live block is read as a pointer.
 //!
 //! The rules are those of kmemleak (mm/kmemleak.c). Words are 8-byte aligned. A pointer to any byte
-//! of a block counts, a pointer behind its end does not. Each word is also tried as a `__percpu`
-//! pointer. References from unreachable blocks do not count, so a block's references to itself do
-//! not either.
+//! of a block counts. A pointer behind its end does not count. Each word is also tried as a
+//! `__percpu` pointer. References from unreachable blocks do not count. A block's references to
+//! itself do not count.
 //!
 //! The result does not depend on the order of reading, so several threads may read. They are those
 //! of the rayon pool in which the scan runs ([`rayon::ThreadPool::install`]). Without a pool one

@@ -293,13 +293,13 @@ proptest! {
 
 /// More blocks than one thread keeps: lists, a tree, and unreachable blocks.
 #[test]
-#[cfg_attr(miri, ignore = "more blocks than a thread keeps take an hour there; ThreadSanitizer runs it")]
+#[cfg_attr(miri, ignore = "so many blocks take an hour under Miri; ThreadSanitizer runs it")]
 fn threads_share_what_is_much() {
     const BLOCKS: u64 = 40_000;
     let start = |i: u64| 0xffff_8880_0000_0000 + 64 * i;
     let blocks = (0..BLOCKS).map(|i| {
         let to = |i: u64| if i < BLOCKS { start(i) + i % 64 } else { 0 };
-        // Every seventh block, and what only it refers to, is unreachable.
+        // Every seventh block is unreachable, and so are blocks that only it refers to.
         (
             start(i),
             if i % 7 == 6 { vec![start(i); 8] } else { vec![to(2 * i + 1), 0, to(2 * i + 2), 7, to(i + 7), 0, 0, 0] },

@@ -115,7 +115,7 @@ fn image_of(layout: Layout, name: impl Fn(usize) -> String) -> Vec<u8> {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
+#[cfg_attr(miri, ignore = "a table of a kernel's size takes minutes under Miri")]
 fn every_layout() {
     use Layout::*;
     let layouts = [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd];
@@ -132,7 +132,7 @@ fn every_layout() {
 
 /// The image is complete except for the banner, which proves the table.
 #[test]
-#[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
+#[cfg_attr(miri, ignore = "a table of a kernel's size takes minutes under Miri")]
 fn nothing_is_read_outside_of_its_place() {
     use Layout::*;
     for layout in [OffsetsFirst, OffsetsFirstWithSequences, OffsetsLast, RelativeToOwnPlace, RelativeToOwnPlaceOdd] {
@@ -151,7 +151,7 @@ fn nothing_is_read_outside_of_its_place() {
 
 /// The last two entries of the index, which is the last part here, lead out of the image and back.
 #[test]
-#[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
+#[cfg_attr(miri, ignore = "a table of a kernel's size takes minutes under Miri")]
 fn an_index_that_leads_out_of_the_image() {
     let whole = image(Layout::OffsetsFirst);
     for (place, at) in [(255, u16::MAX), (254, u16::MAX - 1), (255, 0)] {
@@ -164,7 +164,7 @@ fn an_index_that_leads_out_of_the_image() {
 
 /// Three hundred tokens of two letters each.
 #[test]
-#[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
+#[cfg_attr(miri, ignore = "a table of a kernel's size takes minutes under Miri")]
 fn a_name_that_no_kernel_could_hold() {
     let with = |n: usize| {
         image_of(Layout::OffsetsLast, |i| if i == 700 { format!("t{}", "\u{1}".repeat(n)) } else { name(i) })
@@ -174,7 +174,7 @@ fn a_name_that_no_kernel_could_hold() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a table as large as any kernel has takes minutes there")]
+#[cfg_attr(miri, ignore = "a table of a kernel's size takes minutes under Miri")]
 fn what_is_no_kernel_is_refused() {
     assert_eq!(decode(&[0; 4096], BASE, None).err(), Some(KallsymsError::NoTokens));
     let whole = image(Layout::OffsetsLast);

@@ -1,8 +1,7 @@
 //! A memo of stack walks.
 //!
-//! Most allocations come from a call path that was seen before, and their walks read the same words
-//! of the stack. If all these words are unchanged, the walk leads to the same frames and can be
-//! skipped.
+//! Most allocations come from a known call path. Their walks read the same words of the stack. If
+//! all these words are unchanged, the walk leads to the same frames and can be skipped.
 //!
 //! A walk is a function of its start, of the words that it reads, and of the unwind rules. Words
 //! and addresses on the current stack are kept relative to the stack pointer. The same path is thus
@@ -111,7 +110,7 @@ impl Log {
         self.usable = false;
     }
 
-    /// Ends this part at the frame pointer that is saved at `address`, whatever its value.
+    /// Ends this part at the frame pointer that is saved at `address`. Its value does not matter.
     pub fn end_at(&mut self, address: u64) {
         match place(address, self.sp) {
             Place::Near => self.end = Some((true, address.wrapping_sub(self.sp))),

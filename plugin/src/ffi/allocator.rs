@@ -23,6 +23,8 @@ struct Counter(AtomicI64);
 
 /// Bytes in use. The allocator belongs to the whole process, so its state is static.
 static USED: [Counter; COUNTERS] = [const { Counter(AtomicI64::new(0)) }; COUNTERS];
+/// Bytes of [sparse tables](super::sparse) in use.
+static TABLES: AtomicU64 = AtomicU64::new(0);
 /// The limit of `max-memory=` in bytes.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 /// The system was out of memory, and the reserve was needed.
@@ -154,7 +156,13 @@ pub fn set_aside(limit: Option<u64>) {
 
 /// Bytes in use.
 pub fn used() -> u64 {
-    USED.iter().map(|n| n.0.load(Ordering::Relaxed)).sum::<i64>().max(0) as u64
+    let allocated = USED.iter().map(|n| n.0.load(Ordering::Relaxed)).sum::<i64>().max(0) as u64;
+    allocated + TABLES.load(Ordering::Relaxed)
+}
+
+/// Sparse tables have this many bytes in use.
+pub fn set_tables(bytes: u64) {
+    TABLES.store(bytes, Ordering::Relaxed);
 }
 
 /// Whether the system was out of memory, and the reserve was needed.

@@ -9,7 +9,8 @@
 
 use libc::{c_char, c_int, c_uint, c_void};
 use qemu_plugin_sys::{
-    GArray, GByteArray, qemu_plugin_insn, qemu_plugin_register, qemu_plugin_scoreboard, qemu_plugin_tb, qemu_plugin_u64,
+    GArray, GByteArray, qemu_plugin_hwaddr, qemu_plugin_insn, qemu_plugin_mem_value, qemu_plugin_register,
+    qemu_plugin_scoreboard, qemu_plugin_tb, qemu_plugin_u64,
 };
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
@@ -17,15 +18,21 @@ use std::sync::OnceLock;
 /// API version from which callbacks carry user data in place of the plugin id.
 pub const VERSION_WITHOUT_ID: c_int = 7;
 
-/// QEMU_PLUGIN_CB_R_REGS (qemu-plugin.h).
+/// QEMU_PLUGIN_CB_NO_REGS (qemu-plugin.h).
+pub const NO_REGS: c_int = 0;
+/// QEMU_PLUGIN_CB_R_REGS.
 pub const READ_REGS: c_int = 1;
 /// QEMU_PLUGIN_COND_NE.
 pub const COND_NE: c_int = 3;
+/// QEMU_PLUGIN_MEM_W.
+pub const MEM_W: c_int = 2;
 
 /// A callback whose arguments depend on the API version. It is registered as a bare pointer.
 pub type AnyCallback = *const c_void;
 /// `qemu_plugin_vcpu_udata_cb_t`.
 pub type ExecCallback = extern "C" fn(vcpu: c_uint, userdata: *mut c_void);
+/// `qemu_plugin_vcpu_mem_cb_t`.
+pub type MemCallback = extern "C" fn(vcpu: c_uint, access: c_uint, at: u64, userdata: *mut c_void);
 
 /// A function that this QEMU does not have, by its name.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -65,6 +72,18 @@ api! {
     register_insn_exec = "qemu_plugin_register_vcpu_insn_exec_cb": fn(*mut qemu_plugin_insn, ExecCallback, c_int, *mut c_void);
     /// (insn, callback, flags, condition, entry, immediate, userdata)
     register_insn_exec_cond = "qemu_plugin_register_vcpu_insn_exec_cond_cb": fn(*mut qemu_plugin_insn, ExecCallback, c_int, c_int, qemu_plugin_u64, u64, *mut c_void);
+    /// (insn, callback, flags, which accesses, userdata)
+    register_insn_mem = "qemu_plugin_register_vcpu_mem_cb": fn(*mut qemu_plugin_insn, MemCallback, c_int, c_int, *mut c_void);
+    /// (access): its size in bytes, as an exponent of 2.
+    mem_size_shift = "qemu_plugin_mem_size_shift": fn(c_uint) -> c_uint;
+    /// (access): the value that was stored or loaded. Only in the access's own callback.
+    mem_get_value = "qemu_plugin_mem_get_value": fn(c_uint) -> qemu_plugin_mem_value;
+    /// (access, virtual address): valid in the access's own callback; null if it is not known.
+    get_hwaddr = "qemu_plugin_get_hwaddr": fn(c_uint, u64) -> *mut qemu_plugin_hwaddr;
+    /// (address)
+    hwaddr_is_io = "qemu_plugin_hwaddr_is_io": fn(*const qemu_plugin_hwaddr) -> bool;
+    /// (address): the guest physical address.
+    hwaddr_phys = "qemu_plugin_hwaddr_phys_addr": fn(*const qemu_plugin_hwaddr) -> u64;
     /// (tb)
     tb_n_insns = "qemu_plugin_tb_n_insns": fn(*const qemu_plugin_tb) -> usize;
     /// (tb)
@@ -212,6 +231,16 @@ impl Insn {
     pub fn on_exec(self, callback: ExecCallback, userdata: usize) {
         // SAFETY: as above; the callback is a plain function and outlives the process.
         unsafe { (api().register_insn_exec)(self.0, callback, READ_REGS, userdata as *mut c_void) }
+    }
+
+    /// Calls `callback` after each store of the instruction. `userdata` is passed on and never
+    /// dereferenced.
+    ///
+    /// The registers in the vCPU's state are those before the instruction, since TCG writes them
+    /// back before each access that may fault (liveness_pass_1(), tcg/tcg.c, QEMU 9.2 to 11.1).
+    pub(super) fn on_mem(self, callback: MemCallback, userdata: usize) {
+        // SAFETY: as for `on_exec`.
+        unsafe { (api().register_insn_mem)(self.0, callback, NO_REGS, MEM_W, userdata as *mut c_void) }
     }
 
     /// As [`Insn::on_exec`], but only while the vCPU's value of `flag` is not 0.

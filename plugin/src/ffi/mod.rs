@@ -6,6 +6,7 @@
 //! - [`vcpu`]: work on vCPUs' threads; [`lifecycle`]: resets and snapshots
 //! - [`witness`]: the proof that the guest is stopped
 //! - [`ram`], [`layout`]: guest RAM as it is mapped in this process
+//! - [`stores`]: stores of the guest; [`sparse`]: large tables that are mostly empty
 //! - [`host`], [`allocator`], [`signals`]: the QEMU process
 //! - [`panics`]: catches panics in whatever QEMU calls ([`guard`])
 //!
@@ -23,6 +24,8 @@ pub mod panics;
 pub mod ram;
 pub mod regs;
 pub mod signals;
+pub mod sparse;
+pub mod stores;
 pub mod vcpu;
 pub mod witness;
 

@@ -77,6 +77,7 @@ pub fn watch() {
 
 /// Guest RAM by guest physical address. It can be read at any time. Slices are lent only by
 /// [`Ram::stopped`].
+#[derive(Clone)]
 pub struct Ram {
     /// The first segment. In most guests there is no other. It is never unmapped.
     first: Segment,

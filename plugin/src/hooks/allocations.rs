@@ -3,8 +3,10 @@
 use super::context::Who;
 use super::memory_budget;
 use super::pending::PendingCall;
+use super::stores::{Entered, Storing};
 use super::tracker::Tracker;
 use super::troubles::Trouble;
+use crate::history::History;
 use detector::objects::{Allocation, Inserted, Kind, Object, Removed};
 use detector::stacks::StackId;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
@@ -44,9 +46,19 @@ impl Tracker {
             return;
         }
         match self.objects.insert(addr, object, size, call.sequence) {
+            Inserted::New | Inserted::Replaced if self.history.is_some() => {
+                self.begin_history(addr, kind, size, call.ret);
+            }
             Inserted::New | Inserted::NoRoom => {}
             Inserted::Inside => self.hooks.get(call.hook).1.wraps.store(true, Ordering::Relaxed),
             Inserted::Replaced => log::debug!("missed free of {addr:#x}, allocated again by {:#x}", call.ret),
+        }
+    }
+
+    /// The history of an object begins.
+    fn begin_history(&self, addr: u64, kind: Kind, size: u64, ret: u64) {
+        if let Some(history) = &self.history {
+            history.allocated(&self.guest, addr, kind, size, &Storing { tracker: self, at: ret });
         }
     }
 
@@ -113,19 +125,31 @@ impl Tracker {
         self.time.forget();
         self.tests.lock().forget(self.objects.sequence());
         self.calls.clear();
+        self.history.iter().for_each(History::forget);
     }
 
-    /// The object at virtual address `addr` is freed.
-    pub(super) fn free(&self, addr: u64) {
+    /// The object at virtual address `addr` is freed by the function at `function`, which was just
+    /// entered.
+    pub(super) fn free(&self, addr: u64, function: u64) {
+        self.end_history(addr, function);
         if addr > ZERO_SIZE_PTR && self.objects.remove(addr) == Removed::Unknown {
             self.unknown_free(addr);
         }
     }
 
-    /// The object at virtual address `addr` is freed after a grace period.
-    pub(super) fn free_rcu(&self, addr: u64) {
+    /// The object at virtual address `addr` is freed after a grace period, by the function at
+    /// `function`, which was just entered.
+    pub(super) fn free_rcu(&self, addr: u64, function: u64) {
+        self.end_history(addr, function);
         if addr > ZERO_SIZE_PTR && self.objects.retire(addr) == Removed::Unknown {
             self.unknown_free(addr);
+        }
+    }
+
+    /// The words of the object at virtual address `addr` refer to nothing any more.
+    fn end_history(&self, addr: u64, function: u64) {
+        if let Some(history) = &self.history {
+            history.freed(addr, &Entered::new(self, function));
         }
     }
 
@@ -136,6 +160,9 @@ impl Tracker {
 
     /// The vmalloc block at virtual address `addr` is freed.
     pub(super) fn free_vmalloc(&self, addr: u64) {
+        if let Some(history) = &self.history {
+            history.freed_area(addr);
+        }
         if addr != 0 && self.objects.remove_vmalloc(addr) {
             self.unknown_free(addr);
         }

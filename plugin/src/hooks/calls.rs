@@ -45,18 +45,18 @@ impl Tracker {
             Action::Take => self.begin(number, 0, 0),
             Action::TakeBulk(count, array) => self.begin(number, regs::read(count) & 0xffff_ffff, regs::read(array)),
             Action::AllocBulk(count, array, _) => self.begin(number, regs::read(count), regs::read(array)),
-            Action::Free(object) => self.free(regs::read(object)),
+            Action::Free(object) => self.free(regs::read(object), hook.addr),
             Action::FreeVmalloc(addr) => self.free_vmalloc(regs::read(addr)),
             Action::FreeBulk(count, array) => {
                 let (count, array) = (regs::read(count), regs::read(array));
-                self.array(array, count, |object| self.free(object));
+                self.array(array, count, |object| self.free(object, hook.addr));
             }
             Action::FreeRcu(head, object) => {
                 let (head, object) = (regs::read(head), regs::read(object));
                 // Up to 6.11 the second argument is the offset of the rcu_head; with a NULL head it
                 // is the object.
                 let object = if object < PAGE_SIZE { head.wrapping_sub(object) } else { object };
-                self.free_rcu(object);
+                self.free_rcu(object, hook.addr);
             }
             Action::ModuleLoad(module) => {
                 self.loaded(Module::read(&self.guest.kernel, &self.guest.ram, VirtAddr(regs::read(module))));
@@ -153,7 +153,7 @@ impl Tracker {
 }
 
 /// The bit position of a tracker's tag in the data of a callback. Kernel addresses have 48 bits.
-const TAG: u32 = 48;
+pub(super) const TAG: u32 = 48;
 
 impl Tracker {
     /// The data for [`on_entry`].
@@ -168,7 +168,7 @@ impl Tracker {
 
     /// Whether this tracker made the data of a callback.
     #[inline]
-    fn is_ours(&self, userdata: u64) -> bool {
+    pub(super) fn is_ours(&self, userdata: u64) -> bool {
         userdata >> TAG == u64::from(self.guest.tag())
     }
 }

@@ -62,16 +62,15 @@ impl Context {
         self.jiffies.and_then(|at| memory.read_u64(at).ok()).unwrap_or(0)
     }
 
-    /// The virtual address of the task that runs on the CPU whose per-CPU base is `gs_base`; `None`
-    /// before there are tasks.
-    pub fn task(&self, memory: &View<'_, impl GuestMemory>, gs_base: u64) -> Option<VirtAddr> {
-        let at = VirtAddr(self.current?.wrapping_add(gs_base));
-        memory.read_u64(at).ok().filter(|&task| task != 0).map(VirtAddr)
+    /// The task that runs on the CPU whose per-CPU memory is at `base`; `None` before there are
+    /// tasks.
+    pub fn task(&self, memory: &View<'_, impl GuestMemory>, base: VirtAddr) -> Option<VirtAddr> {
+        memory.read_u64(base.offset(self.current?)).ok().filter(|&task| task != 0).map(VirtAddr)
     }
 
-    /// The context of the CPU whose per-CPU base is `gs_base`.
-    pub fn who(&self, memory: &View<'_, impl GuestMemory>, gs_base: u64) -> Who {
-        let percpu = |at: Option<u64>| at.map(|a| VirtAddr(a.wrapping_add(gs_base)));
+    /// The context of the CPU whose per-CPU memory is at `base`.
+    pub fn who(&self, memory: &View<'_, impl GuestMemory>, base: VirtAddr) -> Who {
+        let percpu = |at: Option<u64>| at.map(|at| base.offset(at));
         let cpu = percpu(self.cpu).and_then(|at| memory.read_u32(at).ok()).unwrap_or(0);
         let named = |name: &[u8]| {
             let mut comm = [0; 16];
@@ -86,7 +85,7 @@ impl Context {
             return named(b"softirq");
         }
         let read = || {
-            let task = self.task(memory, gs_base)?;
+            let task = self.task(memory, base)?;
             let mut comm = [0; 16];
             memory.read(task.offset(self.comm), &mut comm).ok()?;
             let id = |at| memory.read_u32(task.offset(at)).ok();

@@ -1,4 +1,4 @@
-//! What tells the tracked kernel from another that may lie in its place.
+//! Distinguishes the tracked kernel from another kernel at the same address.
 
 use crate::ffi::ram::Ram;
 use guest_symbols::Kernel;
@@ -16,7 +16,7 @@ pub(super) struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Of the kernel as it is now; `None` where its data cannot be read.
+    /// The fingerprint of the kernel as it is now; `None` where its data cannot be read.
     pub fn of(kernel: &Kernel, ram: &Ram) -> Option<Fingerprint> {
         let at = kernel.image_phys(kernel.symbol("__start_rodata")?);
         Some(Fingerprint { at, hash: hash(ram, at)? })

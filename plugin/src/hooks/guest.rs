@@ -100,11 +100,11 @@ impl Guest {
     /// Virtual address of the current vCPU's task; `None` before there are tasks. Call it only in
     /// callbacks that may read registers.
     pub fn task(&self) -> Option<VirtAddr> {
-        self.context.task(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE))
+        self.context.task(&self.kernel.view(&self.ram), VirtAddr(regs::read(arch::PER_CPU_BASE)))
     }
 
     /// The context on the current vCPU. Call it only in callbacks that may read registers.
     pub fn who(&self) -> Who {
-        self.context.who(&self.kernel.view(&self.ram), regs::read(arch::PER_CPU_BASE))
+        self.context.who(&self.kernel.view(&self.ram), VirtAddr(regs::read(arch::PER_CPU_BASE)))
     }
 }

@@ -92,49 +92,49 @@ impl GuestText {
         GuestText { iter: Iter::new(kernel), log: Log::new(kernel), driver: driver(), file }
     }
 
-    /// The virtual address of the `struct file` that the `kiocb` at virtual address `iocb` is for.
-    pub fn file(&self, kernel: &Kernel, ram: &Ram, iocb: u64) -> Option<u64> {
-        kernel.read_u64(ram, VirtAddr(iocb).offset(self.file?)).ok()
+    /// The address of the `struct file` that the `kiocb` at `iocb` is for.
+    pub fn file(&self, kernel: &Kernel, ram: &Ram, iocb: VirtAddr) -> Option<VirtAddr> {
+        kernel.read_u64(ram, iocb.offset(self.file?)).ok().map(VirtAddr)
     }
 
-    /// Whether the `tty_struct` at virtual address `tty` is a pseudo-terminal.
-    pub fn is_pty(&self, kernel: &Kernel, ram: &Ram, tty: u64) -> bool {
+    /// Whether the `tty_struct` at `tty` is a pseudo-terminal.
+    pub fn is_pty(&self, kernel: &Kernel, ram: &Ram, tty: VirtAddr) -> bool {
         let kind = |Driver { driver, kind }: &Driver| {
-            let driver = kernel.read_u64(ram, VirtAddr(tty).offset(*driver)).ok()?;
+            let driver = kernel.read_u64(ram, tty.offset(*driver)).ok()?;
             kernel.read_u32(ram, VirtAddr(driver).offset(*kind)).ok()
         };
         self.driver.as_ref().and_then(kind).is_some_and(|kind| kind & 0xffff == TTY_DRIVER_TYPE_PTY)
     }
 
-    /// Reads at most `max` bytes of what a process is about to write, from the `iov_iter` at
-    /// virtual address `iter`.
-    pub fn iter(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Text {
+    /// Reads at most `max` bytes of the text that a process is about to write, from the `iov_iter`
+    /// at `iter`.
+    pub fn iter(&self, kernel: &Kernel, ram: &Ram, iter: VirtAddr, max: usize) -> Text {
         self.iter.as_ref().and_then(|i| i.read(kernel, ram, iter, max)).unwrap_or_default()
     }
 
-    /// The id of a log record, given the virtual address of its `prb_reserved_entry`. A record that
-    /// is continued keeps its id.
-    pub fn record_id(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Option<u64> {
-        kernel.read_u64(ram, VirtAddr(entry).offset(self.log.as_ref()?.entry_id)).ok()
+    /// The id of a log record, given the address of its `prb_reserved_entry`. A record that is
+    /// continued keeps its id.
+    pub fn record_id(&self, kernel: &Kernel, ram: &Ram, entry: VirtAddr) -> Option<u64> {
+        kernel.read_u64(ram, entry.offset(self.log.as_ref()?.entry_id)).ok()
     }
 
-    /// Reads the text of a log record, given the virtual address of its `prb_reserved_entry`.
-    pub fn record(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Vec<u8> {
+    /// Reads the text of a log record, given the address of its `prb_reserved_entry`.
+    pub fn record(&self, kernel: &Kernel, ram: &Ram, entry: VirtAddr) -> Vec<u8> {
         self.log.as_ref().and_then(|log| log.read(kernel, ram, entry)).unwrap_or_default()
     }
 }
 
-/// Reads at most `max` bytes at virtual address `at` of the process that runs on the current vCPU.
-pub fn user_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Text {
+/// Reads at most `max` bytes at `at`, an address of the process that runs on the current vCPU.
+pub fn user_text(kernel: &Kernel, ram: &Ram, at: VirtAddr, max: usize) -> Text {
     let levels = kernel.page_tables(ram).levels;
     let tables = PageTables { root: PhysAddr(regs::read(arch::PAGE_TABLES)), levels };
     read_user(tables, ram, at, max)
 }
 
-fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize) -> Text {
+fn read_user(tables: PageTables, memory: &impl GuestMemory, start: VirtAddr, max: usize) -> Text {
     let mut text = Text { bytes: Vec::new(), whole: true };
     while text.bytes.len() < max {
-        let at = VirtAddr(at).offset(text.bytes.len() as u64);
+        let at = start.offset(text.bytes.len() as u64);
         let found = if at.is_kernel() { None } else { tables.translate(memory, at).ok() };
         let Some(found) = found else { return Text { whole: false, ..text } };
         let mut part = vec![0; (found.len as usize).min(max - text.bytes.len())];
@@ -146,10 +146,10 @@ fn read_user(tables: PageTables, memory: &impl GuestMemory, at: u64, max: usize)
     text
 }
 
-/// Reads `max` bytes at kernel virtual address `at`; empty if not all of them can be read.
-pub fn kernel_text(kernel: &Kernel, ram: &Ram, at: u64, max: usize) -> Vec<u8> {
+/// Reads `max` bytes at `at`, an address of the kernel; empty if not all of them can be read.
+pub fn kernel_text(kernel: &Kernel, ram: &Ram, at: VirtAddr, max: usize) -> Vec<u8> {
     let mut bytes = vec![0; max];
-    let is_read = VirtAddr(at).is_kernel() && kernel.read(ram, VirtAddr(at), &mut bytes).is_ok();
+    let is_read = at.is_kernel() && kernel.read(ram, at, &mut bytes).is_ok();
     if is_read { bytes } else { Vec::new() }
 }
 
@@ -169,33 +169,29 @@ impl Iter {
         })
     }
 
-    fn read(&self, kernel: &Kernel, ram: &Ram, iter: u64, max: usize) -> Option<Text> {
-        let word = |at: u64| kernel.read_u64(ram, VirtAddr(at)).ok();
-        let field = |offset: u64| word(iter.wrapping_add(offset));
+    fn read(&self, kernel: &Kernel, ram: &Ram, iter: VirtAddr, max: usize) -> Option<Text> {
+        let word = |at: VirtAddr| kernel.read_u64(ram, at).ok();
+        let field = |offset: u64| word(iter.offset(offset));
         // The lowest bit of the flags is the direction.
         let kind = field(self.kind)? & if self.is_byte { 0xff } else { 0xfe };
         let (skip, count) = (field(self.skip)?, field(self.count)?.min(max as u64) as usize);
         if Some(kind) == self.ubuf {
-            return Some(user_text(kernel, ram, field(self.buffer)?.wrapping_add(skip), count));
+            return Some(user_text(kernel, ram, VirtAddr(field(self.buffer)?).offset(skip), count));
         }
         if kind != self.iovec {
             return None;
         }
-        let (array, mut skip) = (field(self.iov)?, skip);
+        let (array, mut skip) = (VirtAddr(field(self.iov)?), skip);
         let mut text = Text { bytes: Vec::new(), whole: true };
         for i in 0..MAX_PARTS {
-            let part = array.wrapping_add(16 * i);
-            let (base, len) = (word(part)?, word(part.wrapping_add(8))?);
+            let part = array.offset(16 * i);
+            let (base, len) = (VirtAddr(word(part)?), word(part.offset(8))?);
             let room = count.saturating_sub(text.bytes.len());
             if room == 0 {
                 break;
             }
-            let more = user_text(
-                kernel,
-                ram,
-                base.wrapping_add(skip),
-                room.min(len.saturating_sub(skip).min(max as u64) as usize),
-            );
+            let more =
+                user_text(kernel, ram, base.offset(skip), room.min(len.saturating_sub(skip).min(max as u64) as usize));
             skip = 0;
             text.bytes.extend(more.bytes);
             if !more.whole {
@@ -228,22 +224,23 @@ impl Log {
         })
     }
 
-    fn read(&self, kernel: &Kernel, ram: &Ram, entry: u64) -> Option<Vec<u8>> {
-        let word = |at: u64| kernel.read_u64(ram, VirtAddr(at)).ok();
-        let bits = |at: u64| {
-            let bits = kernel.read_u32(ram, VirtAddr(at)).ok()?;
+    fn read(&self, kernel: &Kernel, ram: &Ram, entry: VirtAddr) -> Option<Vec<u8>> {
+        let word = |at: VirtAddr| kernel.read_u64(ram, at).ok();
+        let bits = |at: VirtAddr| {
+            let bits = kernel.read_u32(ram, at).ok()?;
             Some(bits).filter(|bits| *bits <= MAX_BITS)
         };
-        let (rb, id) = (word(entry.wrapping_add(self.entry_rb))?, word(entry.wrapping_add(self.entry_id))?);
-        let ring = |offset: u64| rb.wrapping_add(offset);
+        let (rb, id) = (VirtAddr(word(entry.offset(self.entry_rb))?), word(entry.offset(self.entry_id))?);
+        let ring = |offset: u64| rb.offset(offset);
         let index = id & ((1 << bits(ring(self.count_bits))?) - 1);
-        let desc = word(ring(self.descs))?.wrapping_add(index * self.desc_size);
-        let info = word(ring(self.infos))?.wrapping_add(index * self.info_size);
-        let len = kernel.read_u32(ram, VirtAddr(info.wrapping_add(self.text_len))).ok()? & 0xffff;
-        let (begin, next) = (word(desc.wrapping_add(self.begin))?, word(desc.wrapping_add(self.next))?);
+        let desc = VirtAddr(word(ring(self.descs))?).offset(index * self.desc_size);
+        let info = VirtAddr(word(ring(self.infos))?).offset(index * self.info_size);
+        let len = kernel.read_u32(ram, info.offset(self.text_len)).ok()? & 0xffff;
+        let (begin, next) = (word(desc.offset(self.begin))?, word(desc.offset(self.next))?);
         let size_bits = bits(ring(self.size_bits))?;
         let at = place(begin, next, size_bits)?;
-        Some(kernel_text(kernel, ram, word(ring(self.data))?.wrapping_add(at), (len as usize).min(MAX_RECORD)))
+        let text = VirtAddr(word(ring(self.data))?).offset(at);
+        Some(kernel_text(kernel, ram, text, (len as usize).min(MAX_RECORD)))
     }
 }
 
@@ -280,7 +277,7 @@ mod tests {
     #[test]
     fn text_of_a_process_is_read_across_pages_and_to_where_there_are_none() {
         let (memory, tables) = process();
-        let read = |at, max| read_user(tables, &memory, at, max);
+        let read = |at, max| read_user(tables, &memory, VirtAddr(at), max);
         assert_eq!(read(0x40_0ffc, 9), Text { bytes: b"leak:scan".to_vec(), whole: true });
         let cut = read(0x40_1ffe, 9);
         assert_eq!((cut.bytes.len(), cut.whole), (2, false));

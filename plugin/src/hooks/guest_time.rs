@@ -14,7 +14,7 @@ pub struct GuestTime {
     latest: AtomicU64,
     rewinds: AtomicU64,
     start: Instant,
-    /// What was live when the guest last hibernated.
+    /// The live map at the time of the guest's last hibernation.
     hibernated: Mutex<Option<Image>>,
 }
 
@@ -90,7 +90,7 @@ impl GuestTime {
         self.latest.store(0, Ordering::Release);
     }
 
-    /// What was live when the guest last hibernated.
+    /// The live map at the time of the guest's last hibernation.
     pub(super) fn hibernated(&self) -> MutexGuard<'_, Option<Image>> {
         self.hibernated.lock()
     }

@@ -1,13 +1,14 @@
-//! Hibernation: what was live when the kernel copied its memory for the image is live again when
-//! the image is restored.
+//! Hibernation: the live objects at the time of the image are live again when the image is
+//! restored.
 //!
-//! The kernel goes on after the copy: it writes the image, and may be reset. This kernel or another
-//! one that boots for it restores the image later. The copy is put back if the image is of its
-//! moment.
+//! The kernel continues after the image is made: it writes the image, and may be reset. Later this
+//! kernel, or another one that boots for this purpose, restores the image. The copy of the live map
+//! is put back if it belongs to the image.
 
 use super::image::Image;
 use super::tracker::Tracker;
 use crate::ffi::allocator;
+use crate::history::History;
 use guest_symbols::memory::GuestMemory;
 use std::hash::{DefaultHasher, Hasher};
 
@@ -19,8 +20,8 @@ const MOMENT: usize = 128;
 const OF_MOMENT: [&str; 3] = ["saved_context", "tk_core", "timekeeper_data"];
 
 impl Tracker {
-    /// Memory is about to be copied for an image, by the only CPU that runs: keeps what is live.
-    /// Nothing is kept if there is no room for it, or if not all live objects are known.
+    /// Copies the live map before the kernel copies its memory for an image. Only one CPU runs
+    /// then. Nothing is kept if there is no room for it, or if the live map is incomplete.
     #[cold]
     pub(super) fn keep_image(&self) {
         let mut kept = self.time.hibernated();
@@ -35,7 +36,7 @@ impl Tracker {
         log::info!("the guest hibernates with {} objects; the copy has {bytes} bytes", self.objects.count());
     }
 
-    /// Identifies this moment of the kernel. Everything that it depends on is in the image.
+    /// A hash that identifies this moment of the kernel. Its input is part of the image.
     fn moment(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(self.guest.jiffies());
@@ -49,20 +50,20 @@ impl Tracker {
         hasher.finish()
     }
 
-    /// Whether the kernel has hibernated, and what was live then is kept.
+    /// Whether the kernel has hibernated and the copy of its live map is kept.
     pub fn has_image(&self) -> bool {
         self.time.hibernated().is_some()
     }
 
-    /// The kernel is gone, and comes back only by its image: frees what is not needed for that.
+    /// The kernel is gone, and only its image can bring it back. Frees everything else.
     pub fn keep_only_image(&self) {
         if let Some(image) = &mut *self.time.hibernated() {
             image.keep_alone(&self.objects);
         }
     }
 
-    /// An image was restored, and no code of it has run. If it is the image of this kernel, and of
-    /// the moment that was kept, makes what was live then live again. Returns whether it is.
+    /// An image was restored, and none of its code has run. If it is the image of the copy, puts
+    /// the copy back. Returns whether it is.
     pub fn restore_image(&self) -> bool {
         let mut kept = self.time.hibernated();
         let is_kept = |image: &mut Image| self.guest.is_there() && image.moment == self.moment();
@@ -70,6 +71,7 @@ impl Tracker {
         drop(kept);
         let jiffies = image.jiffies;
         image.put_back(&self.objects, &self.calls);
+        self.history.iter().for_each(History::forget);
         self.time.resume(jiffies);
         self.tests.lock().forget(self.objects.sequence());
         self.troubles.forget_this_time();

@@ -1,15 +1,15 @@
-//! What was known of a kernel at the moment of its hibernation image.
+//! The copy of a kernel's live map and pending calls, made at the time of its hibernation image.
 //!
 //! swsusp_save() (kernel/power/snapshot.c, 5.10 to 7.3) copies memory for the image. Only one CPU
 //! runs then, with interrupts disabled. No slab object, vmalloc block or per-CPU block is allocated
-//! or freed from its entry to the copy. So what is known at its entry describes the image.
+//! or freed from its entry to the copy. So a copy made at its entry describes the image.
 
 use super::objects::LiveObjects;
 use super::pending::{PendingCall, PendingCalls};
 use detector::objects::{Copied, LiveMap, Object};
 use std::collections::VecDeque;
 
-/// What was known of a kernel at the moment of its image.
+/// The copy of a kernel at the time of its image.
 pub(super) struct Image {
     /// The live objects, and with `pages=on` the pages.
     maps: Vec<Copied>,
@@ -27,7 +27,7 @@ impl Image {
         objects.maps().map(Copied::bytes).sum()
     }
 
-    /// Copies what is known. No object may come or go meanwhile.
+    /// Makes the copy. The maps must not change meanwhile.
     pub fn new(objects: &LiveObjects, calls: &PendingCalls, jiffies: u64, moment: u64) -> Image {
         Image {
             maps: objects.maps().map(Copied::of).collect(),
@@ -48,8 +48,8 @@ impl Image {
         self.maps.iter().for_each(|map| map.for_each(&mut each));
     }
 
-    /// Empties the maps: the kernel is gone, and comes back only by its image. What was reported
-    /// since stays reported.
+    /// Empties the maps: the kernel is gone, and only its image can bring it back. Objects that
+    /// were reported since stay reported.
     pub fn keep_alone(&mut self, objects: &LiveObjects) {
         for (copy, map) in self.pairs(objects) {
             copy.take_reported(map);
@@ -57,8 +57,7 @@ impl Image {
         }
     }
 
-    /// Makes what was known at the moment of the image known again. What was reported since stays
-    /// reported.
+    /// Puts the copy back into the maps. Objects that were reported since stay reported.
     pub fn put_back(mut self, objects: &LiveObjects, calls: &PendingCalls) {
         for (copy, map) in self.pairs(objects) {
             copy.take_reported(map);

@@ -1,14 +1,17 @@
-//! Limits for what a guest can make up: calls that do not return, and live objects. A healthy guest
-//! does not come near them. A corrupt or hostile guest must not exhaust the host's memory.
+//! Limits for calls that do not return, and for live objects. A corrupt or hostile guest can forge
+//! any number of them, and must not exhaust the host's memory. A healthy guest does not come near
+//! the limits.
 //!
-//! Limits are checked now and then, off the hot path. These are limited elsewhere: return addresses
+//! Limits are checked now and then, off the hot path. Other limits are elsewhere: return addresses
 //! ([`return_watches`](super::return_watches)), stacks and names of tasks
-//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), modules ([`modules`](super::modules)),
-//! readings of clocks, tests, and markers and console lines that wait.
+//! ([`detector::stacks::MAX`], [`detector::comms::MAX`]), and modules
+//! ([`modules`](super::modules)). Readings of clocks, tests, waiting markers and console lines have
+//! limits too.
 
 use super::pending::MAX_CALLS;
 use super::tracker::Tracker;
 use super::troubles::Trouble;
+use crate::history::History;
 use detector::{comms, stacks};
 
 impl Tracker {
@@ -35,6 +38,9 @@ impl Tracker {
     pub fn report_limits(&self) {
         if self.unwinder.is_cut() {
             self.troubles.warn(&Trouble::Stacks(stacks::MAX));
+        }
+        if let Some(unrecorded @ 1..) = self.history.as_ref().map(History::unrecorded) {
+            self.troubles.warn(&Trouble::Unrecorded(unrecorded));
         }
         if self.objects.are_comms_cut() {
             self.troubles.warn(&Trouble::Comms(comms::MAX));

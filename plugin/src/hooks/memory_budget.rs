@@ -9,6 +9,7 @@
 use super::tracker::Tracker;
 use crate::diagnostics;
 use crate::ffi::allocator;
+use crate::history::History;
 use crate::hooks::troubles::Trouble;
 use detector::objects::LiveMap;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE};
@@ -41,6 +42,7 @@ impl Tracker {
     #[cold]
     pub(super) fn look_at_memory(&self) {
         if allocator::is_short() {
+            self.give_up_history();
             return self.close("the host had no memory for libleak");
         }
         let growth = |map: &LiveMap| Some(map.room()).filter(|room| room.entries < AHEAD).map_or(0, |room| room.bytes);
@@ -49,12 +51,26 @@ impl Tracker {
         // `max-memory=` must leave room for a check. Without it the check may use memory that QEMU
         // or others free until then.
         let check = allocator::limit().map_or(0, |_| needs.copy + needs.rest);
-        if (growth > 0 || check > 0) && !allocator::may_have(growth + check) {
+        allocator::set_tables(self.history.as_ref().map_or(0, History::bytes));
+        let fits = || !(growth > 0 || check > 0) || allocator::may_have(growth + check);
+        if !fits() {
+            self.give_up_history();
+        }
+        if !fits() {
             let limited = allocator::limit().is_some_and(|limit| allocator::used() + growth + check > limit);
             self.close(match limited {
                 true => "max-memory= was reached",
                 false => "the host had no memory for libleak",
             });
+        }
+    }
+
+    /// Frees the memory of the history of references, and says so.
+    #[cold]
+    fn give_up_history(&self) {
+        if self.history.as_ref().is_some_and(History::give_up) {
+            allocator::set_tables(0);
+            self.troubles.warn(&Trouble::NoHistory);
         }
     }
 

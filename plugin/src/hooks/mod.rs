@@ -6,11 +6,12 @@
 //!   code
 //! - [`calls`], [`pending`]: the hot path, entries and returns of functions
 //! - [`allocations`], [`objects`]: the live map
+//! - [`stores`]: the history of references
 //! - [`unwinder`], [`code`], [`tracer_returns`]: allocation stacks
 //! - [`guest`], [`context`], [`guest_text`], [`guest_time`], [`fingerprint`], [`attach`]: the
 //!   guest's kernel
 //! - [`modules`], [`loaded`]: modules and BPF programs
-//! - [`hibernation`], [`image`]: what was live when the guest hibernated
+//! - [`hibernation`], [`image`]: the live map of a hibernated guest
 //! - [`guest_events`]: the interface for markers and tests
 //! - [`limits`], [`memory_budget`], [`troubles`]: limits, and reasons not to trust reports
 
@@ -37,6 +38,7 @@ mod objects;
 mod pending;
 pub mod resolved;
 mod return_watches;
+mod stores;
 pub mod table;
 mod tracer_returns;
 pub mod tracker;

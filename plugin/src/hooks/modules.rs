@@ -2,6 +2,7 @@
 //! live object. A guest may load and unload them for days.
 
 use super::table::PORT;
+use checker::names::Load;
 use guest_symbols::modules::Module;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -14,12 +15,10 @@ const MAX_BYTES: usize = 256 << 20;
 /// From this many bytes on, unneeded modules are removed each time the size has doubled.
 const MANY_BYTES: usize = 1 << 20;
 
-/// Modules, each with the sequence number of the next object at the time of the load, ascending.
-pub(super) type Loads = Vec<(u64, Arc<Module>)>;
-
 /// Modules and BPF programs as they were loaded.
 pub struct Modules {
-    loads: Mutex<Loads>,
+    /// In the order of their loads.
+    loads: Mutex<Vec<Load>>,
     /// Size in bytes at which unneeded modules are removed.
     many: AtomicUsize,
     /// Virtual address of [`PORT`] in a module; 0 for none.
@@ -36,8 +35,8 @@ pub(super) enum Room {
     None,
 }
 
-fn size(loads: &Loads) -> usize {
-    loads.iter().map(|(_, m)| m.size()).sum()
+fn size(loads: &[Load]) -> usize {
+    loads.iter().map(|load| load.module.size()).sum()
 }
 
 impl Modules {
@@ -46,8 +45,8 @@ impl Modules {
         Modules { loads: Mutex::default(), many: AtomicUsize::new(MANY_BYTES), port: AtomicU64::new(0) }
     }
 
-    /// A copy of all modules. No reference is lent: the guest may load more in the meantime.
-    pub fn all(&self) -> Loads {
+    /// A copy of all modules, because the guest may load more meanwhile.
+    pub fn all(&self) -> Vec<Load> {
         self.loads.lock().clone()
     }
 
@@ -58,9 +57,9 @@ impl Modules {
     }
 
     /// Whether there is room for a module. `forget` removes unneeded modules.
-    pub(super) fn room_for(&self, module: &Module, forget: impl FnOnce(&mut Loads)) -> Room {
+    pub(super) fn room_for(&self, module: &Module, forget: impl FnOnce(&mut Vec<Load>)) -> Room {
         let mut loads = self.loads.lock();
-        let there = loads.iter().rev().map(|(_, m)| m).find(|m| m.overlaps(module));
+        let there = loads.iter().rev().map(|load| &load.module).find(|m| m.overlaps(module));
         if there.is_some_and(|m| m.is_same(module)) {
             return Room::Same;
         }
@@ -78,6 +77,6 @@ impl Modules {
         if let Some(symbol) = module.symbols().find(|s| s.name == PORT) {
             self.port.store(symbol.addr, Ordering::Relaxed);
         }
-        self.loads.lock().push((sequence, Arc::new(module)));
+        self.loads.lock().push(Load { sequence, module: Arc::new(module) });
     }
 }

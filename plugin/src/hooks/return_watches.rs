@@ -60,8 +60,8 @@ pub(super) struct ReturnWatches {
     generation: AtomicU64,
 }
 
-/// The generation at which the next [`ReturnWatches`] starts. The process shares it, so that no
-/// thread takes its cache of one kernel for that of another.
+/// The generation at which the next [`ReturnWatches`] starts. The process shares it, so that a
+/// thread never uses its cache of one kernel for another.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Default for ReturnWatches {
@@ -125,8 +125,8 @@ impl ReturnWatches {
         self.places.get(&place).is_some_and(|w| matches!(*w, Watch::Wanted | Watch::Always))
     }
 
-    /// Returns how an address that is being translated is to be watched. `by_code` is how its code
-    /// alone suggests.
+    /// Returns how an address that is being translated is to be watched. `by_code` is the watch
+    /// that its code alone suggests.
     pub fn translated(&self, place: u64, by_code: Watch) -> Watch {
         let watch = match self.places.entry(place) {
             Entry::Vacant(_) if self.is_full() => return Watch::Always,

@@ -1,5 +1,5 @@
-//! Return addresses that a tracer has taken away: the function graph tracer and kretprobes put a
-//! place of their own on the stack, and keep the original.
+//! The original of replaced return addresses. The function graph tracer and kretprobes put their
+//! own address on the stack, and keep the original.
 
 use super::guest::Guest;
 use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
@@ -7,8 +7,8 @@ use guest_symbols::memory::{PAGE_SIZE, VirtAddr};
 /// Most kretprobes of one task.
 const MAX_NODES: usize = 1 << 10;
 
-/// The return address that stood in the slot at virtual address `slot`, where the address `ip` of a
-/// tracer stands now. `ip` itself where it cannot be found. Only in callbacks that may read
+/// The original return address in the slot at virtual address `slot`, which now holds the address
+/// `ip` of a tracer. Returns `ip` if it is not found. Call it only in callbacks that may read
 /// registers.
 #[cold]
 pub(super) fn original(guest: &Guest, ip: u64, slot: u64) -> u64 {
@@ -17,9 +17,9 @@ pub(super) fn original(guest: &Guest, ip: u64, slot: u64) -> u64 {
     original.unwrap_or(ip)
 }
 
-/// The task's shadow stack: each entry has the slot and what stood there (`struct
+/// The task's shadow stack: each entry has a slot and its original value (`struct
 /// ftrace_ret_stack`, include/linux/ftrace.h, 5.10 to 7.3). The lowest entry of a slot has the
-/// caller's address, those above it are of functions called by a jump.
+/// caller's address. Entries above it belong to functions that were called by a jump.
 fn on_shadow_stack(guest: &Guest, task: VirtAddr, slot: u64) -> Option<u64> {
     let field = |name| guest.kernel.offset_of("ftrace_ret_stack", name);
     let (ret, retp) = (field("ret")?, field("retp")?);
@@ -37,7 +37,7 @@ fn of_kretprobe(guest: &Guest, task: VirtAddr, slot: u64) -> Option<u64> {
     let mut node = read(task.offset(guest.kernel.offset_of("task_struct", "rethooks")?))?;
     for _ in 0..MAX_NODES {
         let at = VirtAddr(node.wrapping_sub(link));
-        // The slot, or the stack pointer after the return, as versions have it.
+        // Depending on the version, this is the slot or the stack pointer after the return.
         let place = read(at.offset(frame)).filter(|_| node != 0)?;
         if place == slot || place == slot.wrapping_add(8) {
             return read(at.offset(ret));

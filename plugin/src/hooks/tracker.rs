@@ -13,7 +13,9 @@ use super::resolved::{self, HookSet, Wanted};
 use super::return_watches::ReturnWatches;
 use super::troubles::Troubles;
 use super::unwinder::Unwinder;
+use crate::diagnostics;
 use crate::ffi::witness::GuestStopped;
+use crate::history::History;
 use detector::clock::Reading;
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
@@ -26,6 +28,14 @@ pub struct Kept {
     pub frames: usize,
     /// Most live objects, if the user has set a limit.
     pub objects: Option<usize>,
+    /// The history of references.
+    pub history: bool,
+}
+
+/// The history of references, if it is wanted.
+fn history(guest: &Guest, kept: Kept) -> Option<History> {
+    let history = kept.history.then(|| History::new(&guest.kernel, &guest.ram))?;
+    history.map_err(|why| diagnostics::warning(&why.to_string())).ok()
 }
 
 /// A tracked kernel.
@@ -34,6 +44,8 @@ pub struct Tracker {
     pub guest: Guest,
     /// Live objects.
     pub objects: LiveObjects,
+    /// The history of references, for `history=on`.
+    pub history: Option<History>,
     /// The guest's time.
     pub time: GuestTime,
     /// Unwinds allocation stacks, and keeps them.
@@ -64,6 +76,7 @@ impl Tracker {
         let allocators: Vec<u64> = hooks.iter().filter(|h| h.action.allocates()).map(|h| h.addr).collect();
         let tracker = Tracker {
             objects: LiveObjects::new(kept.objects.unwrap_or_else(|| default_most(&guest.ram)), descriptor),
+            history: history(&guest, kept),
             time: GuestTime::new(),
             unwinder: Unwinder::new(&guest.kernel, &memory, kept.frames),
             modules: Modules::new(),

@@ -1,13 +1,15 @@
 //! Watches translated code: the entries of hooked functions, and the addresses that their calls
 //! return to.
 
-use super::arch::LONGEST_CALL;
+use super::arch::{self, LONGEST_CALL};
 use super::calls::{on_entry, on_return};
 use super::callsite::Returns;
 use super::return_watches::Watch;
+use super::stores::Stores;
 use super::tracker::Tracker;
 use crate::ffi::api::{Block, Insn};
 use crate::ffi::lifecycle;
+use crate::ffi::stores;
 use guest_symbols::kernel::START_KERNEL_MAP;
 use guest_symbols::memory::{GuestMemory, PAGE_SIZE, VirtAddr};
 
@@ -33,6 +35,9 @@ impl Tracker {
                 self.guest.set_replaced();
             }
             return false;
+        }
+        if self.history.is_some() {
+            self.watch_stores(block);
         }
         if self.hooks.may_be_in(start, last) {
             for insn in (0..count).filter_map(|i| block.insn(i)) {
@@ -64,6 +69,15 @@ impl Tracker {
             Watch::Never | Watch::Wanted => {}
         }
         true
+    }
+
+    /// Adds callbacks to instructions that store.
+    fn watch_stores(&self, block: Block) {
+        for insn in (0..block.len()).filter_map(|i| block.insn(i)) {
+            if !arch::is_call(&insn.bytes()) {
+                stores::on_store::<Stores>(insn, self.for_return(insn.vaddr()));
+            }
+        }
     }
 
     /// Whether a block belongs to this kernel. A nested guest's kernel and firmware services may

@@ -25,6 +25,14 @@ pub enum Trouble {
     /// There were too many stacks.
     #[error("there were more than {0} different backtraces; later ones are cut, and suppressions may not match them")]
     Stacks(usize),
+    /// The history of references was given up.
+    #[error(
+        "there was too little memory for the history of references, and it was given up: nothing says where leaks were lost; give QEMU more, or raise max-memory="
+    )]
+    NoHistory,
+    /// The history of references had no room.
+    #[error("the history of references had no room for {0} objects: nothing says where they were lost")]
+    Unrecorded(u64),
     /// There were too many names of tasks.
     #[error("there were more than {0} different names of tasks; later ones are left out")]
     Comms(usize),

@@ -39,7 +39,7 @@ pub(super) fn forget() {
     LEARNT.take();
 }
 
-/// What this thread has learnt.
+/// The rules and walks of one thread.
 #[derive(Default)]
 struct Learnt {
     rules: Cache,

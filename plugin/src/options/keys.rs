@@ -57,6 +57,8 @@ keys! {
         "slab: also report slab objects whose allocation was not seen (default: hooks)";
     Pages: "pages" = "on|off",
         "also report leaked pages of the page allocator, which kmemleak does not (default: off)";
+    History: "history" = "on|off",
+        "say where each leak was lost: its last reference, and how that ended (default: off; the guest takes longer)";
     Why: "why" = "PATTERN",
         "after each report, list what refers to live objects of functions, modules or tasks of this name";
     Snapshot: "snapshot" = "PATH",

@@ -71,6 +71,8 @@ pub struct Options {
     pub background: bool,
     /// Most bytes of libleak's own memory.
     pub max_memory: Option<u64>,
+    /// Whether the history of references is kept.
+    pub history: bool,
 }
 
 impl Default for Options {
@@ -100,6 +102,7 @@ impl Default for Options {
             threads: None,
             background: false,
             max_memory: None,
+            history: false,
         }
     }
 }
@@ -232,6 +235,7 @@ impl Options {
                         _ => return Err(bad("neither ktap nor off")),
                     }
                 }
+                OptionName::History => options.history = switch()?,
                 OptionName::Pages => options.pages = switch()?,
                 OptionName::Help => return Err(OptionError::Help(help())),
             }

@@ -26,10 +26,10 @@ pub enum MonitorError {
     #[error("it is no QMP monitor")]
     NotQmp,
     /// A line is not JSON.
-    #[error("the monitor said no JSON: {0}")]
+    #[error("a line of the monitor is not JSON: {0}")]
     NoJson(serde_json::Error),
     /// A line is too long.
-    #[error("the monitor said more than {MAX_LINE} bytes in a line")]
+    #[error("a line of the monitor has more than {MAX_LINE} bytes")]
     LongLine,
     /// It did not answer.
     #[error("the monitor did not answer within {} s", TIMEOUT.as_secs())]
@@ -88,7 +88,7 @@ impl Monitor {
         }
         // SAFETY: the monitor has stopped the guest, or said that it was stopped. It stays stopped
         // unless the user resumes it by another monitor.
-        #[expect(unsafe_code, reason = "says that the guest is stopped")]
+        #[expect(unsafe_code, reason = "states that the guest is stopped")]
         work(&unsafe { GuestStopped::new() });
         if running && let Err(why) = connection.command("cont") {
             return Err(self.let_go(connection, why));
@@ -241,7 +241,7 @@ mod tests {
             assert!(error.contains(words), "{error}");
             thread.join().unwrap();
         };
-        failed("none", &["SSH-2.0\n"], "no JSON");
+        failed("none", &["SSH-2.0\n"], "not JSON");
         failed("other", &["{}\n"], "no QMP monitor");
         failed("dead", &[HELLO, DONE], "closed the connection");
         failed("refuses", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", "{\"error\":{}}\n"], "stop: {}");
@@ -256,7 +256,7 @@ mod tests {
             monitor("cont", &[HELLO, DONE, "{\"return\":{\"running\":true}}\n", DONE, "garbage\n"], false);
         let mut way = Monitor::new(&path);
         let error = way.stop_and_work(Box::new(|_| ())).unwrap_err().to_string();
-        assert!(error.contains("cont: the monitor said no JSON") && error.contains("type cont"), "{error}");
+        assert!(error.contains("cont: a line of the monitor is not JSON") && error.contains("type cont"), "{error}");
         drop(way);
         let told = thread.join().unwrap();
         assert_eq!(told.matches("\"cont\"").count(), 2, "{told}");

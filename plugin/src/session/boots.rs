@@ -95,8 +95,8 @@ impl Session {
         self.search.is_loaded.store(true, Ordering::Release);
     }
 
-    /// If a snapshot was loaded, finds out whether it contains the tracked kernel. To be called
-    /// before the guest is looked at, in a callback of a vCPU or while all vCPUs are stopped.
+    /// If a snapshot was loaded, finds out whether it contains the tracked kernel. Call it before
+    /// the guest is examined, in a callback of a vCPU or while all vCPUs are stopped.
     #[inline]
     pub fn take_up_loaded(&self) {
         if self.search.is_loaded.load(Ordering::Acquire) {

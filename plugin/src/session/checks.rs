@@ -12,6 +12,7 @@ use crate::ffi::{allocator, inject, panics, signals};
 use crate::hooks::tracker::Tracker;
 use crate::hooks::troubles::Trouble;
 use checker::guest_state::{Counters, GuestState};
+use checker::loss::Traces;
 use checker::names::Names;
 use checker::report::Asked;
 use checker::sites::Sites;
@@ -54,7 +55,7 @@ pub enum SaveError {
     Write(#[from] WriteError),
 }
 
-/// What the guest is stopped for.
+/// The purpose of a stop.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum For {
     /// Something that needs less memory than a check.
@@ -64,7 +65,7 @@ enum For {
     LastCheck,
 }
 
-/// What a scan found.
+/// The result of a scan.
 pub struct ScanResult {
     /// New leaks, and the figures of the scan.
     pub outcome: Outcome,
@@ -292,6 +293,7 @@ impl Session {
             // The time of their allocation is not known, so after a mark they count as older.
             unseen: self.options.live_slab && baseline == 0,
             halted: panics::halted().is_some(),
+            traces: tracker.history.as_ref().map(|history| history as &dyn Traces),
         }))
     }
 

@@ -1,4 +1,4 @@
-//! What a check needs besides guest memory: registers and counters. And writing a snapshot.
+//! Collects registers and counters for a check, and writes a snapshot.
 
 use crate::ffi::vcpu;
 use crate::ffi::witness::GuestStopped;
@@ -19,15 +19,12 @@ pub fn registers(stopped: &GuestStopped) -> Vec<u64> {
 /// The counters in the summary line.
 pub fn counters(tracker: &Tracker) -> Counters {
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-    let (c, d) = (tracker.objects.counters(), &tracker.calls.missed);
+    let missed = &tracker.calls.missed;
     let hooks = || tracker.hooks.iter().filter(|(hook, _)| hook.action.is_of_memory());
     Counters {
-        allocations: c.allocations,
-        frees: c.frees,
-        unknown_frees: c.unknown_frees,
-        missed_frees: c.missed_frees,
-        unmatched_returns: get(&d.unmatched_returns),
-        unwatched_sites: get(&d.unwatched_returns) + get(&d.unreadable),
+        live_map: tracker.objects.counters(),
+        unmatched_returns: get(&missed.unmatched_returns),
+        unwatched_sites: get(&missed.unwatched_returns) + get(&missed.unreadable),
         hooks_hit: hooks().filter(|(_, seen)| seen.hit.load(Ordering::Relaxed)).count() as u64,
         hooks: hooks().count() as u64,
         rewinds: tracker.time.rewinds(),

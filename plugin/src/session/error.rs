@@ -22,7 +22,7 @@ pub enum StartError {
     Debug(#[from] LinesError),
 }
 
-/// Why no kernel is tracked, or none that a scan would be right about.
+/// Why no kernel is tracked, or why a scan of the tracked kernel would be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTracked {
     /// libleak panicked.

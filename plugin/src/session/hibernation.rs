@@ -1,10 +1,10 @@
-//! Hibernation: memory is restored from an image. Then another kernel goes on than the one that
-//! ran, or the same one at an earlier moment.
+//! Hibernation: an image replaces the guest's memory. Then another kernel continues, or the same
+//! one at an earlier moment.
 //!
 //! The kernel that restores the image ends in `restore_image` (arch/x86/power/hibernate_asm_64.S,
-//! 5.10 to 7.3), on the only CPU that runs. Code in a page of its own, in the direct map, then
-//! copies the rest of the image. It jumps to `restore_registers` of the kernel in the image. That
-//! is the first block at the addresses of kernel images.
+//! 5.10 to 7.3), on the only CPU that runs. Code in another page of the direct map then copies the
+//! rest of the image. It jumps to `restore_registers` of the kernel in the image. This is the first
+//! block at the addresses of kernel images.
 
 use super::Session;
 use super::checks::Marks;
@@ -50,9 +50,9 @@ impl Session {
         self.search.await_image();
     }
 
-    /// The current kernel ends: keeps what is needed if it is resumed. It is kept until it is
-    /// resumed, or until other kernels have hibernated. Other boots may come between, for example
-    /// of a kernel that panics before it has found the image.
+    /// The current kernel ends. Keeps the state that is needed if it is resumed. The state is kept
+    /// until the kernel is resumed, or until other kernels have hibernated. Other boots may come
+    /// between, for example of a kernel that panics before it has found the image.
     pub(super) fn keep_hibernated(&self, marks: Marks) {
         let Some(tracker) = current::tracker().filter(|tracker| tracker.has_image()) else { return };
         tracker.keep_only_image();

@@ -44,19 +44,8 @@ impl Session {
     pub fn status(&self) -> Status {
         let (tracked, tracker) = (self.tracked(), current::tracker());
         let counters = tracker.as_deref().map(collected::counters).unwrap_or_default();
-        let figures = [
-            ("allocations", counters.allocations),
-            ("frees", counters.frees),
-            ("live_objects", counters.allocations.saturating_sub(counters.frees)),
-            ("unmatched_returns", counters.unmatched_returns),
-            ("unwatched_sites", counters.unwatched_sites),
-            ("unknown_frees", counters.unknown_frees),
-            ("missed_frees", counters.missed_frees),
-            ("hooks_hit", counters.hooks_hit),
-            ("hooks", counters.hooks),
-            ("rewinds", counters.rewinds),
-            ("boot", counters.boot),
-        ];
+        let live = counters.live_map.allocations.saturating_sub(counters.live_map.frees);
+        let figures = counters.figures().into_iter().chain([("live_objects", live)]);
         let history = self.history.lock();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -64,7 +53,7 @@ impl Session {
             why: tracked.err().map(|why| why.to_string()),
             release: tracker.as_ref().map(|t| t.guest.kernel.release.clone()),
             at_ms: tracker.as_ref().map_or(0, |t| t.time.millis()),
-            figures: figures.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            figures: figures.map(|(name, n)| (name.to_owned(), n)).collect(),
             pauses: history.pauses,
             scans: history.scans,
             reported: history.reported,

@@ -5,17 +5,78 @@
 //! used only if it belongs to the running kernel.
 
 use crate::ffi::signals;
-use guest_symbols::elf::Elf;
+use guest_symbols::elf::{Elf, ElfError};
 use guest_symbols::identity::Identity;
 use guest_symbols::kernel::KernelError;
 use guest_symbols::memory::{PhysAddr, StoppedMemory, VirtAddr};
-use guest_symbols::symbol_file::SymbolFile;
-use guest_symbols::{GuestMemory, Kernel, types};
+use guest_symbols::symbol_file::{SymbolFile, SymbolFileError};
+use guest_symbols::types::{self, dwarf::DwarfError};
+use guest_symbols::{GuestMemory, Kernel};
 use lines::Lines;
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// Why a vmlinux was not used.
+#[derive(Debug, thiserror::Error)]
+pub enum VmlinuxError {
+    /// It is not an ELF file of a kernel.
+    #[error("{path}: {why}")]
+    Elf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: ElfError,
+    },
+    /// It belongs to another kernel.
+    #[error("{path} is not used: it is of {theirs}, and the guest runs {ours}")]
+    OtherKernel {
+        /// The file.
+        path: PathBuf,
+        /// The kernel of the file.
+        theirs: Identity,
+        /// The running kernel.
+        ours: Identity,
+    },
+    /// Its debugging information cannot be read.
+    #[error("{path}: {why}")]
+    Types {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: DwarfError,
+    },
+    /// It describes no types.
+    #[error("{path}: it has neither BTF nor debugging information")]
+    NoTypes {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its symbols cannot be read.
+    #[error(transparent)]
+    Symbols(#[from] SymbolFileError),
+    /// The running kernel was not found with its symbols.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// Why the running kernel cannot be tracked, and why no vmlinux helps.
+#[derive(Debug)]
+pub struct IncompleteKernel {
+    /// What the kernel lacks.
+    pub why: KernelError,
+    /// One for each vmlinux that was tried.
+    pub unused: Vec<VmlinuxError>,
+}
+
+impl fmt::Display for IncompleteKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.why)?;
+        self.unused.iter().try_for_each(|why| write!(f, "; {why}"))
+    }
+}
 
 /// Files and folders that may belong to the guest's kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -81,19 +142,21 @@ impl Beside {
     /// half a second, once. A kernel with symbols and BTF is returned as it is.
     ///
     /// # Errors
-    /// What the kernel lacks, and a sentence for each vmlinux that was not used.
+    /// [`IncompleteKernel`].
     pub fn complete(
         &self,
         found: Result<Kernel, KernelError>,
         memory: &impl StoppedMemory,
         (at, phys): (VirtAddr, PhysAddr),
-    ) -> Result<Kernel, (KernelError, String)> {
+    ) -> Result<Kernel, IncompleteKernel> {
         let mut found = match found {
             Ok(kernel) if kernel.btf.is_some() => return Ok(kernel),
-            Err(why @ (KernelError::NotLinux(_) | KernelError::File(_))) => return Err((why, String::new())),
+            Err(why @ (KernelError::NotLinux(_) | KernelError::File(_))) => {
+                return Err(IncompleteKernel { why, unused: Vec::new() });
+            }
             found => found,
         };
-        let mut notes = String::new();
+        let mut unused = Vec::new();
         for path in self.files() {
             let began = Instant::now();
             let tried = match found {
@@ -102,7 +165,7 @@ impl Beside {
                     Ok(kernel) => {
                         let has_types = kernel.btf.is_some();
                         found = Ok(kernel);
-                        if has_types { Ok(()) } else { Err(format!("{} has no types", path.display())) }
+                        if has_types { Ok(()) } else { Err(VmlinuxError::NoTypes { path: path.to_owned() }) }
                     }
                     Err(why) => Err(why),
                 },
@@ -110,14 +173,14 @@ impl Beside {
             match tried {
                 Ok(()) => {
                     log::info!("{} is the running kernel's, and was read in {:?}", path.display(), began.elapsed());
-                    return found.map_err(|why| (why, notes));
+                    return found.map_err(|why| IncompleteKernel { why, unused });
                 }
-                Err(why) => notes += &format!("; {why}"),
+                Err(why) => unused.push(why),
             }
         }
         match found {
-            Ok(kernel) => Err((KernelError::NoTypes { release: kernel.release }, notes)),
-            Err(why) => Err((why, notes)),
+            Ok(kernel) => Err(IncompleteKernel { why: KernelError::NoTypes { release: kernel.release }, unused }),
+            Err(why) => Err(IncompleteKernel { why, unused }),
         }
     }
 
@@ -130,7 +193,7 @@ impl Beside {
             let theirs = Identity::of_file(&elf, &ours);
             if !theirs.is(&ours) {
                 // Nothing depends on it: an older build may have left the file there.
-                log::info!("{}", other(path, &theirs, &ours));
+                log::info!("{}", VmlinuxError::OtherKernel { path: path.to_owned(), theirs, ours: ours.clone() });
             } else if elf.has_dwarf() {
                 log::info!("source lines are those of {}", path.display());
                 return Some(Lines::of_running(path, &kernel.release, &self.modules, self.here.as_deref()));
@@ -141,28 +204,24 @@ impl Beside {
 }
 
 /// Sets the types of the running kernel from its vmlinux.
-fn types_of(kernel: &mut Kernel, memory: &impl StoppedMemory, path: &Path) -> Result<(), String> {
-    let said = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
-    let elf = Elf::open(path).map_err(|why| said(&why))?;
+fn types_of(kernel: &mut Kernel, memory: &impl StoppedMemory, path: &Path) -> Result<(), VmlinuxError> {
+    let path = || path.to_owned();
+    let elf = Elf::open(&path()).map_err(|why| VmlinuxError::Elf { path: path(), why })?;
     let ours = Identity::of_guest(kernel, memory);
     let theirs = Identity::of_file(&elf, &ours);
     if !theirs.is(&ours) {
-        return Err(other(path, &theirs, &ours));
+        return Err(VmlinuxError::OtherKernel { path: path(), theirs, ours });
     }
-    let btf = signals::while_blocked(|| types::of_file(&elf)).map_err(|why| said(&why))?;
-    kernel.take_types(memory, btf.ok_or_else(|| said(&"it has neither BTF nor debugging information"))?);
+    let btf = signals::while_blocked(|| types::of_file(&elf));
+    let btf = btf.map_err(|why| VmlinuxError::Types { path: path(), why })?;
+    kernel.take_types(memory, btf.ok_or_else(|| VmlinuxError::NoTypes { path: path() })?);
     Ok(())
 }
 
 /// The running kernel with the symbols of its vmlinux, and its types if it has none.
-fn all_of(memory: &impl StoppedMemory, path: &Path, (at, phys): (VirtAddr, PhysAddr)) -> Result<Kernel, String> {
-    let file = SymbolFile::open(path).map_err(|why| why.to_string())?;
-    let find = || Kernel::find(memory, at, phys, Some(&file));
-    signals::while_blocked(find).map_err(|why| why.to_string())
-}
-
-fn other(path: &Path, theirs: &Identity, ours: &Identity) -> String {
-    format!("{} is not used: it is of {theirs}, and the guest runs {ours}", path.display())
+fn all_of(memory: &impl StoppedMemory, path: &Path, (at, phys): (VirtAddr, PhysAddr)) -> Result<Kernel, VmlinuxError> {
+    let file = SymbolFile::open(path)?;
+    Ok(signals::while_blocked(|| Kernel::find(memory, at, phys, Some(&file)))?)
 }
 
 /// The file of -kernel in a command line, whose words each end with a NUL. The last one counts, as

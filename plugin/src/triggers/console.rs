@@ -1,10 +1,10 @@
 //! Finds the lines of KTAP by which tests report on the guest's console.
 //!
 //! Lines are read in the functions that write them. KUnit's lines are read when their record is in
-//! the kernel's log, whatever the console's log level is. Lines of processes are read in the write
-//! functions of terminals and virtio ports. What goes through a pipe or a pseudo-terminal counts
-//! when the process at the other end writes it to the console, as of the time when it was written
-//! to the pipe first ([`Written`]).
+//! the kernel's log, at any console log level. Lines of processes are read in the write functions
+//! of terminals and virtio ports. A line in a pipe or pseudo-terminal counts when its reader writes
+//! it to the console. Its test then ends where the line was first written to the pipe
+//! ([`Written`]).
 
 use super::marker;
 use crate::ffi::inject;
@@ -14,6 +14,7 @@ use crate::hooks::tracker::Tracker;
 use crate::session::Session;
 use detector::guest_tests::written::Written;
 use detector::ktap;
+use guest_symbols::VirtAddr;
 use libc::c_uint;
 use parking_lot::Mutex;
 
@@ -27,14 +28,21 @@ const MAX_LINE: usize = 1 << 10;
 /// Most unfinished lines, each of one terminal, pipe or port.
 const MAX_OPEN: usize = 16;
 /// Stands for all virtio ports.
-const PORT: u64 = 0;
+const PORT: VirtAddr = VirtAddr(0);
+
+/// The start of a line whose end was not written yet.
+struct OpenLine {
+    /// The address of the `tty_struct` or of the pipe's `struct file` that it was written to, or
+    /// [`PORT`].
+    to: VirtAddr,
+    text: Vec<u8>,
+}
 
 /// The console of one kernel.
 pub(super) struct Console {
     session: &'static Session,
-    /// Unfinished lines, by the virtual address of the `tty_struct` or of the pipe's `struct file`,
-    /// or [`PORT`].
-    open: Mutex<Vec<(u64, Vec<u8>)>>,
+    /// Unfinished lines, the latest last.
+    open: Mutex<Vec<OpenLine>>,
     /// Lines in pipes and pseudo-terminals.
     written: Mutex<Written>,
     /// The last record without an end of line that had lines of tests, by its id.
@@ -47,9 +55,8 @@ impl Console {
         Console { session, open: Mutex::default(), written: Mutex::default(), last_part: Mutex::default() }
     }
 
-    /// A process writes to the terminal `tty`. The kernel has copied the text to virtual address
-    /// `buf`.
-    pub fn tty(&self, tracker: &Tracker, vcpu: c_uint, tty: u64, buf: u64, count: u64) {
+    /// A process writes `count` bytes to the terminal `tty`. The kernel has copied them to `buf`.
+    pub fn tty(&self, tracker: &Tracker, vcpu: c_uint, tty: VirtAddr, buf: VirtAddr, count: u64) {
         let Guest { kernel, ram, text, .. } = &tracker.guest;
         let bytes = kernel_text(kernel, ram, buf, count.min(MAX_WRITE) as usize);
         if text.is_pty(kernel, ram, tty) {
@@ -59,23 +66,22 @@ impl Console {
         }
     }
 
-    /// A process writes to a virtio port.
-    pub fn port(&self, tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
+    /// A process writes `count` bytes at its own address `buf` to a virtio port.
+    pub fn port(&self, tracker: &Tracker, vcpu: c_uint, buf: VirtAddr, count: u64) {
         let Guest { kernel, ram, .. } = &tracker.guest;
         self.write(tracker, vcpu, PORT, &user_text(kernel, ram, buf, count.min(MAX_WRITE) as usize).bytes);
     }
 
-    /// A process writes to a pipe, with the `kiocb` and the `iov_iter` at these virtual addresses.
-    pub fn pipe(&self, tracker: &Tracker, iocb: u64, from: u64) {
+    /// A process writes to a pipe. Its `kiocb` is at `iocb`, and its `iov_iter` at `from`.
+    pub fn pipe(&self, tracker: &Tracker, iocb: VirtAddr, from: VirtAddr) {
         let Guest { kernel, ram, text, .. } = &tracker.guest;
         if let Some(file) = text.file(kernel, ram, iocb) {
             self.note(tracker, file, &text.iter(kernel, ram, from, MAX_PIPE_WRITE).bytes);
         }
     }
 
-    /// A record is complete in the kernel's log. Its `prb_reserved_entry` is at virtual address
-    /// `entry`.
-    pub fn printk(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
+    /// A record is complete in the kernel's log. Its `prb_reserved_entry` is at `entry`.
+    pub fn printk(&self, tracker: &Tracker, vcpu: c_uint, entry: VirtAddr) {
         if self.session.options.ktap {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
             // The end of a line that has counted.
@@ -87,7 +93,7 @@ impl Console {
 
     /// A record without an end of line is in the kernel's log. KUnit prints results of test cases
     /// so (lib/kunit/test.c, to 7.3), and the kernel completes them when the next record comes.
-    pub fn printk_part(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
+    pub fn printk_part(&self, tracker: &Tracker, vcpu: c_uint, entry: VirtAddr) {
         if self.session.options.ktap {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
             let record = text.record(kernel, ram, entry);
@@ -101,15 +107,15 @@ impl Console {
     }
 
     /// Remembers the lines of tests that are written to a pipe or pseudo-terminal.
-    fn note(&self, tracker: &Tracker, to: u64, text: &[u8]) {
+    fn note(&self, tracker: &Tracker, to: VirtAddr, text: &[u8]) {
         self.each_line(to, text, |line| {
             if ktap::parse(line).is_some() {
-                self.written.lock().write(to, line, tracker.objects.sequence());
+                self.written.lock().write(to.0, line, tracker.objects.sequence());
             }
         });
     }
 
-    fn write(&self, tracker: &Tracker, vcpu: c_uint, to: u64, text: &[u8]) {
+    fn write(&self, tracker: &Tracker, vcpu: c_uint, to: VirtAddr, text: &[u8]) {
         let mut lines = Vec::new();
         self.each_line(to, text, |line| lines.push(line.to_vec()));
         self.lines(tracker, vcpu, lines.iter().map(Vec::as_slice));
@@ -117,10 +123,10 @@ impl Console {
 
     /// Calls `each` with the lines that `text` finishes and that may belong to tests. Keeps the
     /// unfinished rest.
-    fn each_line(&self, to: u64, text: &[u8], mut each: impl FnMut(&[u8])) {
+    fn each_line(&self, to: VirtAddr, text: &[u8], mut each: impl FnMut(&[u8])) {
         let mut all = self.open.lock();
         inject("console");
-        let before = all.iter().position(|(of, _)| *of == to).map(|i| all.remove(i).1);
+        let before = all.iter().position(|line| line.to == to).map(|i| all.remove(i).text);
         let rest = split_lines(before.unwrap_or_default(), text, |line| {
             if ktap::may_be(line) {
                 each(line);
@@ -131,7 +137,7 @@ impl Console {
             if all.len() == MAX_OPEN {
                 all.remove(0);
             }
-            all.push((to, rest));
+            all.push(OpenLine { to, text: rest });
         }
     }
 

@@ -7,6 +7,7 @@ use crate::hooks::guest_events::GuestEvents;
 use crate::hooks::table::Event;
 use crate::hooks::tracker::Tracker;
 use crate::session::Session;
+use guest_symbols::VirtAddr;
 use libc::c_uint;
 use std::sync::Arc;
 
@@ -27,20 +28,22 @@ impl GuestEvents for Listener {
         match event {
             Event::Kexec => self.session.kexec(vcpu),
             Event::RestoreImage => self.session.restore_image(vcpu),
-            Event::WriteComm { buf, count } => self.markers.comm(tracker, vcpu, buf, count),
+            Event::WriteComm { buf, count } => self.markers.comm(tracker, vcpu, VirtAddr(buf), count),
             Event::SetComm => self.markers.comm_copied(tracker, vcpu),
-            Event::WriteKmsg { from } => self.markers.kmsg(tracker, vcpu, from),
+            Event::WriteKmsg { from } => self.markers.kmsg(tracker, vcpu, VirtAddr(from)),
             Event::Printk { entry } => {
-                self.markers.kmsg_copied(tracker, vcpu, entry);
-                self.console.printk(tracker, vcpu, entry);
+                self.markers.kmsg_copied(tracker, vcpu, VirtAddr(entry));
+                self.console.printk(tracker, vcpu, VirtAddr(entry));
             }
             Event::PrintkPart { entry } => {
-                self.markers.kmsg_copied(tracker, vcpu, entry);
-                self.console.printk_part(tracker, vcpu, entry);
+                self.markers.kmsg_copied(tracker, vcpu, VirtAddr(entry));
+                self.console.printk_part(tracker, vcpu, VirtAddr(entry));
             }
-            Event::WriteTty { tty, buf, count } => self.console.tty(tracker, vcpu, tty, buf, count),
-            Event::WritePort { buf, count } => self.console.port(tracker, vcpu, buf, count),
-            Event::WritePipe { iocb, from } => self.console.pipe(tracker, iocb, from),
+            Event::WriteTty { tty, buf, count } => {
+                self.console.tty(tracker, vcpu, VirtAddr(tty), VirtAddr(buf), count);
+            }
+            Event::WritePort { buf, count } => self.console.port(tracker, vcpu, VirtAddr(buf), count),
+            Event::WritePipe { iocb, from } => self.console.pipe(tracker, VirtAddr(iocb), VirtAddr(from)),
         }
     }
 

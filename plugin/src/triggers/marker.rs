@@ -60,8 +60,8 @@ struct Deferred {
 /// Text in the memory of a process.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct UserBuffer {
-    /// Its virtual address.
-    at: u64,
+    /// Its address in that process.
+    at: VirtAddr,
     /// Bytes.
     len: usize,
 }
@@ -80,8 +80,8 @@ impl Markers {
         Markers { session, deferred: Mutex::default(), deferred_count: AtomicUsize::new(0) }
     }
 
-    /// A process writes to /proc/PID/comm.
-    pub fn comm(&self, tracker: &Tracker, vcpu: c_uint, buf: u64, count: u64) {
+    /// A process writes `count` bytes at its own address `buf` to /proc/PID/comm.
+    pub fn comm(&self, tracker: &Tracker, vcpu: c_uint, buf: VirtAddr, count: u64) {
         inject("comm");
         let count = count.min(MAX_TEXT as u64) as usize;
         let text = user_text(&tracker.guest.kernel, &tracker.guest.ram, buf, count);
@@ -96,16 +96,16 @@ impl Markers {
         }
     }
 
-    /// A process writes to /dev/kmsg.
-    pub fn kmsg(&self, tracker: &Tracker, vcpu: c_uint, iter: u64) {
+    /// A process writes to /dev/kmsg. Its `iov_iter` is at `iter`.
+    pub fn kmsg(&self, tracker: &Tracker, vcpu: c_uint, iter: VirtAddr) {
         inject("kmsg");
         let Guest { kernel, ram, text, .. } = &tracker.guest;
         self.tell_or_defer(tracker, vcpu, text.iter(kernel, ram, iter, MAX_TEXT), None);
     }
 
-    /// A record is in the log, its `prb_reserved_entry` at virtual address `entry`. If this task
-    /// wrote it to /dev/kmsg, the text can be read from the log.
-    pub fn kmsg_copied(&self, tracker: &Tracker, vcpu: c_uint, entry: u64) {
+    /// A record is in the log, its `prb_reserved_entry` at `entry`. If this task wrote it to
+    /// /dev/kmsg, the text can be read from the log.
+    pub fn kmsg_copied(&self, tracker: &Tracker, vcpu: c_uint, entry: VirtAddr) {
         if self.take_deferred(tracker, false).is_some() {
             let Guest { kernel, ram, text, .. } = &tracker.guest;
             tell(self.session, tracker, vcpu, &text.record(kernel, ram, entry));
@@ -248,7 +248,7 @@ fn cpuid(session: &'static Session, tracker: &Tracker, vcpu: c_uint) {
         let text = match VirtAddr(regs::read(Reg::Rdx)) {
             VirtAddr(0) => Vec::new(),
             at if at.is_kernel() => tracker.guest.kernel.read_string(&tracker.guest.ram, at, MAX_NAME).into_bytes(),
-            at => user_text(&tracker.guest.kernel, &tracker.guest.ram, at.0, MAX_NAME).bytes,
+            at => user_text(&tracker.guest.kernel, &tracker.guest.ram, at, MAX_NAME).bytes,
         };
         let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
         text[..end].to_vec()

@@ -14,7 +14,8 @@ const STRUCTS: [&str; 8] =
     ["page", "slab", "kmem_cache", "task_struct", "module", "vmap_area", "pcpu_chunk", "rw_semaphore"];
 const MEMBERS: [&str; 8] = ["flags", "freelist", "list", "thread.sp", "core_layout.base", "vm", "a.b", "objects"];
 
-/// The first byte says what follows: a blob, or changes to the BTF of the snapshot's kernel.
+/// The first byte selects the input that follows: a blob, or changes to the BTF of the snapshot's
+/// kernel.
 pub fn check(data: &[u8]) {
     thread_local! { static BLOB: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) } }
     let mut input = Input(data);

@@ -36,7 +36,8 @@ impl Image {
     }
 }
 
-/// The first byte says what follows: an image, or changes to the table of the snapshot's kernel.
+/// The first byte selects the input that follows: an image, or changes to the table of the
+/// snapshot's kernel.
 pub fn check(data: &[u8]) {
     thread_local! { static IMAGE: RefCell<Option<Image>> = const { RefCell::new(None) } }
     let mut input = Input(data);

@@ -6,8 +6,8 @@
 //! with a few thousand inputs in every run.
 //!
 //! Functions that need a guest use `tests/golden/snapshot`, which has a small kernel. The input
-//! says which words of its memory are overwritten: see [`guest`]. `LIBLEAK_FUZZ_SNAPSHOT` names
-//! another snapshot.
+//! selects the words of its memory that are overwritten: see [`guest`]. `LIBLEAK_FUZZ_SNAPSHOT`
+//! names another snapshot.
 
 pub mod btf;
 pub mod console;

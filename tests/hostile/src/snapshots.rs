@@ -1,6 +1,7 @@
 //! Snapshots.
 
 use crate::input::Input;
+use checker::names::Load;
 use checker::report::{Asked, report};
 use detector::report::Format;
 use detector::suppress::Suppressions;
@@ -10,8 +11,8 @@ use snapshot::{MAGIC, Snapshot, VERSION};
 use std::io::Write;
 use std::path::Path;
 
-/// The first byte says whether a file follows or only its uncompressed contents. In a file, nearly
-/// all changes fail at the checksums.
+/// The first byte selects the input that follows: a file, or its uncompressed contents. In a file,
+/// nearly all changes fail at the checksums.
 pub fn check(data: &[u8]) {
     let mut input = Input(data);
     let made;
@@ -32,7 +33,7 @@ pub fn check(data: &[u8]) {
         let _ = (moment.names().frames(object), moment.objects.jiffies(object), moment.objects.millis(object));
         let _ = moment.tests.of(object.sequence());
     }
-    for (_, module) in moment.modules.iter().take(100) {
+    for Load { module, .. } in moment.modules.iter().take(100) {
         let _ = (module.symbols().filter_map(|s| module.resolve(s.addr)).count(), module.symbol_count());
     }
     let none = Suppressions::default();

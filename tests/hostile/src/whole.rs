@@ -89,7 +89,7 @@ fn hold(guest: &Guest, objects: &Objects, registers: &[u64], asked: u8) {
     let supp = if asked & 16 != 0 { &b"leak:leak_list\nleak:^kmem*$\n"[..] } else { b"" };
     let suppressions = Suppressions::parse(Path::new("file"), supp).expect("suppressions");
     let Ok(outcome) = moment.check(why, &suppressions) else { return };
-    let live = outcome.live.0;
+    let live = outcome.live.objects;
     assert!(outcome.unreferenced.len() as u64 <= live);
     assert!(outcome.unreferenced.iter().all(|u| u.leak.head.len() <= 32));
     let asked_for = Asked { audit: asked & 32 != 0, pause: None, suppressions: &suppressions, unused: true };
@@ -105,7 +105,7 @@ fn hold(guest: &Guest, objects: &Objects, registers: &[u64], asked: u8) {
     assert_eq!(json::read(&json::write(&report)).expect("its own lines"), [report]);
     if asked & 32 != 0 {
         let sites = Sites::of(&moment).expect("a check was made");
-        assert_eq!((sites.total().objects, sites.total().bytes), outcome.live);
+        assert_eq!(sites.total(), outcome.live);
         let _ = sites.top(moment.names(), By::Stack);
     }
 }

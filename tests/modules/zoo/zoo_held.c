@@ -10,7 +10,9 @@
 #include <linux/kernel.h>
 #include <linux/kthread.h>
 #include <linux/list_bl.h>
+#if __has_include(<linux/maple_tree.h>)
 #include <linux/maple_tree.h>
+#endif
 #include <linux/mempool.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -229,6 +231,8 @@ static void forget_xarray(void)
 	xa_init(&xarray);
 }
 
+/* Since 6.1. */
+#if __has_include(<linux/maple_tree.h>)
 static DEFINE_MTREE(maple);
 static DEFINE_MTREE(maple_of_one);
 
@@ -248,6 +252,15 @@ static void forget_maple_tree(void)
 	mt_init(&maple);
 	mt_init(&maple_of_one);
 }
+#else
+static void hold_by_maple_tree(void)
+{
+}
+
+static void forget_maple_tree(void)
+{
+}
+#endif
 
 static DEFINE_IDR(idr);
 

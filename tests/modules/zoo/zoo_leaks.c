@@ -11,6 +11,8 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
+#include <linux/sched/task.h>
+#include <linux/sched/task_stack.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/timer.h>
@@ -549,6 +551,17 @@ static void leak_on_dead_stack(void)
 	kthread_stop(task);
 }
 
+/* A word on the part of the first idle task's stack that is not in use. */
+static noinline void leak_below_idle_stack(void)
+{
+	void *volatile *stack = task_stack_page(&init_task);
+	void *p = kmalloc(150, GFP_KERNEL);
+
+	zoo_leak("below-idle-stack", p, ksize(p));
+	/* The end of the stack has a magic number. */
+	stack[32] = p;
+}
+
 static void (*const leaks[])(void) = {
 	leak_size_classes,
 	leak_constant_size,
@@ -591,6 +604,7 @@ static void (*const leaks[])(void) = {
 	leak_in_workqueue,
 	leak_in_kthread,
 	leak_on_dead_stack,
+	leak_below_idle_stack,
 };
 
 void zoo_make_leaks(void)

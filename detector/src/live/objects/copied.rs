@@ -1,5 +1,5 @@
-//! The objects of a live map at one moment, to be put back when the guest's memory goes back to
-//! that moment.
+//! A copy of a live map's objects. It is put back when the guest's memory returns to the moment of
+//! the copy.
 
 use super::LiveMap;
 use crate::live::object::Object;
@@ -18,7 +18,7 @@ impl Copied {
         bytes as u64
     }
 
-    /// Copies the objects of `map`, those given to kfree_rcu() too. No object may come or go
+    /// Copies the objects of `map`, including those passed to kfree_rcu(). The map must not change
     /// meanwhile.
     pub fn of(map: &LiveMap) -> Copied {
         Copied {
@@ -32,7 +32,7 @@ impl Copied {
         self.objects.iter().map(|(_, object)| object).for_each(each);
     }
 
-    /// Marks those objects as reported that were reported from `map` since the copy was made.
+    /// Marks the objects as reported that a report has listed since the copy was made.
     pub fn take_reported(&mut self, map: &LiveMap) {
         for (addr, object) in &mut self.objects {
             let is_same = |now: Object| now.sequence() == object.sequence() && now.is_reported();
@@ -42,7 +42,7 @@ impl Copied {
         }
     }
 
-    /// Makes these the objects of `map`, in place of all others. The counters stay.
+    /// Replaces all objects of `map` by these. The counters stay.
     pub fn put_back(self, map: &LiveMap) {
         map.clear();
         self.objects.into_iter().for_each(|(addr, object)| _ = map.map.insert(addr, object));
@@ -83,8 +83,8 @@ mod tests {
         map.retire(0x4000);
         let mut copy = Copied::of(&map);
         assert_eq!(Copied::bytes(&map), 4 * 32 + 16);
-        // What is freed comes back, what is new goes; another object at an address is not the one
-        // that was there.
+        // Freed objects come back, and new ones disappear. A new object at the address of an old
+        // one is another object.
         map.remove(0x1000);
         map.remove(0x2000);
         map.remove(0x3000);

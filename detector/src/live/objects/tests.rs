@@ -28,7 +28,7 @@ fn what_a_cache_kept_is_of_who_takes_it() {
     let map = LiveMap::with_capacity(4);
     map.insert(0x1000, object(5), 0, 5);
     map.set_reported(0x1000);
-    // What a function inside the call has allocated is no cache's.
+    // An object that was allocated during the call did not come from a cache.
     assert_eq!((map.kept_since(0x1000, 5), map.kept_since(0x2000, 9)), (None, None));
     assert_eq!(map.kept_since(0x1000, 9), Some(Kind::Slab));
     map.take(0x1000, object(9), 5);
@@ -37,7 +37,7 @@ fn what_a_cache_kept_is_of_who_takes_it() {
     map.take(0x2000, object(10), 9);
     let taken = map.get(0x1000).unwrap();
     assert_eq!((taken.sequence(), taken.is_reported(), map.len()), (9, false, 1));
-    // It is one allocation, and has one free.
+    // It counts as one allocation and has one free.
     assert_eq!(map.retire(0x1000), Removed::Object);
     assert_eq!(map.kept_since(0x1000, 20), None);
     map.take(0x1000, object(20), 20);

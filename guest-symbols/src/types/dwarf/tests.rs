@@ -119,7 +119,7 @@ fn compilers() -> Vec<&'static str> {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "compilers cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start compilers")]
 fn all_that_is_asked_of_what_compilers_write() {
     let scratch = Scratch::new("forms");
     scratch.write("a.c", SOURCE);
@@ -138,7 +138,7 @@ fn all_that_is_asked_of_what_compilers_write() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "compilers cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start compilers")]
 fn names_that_are_defined_more_than_once() {
     let scratch = Scratch::new("twice");
     scratch.write("a.c", SOURCE);
@@ -155,7 +155,7 @@ fn names_that_are_defined_more_than_once() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "compilers cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start compilers")]
 fn types_of_other_units() {
     let scratch = Scratch::new("lto");
     scratch.write("a.c", SOURCE);
@@ -179,7 +179,7 @@ fn types_of_other_units() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "compilers cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start compilers")]
 fn what_gives_no_types_says_why() {
     let scratch = Scratch::new("none");
     scratch.write("a.c", SOURCE);
@@ -193,7 +193,7 @@ fn what_gives_no_types_says_why() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "compilers cannot be started there")]
+#[cfg_attr(miri, ignore = "Miri cannot start compilers")]
 fn broken_sections_are_errors_or_other_types() {
     let scratch = Scratch::new("broken");
     scratch.write("a.c", SOURCE);

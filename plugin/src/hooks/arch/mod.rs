@@ -5,5 +5,5 @@ mod x86_64;
 
 pub use x86_64::{
     Call, FRAME_POINTER, LONGEST_CALL, PAGE_TABLES, PER_CPU_BASE, RETURN_VALUE, STACK_POINTER, TRAMPOLINES, argument,
-    call_before, jump_at, return_slot, sp_after_return,
+    call_before, is_call, jump_at, return_slot, sp_after_return,
 };

@@ -34,8 +34,8 @@ pub fn sp_after_return(slot: u64) -> u64 {
     slot.wrapping_add(8)
 }
 
-/// How the names of functions start that calls of anything go through: thunks of indirect calls
-/// (arch/x86/lib/retpoline.S), and static calls (include/linux/static_call.h).
+/// Prefixes of the names of trampolines. Through one, any function may be called: thunks of
+/// indirect calls (arch/x86/lib/retpoline.S), and static calls (include/linux/static_call.h).
 pub const TRAMPOLINES: [&str; 2] = ["__x86_indirect_", "__SCT__"];
 
 /// Bytes of the longest call instruction that is looked for.
@@ -44,9 +44,9 @@ pub const LONGEST_CALL: usize = 7;
 /// A call instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// Of the function at this virtual address.
+    /// It calls the function at this virtual address.
     Direct(u64),
-    /// Of a function that a register or memory names.
+    /// It calls the function whose address is in a register or in memory.
     Indirect,
 }
 
@@ -58,6 +58,16 @@ pub fn call_before(at: u64, before: &[u8; LONGEST_CALL]) -> Option<Call> {
         return Some(Call::Direct(at.wrapping_add(relative as i64 as u64)));
     }
     ends_in_indirect_call(before).then_some(Call::Indirect)
+}
+
+/// Whether an instruction is a call. It stores its return address.
+pub fn is_call(insn: &[u8]) -> bool {
+    let insn = if insn.first().is_some_and(|byte| byte & 0xf0 == 0x40) { &insn[1..] } else { insn };
+    match insn {
+        [0xe8, ..] => true,
+        [0xff, mode, ..] => (mode >> 3) & 7 == 2,
+        _ => false,
+    }
 }
 
 /// `ff /2`: with a register (2 bytes), memory and no, 1 or 4 bytes of displacement, and perhaps a
@@ -78,7 +88,8 @@ fn ends_in_indirect_call(before: &[u8; LONGEST_CALL]) -> bool {
 }
 
 /// The offset in `text` that a direct jump at offset `at` goes to: `e9`, and conditional `0f 80` to
-/// `0f 8f`. It may lie outside of `text`. `None` if there is no such jump, or fewer than 6 bytes.
+/// `0f 8f`. The offset may be outside of `text`. `None` if there is no such jump, or fewer than 6
+/// bytes.
 #[inline]
 pub fn jump_at(text: &[u8], at: usize) -> Option<usize> {
     let near = text[at] == 0xe9;

@@ -215,11 +215,10 @@ fn path(names: Names<'_>, path: &checker::why::Path) -> Path {
         Holder::Register => json!({"what": "register"}),
         Holder::Known => json!({"what": "known"}),
     };
-    let (address, size, object) = path.of;
     Path {
-        address,
-        size,
-        stack: names.frames(&object),
+        address: path.addr,
+        size: path.size,
+        stack: names.frames(&path.object),
         holders: path.holders.iter().map(holder).collect(),
         text: checker::text::path(names, path).lines().map(str::to_owned).collect(),
     }

@@ -30,7 +30,7 @@ pub enum SocketError {
     System {
         /// The path given.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system.
         why: io::Error,
     },
 }
@@ -143,7 +143,7 @@ mod tests {
         drop(live);
         let socket = Socket::bind(&path).unwrap();
         UnixStream::connect(&path).unwrap();
-        // Somebody else's is left alone.
+        // Another process's file is not removed.
         fs::remove_file(&path).unwrap();
         let other = UnixListener::bind(&path).unwrap();
         drop(socket);
@@ -165,7 +165,7 @@ mod tests {
         let long = folder.join("x".repeat(90));
         fs::create_dir(&long).unwrap();
         assert!(error(&long.join("s")).contains("less than 90 bytes"), "{}", error(&long.join("s")));
-        // The folder that it was to come to be in is gone.
+        // The folder of the socket is gone.
         assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
         fs::remove_dir_all(folder).unwrap();
     }

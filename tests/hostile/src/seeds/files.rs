@@ -2,11 +2,12 @@
 
 use super::after;
 use checker::guest_state::{Counters, GuestState};
+use checker::names::Load;
 use detector::clock::{Clock, Reading};
 use detector::comms::Comms;
 use detector::frozen::Objects;
 use detector::guest_tests::Tests;
-use detector::objects::{Allocation, Kind, LiveMap};
+use detector::objects::{self, Allocation, Kind, LiveMap};
 use detector::stacks::{StackId, Stacks};
 use guest_symbols::Kernel;
 use guest_symbols::memory::{OwnedMemory, PhysAddr, VirtAddr};
@@ -123,7 +124,7 @@ pub(super) fn snapshot() -> Vec<u8> {
     stacks.intern(&[TEXT + 8, TEXT + 0x101]);
     let symbols = [Symbol { addr: 0xffff_ffff_c000_0010, kind: b't', name: "init_module" }];
     let ranges = std::iter::once(0xffff_ffff_c000_0000..0xffff_ffff_c000_1000).collect();
-    let modules = [(3, Module::from_parts("leaky".into(), ranges, symbols).into())];
+    let modules = [Load { sequence: 3, module: Module::from_parts("leaky".into(), ranges, symbols).into() }];
     let mut tests = Tests::default();
     tests.line(b"ok 1 first", 2);
     tests.mark(Some(b"second"), 3);
@@ -136,9 +137,14 @@ pub(super) fn snapshot() -> Vec<u8> {
         registers: &[1, u64::MAX],
         modules: &modules,
         tests: &tests,
-        counters: Counters { allocations: 4, hooks: 34, ..Counters::default() },
+        counters: Counters {
+            live_map: objects::Counters { allocations: 4, ..objects::Counters::default() },
+            hooks: 34,
+            ..Counters::default()
+        },
         troubles: &[],
         halted: false,
+        traces: None,
         millis: 1234,
         min_age: Duration::from_secs(5),
         unseen: true,
