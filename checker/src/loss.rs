@@ -20,8 +20,8 @@ use std::collections::HashMap;
 const MAX_MODULE_PAGES: usize = 1 << 18;
 
 /// Starts of the names of functions that change or free what they are given. Who calls them is
-/// responsible. From lib/, mm/ and arch/x86/lib/, 5.10 to 7.3.
-const HELPERS: [&str; 46] = [
+/// responsible. From lib/, mm/, kernel/ and arch/x86/lib/, 5.10 to 7.3.
+const HELPERS: [&str; 50] = [
     "__list_",
     "list_",
     "hlist_",
@@ -29,7 +29,9 @@ const HELPERS: [&str; 46] = [
     "llist_",
     "klist_",
     "plist_",
-    "rb_",
+    "rb_erase",
+    "rb_insert",
+    "rb_replace",
     "__rb_",
     "xa_",
     "__xa_",
@@ -39,18 +41,21 @@ const HELPERS: [&str; 46] = [
     "radix_tree_",
     "__radix_tree_",
     "mas_",
-    "mt_",
     "mtree_",
+    "__mt_",
     "rht_",
     "rhashtable_",
     "__rhashtable_",
     "assoc_array_",
-    "mem",
-    "__mem",
-    "rep_",
+    "memcpy",
+    "memmove",
+    "memset",
+    "__memcpy",
+    "__memmove",
+    "__memset",
     "clear_page",
     "copy_page",
-    "str",
+    "strscpy",
     "__kfree",
     "kfree",
     "kvfree",
@@ -67,7 +72,26 @@ const HELPERS: [&str; 46] = [
     "add_timer",
     "mod_timer",
     "__mod_timer",
-    "get_random_bytes",
+];
+
+/// The same for functions of headers, of which each module may have its own copy (include/linux,
+/// 5.10 to 7.3).
+const OF_HEADERS: [&str; 15] = [
+    "__list_add",
+    "__list_del",
+    "list_add",
+    "list_del",
+    "list_move",
+    "list_replace",
+    "list_splice",
+    "hlist_add",
+    "hlist_del",
+    "__hlist",
+    "llist_",
+    "rb_link",
+    "xa_",
+    "kref_put",
+    "refcount_",
 ];
 
 /// What follows references while the guest runs.
@@ -92,8 +116,15 @@ pub enum Place {
         /// The object.
         object: Object,
     },
-    /// In a variable of the kernel.
-    Variable(String, u64),
+    /// In a variable of the kernel, or of a module.
+    Variable {
+        /// Its name.
+        name: String,
+        /// Bytes from its start to the word.
+        offset: u64,
+        /// The module.
+        module: Option<String>,
+    },
     /// In other memory.
     Memory {
         /// Guest physical address.
@@ -157,7 +188,7 @@ fn place<M: StoppedMemory>(
     }
     match (why::variable(kernel, memory, &blocks.percpu, phys), pages.usage(phys.pfn())) {
         // The kernel frees parts of its image after boot.
-        (Some((name, offset)), Use::Reserved) => Place::Variable(name, offset),
+        (Some((name, offset)), Use::Reserved) => Place::Variable { name, offset, module: None },
         (_, usage) => Place::Memory { phys, at, usage },
     }
 }
@@ -194,8 +225,8 @@ pub(crate) fn name_variables<'t, M: StoppedMemory>(
         let at = page + phys.0 % PAGE_SIZE;
         let mut modules = names.modules.iter().rev();
         if let Some((module, symbol)) = modules.find_map(|load| Some((&load.module, load.module.resolve(at)?))) {
-            let name = format!("{} [{}]", shown(symbol.name), shown(&module.name));
-            traced.place = Some(Place::Variable(name, symbol.offset));
+            let [name, module] = [symbol.name, &module.name].map(|name| shown(name).into_owned());
+            traced.place = Some(Place::Variable { name, offset: symbol.offset, module: Some(module) });
         }
     }
 }
@@ -216,8 +247,12 @@ fn is_same(a: &Frame, b: &Frame) -> bool {
 
 /// Whether the frame is of a function that does what its caller asks for.
 fn is_helper(frame: &Frame) -> bool {
-    let Some(function) = frame.function.as_ref().filter(|function| function.module.is_none()) else { return false };
-    HELPERS.iter().any(|start| function.name.starts_with(start)) || is_wrapper(&function.name)
+    let Some(function) = &frame.function else { return false };
+    let is_one_of = |starts: &[&str]| starts.iter().any(|start| function.name.starts_with(start));
+    match function.module {
+        Some(_) => is_one_of(&OF_HEADERS),
+        None => is_one_of(&HELPERS) || is_wrapper(&function.name),
+    }
 }
 
 /// The frames of a stack. The first is the instruction itself, or the function that was entered.
@@ -281,8 +316,51 @@ fn describe(names: Names<'_>, place: &Place, ending: Option<Ending>) -> String {
             let by = names.caller(object).map_or(String::new(), |caller| format!(", by {caller}"));
             format!("{what}+{offset:#x} of {addr:#x} (size {size}, {cache}{by})")
         }
-        Place::Variable(name, offset) => format!("{name}+{offset:#x}"),
+        Place::Variable { name, offset, module: None } => format!("{name}+{offset:#x}"),
+        Place::Variable { name, offset, module: Some(module) } => format!("{name}+{offset:#x} [{module}]"),
         Place::Memory { at, .. } if ending == Some(Ending::Freed) => format!("a freed object, at {at:#x}"),
         Place::Memory { at, usage, .. } => format!("{at:#x} (page: {usage:?})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use detector::report::Function;
+
+    fn frame(name: &str, module: Option<&str>) -> Frame {
+        let function = Function { name: name.to_owned(), module: module.map(str::to_owned), ..Function::default() };
+        Frame { function: Some(function), ..Frame::default() }
+    }
+
+    fn name(frame: Option<Frame>) -> Option<String> {
+        Some(frame?.function?.name)
+    }
+
+    #[test]
+    fn the_innermost_function_of_both_stacks() {
+        let stack = |names: &[&str]| names.iter().map(|name| frame(name, None)).collect::<Vec<_>>();
+        let lost = stack(&["rb_erase", "pop", "take", "run"]);
+        let found = |held: &[&str]| name(common(&stack(held), &lost));
+        assert_eq!(found(&["_printk", "take", "run"]).as_deref(), Some("take"));
+        assert_eq!(found(&["rb_erase", "pop", "take", "run"]).as_deref(), Some("pop"));
+        assert_eq!(found(&["other"]), None);
+        // Functions without names are not the same one.
+        assert_eq!(name(common(&stack(&[""]), &stack(&[""]))), None);
+    }
+
+    #[test]
+    fn helpers_are_functions_of_the_kernel_or_its_headers() {
+        for name in ["xas_store", "kfree", "memset_orig", "list_lru_del", "__kmalloc_noprof"] {
+            assert!(is_helper(&frame(name, None)) && !is_helper(&frame(name, Some("lost"))), "{name}");
+        }
+        assert!(is_helper(&frame("__list_del_entry", Some("lost"))));
+        assert!(["free_pipe_info", "sock_release", "pop"].iter().all(|name| !is_helper(&frame(name, None))));
+        assert!(!is_helper(&Frame::default()));
+    }
+
+    #[test]
+    fn a_half_address_is_made_whole() {
+        assert_eq!(code(0x8123_4567), 0xffff_ffff_8123_4567);
     }
 }

@@ -155,7 +155,7 @@ in_vng_tree() {
     tree=$(vng_tree) && path=$(virtme_ng) || return
     (
         cd "$tree" || exit
-        PATH=$path:$PATH "$leak" run --report "$folder/leaks.xml" --report "$folder/leaks.txt" -- vng -r "$@" 2>&1 | cat
+        PATH=$path:$PATH "$leak" run --report "$folder/leaks.xml" --report "$folder/leaks.txt" -- vng -r . "$@" 2>&1 | cat
         exit "${PIPESTATUS[0]}"
     )
 }

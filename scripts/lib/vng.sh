@@ -48,9 +48,11 @@ vng_tree() {
     apt_tree "$SELFBUILT_SUITE"
     version=$(in_tree "$SELFBUILT_SUITE" apt-cache policy "linux-source-$SELFBUILT_SERIES" | awk '/Candidate:/ { print $2 }')
     source=$(selfbuilt_source "$SELFBUILT_SERIES" "$version") || return
-    if [ "$(cat "$tree/.version" 2>/dev/null)" != "$version" ]; then
+    # Not .version, in which the kernel's build counts.
+    if [ "$(cat "$tree/.of-source" 2>/dev/null)" != "$version" ]; then
         rm -rf "$tree" "$tree.new"
         cp -a "$source" "$tree.new"
+        echo "$version" >"$tree.new/.of-source"
         mv "$tree.new" "$tree"
     fi
     if [ ! -e "$tree/.built" ]; then

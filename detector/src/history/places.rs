@@ -16,7 +16,7 @@ pub(super) struct Places {
     all: u32,
     /// Places that are used so far.
     most: AtomicU32,
-    /// The place that is tried next.
+    /// How many places were tried so far.
     next: AtomicU32,
     /// Places in use.
     used: AtomicU32,
@@ -29,16 +29,18 @@ impl Places {
         Places { all, most: AtomicU32::new(LEAST.min(all)), next: none(), used: none() }
     }
 
-    /// The number of places that were ever used, at most.
+    /// The number of places that may have been used.
     pub fn most(&self) -> usize {
-        self.most.load(Ordering::Relaxed).min(self.next.load(Ordering::Relaxed).max(1)) as usize
+        self.most.load(Ordering::Relaxed) as usize
     }
 
     /// Takes a place for a new object, whose number is returned. `None` if there is no room.
     pub fn take(&self, records: &impl Table) -> Option<Id> {
         for _ in 0..TRIES {
             let most = self.most.load(Ordering::Relaxed);
-            let place = self.next.fetch_add(1, Ordering::Relaxed) % most.max(1);
+            // Long-lived objects would fill whole runs of places, so places are not tried in order.
+            let scattered = self.next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b1);
+            let place = ((u64::from(scattered) * u64::from(most)) >> 32) as u32;
             let Some(record) = Record::of(records, place as usize) else { continue };
             let old = record.state();
             if old != 0 && old & GONE == 0 {

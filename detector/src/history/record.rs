@@ -159,6 +159,7 @@ impl<'a> Record<'a> {
     #[inline]
     pub fn hold(self, depth: u32, event: &impl Event) {
         let before = self.get(LEN);
+        let depth = depth.min(u32::MAX >> LEN_BITS);
         if self.get(COUNT) == 0 && depth > before >> LEN_BITS {
             self.set(LEN, self.len() as u32 | depth << LEN_BITS);
             self.set(HELD, event.stack().0);

@@ -98,6 +98,8 @@ fn the_outermost_frame_is_kept() {
     r.hold(id, 6, &At(8));
     assert_eq!(r.trace(100).unwrap().held, StackId(8));
     assert_eq!(r.record(id).unwrap().len(), 4);
+    r.hold(id, u32::MAX, &At(9));
+    assert_eq!((r.record(id).unwrap().len(), r.trace(100).unwrap().held), (4, StackId(9)));
 }
 
 #[test]
@@ -128,6 +130,18 @@ fn an_old_reference_is_none_to_the_next_object() {
     r.put(10, 0, 5);
     let trace = r.trace(100).unwrap();
     assert_eq!((trace.count, trace.lost), (0, None));
+}
+
+/// Objects that stay fill whole runs of places. There is always room for the next one.
+#[test]
+fn long_lived_objects_leave_room() {
+    const OBJECTS: usize = if cfg!(miri) { 500 } else { 150_000 };
+    let r = References::new(table(OBJECTS + 1), table(OBJECTS + 1), table(4 * OBJECTS * RECORD));
+    for at in 0..OBJECTS {
+        r.begin(at, 1, &At(1));
+        r.begin(OBJECTS, 1, &At(1));
+    }
+    assert_eq!(r.unrecorded(), 0);
 }
 
 #[test]

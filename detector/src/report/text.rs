@@ -152,7 +152,7 @@ fn seconds(millis: u64) -> String {
 pub(super) mod tests {
     use super::*;
     use crate::live::objects::Kind;
-    use crate::report::{Format, Function, Place};
+    use crate::report::{Format, Function, Place, Reference};
 
     fn frame(name: &str, offset: u64, size: u64, module: Option<&str>) -> Frame {
         let function = Some(Function { name: name.to_owned(), offset, size, module: module.map(str::to_owned) });
@@ -221,6 +221,31 @@ pub(super) mod tests {
             let next = line.trim_start()[word.clone().next().unwrap().len()..].chars().next();
             assert!(line.starts_with("  ") && !line.starts_with("   ") && !matches!(next, Some('+' | '.')), "{line}");
         }
+    }
+
+    #[test]
+    fn where_it_was_lost_follows() {
+        let by = frame("lose", 12, 32, Some("lost"));
+        let reference = Reference { place: "holder+0x40 [lost]".into(), stored_by: frame("set", 37, 64, Some("lost")) };
+        let loss = Loss {
+            how: How::Overwritten,
+            age_ms: Some(1150),
+            stack: vec![by.clone(), frame("init", 1, 16, None)],
+            by: Some(by),
+            held: Vec::new(),
+            reference: Some(reference),
+        };
+        let write = |loss: Loss| groups(&report(vec![Leak { loss: Some(Box::new(loss)), ..leak() }]), "");
+        let want = "  by tgid 411 on cpu 1
+  last reference: holder+0x40 [lost], stored by set+0x25/0x40 [lost]
+  lost: 1.1 s ago, overwritten, in lose+0xc/0x20 [lost]
+  at lose+0xc/0x20 [lost]
+  at init+0x1/0x10
+libleak: 1
+";
+        let text = write(loss);
+        assert!(text.replace("  from cache kmalloc-32, by", "  by").ends_with(want), "{text}");
+        assert!(write(Loss::default()).contains("\n  lost: never stored outside of registers and stacks\n"));
     }
 
     #[test]

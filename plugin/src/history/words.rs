@@ -37,6 +37,9 @@ pub(super) struct Words {
     limit: u64,
     /// Virtual addresses of the image, and its physical minus its virtual address.
     image: [AtomicU64; 3],
+    /// Virtual addresses of the code that interrupts and exceptions enter. It saves all registers,
+    /// also those whose values are not used any more.
+    entry: [AtomicU64; 2],
     /// Pages of vmalloc space that may have words with references, by a hash.
     filter: Vec<AtomicU64>,
 }
@@ -59,6 +62,7 @@ impl Words {
                 direct: zero(),
                 limit,
                 image: [zero(), zero(), zero()],
+                entry: [zero(), zero()],
                 filter: (0..FILTER).map(|_| zero()).collect(),
             };
             let _ = WORDS.set(words);
@@ -73,7 +77,10 @@ impl Words {
         let symbol = |name| kernel.symbols.lookup(name).unwrap_or(0);
         let (start, end) = (symbol("_text"), symbol("_end"));
         let offset = kernel.image_phys(VirtAddr(start)).0.wrapping_sub(start);
-        for (of, value) in self.image.iter().zip([start, end, offset]) {
+        // arch/x86/kernel/vmlinux.lds.S, 5.10 to 7.3.
+        let entry = [symbol("__entry_text_start"), symbol("__entry_text_end")];
+        let values = [start, end, offset].into_iter().chain(entry);
+        for (of, value) in self.image.iter().chain(&self.entry).zip(values) {
             of.store(value, Ordering::Relaxed);
         }
     }
@@ -120,6 +127,13 @@ impl Words {
         let [start, end, offset] = &self.image;
         let is_inside = at >= start.load(Ordering::Relaxed) && at < end.load(Ordering::Relaxed);
         is_inside.then(|| at.wrapping_add(offset.load(Ordering::Relaxed)))
+    }
+
+    /// Whether an instruction, given the low half of its address, is of the code that interrupts
+    /// enter.
+    fn is_entry(&self, ip: u32) -> bool {
+        let [start, end] = &self.entry;
+        (start.load(Ordering::Relaxed) as u32..end.load(Ordering::Relaxed) as u32).contains(&ip)
     }
 
     /// The bit of a page of vmalloc space in the filter.
@@ -172,7 +186,7 @@ impl Words {
         }
         if let Some(depth) = self.stacks.depth(store.at, sp()) {
             let id = store.value().map_or(Id::NONE, |value| self.points_into(value));
-            if id.is_object() {
+            if id.is_object() && !self.is_entry(event.ip()) {
                 self.references.hold(id, depth, event);
             }
         } else if !self.stacks.contain(store.at)
