@@ -98,6 +98,7 @@ properties! {
     symbol_file 300,
     boot_image 100,
     snapshot 100,
+    images 100,
     control 300,
     reports 300,
     suppressions 300,
