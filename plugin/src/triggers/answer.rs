@@ -158,6 +158,6 @@ mod tests {
     fn errors_are_text() {
         let reply = Reply::of(&Err(DemandError::Again));
         assert_eq!((reply.state, reply.objects), (State::Failed, 0));
-        assert!(reply.text.contains("started again"), "{}", reply.text);
+        assert!(reply.text.contains("has just restarted"), "{}", reply.text);
     }
 }
