@@ -55,21 +55,28 @@ pub(crate) fn apply_rules<M: StoppedMemory>(blocks: &mut Blocks<'_, M>, kernel: 
                 None => continue,
             },
         };
+        let whole = stack.base..stack.base + size;
+        let state = match stack.state {
+            // Early boot runs on the first idle task's stack. Its `on_cpu` is not set before
+            // sched_init() (init_idle(), kernel/sched/core.c, 5.10 to 7.3).
+            Stack::From(_) if blocks.stack_pointer_in(&whole).is_some() => Stack::Running,
+            state => state,
+        };
         let mut stale: Vec<Range<u64>> = Vec::new();
-        match stack.state {
+        match state {
             Stack::From(sp) if sp.wrapping_sub(stack.base) < size => stale.push(0..(sp - stack.base) & !7),
             // The task has not run yet, or its stack pointer is corrupted. The whole stack is read.
             Stack::From(_) => {}
             // If no stack pointer is in it, the whole stack is read. The task may be in the middle
             // of a switch.
             Stack::Running => {
-                let sp = blocks.stack_pointer_in(&(stack.base..stack.base + size));
+                let sp = blocks.stack_pointer_in(&whole);
                 stale.extend(sp.map(|sp| 0..sp - stack.base));
             }
             Stack::Cached => stale.push(0..size),
         }
-        if let (Some(threads), Stack::From(sp)) = (&threads, stack.state) {
-            let words = threads.stale_words(blocks, kernel, stack.task, sp, stack.base..stack.base + size);
+        if let (Some(threads), Stack::From(sp)) = (&threads, state) {
+            let words = threads.stale_words(blocks, kernel, stack.task, sp, whole);
             stale.extend(words.into_iter().flatten().map(|r| r.start - stack.base..r.end - stack.base));
         }
         match block {
