@@ -91,7 +91,7 @@ fn with_and_without_vmlinux(name: &str, folder: &Path, words: &[&str]) {
     assert_refused(&guest("missing").boot(), words);
     tests::tree::build(OTHER);
     add_vmlinux(folder, OTHER, "--strip-debug");
-    assert_refused(&guest("other").boot(), &[words, &["vmlinux does not belong to the running kernel"]].concat());
+    assert_refused(&guest("other").boot(), &[words, &["vmlinux does not fit the running kernel"]].concat());
     add_vmlinux(folder, KERNEL, "--remove-section .BTF --remove-section .BTF_ids");
     add_module(folder, KERNEL);
     assert_found(&guest("found").losing(planted::lost).boot());
